@@ -1,0 +1,35 @@
+# Four commands for people and CI alike; each makes the environment it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+DEMO := out/demo
+
+.PHONY: demo test check bench clean
+
+demo: $(READY)  ## render a picture with two ranks, verify it, say where it is
+	@$(BIN)/chorale render "a red vase on a wooden table" --size 1024x1024 --seed 7 --ranks 2 --out $(DEMO)
+	@$(BIN)/chorale verify $(DEMO)
+	@$(BIN)/chorale export $(DEMO) $(DEMO).png --force
+	@echo "Look at $(DEMO).png (the picture), $(DEMO)/preview.webp (small) and $(DEMO)/image.dzi (deep zoom)."
+
+test: $(READY)  ## the whole test suite
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)  ## style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(READY)  ## measure, and write the figures into bench/RESULTS.md
+	@$(BIN)/python -m bench $(ARGS)
+
+# torch comes first and alone: the plain range would bring the CUDA build to machines without a GPU.
+$(READY): pyproject.toml constraints.txt
+	@echo "Making the environment in .venv (some minutes the first time) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+clean:  ## remove what the commands above have made
+	rm -rf .venv out build *.egg-info

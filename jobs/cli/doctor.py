@@ -1,0 +1,106 @@
+"""`chorale doctor`: what is here, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked for. `needed` things that are missing make the doctor exit with 3."""
+
+    name: str
+    here: bool
+    detail: str
+    needed: bool = True
+
+
+@click.command(epilog="Example: chorale doctor --json")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
+    """Look at this machine: Python, torch, devices, transports, model, disk, broker."""
+    findings = [check() for check in CHECKS]
+    healthy = all(finding.here or not finding.needed for finding in findings)
+    if as_json:
+        click.echo(json.dumps({"healthy": healthy, "findings": [asdict(finding) for finding in findings]}))
+    else:
+        Console().print(_table(findings))
+    if not healthy:
+        context.exit(3)
+
+
+def _table(findings: list[Finding]) -> Table:
+    table = Table()
+    for name in ("what", "state", "detail"):
+        table.add_column(name)
+    for finding in findings:
+        state = "[green]here" if finding.here else "[red]missing" if finding.needed else "[yellow]not here"
+        table.add_row(finding.name, state, finding.detail)
+    return table
+
+
+def _python() -> Finding:
+    return Finding(name="python", here=True, detail=f"{platform.python_version()}, {os.cpu_count()} cores")
+
+
+def _torch() -> Finding:
+    return Finding(name="torch", here=True, detail=f"{version('torch')}, diffusers {version('diffusers')}")
+
+
+def _cuda() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding(name="cuda", here=False, needed=False, detail="no CUDA device: ranks run on CPU cores")
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return Finding(name="cuda", here=True, detail=", ".join(names))
+
+
+def _transports() -> Finding:
+    import torch.distributed as dist
+
+    there = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available()}
+    listed = ", ".join(name for name, here in there.items() if here)
+    return Finding(
+        name="transports", here=there["gloo"], detail=listed or "install a torch with torch.distributed"
+    )
+
+
+def _model() -> Finding:
+    from render.errors import RenderError
+    from render.models.folder import read_facts, resolve_model
+
+    try:
+        facts = read_facts(resolve_model("builtin"))
+    except RenderError as exc:
+        return Finding(name="built-in model", here=False, detail=str(exc))
+    detail = f"{facts.family}, native {facts.native_size} px, digest {facts.digest[:12]}"
+    return Finding(name="built-in model", here=True, detail=detail)
+
+
+def _disk() -> Finding:
+    writable = os.access(Path.cwd(), os.W_OK)
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    detail = f"{free:.0f} GiB free here" if writable else "this folder is not writable; use --out elsewhere"
+    return Finding(name="store (local folder)", here=writable, detail=detail)
+
+
+def _broker() -> Finding:
+    path = shutil.which("redis-server")
+    detail = path or "redis-server is not on PATH; a farm will want it (apt install redis-server)"
+    return Finding(name="broker", here=path is not None, needed=False, detail=detail)
+
+
+CHECKS: tuple[Callable[[], Finding], ...] = (_python, _torch, _cuda, _transports, _model, _disk, _broker)

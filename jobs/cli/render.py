@@ -1,0 +1,137 @@
+"""`chorale render`: one image, here and now."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.cli.progress import RenderProgress
+from jobs.cli.spec_options import spec_options, take_spec
+from jobs.image_folder import finished_image, marker_text
+from jobs.node.request import Request
+from jobs.node.torchrun import run_group
+from render.errors import BadInput
+from render.picture.folder import read_manifest
+from render.picture.manifest import KEY
+from render.plan.plan import make_plan
+
+MOST_RANKS = 1024
+
+
+@click.command(
+    epilog='Example: chorale render "a red vase on a wooden table" --size 1536x1024 --seed 7 --steps 20 '
+    "--ranks 2 --out out/vase"
+)
+@spec_options
+@click.option("--ranks", default="auto", show_default=True, help="Ranks on this machine, or auto.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--out", required=False, help="Folder for the image. [out/DIGEST]")
+@click.option(
+    "--timeout", type=float, default=None, help="Seconds after which the render is given up (exit 5)."
+)
+@click.option("--dry-run", is_flag=True, help="Check everything, print the digest, render nothing.")
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
+def render(
+    ranks: str,
+    device: str,
+    out: str | None,
+    timeout: float | None,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Render one image with a group of ranks and write its tile pyramid.
+
+    The same spec gives the same bits, whatever the number of ranks. A finished image is not rendered again.
+    """
+    spec, folder, facts = take_spec(options)
+    wanted = _ranks(ranks)
+    plan = make_plan(spec, facts, 1)
+    if wanted > plan.useful_ranks:
+        click.echo(
+            f"chorale: only {plan.useful_ranks} of {wanted} ranks have a window; using those", err=True
+        )
+        wanted = plan.useful_ranks
+    _check_device(device)
+    digest = spec.digest(facts.digest)
+    target = _out_folder(out, digest)
+    done = finished_image(target, digest)
+    if dry_run:
+        _finish({"digest": digest, "ranks": wanted, "out": str(target), "dry_run": True}, as_json)
+        return
+    if done is not None:
+        _finish(_result(target, done, done["timings"]["total"], already=True), as_json)
+        return
+    request = Request(
+        spec=asdict(spec),
+        model=str(folder),
+        facts=facts,
+        device=device,
+        out=str(target),
+        marker=marker_text(digest, spec.canonical_json(facts.digest)),
+        news="",
+    )
+    progress: AbstractContextManager[Any] = nullcontext(lambda news: None) if as_json else RenderProgress()
+    with progress as on_news:
+        news = run_group(request, wanted, on_news, timeout)
+    _finish(_result(target, read_manifest(target), news["seconds"]), as_json)
+
+
+def _result(target: Path, manifest: dict[str, Any], seconds: float, already: bool = False) -> dict[str, Any]:
+    return {
+        "digest": manifest["digest"],
+        "root": manifest["root"],
+        "manifest": str(target / KEY),
+        "seconds": seconds,
+        "width": manifest["width"],
+        "height": manifest["height"],
+        "ranks": manifest["ranks"],
+        "already": already,
+    }
+
+
+def _finish(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(result))
+    elif result.get("dry_run"):
+        click.echo(
+            f"All is well. Digest {result['digest'][:16]}, {result['ranks']} ranks, into {result['out']}"
+        )
+    else:
+        verb = "was done already" if result["already"] else f"done in {result['seconds']:.1f} s"
+        click.echo(
+            f"{result['width']}x{result['height']} {verb}: {result['manifest']} (root {result['root'][:16]})"
+        )
+
+
+def _ranks(text: str) -> int:
+    if text == "auto":
+        gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+        return gpus or len(os.sched_getaffinity(0))
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MOST_RANKS:
+        raise BadInput("ranks", text, f"is not auto or a whole number from 1 to {MOST_RANKS}")
+    return int(text)
+
+
+def _check_device(device: str) -> None:
+    if device not in ("auto", "cpu", "cuda"):
+        raise BadInput("device", device, "is unknown; use auto, cpu or cuda")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise BadInput("device", device, "was asked for, but torch sees no CUDA device; use --device cpu")
+
+
+def _out_folder(out: str | None, digest: str) -> Path:
+    if out is None:
+        return Path("out") / digest[:16]
+    if "://" in out:
+        raise BadInput("out", out, "is not a folder; rendering straight into S3 is not in this version yet")
+    return Path(out)

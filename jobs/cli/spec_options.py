@@ -1,0 +1,81 @@
+"""The flags that make a spec, shared by every verb that takes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from render.errors import BadInput
+from render.models.adapter import ModelFacts
+from render.models.folder import read_facts, resolve_model
+from render.spec import BLENDS, DTYPES, FORMATS, SAMPLERS, Spec, parse_size, read_spec_file
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+# Values are taken as text and checked by the spec, so that a flag, a file and a batch row err alike.
+_FLAGS: tuple[tuple[str, type, str], ...] = (
+    ("--negative-prompt", str, "What the picture should not show."),
+    ("--seed", int, "Another seed is another picture. [0]"),
+    ("--steps", int, "Denoising steps of the first stage. [25]"),
+    ("--guidance-scale", float, "How closely to follow the prompt; 1 switches guidance off. [4.0]"),
+    ("--sampler", str, f"One of {', '.join(SAMPLERS)}. [euler]"),
+    ("--model", str, "builtin, a local folder, or a hub id. [builtin]"),
+    ("--blend", str, f"How windows meet: {' or '.join(BLENDS)}. [overlap]"),
+    ("--strength", float, "How much each larger stage may repaint, up to 1. [0.45]"),
+    ("--dtype", str, f"One of {', '.join(DTYPES)}. [float32]"),
+    ("--format", str, f"Tiles' format: {', '.join(FORMATS)}. [png]"),
+    ("--quality", int, "Quality of webp and jpeg, 1 to 100. [90]"),
+    ("--tile-size", int, "Side of a pyramid tile in pixels. [512]"),
+    ("--window-batch", int, "Windows per model call. [4]"),
+)
+
+
+def spec_options(command: Command) -> Command:
+    """Add PROMPT, --spec, --size and one flag per field of the spec."""
+    for flag, _, text in reversed(_FLAGS):
+        command = click.option(flag, default=None, help=text)(command)
+    command = click.option(
+        "--size", default=None, help="WIDTHxHEIGHT in pixels, multiples of 8. [1024x1024]"
+    )(command)
+    command = click.option(
+        "--spec",
+        "spec_file",
+        type=click.Path(path_type=Path),
+        help="Read the spec from a yaml, json or toml file.",
+    )(command)
+    return click.argument("prompt", required=False)(command)
+
+
+def take_spec(options: dict[str, Any]) -> tuple[Spec, Path, ModelFacts]:
+    """Build the spec from a file and flags (flags win); also the model's folder and facts.
+
+    Takes its own options out of `options`. Raises `BadInput` for anything that cannot be rendered.
+    """
+    values: dict[str, Any] = {}
+    spec_file = options.pop("spec_file")
+    if spec_file is not None:
+        values.update(read_spec_file(spec_file))
+    prompt, size = options.pop("prompt"), options.pop("size")
+    if prompt is not None:
+        values["prompt"] = prompt
+    if size is not None:
+        values["width"], values["height"] = parse_size(size)
+    for flag, kind, _ in _FLAGS:
+        name = flag[2:].replace("-", "_")
+        text = options.pop(name)
+        if text is not None:
+            values[name] = _parsed(name, text, kind)
+    spec = Spec.from_mapping(values)
+    folder = resolve_model(spec.model)
+    return spec, folder, read_facts(folder)
+
+
+def _parsed(name: str, text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError as exc:
+        what = "a whole number" if kind is int else "a number"
+        raise BadInput(name, text, f"is not {what}; write e.g. --{name.replace('_', '-')} 7") from exc

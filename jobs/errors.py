@@ -1,0 +1,51 @@
+"""Errors of the farm and of the command line, and the exit code of every error that a person can meet.
+
+Codes: 0 done, 2 bad input, 3 failed, 4 cancelled, 5 timed out, 6 a service unreachable.
+"""
+
+from __future__ import annotations
+
+from infra.errors import StoreError, StoreRetryable
+from render.errors import RenderError
+from render.errors import exit_code as render_exit_code
+
+BAD_INPUT, FAILED, CANCELLED, TIMED_OUT, UNREACHABLE = 2, 3, 4, 5, 6
+
+
+class JobError(Exception):
+    """Root of the farm's errors. Its text is one sentence for a person; `code` is the exit code."""
+
+    code = FAILED
+
+
+class GroupFailed(JobError):
+    """A group of ranks ended without an image."""
+
+    def __init__(self, text: str, code: int = FAILED) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class JobCancelled(JobError):
+    """Somebody asked for the end."""
+
+    code = CANCELLED
+
+
+class JobTimedOut(JobError):
+    """The time allowed is over."""
+
+    code = TIMED_OUT
+
+
+KNOWN = (JobError, RenderError, StoreError)
+"""What the command line says in one sentence; anything else is a fault of ours and shows its traceback."""
+
+
+def exit_code(error: BaseException) -> int:
+    """The documented exit code of one of the `KNOWN` errors."""
+    if isinstance(error, JobError):
+        return error.code
+    if isinstance(error, RenderError):
+        return render_exit_code(error)
+    return UNREACHABLE if isinstance(error, StoreRetryable) else FAILED

@@ -1,0 +1,59 @@
+"""Small JSON messages from the ranks to whoever started them, over a unix datagram socket.
+
+A lost message costs a moment of a progress bar, so sending never waits and never fails a render.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+_LARGEST = 60_000
+
+
+class NewsDesk:
+    """The listening end. A context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> NewsDesk:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(self.path))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+        self.path.unlink(missing_ok=True)
+
+    def next(self, seconds: float) -> dict[str, Any] | None:
+        """The next message, or None when none has come for so long."""
+        self._socket.settimeout(seconds)
+        try:
+            message: dict[str, Any] = json.loads(self._socket.recv(_LARGEST))
+        except (TimeoutError, BlockingIOError):
+            return None
+        return message
+
+
+class Reporter:
+    """The sending end, one per rank."""
+
+    def __init__(self, path: str, rank: int) -> None:
+        self._path, self._rank = path, rank
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+
+    def __call__(self, news: dict[str, Any]) -> None:
+        """Send one message; it gets the sender's `rank`."""
+        with contextlib.suppress(OSError):
+            self._socket.sendto(json.dumps(news | {"rank": self._rank}).encode()[:_LARGEST], self._path)
+
+    def insist(self, news: dict[str, Any]) -> None:
+        """Send a message that must not be lost to a full queue, waiting a little for room."""
+        self._socket.settimeout(2.0)
+        self(news)
+        self._socket.setblocking(False)

@@ -1,0 +1,96 @@
+"""Draws the training set: photographs, product masks, captions and where each crop lies.
+
+    python -m render.builtin.data --out DIR --parts 16 --count 1200 --seed 2026
+
+A part is one .npz file per bucket; parts are independent of each other, so several processes can draw.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+
+from render.builtin.captions import caption
+from render.builtin.studio import BACKDROPS, COLOURS, MATERIALS, PRODUCTS, Scene, mask, photo
+
+NATIVE = 128
+"""Side of the model's window in pixels."""
+ZOOMS = 16.0
+"""The largest zoom that is trained: a picture sixteen times the native size."""
+WHOLE = {(128, 128): 30, (128, 192): 9, (192, 128): 9, (96, 96): 4, (168, 168): 6,
+         (96, 168): 5, (168, 96): 5, (104, 152): 6, (152, 104): 6}  # fmt: skip
+"""Buckets of whole pictures (height, width) and their weights; the rest of 100 are crops."""
+CROPS = 20
+
+
+def random_scene(draw: np.random.Generator) -> Scene:
+    """A scene with every attribute drawn evenly."""
+    return Scene(
+        product=str(draw.choice(PRODUCTS)),
+        colour=str(draw.choice(list(COLOURS))),
+        material=str(draw.choice(MATERIALS)),
+        backdrop=str(draw.choice(BACKDROPS)),
+        seed=int(draw.integers(2**31)),
+    )
+
+
+def _place(draw: np.random.Generator) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    """A picture (height, width) and a window (y, x, h, w) in it, in pixels."""
+    kinds = [*WHOLE, None]
+    weights = np.array([*WHOLE.values(), CROPS], float)
+    kind = kinds[int(draw.choice(len(kinds), p=weights / weights.sum()))]
+    if kind is not None:
+        return kind, (0, 0, *kind)
+    base = list(WHOLE)[int(draw.integers(len(WHOLE)))]
+    zoom = 2.0 ** draw.uniform(0.6, np.log2(ZOOMS))
+    height, width = (max(NATIVE, round(side * zoom / 8) * 8) for side in base)
+    centre = draw.normal(0.5, 0.16, 2) if draw.random() < 0.55 else draw.random(2)
+    y, x = (
+        int(np.clip(at * side - NATIVE / 2, 0, side - NATIVE)) // 8 * 8
+        for at, side in zip(centre, (height, width), strict=True)
+    )
+    return (height, width), (y, x, NATIVE, NATIVE)
+
+
+def draw_part(out: Path, part: int, count: int, seed: int) -> None:
+    """Draw `count` photographs and write them, grouped by the window's size."""
+    draw = np.random.default_rng([seed, part])
+    groups: dict[tuple[int, int], dict[str, list[object]]] = {}
+    for _ in range(count):
+        scene = random_scene(draw)
+        (height, width), crop = _place(draw)
+        group = groups.setdefault(crop[2:], {"pixels": [], "mask": [], "place": [], "caption": []})
+        group["pixels"].append(photo(scene, height, width, crop))
+        group["mask"].append(mask(scene, height, width, crop))
+        group["place"].append((height, width, crop[0], crop[1], crop[2], crop[3]))
+        group["caption"].append(
+            json.dumps([caption(scene, draw), scene.product, scene.colour, scene.backdrop])
+        )
+    for (height, width), group in groups.items():
+        arrays = {name: np.array(values) for name, values in group.items()}
+        target = out / f"part{part:03d}_{height}x{width}.npz"
+        with target.with_suffix(".tmp").open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        target.with_suffix(".tmp").rename(target)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the parts.")
+@click.option("--parts", default=16, show_default=True)
+@click.option("--first", default=0, show_default=True, help="Number of the first part.")
+@click.option("--step", default=1, show_default=True, help="Draw every STEP-th part, to share the work.")
+@click.option("--count", default=1200, show_default=True, help="Photographs per part.")
+@click.option("--seed", default=2026, show_default=True)
+def main(out: Path, parts: int, first: int, step: int, count: int, seed: int) -> None:
+    """Draw the training photographs."""
+    out.mkdir(parents=True, exist_ok=True)
+    for part in range(first, parts, step):
+        draw_part(out, part, count, seed)
+        click.echo(f"part {part} of {parts}")
+
+
+if __name__ == "__main__":
+    main()

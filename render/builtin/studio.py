@@ -1,0 +1,375 @@
+"""The procedural photo studio: one product on a backdrop, drawn at any resolution and crop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from render.builtin.textures import Field, fractal, speckle, value_noise, visible
+
+PRODUCTS = ("vase", "bottle", "mug", "bowl", "ball", "box")
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.78, 0.07, 0.06),
+    "orange": (0.93, 0.42, 0.04),
+    "yellow": (0.95, 0.80, 0.08),
+    "green": (0.10, 0.50, 0.14),
+    "teal": (0.03, 0.55, 0.56),
+    "blue": (0.07, 0.20, 0.72),
+    "purple": (0.42, 0.12, 0.60),
+    "pink": (0.95, 0.47, 0.66),
+    "white": (0.93, 0.93, 0.91),
+    "black": (0.055, 0.055, 0.06),
+}
+MATERIALS = ("ceramic", "wood", "woven")
+BACKDROPS = ("studio", "wood", "marble", "concrete")
+
+# Profiles: radius against height from top (0) to bottom (1), in units of the product's half height.
+_PROFILES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "vase": ((0, 0.06, 0.2, 0.45, 0.7, 0.9, 1), (0.30, 0.24, 0.22, 0.46, 0.56, 0.40, 0.30)),
+    "bottle": ((0, 0.05, 0.3, 0.42, 0.55, 0.97, 1), (0.135, 0.125, 0.125, 0.26, 0.345, 0.345, 0.32)),
+    "mug": ((0, 0.05, 0.9, 1), (0.60, 0.59, 0.57, 0.52)),
+    "bowl": ((0, 0.08, 0.3, 0.6, 0.85, 1), (1.0, 0.97, 0.88, 0.66, 0.40, 0.34)),
+}
+_HEIGHT = {"vase": 0.29, "bottle": 0.31, "mug": 0.21, "bowl": 0.15, "ball": 0.21, "box": 0.21}
+_WIDTH = {"bowl": 1.75}
+_TILT = 0.24  # how much of a circle's depth the raised camera shows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What stands before the camera. Lengths in units of the picture's short side."""
+
+    product: str
+    colour: str
+    material: str
+    backdrop: str
+    seed: int
+
+    def draws(self) -> np.random.Generator:
+        return np.random.default_rng(self.seed)
+
+
+@dataclass
+class _Layout:
+    cx: float
+    base: float
+    scale: float
+    light: float
+    key: NDArray[np.floating[Any]]
+    yaw: float
+    side: float
+    warm: float
+
+
+def _layout(scene: Scene) -> _Layout:
+    draw = scene.draws()
+    light = float(draw.choice([-1.0, 1.0]) * draw.uniform(0.35, 0.7))
+    key = np.array([light, -0.62, 0.62], np.float32)
+    return _Layout(
+        cx=float(draw.uniform(-0.06, 0.06)),
+        base=float(draw.uniform(0.25, 0.31)),
+        scale=float(draw.uniform(0.92, 1.12)),
+        light=light,
+        key=key / np.linalg.norm(key),
+        yaw=float(draw.uniform(0.3, 0.7)),
+        side=float(draw.choice([-1.0, 1.0])),
+        warm=float(draw.uniform(-0.02, 0.03)),
+    )
+
+
+def photo(
+    scene: Scene, height: int, width: int, crop: tuple[int, int, int, int] | None = None
+) -> NDArray[np.uint8]:
+    """[h, w, 3] sRGB pixels of the crop (y, x, h, w) of a picture of height x width pixels."""
+    colour, _ = _render(scene, height, width, crop)
+    return (np.clip(colour, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def mask(
+    scene: Scene, height: int, width: int, crop: tuple[int, int, int, int] | None = None
+) -> NDArray[np.bool_]:
+    """[h, w] the product's own pixels."""
+    _, cover = _render(scene, height, width, crop)
+    return cover > 0.5
+
+
+def _render(
+    scene: Scene, height: int, width: int, crop: tuple[int, int, int, int] | None
+) -> tuple[NDArray[np.floating[Any]], Field]:
+    top, left, rows, cols = crop or (0, 0, height, width)
+    short = min(height, width)
+    xs = ((np.arange(cols) + left + 0.5 - width / 2) / short).astype(np.float32)
+    ys = ((np.arange(rows) + top + 0.5 - height / 2) / short).astype(np.float32)
+    x, y = np.meshgrid(xs, ys)
+    pixel = 1.0 / short
+    lay = _layout(scene)
+    back = _backdrop(scene, lay, x, y, pixel)
+    half = _HEIGHT[scene.product] * lay.scale
+    # The contact shadow hugs the foot; the cast shadow falls away from the key light.
+    foot = (half * 0.55) if scene.product != "bowl" else half * 0.9
+    dx, dy = x - lay.cx, y - lay.base
+    contact = np.exp(-((dx / (foot * 0.95)) ** 2 + (dy / (foot * 0.24)) ** 2))
+    away = dx + np.sign(lay.light) * foot * 0.75
+    cast = np.exp(-((away / (foot * 1.5)) ** 2 + ((dy + 0.005) / (foot * 0.34)) ** 2))
+    shade = 1 - 0.62 * contact - 0.34 * cast * (1 - contact)
+    back = back * shade[..., None]
+    body, cover = _product(scene, lay, half, x, y, pixel)
+    colour = back * (1 - cover[..., None]) + body * cover[..., None]
+    return colour.astype(np.float32), cover
+
+
+def _mix(low: tuple[float, ...], high: tuple[float, ...], amount: Field) -> NDArray[np.floating[Any]]:
+    a, b = np.array(low, np.float32), np.array(high, np.float32)
+    return a + (b - a) * np.clip(amount, 0, 1)[..., None]
+
+
+_HORIZON = -0.12
+
+
+def _backdrop(scene: Scene, lay: _Layout, x: Field, y: Field, pixel: float) -> NDArray[np.floating[Any]]:
+    seed = scene.seed % 10_007
+    glow = np.exp(-(((x + 0.25 * lay.light) / 0.8) ** 2) - ((y + 0.1) / 0.7) ** 2)
+    if scene.backdrop == "studio":
+        tone = 0.70 + 0.20 * glow - 0.10 * np.clip((y + 0.1) * 1.2, -0.6, 0.7)
+        return np.stack([tone + lay.warm, tone, tone - lay.warm * 0.7], axis=-1)
+    edge = np.clip((y - _HORIZON) / pixel + 0.5, 0, 1)
+    depth = np.maximum(y - _HORIZON, 0.0) + 0.22
+    gx, gz = x / depth, 1.0 / depth
+    near = pixel / depth * np.maximum(1.0, 1.0 / depth * 0.8)
+    if scene.backdrop == "wood":
+        wall = _mix((0.70, 0.66, 0.60), (0.86, 0.83, 0.78), glow)
+        plank = np.floor(gz * 1.6)
+        grain = fractal(gx * 1.1 + plank * 7.3, gz * 12.0, seed, 1.6, 9, near * 9, 0.70)
+        rings = np.sin((gz * 9 + 0.9 * value_noise(gx * 0.9 + plank * 3.1, gz * 1.7, seed + 3)) * 9)
+        rings = rings * visible(14.0, near)
+        tone = 0.5 + 0.28 * grain + 0.16 * rings
+        floor = _mix((0.36, 0.20, 0.10), (0.72, 0.48, 0.28), tone)
+        gap = np.abs((gz * 1.6) % 1.0 - 0.5)
+        floor = floor * (1 - 0.55 * np.clip((gap - 0.485) / (0.012 + near * 1.6), 0, 1))[..., None]
+    elif scene.backdrop == "marble":
+        wall = _mix((0.74, 0.76, 0.79), (0.90, 0.91, 0.93), glow)
+        warp = fractal(gx, gz, seed, 0.9, 5, near)
+        vein = np.abs(value_noise(gx * 1.3 + warp * 0.9, gz * 1.3 - warp * 0.6, seed + 9))
+        fine = np.abs(value_noise(gx * 4.1 + warp * 1.7, gz * 4.1 + warp, seed + 11))
+        cloud = fractal(gx, gz, seed + 20, 2.0, 9, near, 0.6)
+        dark = 0.62 * np.exp(-vein * 16) + 0.30 * np.exp(-fine * 14) * visible(6.0, near)
+        tone = 0.95 - dark + 0.06 * cloud
+        floor = _mix((0.40, 0.42, 0.46), (0.95, 0.95, 0.95), tone)
+    else:
+        wall = _mix((0.32, 0.33, 0.34), (0.50, 0.50, 0.50), glow)
+        wall = wall * (1 + 0.05 * fractal(x, y, seed + 40, 5.0, 8, pixel, 0.65))[..., None]
+        cloud = fractal(gx, gz, seed + 30, 1.5, 9, near, 0.68)
+        pits = np.maximum(
+            speckle(gx, gz, seed + 33, 17.0, 0.16, near),
+            0.7 * speckle(gx + gz, gz - gx, seed + 36, 41.0, 0.16, near),
+        )
+        tone = 0.52 + 0.16 * cloud - 0.35 * pits
+        floor = _mix((0.22, 0.22, 0.23), (0.66, 0.65, 0.63), tone)
+    light = (0.86 + 0.22 * np.exp(-(((x + 0.3 * lay.light) / 0.55) ** 2) - ((y - 0.15) / 0.4) ** 2))[
+        ..., None
+    ]
+    return wall * (1 - edge[..., None]) + floor * light * edge[..., None]
+
+
+def _profile(product: str, t: Field) -> Field:
+    at, radius = _PROFILES[product]
+    # Cubic Hermite through the knots: a turned silhouette without corners.
+    k = np.clip(np.searchsorted(at, t, side="right") - 1, 0, len(at) - 2)
+    a, r = np.array(at), np.array(radius)
+    slope = np.gradient(r, a)
+    span = a[k + 1] - a[k]
+    u = np.clip((t - a[k]) / span, 0, 1)
+    h00, h10 = (1 + 2 * u) * (1 - u) ** 2, u * (1 - u) ** 2
+    h01, h11 = u * u * (3 - 2 * u), u * u * (u - 1)
+    value = h00 * r[k] + h10 * span * slope[k] + h01 * r[k + 1] + h11 * span * slope[k + 1]
+    return value.astype(np.float32)
+
+
+def _product(
+    scene: Scene, lay: _Layout, half: float, x: Field, y: Field, pixel: float
+) -> tuple[NDArray[np.floating[Any]], Field]:
+    if scene.product == "box":
+        return _box(scene, lay, half, x, y, pixel)
+    if scene.product == "ball":
+        return _ball(scene, lay, half, x, y, pixel)
+    return _turned(scene, lay, half, x, y, pixel)
+
+
+def _turned(
+    scene: Scene, lay: _Layout, half: float, x: Field, y: Field, pixel: float
+) -> tuple[NDArray[np.floating[Any]], Field]:
+    """Vase, bottle, mug and bowl: solids of revolution seen from a little above."""
+    tall = 2 * half
+    dx = x - lay.cx
+    wide = half * _WIDTH.get(scene.product, 1.0)
+    top = lay.base - tall
+
+    def radius(t: Field) -> Field:
+        return _profile(scene.product, np.clip(t, 0, 1)) * wide
+
+    t = (y - top) / tall
+    for _ in range(3):
+        r = radius(t)
+        t = (y - _TILT * np.sqrt(np.maximum(r * r - dx * dx, 0)) - top) / tall
+    r = radius(t)
+    cover = np.clip((r - np.abs(dx)) / pixel + 0.5, 0, 1)
+    cover = cover * np.clip(t * tall / pixel + 0.5, 0, 1) * np.clip((1 - t) * tall / pixel + 0.5, 0, 1)
+    nx = np.clip(dx / np.maximum(r, 1e-6), -1, 1)
+    slope = (radius(t + 0.01) - radius(t - 0.01)) / (0.02 * tall)
+    nz = np.sqrt(np.maximum(1 - nx * nx, 0))
+    norm = np.sqrt(1 + slope * slope)
+    u = np.arcsin(nx) * wide * 0.45
+    body = _shaded(scene, lay, nx / norm, -slope / norm, nz / norm, u, t * tall, pixel)
+    # The opening: an ellipse whose far wall lies in shadow, and a rim that catches the light.
+    mouth = float(_profile(scene.product, np.zeros(1, np.float32))[0]) * wide
+    reach = np.sqrt((dx / mouth) ** 2 + ((y - top) / (mouth * _TILT)) ** 2)
+    opening = np.clip((1 - reach) * mouth * _TILT / pixel + 0.5, 0, 1)
+    inner = np.clip((0.90 - reach) * mouth * _TILT / pixel + 0.5, 0, 1)
+    base = np.array(COLOURS[scene.colour], np.float32)
+    depth = np.clip(
+        0.30 + 0.34 * (y - top) / (mouth * _TILT) - 0.25 * np.sign(lay.light) * dx / mouth, 0.08, 0.8
+    )
+    hollow = base * depth[..., None] + 0.012
+    rim = base * 0.92 + 0.10
+    lip = rim * (1 - inner[..., None]) + hollow * inner[..., None]
+    body = body * (1 - opening[..., None]) + lip * opening[..., None]
+    cover = np.maximum(cover, opening)
+    if scene.product == "mug":
+        body, cover = _with_handle(scene, lay, half, dx, y, pixel, body, cover)
+    return body, cover
+
+
+def _with_handle(
+    scene: Scene,
+    lay: _Layout,
+    half: float,
+    dx: Field,
+    y: Field,
+    pixel: float,
+    body: NDArray[np.floating[Any]],
+    cover: Field,
+) -> tuple[NDArray[np.floating[Any]], Field]:
+    hx, hy = lay.side * half * 0.62, lay.base - half * 0.98
+    ex, ey = (dx - hx) / 0.72, y - hy
+    distance = np.hypot(ex, ey)
+    ring, thick = half * 0.46, half * 0.105
+    off = (distance - ring) / thick
+    behind = np.clip((thick - np.abs(distance - ring)) / pixel + 0.5, 0, 1)
+    nz = np.sqrt(np.maximum(1 - off * off, 0))
+    direction = 1 / np.maximum(distance, 1e-6)
+    handle = _shaded(scene, lay, off * ex * direction, off * ey * direction, nz, ex, y - lay.base, pixel)
+    behind = behind * (1 - cover)
+    total = np.maximum(cover + behind, 1e-6)
+    return (body * cover[..., None] + handle * behind[..., None]) / total[..., None], np.minimum(total, 1) * (
+        (cover + behind) > 0
+    )
+
+
+def _ball(
+    scene: Scene, lay: _Layout, half: float, x: Field, y: Field, pixel: float
+) -> tuple[NDArray[np.floating[Any]], Field]:
+    dx, dy = x - lay.cx, y - (lay.base - half * 0.92)
+    distance = np.hypot(dx, dy)
+    cover = np.clip((half - distance) / pixel + 0.5, 0, 1)
+    nx, ny = np.clip(dx / half, -1, 1), np.clip(dy / half, -1, 1)
+    nz = np.sqrt(np.maximum(1 - nx * nx - ny * ny, 0.0))
+    body = _shaded(scene, lay, nx, ny, nz, np.arcsin(nx) * half, np.arcsin(ny) * half, pixel)
+    return body, cover
+
+
+def _box(
+    scene: Scene, lay: _Layout, half: float, x: Field, y: Field, pixel: float
+) -> tuple[NDArray[np.floating[Any]], Field]:
+    """A box turned by `yaw`: two sides and the lid, each a parallelogram."""
+    wide = half * 0.95
+    left, right = (
+        np.array([-wide * (0.55 + 0.6 * lay.yaw), 0.0]),
+        np.array([wide * (1.45 - 0.6 * lay.yaw), 0.0]),
+    )
+    rise_left, rise_right = 0.55 * _TILT * 2 * abs(left[0]), 0.55 * _TILT * 2 * right[0]
+    corner = np.array([lay.cx - (left[0] + right[0]) / 2, lay.base + 0.02])
+    tall = half * 1.5
+    to_left, to_right = np.array([left[0], -rise_left]), np.array([right[0], -rise_right])
+    up = np.array([0.0, -tall])
+    cover, body = np.zeros_like(x), np.zeros((*x.shape, 3), np.float32)
+    slant = np.sqrt(0.5)
+    faces = (
+        (corner, to_left, up, (-slant, -0.08, slant)),
+        (corner, to_right, up, (slant, -0.08, slant)),
+        (corner + up, to_left, to_right, (0.0, -0.96, 0.3)),
+    )
+    for origin, a, b, normal in faces:
+        s, t, inside = _parallelogram(x, y, origin, a, b, pixel)
+        n = [np.full_like(x, value) for value in normal]
+        lengths = float(np.hypot(*a)), float(np.hypot(*b))
+        paint = _shaded(scene, lay, n[0], n[1], n[2], s * lengths[0], t * lengths[1], pixel)
+        bevel = np.minimum(np.minimum(s, 1 - s) * lengths[0], np.minimum(t, 1 - t) * lengths[1])
+        paint = paint * (1 + 0.22 * np.exp(-((bevel / 0.006) ** 2)))[..., None]
+        fresh = inside * (1 - cover)
+        body += paint * fresh[..., None]
+        cover = cover + fresh
+    return body / np.maximum(cover, 1e-6)[..., None], np.clip(cover, 0, 1)
+
+
+def _parallelogram(
+    x: Field,
+    y: Field,
+    origin: NDArray[np.float64],
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    pixel: float,
+) -> tuple[Field, Field, Field]:
+    area = a[0] * b[1] - a[1] * b[0]
+    px, py = x - np.float32(origin[0]), y - np.float32(origin[1])
+    s = ((px * b[1] - py * b[0]) / area).astype(np.float32)
+    t = ((py * a[0] - px * a[1]) / area).astype(np.float32)
+    across_s, across_t = abs(area) / np.hypot(*b), abs(area) / np.hypot(*a)
+    inside = np.clip(np.minimum(s, 1 - s) * across_s / pixel + 0.5, 0, 1)
+    inside = inside * np.clip(np.minimum(t, 1 - t) * across_t / pixel + 0.5, 0, 1)
+    return s, t, inside.astype(np.float32)
+
+
+def _shaded(
+    scene: Scene, lay: _Layout, nx: Field, ny: Field, nz: Field, u: Field, v: Field, pixel: float
+) -> NDArray[np.floating[Any]]:
+    """[h, w, 3] lit surface; (u, v) are places on the surface in picture units."""
+    base = np.array(COLOURS[scene.colour], np.float32)
+    seed = (scene.seed * 31 + 7) % 10_007
+    u, v = u.astype(np.float32), v.astype(np.float32)
+    tone, gloss, hard = np.ones_like(nx), 0.55, 60.0
+    extra = np.zeros_like(nx)
+    if scene.material == "ceramic":
+        dots = speckle(u, v, seed, 46.0, 0.42, pixel) + 0.7 * speckle(u, v, seed + 5, 130.0, 0.35, pixel)
+        tone = 1 - 0.42 * np.minimum(dots, 1) + 0.05 * fractal(u, v, seed + 8, 9.0, 7, pixel, 0.6)
+        if scene.colour == "black":
+            extra = 0.10 * np.minimum(dots, 1)
+    elif scene.material == "wood":
+        grain = fractal(u * 7, v * 0.9, seed, 5.0, 8, pixel * 7, 0.72)
+        rings = np.sin((u * 24 + 1.6 * value_noise(u * 5, v * 3, seed + 2)) * 6.0) * visible(24.0, pixel)
+        tone = 0.93 + 0.30 * grain + 0.14 * rings
+        extra = 0.035 * (grain + 0.4) if scene.colour == "black" else extra
+        gloss, hard = 0.16, 18.0
+    else:
+        thread = 58.0
+        su, sv = u * thread, v * thread
+        over = ((np.floor(su) + np.floor(sv)) % 2).astype(np.float32)
+        bump_u, bump_v = np.abs(np.sin(np.pi * su)), np.abs(np.sin(np.pi * sv))
+        weave = over * bump_u * (0.55 + 0.45 * np.cos(np.pi * (sv % 1 - 0.5))) + (1 - over) * bump_v * (
+            0.55 + 0.45 * np.cos(np.pi * (su % 1 - 0.5))
+        )
+        fibre = fractal(u, v, seed, 180.0, 4, pixel, 0.7)
+        seen = visible(thread, pixel)
+        tone = 0.62 + (0.52 * weave) * seen + 0.26 * (1 - seen) + 0.10 * fibre
+        extra = 0.04 * weave * seen if scene.colour == "black" else extra
+        gloss, hard = 0.05, 8.0
+    key = nx * lay.key[0] + ny * lay.key[1] + nz * lay.key[2]
+    diffuse = 0.30 + 0.74 * np.clip(key, 0, 1) + 0.10 * np.clip(-nx * np.sign(lay.light), 0, 1)
+    half_z = lay.key[2] + 1.0
+    length = np.sqrt(lay.key[0] ** 2 + lay.key[1] ** 2 + half_z**2)
+    shine = np.clip((nx * lay.key[0] + ny * lay.key[1] + nz * half_z) / length, 0, 1) ** hard
+    rim = 0.16 * (1 - np.clip(nz, 0, 1)) ** 3
+    colour = base * (diffuse * tone)[..., None]
+    return colour + (gloss * shine + rim * 0.5 + extra)[..., None]

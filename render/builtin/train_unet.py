@@ -1,0 +1,171 @@
+"""Trains the built-in UNet and text encoder on the frozen autoencoder's latents. Resumable.
+
+python -m render.builtin.train_unet --data DIR --vae FILE --state FILE --minutes 60 --out WEIGHTS
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from render.builtin.folder import (
+    new_scheduler,
+    new_text_encoder,
+    new_tokenizer,
+    new_unet,
+    new_vae,
+    save_folder,
+    tokens,
+)
+from render.builtin.training import Average, Parts, log_line, save_state
+
+DROPOUT = 0.1
+"""Share of captions replaced by the empty one, for guidance."""
+
+
+class Denoiser(nn.Module):
+    """UNet and text encoder as one module, called as StableDiffusionXLPipeline calls them."""
+
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor, places: Tensor) -> Tensor:
+        """[B, C, h, w] noised latents, [B] timesteps, [B, L] token ids, [B, 6] time ids -> v."""
+        text = self.text_encoder(ids, output_hidden_states=True)
+        condition = {"text_embeds": text.text_embeds, "time_ids": places}
+        states = text.hidden_states[-2]
+        answer: Tensor = self.unet(latents, timesteps, states, added_cond_kwargs=condition).sample
+        return answer
+
+
+@torch.inference_mode()
+def encode_all(parts: Parts, vae: Any, tokenizer: Any, device: str) -> None:
+    """Replace pixels by latents (of each photograph and of its mirror image) and captions by token ids."""
+    for group in parts.groups.values():
+        latents = []
+        for flip in (False, True):
+            pixels = group["pixels"][:, :, ::-1] if flip else group["pixels"]
+            for at in range(0, len(pixels), 64):
+                batch = torch.from_numpy(pixels[at : at + 64].copy()).to(device).permute(0, 3, 1, 2)
+                latents.append(vae.encoder(batch.float() / 127.5 - 1).half().cpu().numpy())
+        places = group["place"].astype(np.float32)
+        mirrored = places.copy()
+        mirrored[:, 3] = places[:, 1] - places[:, 3] - places[:, 5]
+        captions = [json.loads(text)[0] for text in group["caption"]]
+        ids = tokens(tokenizer, captions).numpy()
+        group.clear()
+        group["latents"] = np.concatenate(latents)
+        group["place"], group["ids"] = np.concatenate([places, mirrored]), np.concatenate([ids, ids])
+
+
+def loss_of(model: nn.Module, rows: dict[str, Any], blank: Tensor, alphas: Tensor, device: str) -> Tensor:
+    """v-prediction with min-SNR weighting (Hang et al. 2023, gamma 5)."""
+    clean = torch.from_numpy(rows["latents"]).to(device).float()
+    ids = torch.from_numpy(rows["ids"]).to(device)
+    places = torch.from_numpy(rows["place"]).to(device)
+    count = len(clean)
+    ids = torch.where((torch.rand(count, device=device) < DROPOUT)[:, None], blank, ids)
+    # Crops are entered at a strength below one, so their low noise levels matter most.
+    whole = places[:, 0] * places[:, 1] == places[:, 4] * places[:, 5]
+    timesteps = torch.rand(count, device=device)
+    timesteps = (torch.where(whole, timesteps, timesteps * 0.85) * 1000).long()
+    signal, spread = alphas[timesteps].sqrt(), (1 - alphas[timesteps]).sqrt()
+    noise = torch.randn_like(clean)
+    noised = signal[:, None, None, None] * clean + spread[:, None, None, None] * noise
+    wanted = signal[:, None, None, None] * noise - spread[:, None, None, None] * clean
+    answer = model(noised, timesteps, ids, places)
+    snr = (signal / spread) ** 2
+    weight = snr.clamp(max=5.0) / (snr + 1)
+    per_sample = functional.mse_loss(answer.float(), wanted, reduction="none").mean((1, 2, 3))
+    # Divided by the weights' mean over the levels, so that the figure reads like a plain error.
+    return (per_sample * weight).mean() * 3
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--vae", "vae_state", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--state", type=click.Path(path_type=Path), required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the weights.")
+@click.option("--minutes", default=60.0, show_default=True)
+@click.option("--batch", default=32, show_default=True)
+@click.option("--rate", default=1e-3, show_default=True, help="Highest learning rate.")
+@click.option("--publish", default=15.0, show_default=True, help="Minutes between weights written to OUT.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
+def main(
+    data: Path, vae_state: Path, state: Path, out: Path, minutes: float, batch: int, rate: float,
+    publish: float, device: str, precision: str,
+) -> None:  # fmt: skip
+    """Train the denoiser on the drawn photographs."""
+    torch.manual_seed(0)
+    vae = new_vae()
+    vae.load_state_dict(torch.load(vae_state, weights_only=True)["average"])
+    tokenizer = new_tokenizer()
+    parts = Parts(data)
+    encode_all(parts, vae.to(device).eval(), tokenizer, device)
+    click.echo(f"encoded {sum(len(g['place']) for g in parts.groups.values())} photographs")
+    model = Denoiser(new_unet(), new_text_encoder(tokenizer)).to(device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    average, step, spent = Average(model, 0.999), 0, 0.0
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        average.load(saved["average"])
+        step, spent = saved["step"], saved["spent"]
+    alphas = new_scheduler().alphas_cumprod.to(device)
+    blank = tokens(tokenizer, [""]).to(device)
+    draw = np.random.default_rng(step + 1)
+    torch.manual_seed(step)
+    started, published, kept, recent = time.monotonic(), time.monotonic(), time.monotonic(), []
+    while (done := time.monotonic() - started) < minutes * 60:
+        left = 1 - done / (minutes * 60)
+        optimiser.param_groups[0]["lr"] = rate * min(1, (step + 1) / 200) * max(0.02, min(1.0, 1.8 * left))
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            loss = loss_of(model, parts.batch(draw, batch), blank, alphas, device)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        average.update(model)
+        recent.append(float(loss.detach()))
+        step += 1
+        if step % 100 == 0:
+            log_line(state.with_suffix(".csv"), f"unet,{step},{spent + done:.0f},{np.mean(recent):.5f},")
+            recent = []
+        if time.monotonic() - kept > 180:
+            kept = time.monotonic()
+            save_state(state, model, average, optimiser, step, spent + done)
+        if time.monotonic() - published > publish * 60:
+            published = time.monotonic()
+            write_weights(out, average, vae, tokenizer)
+    save_state(state, model, average, optimiser, step, spent + time.monotonic() - started)
+    write_weights(out, average, vae, tokenizer)
+
+
+def write_weights(out: Path, average: Average, vae: Any, tokenizer: Any) -> None:
+    """The averaged weights as a diffusers folder: UNet and text encoder in half precision, to stay small."""
+    model = Denoiser(new_unet(), new_text_encoder(tokenizer))
+    model.load_state_dict({name: value.cpu() for name, value in average.weights.items()})
+    parts = {
+        "vae": new_vae(),
+        "unet": model.unet.half(),
+        "text_encoder_2": model.text_encoder.half(),
+        "tokenizer_2": tokenizer,
+        "scheduler": new_scheduler(),
+    }
+    parts["vae"].load_state_dict({name: value.cpu() for name, value in vae.state_dict().items()})
+    save_folder(out, parts)
+
+
+if __name__ == "__main__":
+    main()

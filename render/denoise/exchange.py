@@ -1,0 +1,80 @@
+"""The one collective of a step: every rank gathers all border sums and takes the ones it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from render.denoise.group import Gathering, Group
+from render.plan.geometry import Flat, Tiling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inlet:
+    """What this rank takes from one neighbour: places in its message, and places in the own box."""
+
+    rank: int
+    source: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """Who says and hears what at one offset of the grid. Indices are flat, int64."""
+
+    outlet: Tensor
+    """Places in the own box that are said."""
+    longest: int
+    """Latents of the longest message; all are padded to it, since gloo gathers equal blocks only."""
+    inlets: tuple[Inlet, ...]
+
+    def start(self, sums: Tensor, group: Group) -> Gathering | None:
+        """Start to gather; `sums` is [C, box] int32, complete at the outlet's places. None when alone."""
+        if self.longest == 0:
+            return None
+        message = sums.new_zeros((sums.shape[0], self.longest))
+        message[:, : len(self.outlet)] = sums[:, self.outlet]
+        return group.all_gather(message)
+
+    def finish(self, gathering: Gathering | None, sums: Tensor) -> None:
+        """Wait, and add what the neighbours computed for the latents that this rank holds."""
+        if gathering is None:
+            return
+        messages = gathering.wait()
+        for inlet in self.inlets:
+            sums[:, inlet.target] += messages[inlet.rank][:, inlet.source]
+
+
+@lru_cache(maxsize=64)
+def make_exchange(tiling: Tiling, rank: int, offset: tuple[int, int], device: torch.device) -> Exchange:
+    """Lay out the step's exchange; a function of geometry, so every rank knows it without asking."""
+    if tiling.world_size == 1:
+        return Exchange(outlet=torch.empty(0, dtype=torch.int64), longest=0, inlets=())
+    borders = [tiling.border(other, offset) for other in range(tiling.world_size)]
+
+    def index(places: Flat) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(places)).to(device)
+
+    inlets = []
+    for other in tiling.neighbours(rank):
+        heard, places = _inside_hold(tiling, rank, borders[other])
+        if len(heard):
+            inlets.append(Inlet(rank=other, source=index(heard), target=index(places)))
+    return Exchange(
+        outlet=index(_inside_hold(tiling, rank, borders[rank])[1]),
+        longest=max(len(border) for border in borders),
+        inlets=tuple(inlets),
+    )
+
+
+def _inside_hold(tiling: Tiling, rank: int, border: Flat) -> tuple[Flat, Flat]:
+    """Of canvas places, those that the rank holds: (positions in `border`, flat places in its box)."""
+    box, width = tiling.boxes[rank], tiling.grid.width
+    y, x = border // width - box.y, border % width - box.x
+    near = np.flatnonzero((y >= 0) & (y < box.height) & (x >= 0) & (x < box.width))
+    held = near[tiling.hold(rank)[y[near], x[near]]]
+    return held, y[held] * box.width + x[held]

@@ -1,0 +1,214 @@
+"""The step loop of one stage: predict windows, fuse, exchange borders, step once on the fused canvas.
+
+Inside a step a rank does, in this order: the windows whose results some other rank needs; the start of the
+one all-gather; its other windows while the gather is in flight; the wait; one sampler step on all that it
+holds. Latents held by several ranks are stepped by each of them, to the same bits, since their sums are
+integers and the sampler is elementwise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import InitVar, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from render.denoise import samplers
+from render.denoise.canvas import Canvas, gather_planes
+from render.denoise.exchange import make_exchange
+from render.denoise.fuse import from_fixed, to_fixed
+from render.denoise.group import Group
+from render.denoise.noise import normal
+from render.errors import RenderFailed
+from render.models.adapter import Adapter, NoiseSchedule, WindowPlace
+from render.plan.geometry import Rect, Tiling
+from render.plan.stages import Stage
+from render.spec import Spec
+
+
+@dataclass
+class StepTimes:
+    """Seconds that this rank spent in the phases of a step."""
+
+    model: float = 0.0
+    wait: float = 0.0
+    fuse: float = 0.0
+
+
+OnStep = Callable[[int, StepTimes], None]
+"""Called after each step with the number of steps done and the step's times."""
+Regroup = Callable[[int, Group], Group]
+"""Asked between two steps for the group to go on with; returning the same one changes nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageLoop:
+    """Denoises the canvas of one stage. Opens nothing; the group comes in as an argument."""
+
+    spec: Spec
+    stage: Stage
+    schedule: NoiseSchedule
+    adapter: Adapter
+    text: Any
+    device: torch.device
+
+    def run(
+        self,
+        canvas: Canvas,
+        group: Group,
+        *,
+        on_step: OnStep | None = None,
+        regroup: Regroup | None = None,
+    ) -> tuple[Canvas, Group]:
+        """Advance `canvas` to the stage's last step.
+
+        Returns the finished canvas, the same on every rank, and the group that finished it.
+        Raises `RenderFailed` when the model answers with something that is not a number.
+        """
+        seat = _Seat(self, canvas, group)
+        for step in range(canvas.step, self.stage.steps):
+            if regroup is not None:
+                successor = regroup(step, group)
+                if successor.epoch != group.epoch:
+                    canvas, group = seat.leave(step), successor
+                    seat = _Seat(self, canvas, group)
+            times = seat.advance(step)
+            if on_step is not None:
+                on_step(step + 1, times)
+        return seat.leave(self.stage.steps), group
+
+
+@dataclass
+class _Seat:
+    """One rank's place in a stage for as long as the group stays the same."""
+
+    loop: StageLoop
+    canvas: InitVar[Canvas]
+    group: Group
+    tiling: Tiling = field(init=False)
+    box: Rect = field(init=False)
+    state: samplers.SamplerState = field(init=False)
+
+    def __post_init__(self, canvas: Canvas) -> None:
+        self.tiling = Tiling(grid=self.loop.stage.grid, world_size=self.group.world_size)
+        self.box = self.tiling.boxes[self.group.rank]
+        rows, cols = self.box.slices
+        planes = canvas.planes[:, :, rows, cols].to(self.loop.device, copy=True)
+        self.state = samplers.SamplerState(planes[0], tuple(planes[1 : 1 + canvas.heard]))
+
+    def advance(self, step: int) -> StepTimes:
+        """One step of the sampler on all that this rank holds."""
+        stage, schedule = self.loop.stage, self.loop.schedule
+        times = StepTimes()
+        offset = stage.offset(self.loop.spec.seed, step)
+        exchange = make_exchange(self.tiling, self.group.rank, offset, self.loop.device)
+        sums = torch.zeros(self.state.x.shape, dtype=torch.int32, device=self.loop.device)
+        first, then = self._batches(offset)
+
+        self._predict(first, step, offset, sums, times)
+        gathering = exchange.start(sums.flatten(1), self.group)
+        self._predict(then, step, offset, sums, times)
+        started = time.perf_counter()
+        exchange.finish(gathering, sums.flatten(1))
+        times.wait += time.perf_counter() - started
+
+        started = time.perf_counter()
+        prediction = from_fixed(sums)
+        del sums
+        denoised = samplers.to_denoised(
+            prediction, self.state.x, schedule.sigmas[step], self.loop.adapter.prediction_type
+        )
+        del prediction
+        self.state = samplers.step(
+            self.loop.spec.sampler, step, schedule, self.state, denoised, self._noise(step)
+        )
+        times.fuse += time.perf_counter() - started
+        return times
+
+    def leave(self, step: int) -> Canvas:
+        """Put the whole canvas together, so that it can be finished or dealt out to another group."""
+        planes = torch.stack([self.state.x, *self.state.history])
+        whole = gather_planes(planes, self.tiling, self.group)
+        return Canvas(step=step, planes=whole, heard=len(self.state.history))
+
+    def _batches(self, offset: tuple[int, int]) -> tuple[list[list[Rect]], list[list[Rect]]]:
+        """The rank's windows in batches: those that hold all border windows, then the rest."""
+        windows = self.tiling.windows_of(self.group.rank)
+        flags = self.tiling.border_windows(self.group.rank, offset)
+        places = [self.tiling.grid.window(row, col, offset) for row, col in windows]
+        border = [place for place, shared in zip(places, flags, strict=True) if shared]
+        inner = [place for place, shared in zip(places, flags, strict=True) if not shared]
+        ordered, size = border + inner, self.loop.stage.batch
+        batches = [ordered[at : at + size] for at in range(0, len(ordered), size)]
+        split = -(-len(border) // size)
+        return batches[:split], batches[split:]
+
+    def _predict(
+        self,
+        batches: list[list[Rect]],
+        step: int,
+        offset: tuple[int, int],
+        sums: Tensor,
+        times: StepTimes,
+    ) -> None:
+        for batch in batches:
+            started = time.perf_counter()
+            prediction = self._call_model(batch, step)
+            ended = time.perf_counter()
+            self._add(batch, prediction, offset, sums)
+            times.model += ended - started
+            times.fuse += time.perf_counter() - ended
+
+    def _call_model(self, batch: list[Rect], step: int) -> Tensor:
+        stage, schedule, adapter = self.loop.stage, self.loop.schedule, self.loop.adapter
+        # Kernels round differently at other batch shapes, so the last batch is filled up, not shortened.
+        filled = batch + [batch[-1]] * (stage.batch - len(batch))
+        latents = torch.stack([self._read(window) for window in filled])
+        latents = latents * samplers.input_scale(schedule.sigmas[step])
+        places = [self._place(window) for window in filled]
+        prediction = adapter.predict(
+            latents, schedule.timesteps[step], self.loop.text, places, self.loop.spec.guidance_scale
+        )
+        prediction = prediction[: len(batch)]
+        if not bool(torch.isfinite(prediction).all()):
+            raise RenderFailed(
+                f"the model answered with numbers that are not finite at step {step} of stage {stage.index}; "
+                f"try --dtype float32"
+            )
+        return prediction
+
+    def _add(self, batch: list[Rect], prediction: Tensor, offset: tuple[int, int], sums: Tensor) -> None:
+        grid = self.tiling.grid
+        rows = dict(zip(grid.rows.starts(offset[0]), grid.rows.weights(offset[0]), strict=True))
+        cols = dict(zip(grid.cols.starts(offset[1]), grid.cols.weights(offset[1]), strict=True))
+        for window, answer in zip(batch, prediction, strict=True):
+            weight = torch.from_numpy(rows[window.y][:, None] * cols[window.x][None, :])
+            self._view(sums, window).add_(to_fixed(answer, weight.to(answer.device)))
+
+    def _read(self, window: Rect) -> Tensor:
+        return self._view(self.state.x, window)
+
+    def _view(self, plane: Tensor, window: Rect) -> Tensor:
+        y, x = window.y - self.box.y, window.x - self.box.x
+        return plane[:, y : y + window.height, x : x + window.width]
+
+    def _place(self, window: Rect) -> WindowPlace:
+        pixel = self.loop.adapter.facts.scale_factor
+        return WindowPlace(
+            picture_height=self.loop.stage.height,
+            picture_width=self.loop.stage.width,
+            pixel_y=window.y * pixel,
+            pixel_x=window.x * pixel,
+            height=window.height * pixel,
+            width=window.width * pixel,
+        )
+
+    def _noise(self, step: int) -> Tensor | None:
+        if self.loop.spec.sampler not in samplers.STOCHASTIC:
+            return None
+        channels = self.state.x.shape[0]
+        values = normal(self.loop.spec.seed, self.loop.stage.index, step, channels, self.box)
+        return torch.from_numpy(values).to(self.loop.device)

@@ -1,0 +1,61 @@
+"""Noise as a function of (seed, stage, step, absolute position) and of nothing else.
+
+Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"
+(SC 2011): any rank computes any latent's noise without having drawn what comes before it. Drawn on the
+host in numpy, so that every kind of device starts from the same bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from render.plan.geometry import Rect
+
+INITIAL = 0xFFFF_FFFF
+"""The `step` of the noise that a stage starts from; a sampler's own noise has the step's index."""
+
+_MULTIPLY = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_KEY_STEP = (0x9E3779B9, 0xBB67AE85)
+_LOW = np.uint64(0xFFFF_FFFF)
+_SHIFT = np.uint64(32)
+
+
+def normal(seed: int, stage: int, step: int, channels: int, box: Rect) -> NDArray[np.float32]:
+    """Standard normal noise for a rectangle of the canvas: [channels, box.height, box.width].
+
+    The value at (channel, y, x) does not depend on the rectangle it is asked in.
+    """
+    quads = -(-channels // 4)
+    quad, y, x = np.meshgrid(
+        np.arange(quads), np.arange(box.height) + box.y, np.arange(box.width) + box.x, indexing="ij"
+    )
+    counter = (x.ravel(), y.ravel(), quad.ravel() + (stage << 16), np.full(x.size, step))
+    words = _philox([word.astype(np.uint64) for word in counter], seed)
+    values = np.stack([*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])])
+    # [4, quads, h, w] -> [quads * 4, h, w]
+    values = values.reshape(4, quads, box.height, box.width).swapaxes(0, 1)
+    return np.ascontiguousarray(values.reshape(quads * 4, box.height, box.width)[:channels])
+
+
+def _philox(counter: list[NDArray[np.uint64]], seed: int) -> list[NDArray[np.uint64]]:
+    key_low, key_high = seed & 0xFFFF_FFFF, (seed >> 32) & 0xFFFF_FFFF
+    for _ in range(10):
+        first, second = counter[0] * _MULTIPLY[0], counter[2] * _MULTIPLY[1]
+        counter = [
+            (second >> _SHIFT) ^ counter[1] ^ np.uint64(key_low),
+            second & _LOW,
+            (first >> _SHIFT) ^ counter[3] ^ np.uint64(key_high),
+            first & _LOW,
+        ]
+        key_low, key_high = (key_low + _KEY_STEP[0]) & 0xFFFF_FFFF, (key_high + _KEY_STEP[1]) & 0xFFFF_FFFF
+    return counter
+
+
+def _box_muller(
+    one: NDArray[np.uint64], two: NDArray[np.uint64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    # In float64, so that a last-bit difference between two libraries' logarithms is rounded away.
+    radius = np.sqrt(-2.0 * np.log((one.astype(np.float64) + 0.5) / 2.0**32))
+    angle = two.astype(np.float64) * (2.0 * np.pi / 2.0**32)
+    return (radius * np.cos(angle)).astype(np.float32), (radius * np.sin(angle)).astype(np.float32)

@@ -1,0 +1,67 @@
+"""Models from the Hugging Face hub: the local cache first, the network only when it is not whole there."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from render.errors import ModelNotUsable
+
+WANTED = ("model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors")
+UNWANTED = ("*.*.safetensors", "safety_checker/*", "feature_extractor/*", "image_encoder/*", "*.msgpack")
+"""The first leaves out variants such as `model.fp16.safetensors`, of which a folder holds several."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def looks_like_hub_id(name: str) -> bool:
+    """`owner/name`, as the hub writes it."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def download(name: str, is_whole: Callable[[Path], bool]) -> Path:
+    """The folder of a hub id; `is_whole` says whether what the cache holds suffices.
+
+    Raises `ModelNotUsable` when it is neither in the cache nor to be had from the hub.
+    """
+    cached = _snapshot(name, local=True)
+    if isinstance(cached, Path) and is_whole(cached):
+        return cached
+    fetched = _snapshot(name, local=False)
+    if isinstance(fetched, Path):
+        return fetched
+    if isinstance(cached, Path):  # read_facts will say what it lacks
+        return cached
+    reason = str(fetched).strip().splitlines() or [type(fetched).__name__]
+    raise ModelNotUsable(
+        "model",
+        name,
+        f"is neither a folder here nor in the local cache, and the hub did not give it ({reason[0][:120]});"
+        " check the name and the network, or use builtin",
+    ) from fetched
+
+
+def _snapshot(name: str, local: bool) -> Path | Exception:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # OSError is the root of requests' and of the cache's own errors (LocalEntryNotFoundError among them).
+    known: tuple[type[Exception], ...] = (OSError, ValueError, HfHubHTTPError, HFValidationError)
+    # The hub's client has changed its HTTP library's name; either one's errors may come through.
+    for library in ("httpx2", "httpx"):
+        with contextlib.suppress(ImportError):
+            known = (*known, importlib.import_module(library).HTTPError)
+    try:
+        folder = snapshot_download(
+            name,
+            local_files_only=local,
+            allow_patterns=list(WANTED),
+            ignore_patterns=list(UNWANTED),
+            etag_timeout=10.0,
+        )
+    except known as exc:
+        return exc
+    return Path(folder)

@@ -1,0 +1,37 @@
+"""Stable Diffusion 1.x and 2.x, epsilon and v-prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from render.models._diffusers import TextStates, UNetAdapter, load_pipeline
+from render.models.adapter import ModelFacts
+
+
+class StableDiffusion(UNetAdapter):
+    """An SD 1.x or 2.x model; the UNet is told the text and nothing of the window's place."""
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str, negative_prompt: str, guided: bool) -> TextStates:
+        """Text states, ready for `predict`; computed once per image."""
+        conditional, unconditional = self._pipeline.encode_prompt(
+            prompt, self._device, 1, guided, negative_prompt=negative_prompt or None
+        )
+        return TextStates(states=torch.cat([unconditional, conditional]) if guided else conditional)
+
+
+def load(path: Path, facts: ModelFacts, device: torch.device, dtype: str) -> StableDiffusion:
+    """Load a folder of class `StableDiffusionPipeline`; raises `ModelNotUsable` when it does not load."""
+    pipeline = load_pipeline(
+        "StableDiffusionPipeline",
+        path,
+        device,
+        dtype,
+        safety_checker=None,
+        feature_extractor=None,
+        image_encoder=None,
+        requires_safety_checker=False,
+    )
+    return StableDiffusion(pipeline, facts, device, dtype)

@@ -1,0 +1,77 @@
+"""SDXL: one or two text encoders, pooled text, and coordinates by which a window knows its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from render.models._diffusers import TextStates, UNetAdapter, load_pipeline, rows
+from render.models.adapter import ModelFacts, WindowPlace
+
+
+class StableDiffusionXL(UNetAdapter):
+    """An SDXL model, also one with only the second text encoder (as the built-in model is)."""
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str, negative_prompt: str, guided: bool) -> TextStates:
+        """Text states, ready for `predict`; computed once per image.
+
+        An empty negative prompt is none, so `force_zeros_for_empty_prompt` acts as in the stock pipeline.
+        """
+        conditional, unconditional, pooled, unconditional_pooled = self._pipeline.encode_prompt(
+            prompt,
+            device=self._device,
+            do_classifier_free_guidance=guided,
+            negative_prompt=negative_prompt or None,
+        )
+        if not guided:
+            return TextStates(states=conditional, pooled=pooled)
+        return TextStates(
+            states=torch.cat([unconditional, conditional]), pooled=torch.cat([unconditional_pooled, pooled])
+        )
+
+    def _added(self, text: TextStates, places: Sequence[WindowPlace], guided: bool) -> dict[str, Tensor]:
+        # float32 whatever the networks' type: half precision would round the coordinates of a large picture.
+        ids = torch.tensor(
+            [time_ids(place, self.facts) for place in places], dtype=torch.float32, device=self._device
+        )
+        assert text.pooled is not None
+        return {
+            "text_embeds": rows(text.pooled, len(places), guided),
+            "time_ids": torch.cat([ids, ids]) if guided else ids,
+        }
+
+
+def time_ids(place: WindowPlace, facts: ModelFacts) -> tuple[float, ...]:
+    """SDXL's micro-conditioning (arXiv 2307.01952, section 2.2): picture size, corner, crop size.
+
+    A model with a `zoom_limit` knows no picture whose short side is beyond that many native sizes. A larger
+    one is described to it as one of the limit's size: its size and the corner shrink together, so that the
+    window keeps its place, and the window itself stays what it always was in training.
+    """
+    short_side = min(place.picture_height, place.picture_width)
+    shrink = 1.0
+    if facts.zoom_limit is not None:
+        shrink = min(1.0, facts.zoom_limit * facts.native_size / short_side)
+    picture = (place.picture_height, place.picture_width, place.pixel_y, place.pixel_x)
+    return (*(value * shrink for value in picture), float(place.height), float(place.width))
+
+
+def load(path: Path, facts: ModelFacts, device: torch.device, dtype: str) -> StableDiffusionXL:
+    """Load a folder of class `StableDiffusionXLPipeline`; raises `ModelNotUsable` when it does not load."""
+    pipeline = load_pipeline(
+        "StableDiffusionXLPipeline",
+        path,
+        device,
+        dtype,
+        feature_extractor=None,
+        image_encoder=None,
+        add_watermarker=False,
+    )
+    # SDXL's own autoencoder overflows in float16 and says so in its config.
+    if dtype == "float16" and pipeline.vae.config.force_upcast:
+        pipeline.vae.to(torch.float32)
+    return StableDiffusionXL(pipeline, facts, device, dtype)

@@ -1,0 +1,83 @@
+"""How a finished picture is cut for decoding and for the Deep Zoom pyramid: pure geometry, in pixels.
+
+A block is an aligned square of the full-resolution picture that one rank decodes, cuts into tiles and
+halves, level after level, without anybody else. Its side is a power of two times the tile's, laid out by
+the spec, never by the rank count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from render.models.adapter import ModelFacts
+from render.plan.geometry import Rect
+from render.spec import Spec
+
+_SMALLEST_DECODE = 64
+"""Side of a decode tile in latents, for models whose window is no larger."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """The layout of one picture. `decode_side` in latents, all other lengths in pixels."""
+
+    width: int
+    height: int
+    tile: int
+    block: int
+    decode_side: int
+
+    @cached_property
+    def top_level(self) -> int:
+        """Number of the full-resolution level; level 0 is a single pixel (Deep Zoom's convention)."""
+        return (max(self.width, self.height) - 1).bit_length()
+
+    @cached_property
+    def block_levels(self) -> int:
+        """How many levels, from the full one down, a block holds in whole tiles."""
+        return min((self.block // self.tile).bit_length(), self.top_level)
+
+    @cached_property
+    def blocks(self) -> tuple[Rect, ...]:
+        """All blocks, row by row, clipped to the picture."""
+        return tuple(
+            Rect(y=y, x=x, height=min(self.block, self.height - y), width=min(self.block, self.width - x))
+            for y in range(0, self.height, self.block)
+            for x in range(0, self.width, self.block)
+        )
+
+    def blocks_of(self, rank: int, world_size: int) -> tuple[Rect, ...]:
+        """An unbroken run of the blocks; runs differ in length by one at most."""
+        total = len(self.blocks)
+        return self.blocks[total * rank // world_size : total * (rank + 1) // world_size]
+
+    def size_at(self, level: int) -> tuple[int, int]:
+        """(width, height) of a level, halved with the ceiling."""
+        shift = self.top_level - level
+        return -(-self.width >> shift), -(-self.height >> shift)
+
+    def tiles_at(self, level: int) -> int:
+        width, height = self.size_at(level)
+        return -(-width // self.tile) * -(-height // self.tile)
+
+    @cached_property
+    def tile_count(self) -> int:
+        return sum(self.tiles_at(level) for level in range(self.top_level + 1))
+
+
+def make_cut(spec: Spec, facts: ModelFacts) -> Cut:
+    """Blocks grow with the picture, so that what is left for the few top levels stays small."""
+    native = facts.native_size // facts.scale_factor
+    decode_side = max(_SMALLEST_DECODE, 1 << (native - 1).bit_length())
+    longest = max(spec.width, spec.height)
+    grown = 0 if longest <= 2048 else 1 if longest <= 8192 else 2
+    block = max(spec.tile_size, decode_side * facts.scale_factor) << grown
+    return Cut(
+        width=spec.width, height=spec.height, tile=spec.tile_size, block=block, decode_side=decode_side
+    )
+
+
+def tile_key(level: int, col: int, row: int, ending: str) -> str:
+    """Deep Zoom's path of a tile."""
+    return f"image_files/{level}/{col}_{row}.{ending}"

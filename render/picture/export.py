@@ -1,0 +1,104 @@
+"""One file from a pyramid, streamed with libvips in bounded memory. Torch-free."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from render.errors import BadInput, RenderFailed
+from render.picture.blocks import tile_key
+from render.picture.encode import ENDINGS, srgb_profile, xmp
+from render.picture.folder import read_manifest
+
+LIMITS = {
+    ".png": 2**31 - 1,
+    ".tif": 2**31 - 1,
+    ".tiff": 2**31 - 1,
+    ".jpg": 65_500,
+    ".jpeg": 65_500,
+    ".webp": 16_383,
+}
+"""File endings and the longest side in pixels that each can hold."""
+
+
+def export_image(
+    folder: Path,
+    target: Path,
+    *,
+    quality: int = 90,
+    force: bool = False,
+    on_progress: Callable[[int], None] = lambda per_cent: None,
+) -> Path:
+    """Write the full-resolution level of a published image as one file (.png .tif .jpg .webp).
+
+    A .tif is a pyramidal BigTIFF. Everything that can be refused is refused before any work.
+    Raises `BadInput` for the user's mistakes, `RenderFailed` when the file cannot be written.
+    """
+    manifest = read_manifest(folder)
+    _check_target(manifest, target, force)
+    import pyvips
+
+    picture = _joined(folder, manifest, pyvips)
+    parameters = json.dumps(manifest["spec"], sort_keys=True, ensure_ascii=False)
+    picture.set_type(pyvips.GValue.blob_type, "xmp-data", xmp(parameters))
+    picture.set_type(pyvips.GValue.blob_type, "icc-profile-data", srgb_profile())
+    picture.set_progress(True)
+    picture.signal_connect("eval", lambda _, progress: on_progress(int(progress.percent)))
+    part = target.with_name(f".part-{uuid.uuid4().hex}{target.suffix.lower()}")
+    try:
+        picture.write_to_file(str(part), **_options(target.suffix.lower(), quality))
+        os.replace(part, target)
+    except (pyvips.Error, OSError) as exc:
+        reason = str(exc).strip().splitlines()[0]
+        raise RenderFailed(
+            f"{target}: the export broke off ({reason}); check the disk and verify the image"
+        ) from exc
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def _check_target(manifest: dict[str, Any], target: Path, force: bool) -> None:
+    limit = LIMITS.get(target.suffix.lower())
+    if limit is None:
+        raise BadInput("target", str(target), f"has an unknown ending; use one of {', '.join(LIMITS)}")
+    longest = max(manifest["width"], manifest["height"])
+    if longest > limit:
+        raise BadInput(
+            "target", str(target), f"cannot hold {longest} px (its limit is {limit}); use .tif or .png"
+        )
+    if not target.parent.is_dir():
+        raise BadInput("target", str(target), "lies in a folder that does not exist; make it first")
+    if target.exists() and not force:
+        raise BadInput("target", str(target), "exists; use --force to replace it")
+
+
+def _joined(folder: Path, manifest: dict[str, Any], pyvips: Any) -> Any:
+    level = len(manifest["levels"]) - 1
+    width, height = manifest["levels"][level]
+    side, ending = manifest["tile_size"], ENDINGS[manifest["format"]]
+    across, down = -(-width // side), -(-height // side)
+    tiles = []
+    for row in range(down):
+        for col in range(across):
+            path = folder / tile_key(level, col, row, ending)
+            if not path.is_file():
+                raise BadInput(
+                    "folder", str(folder), f"lacks the tile {path.name} of level {level}; run chorale verify"
+                )
+            tiles.append(pyvips.Image.new_from_file(str(path)))
+    joined = pyvips.Image.arrayjoin(tiles, across=across, hspacing=side, vspacing=side)
+    return joined.crop(0, 0, width, height).copy(interpretation="srgb")
+
+
+def _options(ending: str, quality: int) -> dict[str, Any]:
+    if ending in (".tif", ".tiff"):
+        return {"tile": True, "pyramid": True, "bigtiff": True, "compression": "deflate", "tile_width": 512,
+                "tile_height": 512}  # fmt: skip
+    if ending == ".png":
+        return {"compression": 6}
+    return {"Q": quality}

@@ -1,0 +1,109 @@
+"""The manifest: written last, and an image exists when it does. Torch-free to read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from render.errors import RenderFailed
+from render.models.adapter import ModelFacts
+from render.picture.seams import SeamScore, seam_score
+from render.plan.stages import Stage
+from render.sink import Sink
+from render.spec import Spec
+
+if TYPE_CHECKING:
+    from render.picture.pyramid import PyramidReport
+
+KEY = "manifest.json"
+SCHEMA = 1
+_FLATTEST = 2
+"""A picture whose grey levels span no more than this is a failed render, not a picture."""
+
+
+def root_of(tiles: Mapping[str, Mapping[str, Any]]) -> str:
+    """The picture's identity: SHA-256 over the sorted lines `key sha256` of all tiles."""
+    lines = "".join(f"{key} {tiles[key]['sha256']}\n" for key in sorted(tiles))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def check_picture(pyramid: PyramidReport) -> None:
+    """Raise `RenderFailed` for a picture that must not be published."""
+    if pyramid.brightest - pyramid.darkest <= _FLATTEST:
+        raise RenderFailed(
+            f"the picture is flat (all its values lie between {pyramid.darkest} and {pyramid.brightest}); "
+            "nothing was published; try another seed, more steps or --dtype float32"
+        )
+    if len(pyramid.tiles) != pyramid.cut.tile_count:
+        raise RenderFailed(
+            f"{len(pyramid.tiles)} of {pyramid.cut.tile_count} tiles were written; nothing was published"
+        )
+
+
+def picture_seams(pyramid: PyramidReport, stage: Stage, seed: int, pixel: int) -> SeamScore:
+    """Score the last step's window borders (region borders are some of them) and the decode borders."""
+    offset = stage.offset(seed, stage.steps - 1)
+    borders = []
+    for axis, at in ((stage.grid.cols, offset[1]), (stage.grid.rows, offset[0])):
+        starts = axis.starts(at)
+        edges = {start * pixel for start in starts} | {(start + axis.window) * pixel for start in starts}
+        step = pyramid.cut.decode_side * pixel
+        borders.append(edges | set(range(step, axis.length * pixel, step)))
+    window = stage.grid.cols.window * pixel
+    return seam_score(pyramid.profile_x, pyramid.profile_y, borders[0], borders[1], window, pixel)
+
+
+def build_manifest(
+    spec: Spec,
+    facts: ModelFacts,
+    pyramid: PyramidReport,
+    stage: Stage,
+    *,
+    device: str,
+    ranks: int,
+    timings: Mapping[str, float],
+) -> dict[str, Any]:
+    """Everything that is known of a finished image, as JSON types."""
+    cut = pyramid.cut
+    return {
+        "schema": SCHEMA,
+        "digest": spec.digest(facts.digest),
+        "root": root_of(pyramid.tiles),
+        "spec": asdict(spec),
+        "model": {"family": facts.family, "digest": facts.digest},
+        "width": cut.width,
+        "height": cut.height,
+        "tile_size": cut.tile,
+        "levels": [list(cut.size_at(level)) for level in range(cut.top_level + 1)],
+        "format": spec.format,
+        "tiles": pyramid.tiles,
+        "seams": asdict(picture_seams(pyramid, stage, spec.seed, facts.scale_factor)),
+        "range": [pyramid.darkest, pyramid.brightest],
+        "device": device,
+        "numerics": {"dtype": spec.dtype, "threads_per_rank": 1 if device == "cpu" else None},
+        "ranks": ranks,
+        "versions": _versions(("chorale", "torch", "diffusers", "transformers", "pillow")),
+        "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_manifest(manifest: Mapping[str, Any], sink: Sink) -> None:
+    """Put the manifest in place; harmless when the same image is there already."""
+    data = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False).encode()
+    sink.put_if_absent(KEY, data, "application/json")
+
+
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found

@@ -1,0 +1,280 @@
+"""The Deep Zoom pyramid, written by the ranks themselves; nobody ever holds the whole picture.
+
+Each rank decodes its blocks one after another, cuts them into tiles and halves them while whole tiles
+come out. What is left of a block then (a sixteenth of its pixels or less for large pictures) is gathered,
+and rank 0 makes the few top levels of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from render.denoise.group import Group
+from render.models.adapter import Adapter
+from render.picture.blocks import Cut, make_cut, tile_key
+from render.picture.decode import Pixels, decode_block
+from render.picture.encode import CONTENT_TYPES, ENDINGS, encode
+from render.picture.seams import Profile, profiles
+from render.plan.geometry import Rect
+from render.sink import Sink
+from render.spec import Spec
+
+PREVIEW_SIDE = 1024
+"""Longest side of the preview, in pixels."""
+_WAITING_TILES = 8
+"""Encoded tiles that may wait for the sink; bounds a rank's memory when the sink is slow."""
+
+OnProgress = Callable[[int, int], None]
+"""Called with blocks done and blocks in all of this rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyramidReport:
+    """What every rank knows of the finished pyramid."""
+
+    cut: Cut
+    tiles: dict[str, dict[str, Any]]
+    """Key -> {sha256, bytes}, of all ranks, sorted."""
+    profile_x: Profile
+    profile_y: Profile
+    darkest: int
+    brightest: int
+    seconds: dict[str, float]
+
+
+def publish_pyramid(
+    latents: Tensor,
+    adapter: Adapter,
+    spec: Spec,
+    group: Group,
+    sink: Sink,
+    *,
+    device: torch.device,
+    on_progress: OnProgress = lambda done, total: None,
+) -> PyramidReport:
+    """Decode the finished canvas [C, h, w], the same on all ranks, and write all tiles of all levels."""
+    cut = make_cut(spec, adapter.facts)
+    share = _Share(cut=cut)
+    with _Writer(spec, sink) as writer:
+        mine = cut.blocks_of(group.rank, group.world_size)
+        for number, block in enumerate(mine):
+            started = time.perf_counter()
+            pixels = decode_block(adapter, latents, block, cut.decode_side, device)
+            share.decode_seconds += time.perf_counter() - started
+            share.take(block, pixels, writer)
+            on_progress(number + 1, len(mine))
+        everything = _exchange(share, group)
+        if group.rank == 0:
+            _write_top(cut, everything, spec, writer)
+    return _report(cut, share, everything, writer, group)
+
+
+def halved(pixels: Pixels) -> Pixels:
+    """One level down: 2x2 box `(a + b + c + d + 2) >> 2`, odd edges repeated, sizes rounded up."""
+    height, width = pixels.shape[:2]
+    even = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge").astype(np.uint16)
+    rows = even[0::2] + even[1::2]
+    return ((rows[:, 0::2] + rows[:, 1::2] + 2) >> 2).astype(np.uint8)
+
+
+class _Writer:
+    """Encodes and stores tiles beside the decoding, in one thread, with a bounded line before it."""
+
+    def __init__(self, spec: Spec, sink: Sink) -> None:
+        self._spec, self._sink = spec, sink
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tiles")
+        self._room = threading.Semaphore(_WAITING_TILES)
+        self._jobs: list[Future[None]] = []
+        self.tiles: dict[str, dict[str, Any]] = {}
+        self.seconds = 0.0
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+        if kind is None:
+            self.check()
+
+    def check(self) -> None:
+        """Raise what a tile has failed with."""
+        for job in self._jobs:
+            if job.done():
+                job.result()
+        self._jobs = [job for job in self._jobs if not job.done()]
+
+    def put_level(self, level: int, origin_col: int, origin_row: int, pixels: Pixels, side: int) -> None:
+        """Cut [h, w, 3] pixels whose first tile is (origin_col, origin_row) into tiles."""
+        for y in range(0, pixels.shape[0], side):
+            for x in range(0, pixels.shape[1], side):
+                key = tile_key(
+                    level, origin_col + x // side, origin_row + y // side, ENDINGS[self._spec.format]
+                )
+                self._room.acquire()
+                part = np.ascontiguousarray(pixels[y : y + side, x : x + side])
+                self._jobs.append(self._pool.submit(self._put_tile, key, part))
+        self.check()
+
+    def put_extra(self, key: str, data: bytes, content_type: str) -> None:
+        """A file that is not a tile; not part of the root."""
+        self._pool.submit(self._sink.put, key, data, content_type).result()
+
+    def _put_tile(self, key: str, pixels: Pixels) -> None:
+        started = time.perf_counter()
+        try:
+            data = encode(pixels, self._spec.format, self._spec.quality)
+            self._sink.put(key, data, CONTENT_TYPES[self._spec.format])
+            self.tiles[key] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        finally:
+            self._room.release()
+            self.seconds += time.perf_counter() - started
+
+
+@dataclass
+class _Share:
+    """What one rank has learned of its blocks."""
+
+    cut: Cut
+    decode_seconds: float = 0.0
+    darkest: int = 255
+    brightest: int = 0
+    leftovers: list[tuple[int, int, Pixels]] = field(default_factory=list)
+    edges: list[tuple[Rect, tuple[Pixels, Pixels, Pixels, Pixels]]] = field(default_factory=list)
+    profile_x: Profile = field(init=False)
+    profile_y: Profile = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.profile_x = np.zeros(self.cut.width, np.int64)
+        self.profile_y = np.zeros(self.cut.height, np.int64)
+
+    def take(self, block: Rect, pixels: Pixels, writer: _Writer) -> None:
+        """Measure a decoded block, write its tiles, and keep what is left of it."""
+        along_x, along_y = profiles(pixels)
+        self.profile_x[block.x : block.x + block.width] += along_x
+        self.profile_y[block.y : block.y + block.height] += along_y
+        edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
+        self.edges.append((block, tuple(edge.copy() for edge in edges)))  # type: ignore[arg-type]
+        self.darkest = min(self.darkest, int(pixels.min()))
+        self.brightest = max(self.brightest, int(pixels.max()))
+        for down in range(self.cut.block_levels):
+            origin_col, origin_row = ((at >> down) // self.cut.tile for at in (block.x, block.y))
+            writer.put_level(self.cut.top_level - down, origin_col, origin_row, pixels, self.cut.tile)
+            pixels = halved(pixels)
+        shift = self.cut.block_levels
+        self.leftovers.append((block.y >> shift, block.x >> shift, pixels))
+
+
+def _exchange(share: _Share, group: Group) -> _Share:
+    """Gather what the top levels and the measures across blocks need; bytes, not sums, cross."""
+    header = {
+        "darkest": share.darkest,
+        "brightest": share.brightest,
+        "blocks": [asdict(block) for block, _ in share.edges],
+        "leftovers": [(y, x, *pixels.shape[:2]) for y, x, pixels in share.leftovers],
+    }
+    arrays: list[NDArray[Any]] = [share.profile_x, share.profile_y]
+    arrays += [edge for _, edges in share.edges for edge in edges]
+    arrays += [pixels for _, _, pixels in share.leftovers]
+    body = b"".join(array.tobytes() for array in arrays)
+    text = json.dumps(header).encode()
+    whole = _Share(cut=share.cut)
+    for data in group.all_gather_bytes(len(text).to_bytes(8, "big") + text + body):
+        _add_message(whole, data)
+    _add_steps_between(whole)
+    return whole
+
+
+def _add_message(whole: _Share, data: bytes) -> None:
+    length = int.from_bytes(data[:8], "big")
+    header = json.loads(data[8 : 8 + length])
+    at = 8 + length
+
+    def take(shape: tuple[int, ...], kind: Any) -> Any:
+        nonlocal at
+        count = int(np.prod(shape))
+        array = np.frombuffer(data, kind, count, at).reshape(shape)
+        at += array.nbytes
+        return array
+
+    whole.darkest = min(whole.darkest, header["darkest"])
+    whole.brightest = max(whole.brightest, header["brightest"])
+    whole.profile_x += take((whole.cut.width,), np.int64)
+    whole.profile_y += take((whole.cut.height,), np.int64)
+    for values in header["blocks"]:
+        block = Rect(**values)
+        rows = [take((block.width, 3), np.uint8) for _ in range(2)]
+        cols = [take((block.height, 3), np.uint8) for _ in range(2)]
+        whole.edges.append((block, (rows[0], rows[1], cols[0], cols[1])))
+    for y, x, height, width in header["leftovers"]:
+        whole.leftovers.append((y, x, take((height, width, 3), np.uint8)))
+
+
+def _add_steps_between(whole: _Share) -> None:
+    """Add the steps between the last line of one block and the first of the next."""
+    by_place = {(block.y, block.x): edges for block, edges in whole.edges}
+    for block, (top, _, left, _) in whole.edges:
+        above = by_place.get((block.y - whole.cut.block, block.x))
+        beside = by_place.get((block.y, block.x - whole.cut.block))
+        if above is not None:
+            whole.profile_y[block.y] += _steps(above[1], top)
+        if beside is not None:
+            whole.profile_x[block.x] += _steps(beside[3], left)
+
+
+def _steps(one: Pixels, two: Pixels) -> int:
+    return int(np.abs(one.astype(np.int16) - two.astype(np.int16)).sum(dtype=np.int64))
+
+
+def _write_top(cut: Cut, everything: _Share, spec: Spec, writer: _Writer) -> None:
+    """The levels above the blocks' own, the preview and the Deep Zoom descriptor."""
+    level = cut.top_level - cut.block_levels
+    width, height = cut.size_at(level)
+    pixels = np.empty((height, width, 3), np.uint8)
+    for y, x, part in everything.leftovers:
+        pixels[y : y + part.shape[0], x : x + part.shape[1]] = part
+    preview: Pixels | None = None
+    while level >= 0:
+        writer.put_level(level, 0, 0, pixels, cut.tile)
+        if preview is None and max(pixels.shape[:2]) <= PREVIEW_SIDE:
+            preview = pixels
+        pixels, level = halved(pixels), level - 1
+    parameters = json.dumps(asdict(spec), sort_keys=True, ensure_ascii=False)
+    shown = preview if preview is not None else pixels
+    writer.put_extra("preview.webp", encode(shown, "webp", 90, parameters), "image/webp")
+    writer.put_extra("image.dzi", _descriptor(cut, spec).encode(), "application/xml")
+
+
+def _descriptor(cut: Cut, spec: Spec) -> str:
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        f'<Image xmlns="http://schemas.microsoft.com/deepzoom/2008" Format="{ENDINGS[spec.format]}" '
+        f'Overlap="0" TileSize="{cut.tile}"><Size Width="{cut.width}" Height="{cut.height}"/></Image>\n'
+    )
+
+
+def _report(cut: Cut, share: _Share, everything: _Share, writer: _Writer, group: Group) -> PyramidReport:
+    """Gather the tiles' digests; called after the writer is closed, so all of them are stored."""
+    tiles: dict[str, dict[str, Any]] = {}
+    for data in group.all_gather_bytes(json.dumps(writer.tiles).encode()):
+        tiles |= json.loads(data)
+    return PyramidReport(
+        cut=cut,
+        tiles=dict(sorted(tiles.items())),
+        profile_x=everything.profile_x,
+        profile_y=everything.profile_y,
+        darkest=everything.darkest,
+        brightest=everything.brightest,
+        seconds={"decode": share.decode_seconds, "encode": writer.seconds},
+    )

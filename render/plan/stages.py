@@ -1,0 +1,92 @@
+"""The stages of the cascade: from the model's native size, where the composition is decided, to the image."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+from render.models.adapter import ModelFacts
+from render.plan.geometry import Axis, Grid
+from render.spec import Spec
+
+OVERLAP_SHARE = 4
+"""`overlap` blend: a quarter of a window is shared with the next one."""
+SHIFT_SHARE = 16
+"""`shift` blend: a sixteenth is, just enough for a soft edge."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One resolution of the cascade. `width` and `height` in pixels; the grid in latents."""
+
+    index: int
+    width: int
+    height: int
+    first_step: int
+    """The step of the sampler's schedule at which this stage starts; 0 starts from pure noise."""
+    steps: int
+    """The step after the last one, the same for all stages."""
+    batch: int
+    """Windows per model call."""
+    grid: Grid
+
+    def offset(self, seed: int, step: int) -> tuple[int, int]:
+        """Where the grid stands at a step: a function of (seed, stage, step) alone."""
+        rows, cols = self.grid.rows.offsets, self.grid.cols.offsets
+        if rows == cols == 1:
+            return 0, 0
+        draw = hashlib.sha256(f"{seed}/{self.index}/{step}".encode()).digest()
+        return int.from_bytes(draw[:8], "big") % rows, int.from_bytes(draw[8:16], "big") % cols
+
+
+def make_stages(spec: Spec, facts: ModelFacts) -> tuple[Stage, ...]:
+    """Sizes halve from the image's own size down to the model's native area, in multiples of a latent."""
+    sizes = _sizes(spec, facts)
+    return tuple(_stage(spec, facts, index, *size) for index, size in enumerate(sizes))
+
+
+def _sizes(spec: Spec, facts: ModelFacts) -> list[tuple[int, int]]:
+    native, pixel = facts.native_size, facts.scale_factor
+    # Half a halving too many would make the first stage half the native area; rounded down, it is twice.
+    halvings = max(0, math.ceil(math.log2(math.sqrt(spec.width * spec.height) / native) - 0.5))
+    # A very long picture is not squeezed until its short side is below half the native size: the model
+    # has never seen such pictures, and a row of windows serves it better.
+    while halvings and min(spec.width, spec.height) / 2**halvings < native / 2:
+        halvings -= 1
+    sizes = []
+    for power in range(halvings, -1, -1):
+        width, height = (
+            max(pixel, round(side / 2**power / pixel) * pixel) for side in (spec.width, spec.height)
+        )
+        sizes.append((width, height))
+    return sizes
+
+
+def _stage(spec: Spec, facts: ModelFacts, index: int, width: int, height: int) -> Stage:
+    latent_width, latent_height = width // facts.scale_factor, height // facts.scale_factor
+    native = facts.native_size // facts.scale_factor
+    # A canvas of about native area is one window of its own shape, as a pipeline would render it.
+    whole = latent_width * latent_height <= 2 * native * native
+    window_width = latent_width if whole else min(native, latent_width)
+    window_height = latent_height if whole else min(native, latent_height)
+    moving = spec.blend == "shift"
+    grid = Grid(
+        rows=_axis(latent_height, window_height, moving), cols=_axis(latent_width, window_width, moving)
+    )
+    first_step = 0 if index == 0 else spec.steps - max(1, round(spec.steps * spec.strength))
+    return Stage(
+        index=index,
+        width=width,
+        height=height,
+        first_step=first_step,
+        steps=spec.steps,
+        batch=min(spec.window_batch, grid.windows),
+        grid=grid,
+    )
+
+
+def _axis(length: int, window: int, moving: bool) -> Axis:
+    share = SHIFT_SHARE if moving else OVERLAP_SHARE
+    overlap = 0 if window == length else min(max(1, window // share), window - 1)
+    return Axis(length=length, window=window, overlap=overlap, moving=moving)

@@ -1,0 +1,17 @@
+"""Where encoded files go. The engine knows only this protocol; `infra.store` has the real ones."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Sink(Protocol):
+    """Takes whole files by key. A key is a relative path such as `image_files/10/0_1.png`."""
+
+    def put(self, key: str, data: bytes, content_type: str) -> None:
+        """Store `data` whole or not at all, replacing what was there."""
+        ...
+
+    def put_if_absent(self, key: str, data: bytes, content_type: str) -> bool:
+        """Store `data` unless the key exists; False when it does."""
+        ...

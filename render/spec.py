@@ -1,0 +1,185 @@
+"""The spec: everything that decides the pixels of an image, frozen, validated and digested.
+
+Two specs with the same digest are the same image, bit for bit, on the same kind of device and the same
+library versions. Whatever does not touch a pixel (ranks, folders, progress) stays out of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from render.errors import BadInput
+
+SAMPLERS = ("euler", "euler-ancestral", "ddim", "dpmpp-2m", "lcm")
+BLENDS = ("overlap", "shift")
+DTYPES = ("float32", "bfloat16", "float16")
+FORMATS = {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_500}
+"""Output formats and the longest side in pixels that each can hold as one exported file."""
+LARGEST_SIDE = 131_072
+DIGEST_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What to render. Sizes are in pixels, `guidance_scale` and `strength` have no unit.
+
+    Raises `BadInput` on construction when a value cannot be rendered.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    width: int = 1024
+    height: int = 1024
+    seed: int = 0
+    steps: int = 25
+    guidance_scale: float = 4.0
+    sampler: str = "euler"
+    model: str = "builtin"
+    blend: str = "overlap"
+    dtype: str = "float32"
+    format: str = "png"
+    quality: int = 90
+    strength: float = 0.45
+    """How far each cascade stage after the first is noised before it is denoised again, 0 < s <= 1."""
+    window_batch: int = 4
+    """Windows per model call. Kernels round differently at other batch shapes, so it is part of the image."""
+    tile_size: int = 512
+    """Side of a pyramid tile in pixels, a power of two from 64 to 2048."""
+
+    def __post_init__(self) -> None:
+        _check_text(self)
+        _check_size("width", self.width, self.format)
+        _check_size("height", self.height, self.format)
+        _check_whole("seed", self.seed, 0, 2**63 - 1)
+        _check_whole("steps", self.steps, 1, 1000)
+        _check_whole("quality", self.quality, 1, 100)
+        _check_whole("window_batch", self.window_batch, 1, 256)
+        _check_whole("tile_size", self.tile_size, 64, 2048)
+        if self.tile_size & (self.tile_size - 1):
+            raise BadInput("tile_size", self.tile_size, "is not a power of two; use 256, 512 or 1024")
+        _check_real("guidance_scale", self.guidance_scale, 0.0, 100.0)
+        _check_real("strength", self.strength, 0.01, 1.0)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Spec:
+        """Build a spec from names and values; unknown names are refused with the nearest known one."""
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise BadInput("key", key, f"is unknown; {_nearest(str(key), known)}")
+        if "prompt" not in values:
+            raise BadInput("prompt", None, "is missing; say what to render")
+        return cls(**{name: _coerced(name, value) for name, value in values.items()})
+
+    def with_changes(self, **changes: Any) -> Spec:
+        """A new, validated spec with some values replaced."""
+        return replace(self, **changes)
+
+    def canonical_json(self, model_digest: str) -> str:
+        """Every value written out, keys sorted, no spaces; the model enters by the digest of its weights."""
+        document = asdict(self) | {"model": model_digest, "version": DIGEST_VERSION}
+        return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    def digest(self, model_digest: str) -> str:
+        """The image's identity: SHA-256 of the canonical JSON, in hexadecimal."""
+        return hashlib.sha256(self.canonical_json(model_digest).encode()).hexdigest()
+
+
+def read_spec_file(path: Path) -> dict[str, Any]:
+    """Names and values from a .json, .yaml, .yml or .toml file; raises `BadInput` when it cannot be read."""
+    readers: dict[str, Callable[[str], Any]] = {
+        ".json": json.loads,
+        ".yaml": yaml.safe_load,
+        ".yml": yaml.safe_load,
+        ".toml": tomllib.loads,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise BadInput("spec", str(path), f"has an unknown ending; use one of {', '.join(readers)}")
+    try:
+        values = reader(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise BadInput("spec", str(path), f"cannot be read ({exc.strerror}); check the path") from exc
+    except (ValueError, yaml.YAMLError) as exc:
+        reason = str(exc).splitlines()[0]
+        raise BadInput(
+            "spec", str(path), f"is not valid {path.suffix[1:]} ({reason}); mend the file"
+        ) from exc
+    if not isinstance(values, dict):
+        raise BadInput("spec", str(path), "holds no names and values; write e.g. prompt: a red vase")
+    return values
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`1536x1024` -> (width, height) in pixels; raises `BadInput` when it is not of that form."""
+    width, cross, height = text.lower().partition("x")
+    if not (cross and _is_whole(width) and _is_whole(height)):
+        raise BadInput("size", text, "is not WIDTHxHEIGHT in pixels; use e.g. 1024x1024")
+    return int(width), int(height)
+
+
+def _is_whole(text: str) -> bool:
+    return text.removeprefix("-").isascii() and text.removeprefix("-").isdigit()
+
+
+def _coerced(name: str, value: Any) -> Any:
+    # YAML and JSON write 4 where 4.0 is meant, and the digest must not tell them apart.
+    if name in ("guidance_scale", "strength") and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+def _check_text(spec: Spec) -> None:
+    for name in ("prompt", "negative_prompt", "sampler", "model", "blend", "dtype", "format"):
+        value = getattr(spec, name)
+        if not isinstance(value, str):
+            raise BadInput(name, value, "is not text; put it in quotes")
+    if not spec.prompt.strip():
+        raise BadInput("prompt", spec.prompt, "is empty; say what to render")
+    if not spec.model.strip():
+        raise BadInput("model", spec.model, "is empty; use builtin, a folder or a hub id")
+    choices = {"sampler": SAMPLERS, "blend": BLENDS, "dtype": DTYPES, "format": tuple(FORMATS)}
+    for name, allowed in choices.items():
+        if getattr(spec, name) not in allowed:
+            raise BadInput(name, getattr(spec, name), f"is unknown; use one of {', '.join(allowed)}")
+
+
+def _check_size(name: str, value: Any, form: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise BadInput(name, value, "is not a whole number of pixels; use e.g. 1024")
+    if value <= 0:
+        raise BadInput(name, value, "is not positive; use e.g. 1024")
+    if value % 8:
+        below = max(8, value // 8 * 8)
+        raise BadInput(name, value, f"is not a multiple of 8 px; use {below} or {value // 8 * 8 + 8}")
+    limit = min(FORMATS[form], LARGEST_SIDE)
+    if value > limit:
+        raise BadInput(name, value, f"is above the limit of {form}, {limit} px; use a smaller size or png")
+
+
+def _check_whole(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise BadInput(name, value, f"is not a whole number from {low} to {high}")
+
+
+def _check_real(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, float) or not math.isfinite(value):
+        raise BadInput(name, value, f"is not a finite number; use {low} to {high}")
+    if not low <= value <= high:
+        raise BadInput(name, value, f"is out of range; use {low} to {high}")
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    import difflib
+
+    match = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {match[0]}?" if match else f"use one of {', '.join(known)}"

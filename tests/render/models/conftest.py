@@ -1,0 +1,28 @@
+"""One tiny random model of each kind, saved once per session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.render.models.tiny_folders import BETAS, GENTLE_BETAS, save_sd, save_sdxl
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {
+        "sd-epsilon": save_sd(root / "sd-epsilon", "epsilon", GENTLE_BETAS),
+        "sd-epsilon-steep": save_sd(root / "sd-epsilon-steep", "epsilon", BETAS),
+        "sd-v": save_sd(root / "sd-v", "v_prediction", BETAS),
+        "sd-distilled": save_sd(root / "sd-distilled", "epsilon", GENTLE_BETAS, time_cond_proj_dim=8),
+        "sdxl": save_sdxl(root / "sdxl"),
+        "sdxl-second-only": save_sdxl(root / "sdxl-second-only", both_encoders=False),
+    }

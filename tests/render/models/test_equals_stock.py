@@ -1,0 +1,210 @@
+"""At native size with one window, an adapter and our samplers are the stock diffusers pipeline."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from render.denoise.samplers import HISTORY, STOCHASTIC, SamplerState, input_scale, step, to_denoised
+from render.models import WindowPlace, load_adapter
+from render.models.schedule import noise_schedule, stock_scheduler
+
+KINDS = ("sd-epsilon", "sd-v", "sdxl", "sdxl-second-only")
+PROMPT, NEGATIVE = "a red vase", "blue"
+PLACE = WindowPlace(picture_height=64, picture_width=64, pixel_y=0, pixel_x=0, height=64, width=64)
+
+
+def stock(folder: Path, sampler: str, **scheduler_config: Any) -> Any:
+    pipeline = stock_loaded(folder)
+    original = DiffusionPipeline.load_config(folder)["scheduler"][1]
+    config = dict(getattr(diffusers, original).load_config(folder / "scheduler")) | scheduler_config
+    pipeline.scheduler = stock_scheduler(config, sampler)
+    return pipeline
+
+
+@lru_cache
+def stock_loaded(folder: Path) -> Any:
+    pipeline = DiffusionPipeline.from_pretrained(
+        folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@lru_cache
+def loaded(folder: Path) -> Any:
+    return load_adapter(folder, torch.device("cpu"), "float32")
+
+
+def unit_noise() -> Tensor:
+    return torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(7))
+
+
+def our_latents(adapter: Any, schedule: Any, sampler: str, guidance: float, negative: str) -> Tensor:
+    """The engine's loop with one window: what is tested against the stock pipeline's."""
+    text = adapter.encode_prompt(PROMPT, negative, guidance > 1.0)
+    generator = torch.Generator().manual_seed(3)
+    state = SamplerState(unit_noise() * schedule.initial_scale)
+    for index, timestep in enumerate(schedule.timesteps):
+        sigma = schedule.sigmas[index]
+        prediction = adapter.predict(state.x * input_scale(sigma), timestep, text, [PLACE], guidance)
+        denoised = to_denoised(prediction, state.x, sigma, adapter.prediction_type)
+        noise = None
+        if sampler in STOCHASTIC:
+            noise = torch.randn(denoised.shape, generator=generator)
+        state = step(sampler, index, schedule, state, denoised, noise)
+        assert len(state.history) == HISTORY[sampler]
+    return state.x * schedule.final_scale
+
+
+def stock_latents(pipeline: Any, steps: int, guidance: float, negative: str | None) -> Tensor:
+    return pipeline(
+        PROMPT,
+        negative_prompt=negative,
+        height=64,
+        width=64,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        latents=unit_noise(),
+        generator=torch.Generator().manual_seed(3),
+        output_type="latent",
+    ).images
+
+
+@pytest.mark.parametrize("sampler", sorted(HISTORY))
+@pytest.mark.parametrize("kind", KINDS)
+def test_latents_equal_the_stock_pipelines(model_folders: dict[str, Path], kind: str, sampler: str) -> None:
+    adapter = loaded(model_folders[kind])
+    ours = our_latents(adapter, adapter.schedule(sampler, 5), sampler, 4.0, NEGATIVE)
+    theirs = stock_latents(stock(model_folders[kind], sampler), 5, 4.0, NEGATIVE)
+    assert theirs.std() > 0.1
+    assert (ours - theirs).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("sampler", sorted(HISTORY))
+def test_at_large_sigmas_the_difference_is_rounding(model_folders: dict[str, Path], sampler: str) -> None:
+    folder = model_folders["sd-epsilon-steep"]
+    adapter = loaded(folder)
+    ours = our_latents(adapter, adapter.schedule(sampler, 5), sampler, 4.0, NEGATIVE)
+    theirs = stock_latents(stock(folder, sampler), 5, 4.0, NEGATIVE)
+    assert theirs.std() > 4.0
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.std()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_without_negative_prompt(model_folders: dict[str, Path], kind: str, guidance: float) -> None:
+    adapter = loaded(model_folders[kind])
+    ours = our_latents(adapter, adapter.schedule("euler", 3), "euler", guidance, "")
+    theirs = stock_latents(stock(model_folders[kind], "euler"), 3, guidance, None)
+    assert (ours - theirs).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("sampler", sorted(HISTORY))
+@pytest.mark.parametrize("steps", [1, 7, 16])
+def test_every_spacing_of_timesteps(
+    model_folders: dict[str, Path], sampler: str, spacing: str, steps: int
+) -> None:
+    # 7 and 16 do not divide 1000: there a stock DDIM lands beside its next timestep.
+    adapter = loaded(model_folders["sd-v"])
+    pipeline = stock(model_folders["sd-v"], sampler, timestep_spacing=spacing)
+    schedule = noise_schedule(pipeline.scheduler.config, sampler, steps)
+    ours = our_latents(adapter, schedule, sampler, 4.0, NEGATIVE)
+    assert (ours - stock_latents(pipeline, steps, 4.0, NEGATIVE)).abs().max() <= 1e-5
+
+
+def test_a_distilled_model_takes_the_guidance_as_an_input(model_folders: dict[str, Path]) -> None:
+    folder = model_folders["sd-distilled"]
+    schedule = loaded(folder).schedule("lcm", 4)
+    ours = our_latents(loaded(folder), schedule, "lcm", 4.0, NEGATIVE)
+    assert (ours - stock_latents(stock(folder, "lcm"), 4, 4.0, None)).abs().max() <= 1e-5
+    assert (ours - our_latents(loaded(folder), schedule, "lcm", 8.0, NEGATIVE)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["sd-v", "sdxl", "sdxl-second-only"])
+def test_half_precision_is_near_and_answers_in_float32(
+    model_folders: dict[str, Path], kind: str, dtype: str
+) -> None:
+    exact, half = loaded(model_folders[kind]), load_adapter(model_folders[kind], torch.device("cpu"), dtype)
+    for one, other in zip(predict_and_decode(exact), predict_and_decode(half), strict=True):
+        assert other.dtype == torch.float32
+        assert (one - other).abs().max() <= 0.1 * one.abs().max()
+    upcast = dtype == "float16" and kind == "sdxl"
+    assert half._vae.dtype == (torch.float32 if upcast else getattr(torch, dtype))
+
+
+def predict_and_decode(adapter: Any) -> tuple[Tensor, Tensor, Tensor]:
+    text = adapter.encode_prompt(PROMPT, "", True)
+    pixels = adapter.decode(unit_noise())
+    return adapter.predict(unit_noise(), 500.0, text, [PLACE], 4.0), pixels, adapter.encode(pixels)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decode_equals_the_stock_pipelines(model_folders: dict[str, Path], kind: str) -> None:
+    adapter = loaded(model_folders[kind])
+    ours = adapter.decode(our_latents(adapter, adapter.schedule("ddim", 2), "ddim", 4.0, NEGATIVE))
+    pipeline = stock(model_folders[kind], "ddim")
+    theirs = pipeline(
+        PROMPT,
+        negative_prompt=NEGATIVE,
+        num_inference_steps=2,
+        guidance_scale=4.0,
+        latents=unit_noise(),
+        output_type="pt",
+    ).images
+    assert ours.dtype == torch.float32 and ours.shape == (1, 3, 64, 64)
+    assert theirs.std() > 1e-3
+    assert (ours - theirs).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["sd-epsilon", "sdxl"])
+def test_encode_is_what_image_to_image_starts_from(
+    model_folders: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import AutoPipelineForImage2Image
+
+    adapter = loaded(model_folders[kind])
+    pixels = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(1))
+    pipeline = AutoPipelineForImage2Image.from_pipe(stock(model_folders[kind], "ddim"))
+    original_encode = pipeline.vae.encode
+
+    def mode_instead_of_a_sample(image: Tensor) -> Any:
+        encoded = original_encode(image)
+        encoded.latent_dist.sample = lambda generator=None: encoded.latent_dist.mode()
+        return encoded
+
+    monkeypatch.setattr(pipeline.vae, "encode", mode_instead_of_a_sample)
+    timestep = torch.tensor([0])
+    extra = {"add_noise": False} if kind == "sdxl" else {}
+    if kind == "sd-epsilon":  # it always adds noise; at abar = 1 that is none
+        pipeline.scheduler.alphas_cumprod[0] = 1.0
+    with torch.no_grad():
+        theirs = pipeline.prepare_latents(
+            pixels * 2 - 1, timestep, 1, 1, torch.float32, torch.device("cpu"), None, **extra
+        )
+    assert (adapter.encode(pixels) - theirs).abs().max() <= 1e-5
+
+
+def test_a_batch_of_windows_is_the_windows_one_by_one(model_folders: dict[str, Path]) -> None:
+    adapter = loaded(model_folders["sdxl"])
+    text = adapter.encode_prompt(PROMPT, "", True)
+    places = [
+        WindowPlace(picture_height=256, picture_width=128, pixel_y=y, pixel_x=x, height=64, width=64)
+        for y, x in ((0, 0), (64, 0), (192, 64))
+    ]
+    latents = torch.randn((3, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+    together = adapter.predict(latents, 500.0, text, places, 4.0)
+    for number, place in enumerate(places):
+        alone = adapter.predict(latents[number : number + 1], 500.0, text, [place], 4.0)
+        assert (together[number : number + 1] - alone).abs().max() <= 1e-5
+    moved = adapter.predict(latents[:1], 500.0, text, [places[2]], 4.0)
+    assert (together[:1] - moved).abs().max() > 1e-4  # a window knows its place

@@ -1,0 +1,146 @@
+"""Tiny random models in diffusers' folder format, of the families that we have adapters for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+SAMPLE_SIZE = 8
+TOKENS = 16
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+"""Stable Diffusion's own."""
+GENTLE_BETAS = {"beta_start": 0.0001, "beta_end": 0.002, "beta_schedule": "linear"}
+"""The largest sigma is 1.4 here. Random networks do not predict the noise, so with Stable Diffusion's own
+(sigma 14.6) an epsilon model leaves latents of 40 and more, where two float32 runs part by 1e-5 anyway."""
+
+
+def tokenizer() -> CLIPTokenizer:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        "re",
+        "red</w>",
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    return CLIPTokenizer(
+        vocab={word: number for number, word in enumerate(words)},
+        merges=[("r", "e"), ("re", "d</w>")],
+        model_max_length=TOKENS,
+    )
+
+
+def text_config(width: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        projection_dim=width,
+        bos_token_id=54,
+        eos_token_id=55,
+        pad_token_id=55,
+    )
+
+
+def unet(text_width: int, **more: Any) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=SAMPLE_SIZE,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        norm_num_groups=8,
+        layers_per_block=1,
+        cross_attention_dim=text_width,
+        attention_head_dim=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        **more,
+    )
+
+
+def kl_vae(**more: Any) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+        **more,
+    )
+
+
+def tiny_vae() -> AutoencoderTiny:
+    widths = (8, 8, 8, 8)
+    return AutoencoderTiny(
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+        scaling_factor=0.7,
+    )
+
+
+def save_sd(folder: Path, prediction_type: str, betas: dict[str, Any], **unet_more: Any) -> Path:
+    torch.manual_seed(1)
+    pipeline = StableDiffusionPipeline(
+        vae=kl_vae(),
+        text_encoder=CLIPTextModel(text_config(16)),
+        tokenizer=tokenizer(),
+        unet=unet(16, **unet_more),
+        scheduler=DDIMScheduler(
+            **betas,
+            prediction_type=prediction_type,
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def save_sdxl(folder: Path, both_encoders: bool = True) -> Path:
+    torch.manual_seed(2)
+    text_width = 16 + 24 if both_encoders else 24
+    pipeline = StableDiffusionXLPipeline(
+        vae=kl_vae(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.8, 1.1, 2.0])
+        if both_encoders
+        else tiny_vae(),
+        text_encoder=CLIPTextModel(text_config(16)) if both_encoders else None,
+        tokenizer=tokenizer() if both_encoders else None,
+        text_encoder_2=CLIPTextModelWithProjection(text_config(24)),
+        tokenizer_2=tokenizer(),
+        unet=unet(
+            text_width,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 24,
+        ),
+        scheduler=EulerDiscreteScheduler(
+            **GENTLE_BETAS, timestep_spacing="leading" if both_encoders else "trailing", steps_offset=1
+        ),
+        force_zeros_for_empty_prompt=both_encoders,
+        add_watermarker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder

@@ -1,0 +1,57 @@
+"""Run by torchrun from test_placement: renders every case on this group and prints digests and roots."""
+
+import itertools
+import json
+import os
+import sys
+
+import torch
+
+from render.builtin import WEIGHTS
+from render.denoise.group import Group, SoloGroup, join, leave
+from render.engine import render_image
+from render.models import load_adapter
+from render.models.folder import read_facts
+from render.spec import BLENDS, SAMPLERS, Spec
+from tests.support.sinks import MemorySink
+
+SIZES = {"wide": (448, 192), "tall": (192, 384), "square": (320, 320)}
+
+
+def cases() -> dict[str, Spec]:
+    """Every blend with every sampler at a wide, a tall and a square size, in two stages."""
+    combined = itertools.product(BLENDS, SAMPLERS, SIZES)
+    return {
+        f"{blend} {sampler} {name}": Spec(
+            prompt="a red vase on a wooden table",
+            width=SIZES[name][0],
+            height=SIZES[name][1],
+            seed=11,
+            steps=4,
+            strength=0.5,
+            guidance_scale=3.0,
+            sampler=sampler,
+            blend=blend,
+            tile_size=128,
+        )
+        for blend, sampler, name in combined
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    group: Group = join(device) if "RANK" in os.environ else SoloGroup()
+    adapter = load_adapter(WEIGHTS, read_facts(WEIGHTS), device, "float32")
+    chosen = sys.argv[1:] or list(cases())
+    roots = {}
+    for name in chosen:
+        sink = MemorySink()
+        roots[name] = render_image(cases()[name], adapter, group, sink, device=device).root
+    if group.rank == 0:
+        print(json.dumps(roots))
+    leave()
+
+
+if __name__ == "__main__":
+    main()

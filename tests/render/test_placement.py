@@ -1,0 +1,29 @@
+"""Promise 1: the pixels depend on the spec alone. One rank is the oracle."""
+
+import json
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+
+
+@cache
+def roots_of(ranks: int) -> dict[str, str]:
+    """Roots of all cases, rendered by one group of `ranks` real processes over gloo."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    finished = subprocess.run(
+        [*launcher, "-m", "tests.render.placement_ranks"], capture_output=True, text=True, timeout=900
+    )
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    roots: dict[str, str] = json.loads(finished.stdout.strip().splitlines()[-1])
+    return roots
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_any_number_of_ranks_gives_the_root_of_one(ranks: int) -> None:
+    oracle = roots_of(1)
+    assert len(oracle) == 30 and len(set(oracle.values())) == 30, "each case is its own picture"
+    different = {name for name, root in roots_of(ranks).items() if root != oracle[name]}
+    assert not different

@@ -1,0 +1,62 @@
+"""A tiny exact model: its answer at a latent depends on a known neighbourhood, its place and its text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from render.models.adapter import ModelFacts, NoiseSchedule, WindowPlace
+
+
+class ToyModel:
+    """The `Adapter` protocol over two small convolutions; 8 px per latent."""
+
+    prediction_type = "epsilon"
+
+    def __init__(self, native: int = 128, channels: int = 4) -> None:
+        self.facts = ModelFacts(
+            family="toy",
+            latent_channels=channels,
+            scale_factor=8,
+            native_size=native,
+            digest="toy",
+            decode_halo=2,
+        )
+        draw = torch.Generator().manual_seed(5)
+        self._mix = torch.randn((channels, channels, 3, 3), generator=draw) * 0.2
+        self._paint = torch.randn((3, channels, 3, 3), generator=draw) * 0.1
+        self.calls: list[tuple[int, ...]] = []
+
+    def schedule(self, sampler: str, steps: int) -> NoiseSchedule:
+        sigmas = torch.linspace(10.0, 0.0, steps + 1).tolist()
+        return NoiseSchedule(
+            timesteps=tuple(999.0 * s / 10 for s in sigmas[:-1]), sigmas=tuple(sigmas), initial_scale=10.0
+        )
+
+    def encode_prompt(self, prompt: str, negative_prompt: str, guided: bool) -> float:
+        return float(len(prompt)) / 100
+
+    def predict(
+        self,
+        latents: Tensor,
+        timestep: float,
+        text: Any,
+        places: Sequence[WindowPlace],
+        guidance_scale: float,
+    ) -> Tensor:
+        self.calls.append(tuple(latents.shape))
+        where = torch.tensor([place.pixel_y + 2 * place.pixel_x for place in places]) / 4096
+        mixed = functional.conv2d(latents, self._mix, padding=1)
+        return torch.tanh(mixed) + latents * 0.5 + where[:, None, None, None] + text
+
+    def decode(self, latents: Tensor) -> Tensor:
+        painted = functional.conv2d(latents, self._paint, padding=1)
+        return functional.interpolate(painted.sigmoid(), scale_factor=8.0, mode="nearest")
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        small = functional.avg_pool2d(pixels, 8)
+        return functional.pad(small, (0, 0, 0, 0, 0, self.facts.latent_channels - 3))
