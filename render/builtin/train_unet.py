@@ -153,7 +153,7 @@ def main(
 
 
 def write_weights(out: Path, average: Average, vae: Any, tokenizer: Any) -> None:
-    """The averaged weights as a diffusers folder: UNet and text encoder in half precision, to stay small."""
+    """The averaged weights as a diffusers folder, in half precision to stay small."""
     model = Denoiser(new_unet(), new_text_encoder(tokenizer))
     model.load_state_dict({name: value.cpu() for name, value in average.weights.items()})
     parts = {
@@ -164,6 +164,7 @@ def write_weights(out: Path, average: Average, vae: Any, tokenizer: Any) -> None
         "scheduler": new_scheduler(),
     }
     parts["vae"].load_state_dict({name: value.cpu() for name, value in vae.state_dict().items()})
+    parts["vae"].half()
     save_folder(out, parts)
 
 

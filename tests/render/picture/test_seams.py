@@ -1,0 +1,38 @@
+"""The seam score sees a seam of two grey levels, and no seam where there is none."""
+
+import numpy as np
+import pytest
+
+from render.picture.seams import profiles, seam_score
+
+BORDERS = [96, 192, 288, 384]
+
+
+def photograph(seed: int) -> np.ndarray:
+    """Smooth shapes with a grain, 512 x 512."""
+    draw = np.random.default_rng(seed)
+    y, x = np.mgrid[0:512, 0:512] / 512
+    waves = sum(
+        np.sin(draw.uniform(2, 20) * x + draw.uniform(2, 20) * y + draw.uniform(0, 6)) for _ in range(6)
+    )
+    return np.clip(128 + 15 * waves[..., None] + draw.normal(0, 2, (512, 512, 3)), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_picture_without_seams_passes(seed: int) -> None:
+    assert seam_score(*profiles(photograph(seed)), BORDERS, BORDERS, 128).passes
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("levels", [2, -2])
+def test_a_planted_seam_fails(seed: int, levels: int) -> None:
+    picture = photograph(seed).astype(int)
+    picture[:, 192:] += levels
+    score = seam_score(*profiles(np.clip(picture, 0, 255).astype(np.uint8)), BORDERS, BORDERS, 128)
+    assert not score.passes
+
+
+def test_a_picture_of_one_window_has_no_seams() -> None:
+    score = seam_score(*profiles(photograph(0)), [0, 512], [0, 512], 512)
+    assert score.borders == 0
+    assert score.passes
