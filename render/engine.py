@@ -50,13 +50,13 @@ def render_latents(
     latents = None
     for stage in stages:
         on_news(_stage_news(stage, len(stages)))
+        started = time.perf_counter()
         if latents is None:
             canvas = first_canvas(stage, schedule, spec.seed, adapter.facts.latent_channels)
         else:
-            started = time.perf_counter()
-            larger = enlarge(latents, stage, adapter, group, device)
-            canvas = next_canvas(larger, stage, schedule, spec.seed)
-            seconds["enlarge"] += time.perf_counter() - started
+            latents = enlarge(latents, stage, adapter, group, device)
+            canvas = next_canvas(latents, stage, schedule, spec.seed)
+        seconds["enlarge"] += time.perf_counter() - started
         loop = StageLoop(spec=spec, stage=stage, schedule=schedule, adapter=adapter, text=text, device=device)
         report = _StepReporter(stage, on_news, seconds)
         finished, group = loop.run(canvas, group, on_step=report, regroup=regroup)

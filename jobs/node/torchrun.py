@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import signal
 import subprocess
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import GroupFailed, JobCancelled, JobTimedOut
-from jobs.node.lifeline import die_with_parent
 from jobs.node.news import NewsDesk
 from jobs.node.request import Request
 
@@ -47,16 +45,14 @@ def run_group(request: Request, ranks: int, on_news: OnNews, timeout: float | No
 
 
 def _start(request: Path, ranks: int, log: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    launcher = [sys.executable, "-m", "jobs.node.launcher", str(os.getpid())]
     return subprocess.Popen(
-        [*command, "-m", "jobs.node.rank", str(request)],
+        [*launcher, "--standalone", "--nproc-per-node", str(ranks), "-m", "jobs.node.rank", str(request)],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env=environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         start_new_session=True,
-        preexec_fn=functools.partial(die_with_parent, os.getpid()),
     )
 
 

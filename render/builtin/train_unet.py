@@ -49,22 +49,19 @@ class Denoiser(nn.Module):
 
 @torch.inference_mode()
 def encode_all(parts: Parts, vae: Any, tokenizer: Any, device: str) -> None:
-    """Replace pixels by latents (of each photograph and of its mirror image) and captions by token ids."""
+    """Replace pixels by latents and captions by token ids."""
+    encoder = vae.encoder.to(memory_format=torch.channels_last)
     for group in parts.groups.values():
         latents = []
-        for flip in (False, True):
-            pixels = group["pixels"][:, :, ::-1] if flip else group["pixels"]
-            for at in range(0, len(pixels), 64):
-                batch = torch.from_numpy(pixels[at : at + 64].copy()).to(device).permute(0, 3, 1, 2)
-                latents.append(vae.encoder(batch.float() / 127.5 - 1).half().cpu().numpy())
+        for at in range(0, len(group["pixels"]), 32):
+            batch = torch.from_numpy(group["pixels"][at : at + 32]).to(device).permute(0, 3, 1, 2)
+            with torch.autocast(device, torch.bfloat16):
+                latents.append(encoder(batch.float() / 127.5 - 1).half().cpu().numpy())
         places = group["place"].astype(np.float32)
-        mirrored = places.copy()
-        mirrored[:, 3] = places[:, 1] - places[:, 3] - places[:, 5]
         captions = [json.loads(text)[0] for text in group["caption"]]
         ids = tokens(tokenizer, captions).numpy()
         group.clear()
-        group["latents"] = np.concatenate(latents)
-        group["place"], group["ids"] = np.concatenate([places, mirrored]), np.concatenate([ids, ids])
+        group["latents"], group["place"], group["ids"] = np.concatenate(latents), places, ids
 
 
 def loss_of(model: nn.Module, rows: dict[str, Any], blank: Tensor, alphas: Tensor, device: str) -> Tensor:

@@ -49,7 +49,7 @@ class Exchange:
             sums[:, inlet.target] += messages[inlet.rank][:, inlet.source]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=2)
 def make_exchange(tiling: Tiling, rank: int, offset: tuple[int, int], device: torch.device) -> Exchange:
     """Lay out the step's exchange; a function of geometry, so every rank knows it without asking."""
     if tiling.world_size == 1:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from render.models.adapter import Adapter
+from render.picture.encode import Pixels
 from render.plan.geometry import Rect, grown
-
-Pixels = NDArray[np.uint8]
-"""[h, w, 3] sRGB."""
 
 
 def decode_block(adapter: Adapter, latents: Tensor, block: Rect, side: int, device: torch.device) -> Pixels:

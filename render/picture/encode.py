@@ -12,9 +12,12 @@ from functools import lru_cache
 from typing import Any
 from xml.sax.saxutils import escape
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageCms, PngImagePlugin
 
-from render.picture.decode import Pixels
+Pixels = NDArray[np.uint8]
+"""[h, w, 3] sRGB."""
 
 ENDINGS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 CONTENT_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}

@@ -24,8 +24,8 @@ from torch import Tensor
 from render.denoise.group import Group
 from render.models.adapter import Adapter
 from render.picture.blocks import Cut, make_cut, tile_key
-from render.picture.decode import Pixels, decode_block
-from render.picture.encode import CONTENT_TYPES, ENDINGS, encode
+from render.picture.decode import decode_block
+from render.picture.encode import CONTENT_TYPES, ENDINGS, Pixels, encode
 from render.picture.seams import Profile, profiles
 from render.plan.geometry import Rect
 from render.sink import Sink

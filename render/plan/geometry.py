@@ -108,22 +108,26 @@ class Axis:
         lowest, highest = self.starts(self.offsets - 1), self.starts(0)
         return tuple((low, high + self.window) for low, high in zip(lowest, highest, strict=True))
 
-    @lru_cache(maxsize=256)  # noqa: B019 - axes are few, frozen and live as long as the process
     def weights(self, offset: int) -> Weights:
         """[count, window] cosine weights that sum to one over the windows at every latent.
 
         Each window falls off as a raised cosine over the overlap (the weights of MultiDiffusion's
         successors), then all are divided by their sum.
         """
-        ramp = max(1, self.overlap)
-        inside = np.minimum(np.arange(self.window) + 0.5, np.arange(self.window)[::-1] + 0.5)
-        profile = np.sin(np.pi / 2 * np.minimum(1.0, inside / ramp)) ** 2
-        total = np.zeros(self.length)
-        starts = self.starts(offset)
-        for start in starts:
-            total[start : start + self.window] += profile
-        rows = [profile / total[start : start + self.window] for start in starts]
-        return np.stack(rows).astype(np.float32)
+        return _weights(self, offset)
+
+
+@lru_cache(maxsize=64)
+def _weights(axis: Axis, offset: int) -> Weights:
+    ramp = max(1, axis.overlap)
+    inside = np.minimum(np.arange(axis.window) + 0.5, np.arange(axis.window)[::-1] + 0.5)
+    profile = np.sin(np.pi / 2 * np.minimum(1.0, inside / ramp)) ** 2
+    total = np.zeros(axis.length)
+    starts = axis.starts(offset)
+    for start in starts:
+        total[start : start + axis.window] += profile
+    rows = [profile / total[start : start + axis.window] for start in starts]
+    return np.stack(rows).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +226,7 @@ class Tiling:
 
     def held_by_others(self, rank: int) -> Mask:
         """Which latents of the rank's box some other rank holds."""
-        return self._held_by_others[rank]
+        return _held_by_others(self, rank)
 
     def border(self, rank: int, offset: tuple[int, int] = (0, 0)) -> Flat:
         """Flat canvas indices, ascending, of what the rank computes at this offset and others hold."""
@@ -243,23 +247,20 @@ class Tiling:
             flags.append(bool(inside.any()))
         return tuple(flags)
 
-    @cached_property
-    def _held_by_others(self) -> dict[int, Mask]:
-        return _LazyMasks(self)
-
     def _run(self, rank: int) -> tuple[int, int]:
         total = self.grid.windows
         return total * rank // self.world_size, total * (rank + 1) // self.world_size
 
     def _painted(self, rank: int, box: Rect, offset: tuple[int, int] | None) -> Mask:
         mask = np.zeros((box.height, box.width), np.bool_)
-        for (top, bottom), (left, right) in self._spans(rank, offset):
+        for (top, bottom), (left, right) in self.spans(rank, offset):
             mask[top - box.y : bottom - box.y, left - box.x : right - box.x] = True
         return mask
 
-    def _spans(
+    def spans(
         self, rank: int, offset: tuple[int, int] | None
     ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """Per window of the rank, its [first, end) rows and columns: at an offset, or over all offsets."""
         rows, cols = self.grid.rows, self.grid.cols
         if offset is None:
             row_spans, col_spans = rows.reach, cols.reach
@@ -286,23 +287,16 @@ class Tiling:
         return sum(self._box(rank, strips).area for rank in range(self.world_size))
 
 
-class _LazyMasks(dict[int, Mask]):
-    """Masks of what others hold, made when a rank is first asked for."""
-
-    def __init__(self, tiling: Tiling) -> None:
-        super().__init__()
-        self._tiling = tiling
-
-    def __missing__(self, rank: int) -> Mask:
-        tiling, box = self._tiling, self._tiling.boxes[rank]
-        mask = np.zeros((box.height, box.width), np.bool_)
-        for other in tiling.neighbours(rank):
-            for (top, bottom), (left, right) in tiling._spans(other, None):
-                mask[
-                    max(top - box.y, 0) : max(bottom - box.y, 0), max(left - box.x, 0) : max(right - box.x, 0)
-                ] = True
-        self[rank] = mask
-        return mask
+@lru_cache(maxsize=1100)
+def _held_by_others(tiling: Tiling, rank: int) -> Mask:
+    box = tiling.boxes[rank]
+    mask = np.zeros((box.height, box.width), np.bool_)
+    for other in tiling.neighbours(rank):
+        for (top, bottom), (left, right) in tiling.spans(other, None):
+            rows = slice(max(top - box.y, 0), max(bottom - box.y, 0))
+            cols = slice(max(left - box.x, 0), max(right - box.x, 0))
+            mask[rows, cols] = True
+    return mask
 
 
 @lru_cache(maxsize=64)

@@ -42,7 +42,7 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device("cpu")
     group: Group = join(device) if "RANK" in os.environ else SoloGroup()
-    adapter = load_adapter(WEIGHTS, read_facts(WEIGHTS), device, "float32")
+    adapter = load_adapter(WEIGHTS, device, "float32", read_facts(WEIGHTS))
     chosen = sys.argv[1:] or list(cases())
     roots = {}
     for name in chosen:

@@ -18,7 +18,7 @@ SCENES = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(SCENES, st.integers(0, 60), st.integers(0, 100), st.sampled_from([(96, 160), (160, 96), (128, 128)]))
 def test_a_crop_is_the_crop_of_the_whole(scene: Scene, y: int, x: int, size: tuple[int, int]) -> None:
     height, width = size
@@ -29,7 +29,7 @@ def test_a_crop_is_the_crop_of_the_whole(scene: Scene, y: int, x: int, size: tup
     assert np.abs(whole[y : y + 32, x : x + 32].astype(int) - part).max() <= 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(SCENES)
 def test_the_product_stands_inside_the_picture(scene: Scene) -> None:
     seen = mask(scene, 128, 128)
@@ -37,7 +37,7 @@ def test_the_product_stands_inside_the_picture(scene: Scene) -> None:
     assert not (seen[0].any() or seen[-1].any() or seen[:, 0].any() or seen[:, -1].any())
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(SCENES)
 def test_a_larger_picture_shows_the_same_scene(scene: Scene) -> None:
     small, large = photo(scene, 96, 96).astype(int), photo(scene, 384, 384).astype(int)
@@ -52,7 +52,7 @@ def test_zooming_in_shows_new_detail(material: str) -> None:
     assert part.std(axis=(0, 1)).max() > 2
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(SCENES, st.integers(0, 1000))
 def test_captions_tell_the_truth(scene: Scene, seed: int) -> None:
     words = caption(scene, np.random.default_rng(seed)).split()

@@ -1,0 +1,35 @@
+"""`make bench`: measures side by side and writes bench/RESULTS.md. Ratios, since machines differ.
+
+make bench ARGS="speed memory" runs some sections only.
+"""
+
+from __future__ import annotations
+
+import click
+
+from bench import image, panorama, seams
+from bench.table import as_markdown, write_section
+
+SECTIONS = {
+    "speed": ("Engine", image.speed_rows),
+    "panorama": ("Against StableDiffusionPanoramaPipeline", panorama.rows),
+    "seams": ("Seams", seams.rows),
+    "memory": ("Memory", image.memory_rows),
+    "large": ("Large pictures", image.large_rows),
+}
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(list(SECTIONS)))
+def main(names: tuple[str, ...]) -> None:
+    """Run the named sections, or all of them."""
+    for name in names or tuple(SECTIONS):
+        title, measure = SECTIONS[name]
+        click.echo(f"measuring: {title} ...", err=True)
+        text = as_markdown(title, f'make bench ARGS="{name}"', measure())
+        write_section(title, text)
+        click.echo(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The engine's own figures: overhead, a second rank, memory."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.launch import run_case
+from bench.table import Row
+
+SPEC: dict[str, Any] = {"prompt": "a red vase on a wooden table", "seed": 7}
+
+
+def _image(folder: Path, name: str, ranks: int, **changes: Any) -> dict[str, Any]:
+    return run_case({"kind": "image", "spec": SPEC | changes, "out": str(folder / name)}, ranks)
+
+
+def speed_rows() -> list[Row]:
+    """Overhead of one rank, and what a second one brings; the two measured in turns."""
+    size = {"width": 1024, "height": 1024, "steps": 12}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pairs = [
+            (_image(folder, f"one{turn}", 1, **size), _image(folder, f"two{turn}", 2, **size))
+            for turn in range(3)
+        ]
+    assert len({result["root"] for pair in pairs for result in pair}) == 1, "roots differ"
+    overhead = median(one["seconds"] / one["bare_seconds"] for one, _ in pairs)
+    speedup = median(one["seconds"] / two["seconds"] for one, two in pairs)
+    return [
+        Row("one rank at 1024x1024: wall over bare forwards and decodes", overhead, "<= 1.05"),
+        Row("two ranks at 1024x1024: times as fast as one", speedup, ">= 1.85"),
+    ]
+
+
+def memory_rows() -> list[Row]:
+    """Peak resident memory above the loaded model at 4096x4096, one rank against four."""
+    size = {"width": 4096, "height": 4096, "steps": 2, "strength": 0.5, "format": "jpeg"}
+    with tempfile.TemporaryDirectory() as name:
+        one = _image(Path(name), "one", 1, **size)
+        four = _image(Path(name), "four", 4, **size)
+    assert one["root"] == four["root"], "roots differ"
+    return [
+        Row("4096x4096, one rank: MiB above the loaded model", one["above_model"] / 2**20, ""),
+        Row("4096x4096, four ranks: MiB above the loaded model", four["above_model"] / 2**20, ""),
+        Row("four ranks' peak over one rank's", four["above_model"] / one["above_model"], "<= 0.40"),
+    ]
+
+
+def large_rows() -> list[Row]:
+    """8192x8192 on two ranks."""
+    size = {"width": 8192, "height": 8192, "steps": 2, "strength": 0.5, "format": "jpeg"}
+    with tempfile.TemporaryDirectory() as name:
+        two = _image(Path(name), "two", 2, **size)
+    return [
+        Row("8192x8192, 2 steps, two ranks: seconds", two["seconds"], ""),
+        Row("8192x8192, 2 steps, two ranks: GiB above the loaded model", two["above_model"] / 2**30, ""),
+    ]

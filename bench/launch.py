@@ -1,0 +1,26 @@
+"""Runs a case of `bench.worker` on some ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+
+def run_case(case: dict[str, Any], ranks: int = 1) -> dict[str, Any]:
+    """One measurement by real processes with one thread each; the worker's JSON."""
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    finished = subprocess.run(
+        [*launcher, "-m", "bench.worker", json.dumps(case)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    if finished.returncode:
+        raise RuntimeError(finished.stderr[-3000:])
+    result: dict[str, Any] = json.loads(finished.stdout.strip().splitlines()[-1])
+    return result

@@ -1,0 +1,151 @@
+"""Against diffusers' own StableDiffusionPanoramaPipeline, on SD-shaped networks of the same weights."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPanoramaPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+
+from bench.launch import run_case
+from bench.table import Row
+from render.builtin.folder import new_text_encoder, new_tokenizer
+from render.denoise.cascade import first_canvas
+from render.denoise.loop import StageLoop
+from render.models import load_adapter
+from render.models.folder import read_facts
+from render.picture.seams import profiles, seam_score
+from render.plan.geometry import Axis, Grid
+from render.plan.stages import Stage
+from render.spec import Spec
+
+WINDOW, CANVAS = 64, 128
+PROMPT, STEPS = "a red vase on a wooden table", 2
+
+
+def sd_folder(target: Path) -> Path:
+    """A Stable Diffusion folder with random weights and SD's window of 64x64 latents, but narrow."""
+    torch.manual_seed(0)
+    tokenizer = new_tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=WINDOW,
+        block_out_channels=(64, 128, 128),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=4,
+        cross_attention_dim=96,
+        norm_num_groups=16,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(16, 16, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=8,
+    )
+    pipeline = StableDiffusionPipeline(
+        unet=unet,
+        vae=vae,
+        text_encoder=_plain_text_encoder(new_text_encoder(tokenizer).config),
+        tokenizer=tokenizer,
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(target)
+    return target
+
+
+def _plain_text_encoder(config: Any) -> Any:
+    from transformers import CLIPTextModel
+
+    return CLIPTextModel(config)
+
+
+def our_loop(model: Path, case: dict[str, Any], device: torch.device) -> tuple[StageLoop, Any]:
+    """One stage from noise on a grid of the same windows as the panorama's."""
+    facts = read_facts(model)
+    adapter = load_adapter(model, device, "float32", facts)
+    spec = Spec(
+        prompt=PROMPT, width=CANVAS * 8, height=CANVAS * 8, steps=STEPS, sampler="ddim", guidance_scale=4.0
+    )
+    axis = Axis(length=CANVAS, window=WINDOW, overlap=case["overlap"], moving=False)
+    stage = Stage(
+        index=0,
+        width=spec.width,
+        height=spec.height,
+        first_step=0,
+        steps=STEPS,
+        batch=case["batch"],
+        grid=Grid(rows=axis, cols=axis),
+    )
+    schedule = adapter.schedule(spec.sampler, spec.steps)
+    text = adapter.encode_prompt(spec.prompt, "", True)
+    canvas = first_canvas(stage, schedule, spec.seed, facts.latent_channels)
+    loop = StageLoop(spec=spec, stage=stage, schedule=schedule, adapter=adapter, text=text, device=device)
+    return loop, canvas
+
+
+def panorama_seconds(model: Path, stride: int, batch: int) -> tuple[float, torch.Tensor]:
+    """Seconds and latents of diffusers' pipeline at a stride and a view batch size."""
+
+    class Strided(StableDiffusionPanoramaPipeline):
+        def get_views(self, height: int, width: int, *_: Any, **more: Any) -> Any:
+            return super().get_views(height, width, window_size=WINDOW, stride=stride, **more)
+
+    pipeline = Strided.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+    started = time.perf_counter()
+    latents = pipeline(
+        PROMPT,
+        height=CANVAS * 8,
+        width=CANVAS * 8,
+        num_inference_steps=STEPS,
+        guidance_scale=4.0,
+        view_batch_size=batch,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+    ).images
+    return time.perf_counter() - started, latents[0]
+
+
+def _seams(model: Path, latents: torch.Tensor, borders: list[int]) -> float:
+    vae = AutoencoderKL.from_pretrained(model, subfolder="vae").eval()
+    with torch.inference_mode():
+        picture = vae.decode(latents[None] / vae.config.scaling_factor).sample[0]
+    pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    return seam_score(*profiles(pixels), borders, borders, WINDOW * 8).ratio
+
+
+def rows() -> list[Row]:
+    """Same windows and overlap at its best batch; then its default stride against our default blend."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        model = sd_folder(Path(folder) / "sd")
+        latents = str(Path(folder) / "latents.pt")
+        theirs = min(panorama_seconds(model, 32, batch)[0] for batch in (1, 3, 9))
+        case = {"kind": "stage", "model": str(model), "overlap": 32}
+        ours = min(run_case(case | {"batch": batch})["seconds"] for batch in (1, 3))
+        two = min(run_case(case | {"batch": 1}, ranks=2)["seconds"] for _ in range(2))
+        default, far = panorama_seconds(model, 8, 3)
+        blend = run_case(case | {"overlap": 16, "batch": 1, "latents": latents})["seconds"]
+        their_seams = _seams(model, far, [b * 8 for b in range(8, CANVAS, 8)])
+        our_seams = _seams(model, torch.load(latents), [32 * 8, 64 * 8, 96 * 8])
+    return [
+        Row("panorama, same windows and overlap: its seconds over ours, one rank", theirs / ours, ">= 1.00"),
+        Row("panorama, same windows and overlap: its seconds over ours, two ranks", theirs / two, ">= 1.85"),
+        Row("panorama at its default stride over our default blend, one rank", default / blend, ">= 8.00"),
+        Row("seam score there (ratio of means): panorama", their_seams, ""),
+        Row("seam score there (ratio of means): ours", our_seams, "no worse"),
+    ]

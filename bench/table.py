@@ -1,0 +1,59 @@
+"""A measured figure beside what was wanted."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+
+
+class Row(NamedTuple):
+    """One figure; `wanted` is empty where nothing is promised."""
+
+    name: str
+    value: float
+    wanted: str
+
+    def holds(self) -> str:
+        for sign, good in (("<=", lambda a, b: a <= b), (">=", lambda a, b: a >= b)):
+            if self.wanted.startswith(sign):
+                return "yes" if good(self.value, float(self.wanted[2:])) else "no"
+        return ""
+
+
+def hardware() -> str:
+    """The processor's name and cores, as the machine tells them."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{name}, {os.cpu_count()} cores, {versions}"
+
+
+def as_markdown(title: str, command: str, rows: Sequence[Row]) -> str:
+    today = datetime.now(UTC).date().isoformat()
+    lines = [
+        f"## {title}",
+        "",
+        f"{today}, {hardware()}. `{command}`",
+        "",
+        "| figure | measured | wanted | holds |",
+    ]
+    lines += ["|---|---|---|---|"]
+    lines += [f"| {row.name} | {row.value:.3f} | {row.wanted} | {row.holds()} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def write_section(title: str, text: str) -> None:
+    """Replace the section of this title in RESULTS.md, or add it."""
+    old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Measured\n"
+    head, *sections = old.split("\n## ")
+    kept = [section for section in sections if section.split("\n", 1)[0] != title]
+    body = "".join("\n## " + section.rstrip() + "\n" for section in kept)
+    RESULTS.write_text(head.rstrip() + "\n" + body + "\n" + text, encoding="utf-8")

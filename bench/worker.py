@@ -1,0 +1,100 @@
+"""One rank of a measurement, started by `bench.launch`: does one case and prints a JSON line from rank 0.
+
+Cases: `image` renders a spec into a folder and reports seconds, model seconds and peak memory;
+`stage` denoises one stage of a bare canvas with an SD-shaped model, as the panorama comparison wants it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infra.store.local import LocalStore
+from render.denoise.group import Group, SoloGroup, join, leave
+from render.engine import render_image
+from render.models import load_adapter
+from render.models.folder import read_facts, resolve_model
+from render.spec import Spec
+
+
+@dataclass
+class Clocked:
+    """An adapter whose networks' own seconds are added up: the bare work of a render."""
+
+    adapter: Any
+    seconds: float = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.adapter, name)
+        if name not in ("predict", "decode", "encode", "encode_prompt"):
+            return value
+
+        def clocked(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            answer = value(*arguments)
+            self.seconds += time.perf_counter() - started
+            return answer
+
+        return clocked
+
+
+def image(case: dict[str, Any], group: Group, device: torch.device) -> dict[str, Any]:
+    """Render a spec; `above_model` is the peak of resident bytes above those after loading."""
+    spec = Spec.from_mapping(case["spec"])
+    folder = resolve_model(spec.model)
+    adapter = Clocked(load_adapter(folder, device, spec.dtype, read_facts(folder)))
+    loaded = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    started = time.perf_counter()
+    report = render_image(spec, adapter, group, LocalStore(Path(case["out"])), device=device)
+    seconds = time.perf_counter() - started
+    above = _memory("VmHWM") - loaded
+    peaks = [int(peak) for peak in group.all_gather_bytes(str(above).encode())]
+    return {
+        "seconds": seconds,
+        "bare_seconds": adapter.seconds,
+        "above_model": max(peaks),
+        "root": report.root,
+        "seams": report.manifest["seams"],
+    }
+
+
+def stage(case: dict[str, Any], group: Group, device: torch.device) -> dict[str, Any]:
+    """Denoise one stage from noise on a given grid; no cascade, no decoding."""
+    from bench.panorama import our_loop
+
+    loop, canvas = our_loop(Path(case["model"]), case, device)
+    started = time.perf_counter()
+    finished, _ = loop.run(canvas, group)
+    seconds = time.perf_counter() - started
+    if group.rank == 0 and "latents" in case:
+        torch.save(finished.latents, case["latents"])
+    return {"seconds": seconds}
+
+
+def _memory(field: str) -> int:
+    """A line of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+
+
+def main() -> None:
+    case = json.loads(sys.argv[1])
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    group: Group = join(device) if "RANK" in os.environ else SoloGroup()
+    result = {"image": image, "stage": stage}[case["kind"]](case, group, device)
+    if group.rank == 0:
+        print(json.dumps(result), flush=True)
+    leave()
+
+
+if __name__ == "__main__":
+    main()

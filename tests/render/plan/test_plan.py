@@ -1,0 +1,72 @@
+"""Stages and plans of pictures of all shapes."""
+
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from render.models.adapter import ModelFacts
+from render.plan.plan import make_plan
+from render.plan.stages import make_stages
+from render.spec import BLENDS, Spec
+
+FACTS = ModelFacts(
+    family="toy", latent_channels=4, scale_factor=8, native_size=128, digest="d", decode_halo=2
+)
+SPECS = st.builds(
+    Spec,
+    prompt=st.just("x"),
+    width=st.integers(1, 300).map(lambda side: side * 8),
+    height=st.integers(1, 300).map(lambda side: side * 8),
+    steps=st.integers(1, 60),
+    strength=st.floats(0.01, 1.0),
+    blend=st.sampled_from(BLENDS),
+    window_batch=st.integers(1, 8),
+)
+
+
+@given(SPECS)
+def test_stages_double_and_land_on_the_asked_size(spec: Spec) -> None:
+    stages = make_stages(spec, FACTS)
+    assert (stages[-1].width, stages[-1].height) == (spec.width, spec.height)
+    assert stages[0].first_step == 0
+    for before, after in pairwise(stages):
+        for small, large in ((before.width, after.width), (before.height, after.height)):
+            assert abs(large - 2 * small) <= 16 or small == 8
+        assert 0 <= after.first_step < after.steps
+    for stage in stages:
+        window = stage.grid.rows.window * stage.grid.cols.window
+        assert window <= 2 * 16 * 16
+        assert 1 <= stage.batch <= stage.grid.windows
+
+
+@given(SPECS)
+def test_the_first_stage_is_about_native(spec: Spec) -> None:
+    stages = make_stages(spec, FACTS)
+    if len(stages) > 1 and max(spec.width, spec.height) <= 2 * min(spec.width, spec.height):
+        area = stages[0].width * stages[0].height / 128**2
+        assert 0.45 <= area <= 2.3
+
+
+@settings(max_examples=30)
+@given(SPECS, st.integers(1, 16))
+def test_the_plan_adds_up(spec: Spec, ranks: int) -> None:
+    plan = make_plan(spec, FACTS, ranks)
+    for stage in plan.stages:
+        assert sum(stage.windows_per_rank) == stage.windows
+        assert max(stage.windows_per_rank) - min(stage.windows_per_rank) <= 1
+        assert all(
+            (calls - 1) * stage.stage.batch < windows <= calls * stage.stage.batch
+            for calls, windows in zip(stage.calls_per_step, stage.windows_per_rank, strict=True)
+        )
+        assert ranks > 1 or stage.border_bytes == (0,)
+    assert plan.useful_ranks == max(stage.windows for stage in plan.stages)
+
+
+def test_offsets_depend_on_seed_and_step_alone() -> None:
+    spec = Spec(prompt="x", width=512, height=512, blend="shift")
+    stage = make_stages(spec, FACTS)[-1]
+    drawn = [stage.offset(7, step) for step in range(25)]
+    assert drawn == [stage.offset(7, step) for step in range(25)]
+    assert len(set(drawn)) > 15
+    assert drawn != [stage.offset(8, step) for step in range(25)]
