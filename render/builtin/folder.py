@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from render.builtin.captions import all_words
@@ -24,26 +26,18 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 def new_tokenizer() -> CLIPTokenizer:
     """Byte-pair tokens learned from the studio's captions: every word of ours is one token, any other
-    word falls apart into letters."""
-    trainer = trainers.BpeTrainer(
-        vocab_size=700,
-        special_tokens=[_START, _END],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.normalizer = normalizers.Lowercase()
-    learner.pre_tokenizer = pre_tokenizers.Whitespace()
-    learner.train_from_iterator(all_words(), trainer)
-    document = json.loads(learner.to_str())["model"]
-    vocab: dict[str, int] = dict(document["vocab"])
+    word falls apart into letters.
+
+    The same ids in every process. `BpeTrainer` of tokenizers is not so: it numbers the letters that end a
+    word in the order of a randomly seeded hash map, and weights that go on under other ids misread "a".
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = _learn_merges(sorted({word for text in all_words() for word in text.lower().split()}))
     # A letter at the end of a word is a token of its own; without it an unknown word would have no id.
-    for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
-        vocab.setdefault(letter + "</w>", len(vocab))
-    merges = [tuple(pair) for pair in document["merges"]]
-    tokenizer = CLIPTokenizer(
-        vocab=vocab,
+    symbols = [_START, _END, *alphabet, *(letter + "</w>" for letter in alphabet)]
+    symbols += ["".join(pair) for pair in merges]
+    return CLIPTokenizer(
+        vocab={symbol: number for number, symbol in enumerate(dict.fromkeys(symbols))},
         merges=merges,
         bos_token=_START,
         eos_token=_END,
@@ -51,7 +45,27 @@ def new_tokenizer() -> CLIPTokenizer:
         pad_token=_END,
         model_max_length=TEXT_LENGTH,
     )
-    return tokenizer
+
+
+def _learn_merges(words: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges (Sennrich et al. 2016) until each word is one token; ties go by the alphabet."""
+    split = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for symbols in split for pair in pairwise(symbols)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        split = [_merged(symbols, best) for symbols in split]
+    return merges
+
+
+def _merged(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    answer: list[str] = []
+    for symbol in symbols:
+        if answer and (answer[-1], symbol) == pair:
+            answer[-1] += symbol
+        else:
+            answer.append(symbol)
+    return answer
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:

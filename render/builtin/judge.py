@@ -146,7 +146,7 @@ def renders(
     """Render prompts drawn over all attributes at native size and print how many show what was asked."""
     from diffusers import StableDiffusionXLPipeline
 
-    pipeline = StableDiffusionXLPipeline.from_pretrained(weights, torch_dtype=torch.float32)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(weights, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     judge, draw = load_judge(), np.random.default_rng(seed)
     scenes = [random_scene(draw) for _ in range(count)]
@@ -197,7 +197,7 @@ def roundtrip(count: int, seed: int) -> None:
     """Encode and decode photographs; PSNR in dB over the product's own pixels, and over all."""
     from diffusers import AutoencoderTiny
 
-    vae = AutoencoderTiny.from_pretrained(WEIGHTS, subfolder="vae", torch_dtype=torch.float32).eval()
+    vae = AutoencoderTiny.from_pretrained(WEIGHTS, subfolder="vae", dtype=torch.float32).eval()
     draw, own, whole = np.random.default_rng(seed), [], []
     for _ in range(count):
         scene = random_scene(draw)

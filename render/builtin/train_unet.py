@@ -13,8 +13,10 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import CLIPTokenizer
 
 from render.builtin.folder import (
     new_scheduler,
@@ -97,20 +99,39 @@ def loss_of(model: nn.Module, rows: dict[str, Any], blank: Tensor, alphas: Tenso
 @click.option("--rate", default=1e-3, show_default=True, help="Highest learning rate.")
 @click.option("--publish", default=15.0, show_default=True, help="Minutes between weights written to OUT.")
 @click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--begin-with", type=click.Path(path_type=Path, exists=True), help="Weights folder to go on from."
+)
 @click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
 def main(
-    data: Path, vae_state: Path, state: Path, out: Path, minutes: float, batch: int, rate: float,
-    publish: float, device: str, precision: str,
-) -> None:  # fmt: skip
+    data: Path,
+    vae_state: Path,
+    state: Path,
+    out: Path,
+    minutes: float,
+    batch: int,
+    rate: float,
+    publish: float,
+    device: str,
+    precision: str,
+    begin_with: Path | None,
+) -> None:
     """Train the denoiser on the drawn photographs."""
     torch.manual_seed(0)
     vae = new_vae()
     vae.load_state_dict(torch.load(vae_state, weights_only=True)["average"])
-    tokenizer = new_tokenizer()
+    # Weights that go on must read their prompts by the ids that they learned.
+    tokenizer = (
+        new_tokenizer() if begin_with is None else CLIPTokenizer.from_pretrained(begin_with / "tokenizer_2")
+    )
     parts = Parts(data)
     encode_all(parts, vae.to(device).eval(), tokenizer, device)
     click.echo(f"encoded {sum(len(g['place']) for g in parts.groups.values())} photographs")
-    model = Denoiser(new_unet(), new_text_encoder(tokenizer)).to(device)
+    model = Denoiser(new_unet(), new_text_encoder(tokenizer))
+    if begin_with is not None:
+        model.unet.load_state_dict(load_file(begin_with / "unet" / "diffusion_pytorch_model.safetensors"))
+        model.text_encoder.load_state_dict(load_file(begin_with / "text_encoder_2" / "model.safetensors"))
+    model = model.to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-3)
     average, step, spent = Average(model, 0.999), 0, 0.0
     if state.exists():

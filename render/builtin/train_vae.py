@@ -12,6 +12,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from diffusers import AutoencoderTiny
 from torch import Tensor
 from torch.nn import functional
 
@@ -50,13 +51,24 @@ def loss_of(pixels: Tensor, weight: Tensor, vae: Any, device: str) -> tuple[Tens
 @click.option("--batch", default=16, show_default=True)
 @click.option("--rate", default=1e-3, show_default=True, help="Highest learning rate.")
 @click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--begin-with", type=click.Path(path_type=Path, exists=True), help="Weights folder to go on from."
+)
 @click.option("--decoder-only", is_flag=True, help="Keep the encoder, and so all latents, as they are.")
 def main(
-    data: Path, state: Path, minutes: float, batch: int, rate: float, device: str, decoder_only: bool
+    data: Path,
+    state: Path,
+    minutes: float,
+    batch: int,
+    rate: float,
+    device: str,
+    begin_with: Path | None,
+    decoder_only: bool,
 ) -> None:
     """Train the autoencoder on the drawn photographs."""
     torch.manual_seed(0)
-    vae = new_vae().to(device).to(memory_format=torch.channels_last)
+    vae = new_vae() if begin_with is None else AutoencoderTiny.from_pretrained(begin_with, subfolder="vae")
+    vae = vae.float().to(device).to(memory_format=torch.channels_last)
     if decoder_only:
         vae.encoder.requires_grad_(False)
     optimiser = torch.optim.AdamW(
