@@ -15,6 +15,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from transformers import CLIPTextModel
 
 from bench.launch import run_case
 from bench.table import Row
@@ -56,7 +57,7 @@ def sd_folder(target: Path) -> Path:
     pipeline = StableDiffusionPipeline(
         unet=unet,
         vae=vae,
-        text_encoder=_plain_text_encoder(new_text_encoder(tokenizer).config),
+        text_encoder=CLIPTextModel(new_text_encoder(tokenizer).config),
         tokenizer=tokenizer,
         scheduler=DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
         safety_checker=None,
@@ -65,12 +66,6 @@ def sd_folder(target: Path) -> Path:
     )
     pipeline.save_pretrained(target)
     return target
-
-
-def _plain_text_encoder(config: Any) -> Any:
-    from transformers import CLIPTextModel
-
-    return CLIPTextModel(config)
 
 
 def our_loop(model: Path, case: dict[str, Any], device: torch.device) -> tuple[StageLoop, Any]:

@@ -120,13 +120,11 @@ def _ranks(text: str) -> int:
 
 
 def _check_device(device: str) -> None:
-    if device not in ("auto", "cpu", "cuda"):
-        raise BadInput("device", device, "is unknown; use auto, cpu or cuda")
-    if device == "cuda":
-        import torch
+    if device not in ("auto", "cpu"):
+        # The ranks' own check, made here before any of them starts; only CUDA is worth importing torch for.
+        from render.denoise.group import choose_device
 
-        if not torch.cuda.is_available():
-            raise BadInput("device", device, "was asked for, but torch sees no CUDA device; use --device cpu")
+        choose_device(device)
 
 
 def _out_folder(out: str | None, digest: str) -> Path:

@@ -12,23 +12,18 @@ from numpy.typing import NDArray
 
 
 class Parts:
-    """The drawn photographs of some window sizes, in memory. New parts are taken in by `reload`."""
+    """The drawn photographs of some window sizes, in memory."""
 
     def __init__(self, folder: Path, sizes: list[tuple[int, int]] | None = None) -> None:
-        self._folder, self._sizes = folder, sizes
-        self.groups: dict[tuple[int, int], dict[str, NDArray[Any]]] = {}
-        self.reload()
-
-    def reload(self) -> None:
         found: dict[tuple[int, int], list[dict[str, NDArray[Any]]]] = {}
-        for path in sorted(self._folder.glob("part*.npz")):
+        for path in sorted(folder.glob("part*.npz")):
             match = re.search(r"_(\d+)x(\d+)", path.name)
             assert match, f"{path.name} is not a part"
             size = int(match[1]), int(match[2])
-            if self._sizes is None or size in self._sizes:
+            if sizes is None or size in sizes:
                 with np.load(path) as file:
                     found.setdefault(size, []).append({name: file[name] for name in file.files})
-        self.groups = {
+        self.groups: dict[tuple[int, int], dict[str, NDArray[Any]]] = {
             size: {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             for size, parts in found.items()
         }
