@@ -45,7 +45,7 @@ def render_latents(
     """Denoise all stages; the finished latents [C, h, w], the same on every rank, and seconds by phase."""
     stages = make_stages(spec, adapter.facts)
     schedule = adapter.schedule(spec.sampler, spec.steps)
-    text = adapter.encode_prompt(spec.prompt, spec.negative_prompt, spec.guidance_scale > 1)
+    text = adapter.encode_prompt(spec.prompt, spec.negative_prompt, stages[0].passes == 2)
     seconds = {"model": 0.0, "wait": 0.0, "fuse": 0.0, "enlarge": 0.0}
     latents = None
     for stage in stages:

@@ -51,7 +51,8 @@ class Spec:
     strength: float = 0.45
     """How far each cascade stage after the first is noised before it is denoised again, 0 < s <= 1."""
     window_batch: int = 4
-    """Windows per model call. Kernels round differently at other batch shapes, so it is part of the image."""
+    """Most evaluations (of a window, without or with the prompt) per model call. Kernels round differently
+    at other batch shapes, so it is part of the image."""
     tile_size: int = 512
     """Side of a pyramid tile in pixels, a power of two from 64 to 2048."""
 

@@ -18,8 +18,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 from render.builtin.captions import all_words
 from render.builtin.data import ZOOMS
 
-LATENT_CHANNELS = 12
-TEXT_LENGTH = 16
+LATENT_CHANNELS = 16
+TEXT_LENGTH = 24
 TEXT_WIDTH = 96
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
@@ -112,7 +112,7 @@ def new_vae() -> AutoencoderTiny:
         latent_channels=LATENT_CHANNELS,
         encoder_block_out_channels=(32, 32, 32, 32),
         decoder_block_out_channels=(32, 32, 32, 32),
-        num_encoder_blocks=(1, 2, 2, 2),
+        num_encoder_blocks=(0, 1, 2, 2),
         num_decoder_blocks=(2, 2, 2, 1),
         scaling_factor=1.0,
     )

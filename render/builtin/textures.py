@@ -32,8 +32,12 @@ def value_noise(x: Field, y: Field, seed: int) -> Field:
 
 
 def visible(frequency: float, footprint: Field | float) -> Field | float:
-    """How much of a pattern of `frequency` cycles per unit a pixel of `footprint` units may show."""
-    return np.clip(2.0 - 4.0 * frequency * footprint, 0.0, 1.0)
+    """How much of a pattern of `frequency` cycles per unit a pixel of `footprint` units may show.
+
+    Falls from one at six pixels a cycle to nothing at three, as a lens does: a pattern that is drawn
+    right up to the sampling limit is noise to the eye, and to an autoencoder.
+    """
+    return np.clip(2.0 - 6.0 * frequency * footprint, 0.0, 1.0)
 
 
 def fractal(

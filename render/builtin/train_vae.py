@@ -1,11 +1,10 @@
 """Trains the built-in autoencoder. Resumable; see MODEL_CARD.md for the whole recipe.
 
-python -m render.builtin.train_vae --data DIR --state FILE --minutes 25
+python -m render.builtin.train_vae --data DIR --state FILE --steps 18000
 """
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from render.builtin.folder import new_vae
-from render.builtin.training import Average, Parts, log_line, save_state
+from render.builtin.training import Parts, Training
+
+CROP = 64
+"""Side of a training crop in pixels: edges and grain are local, and small crops make many steps."""
+ON_PRODUCT = 0.7
+"""Share of the crops that hold a piece of the product; backdrops are smoother and learn by themselves."""
+LATENT_NOISE = 0.07
+"""Spread of the noise on the latents, so that a decoder has seen latents that are not quite right."""
 
 
 def loss_of(pixels: Tensor, weight: Tensor, vae: Any, device: str) -> tuple[Tensor, Tensor]:
     """Reconstruction of [B, 3, h, w] pixels in [0, 1]: L1 over a pyramid of details, products count more.
 
-    Latents are held near zero mean and unit spread, and noised a little, so that a decoder never sees
-    its first unclean latent in use.
+    Latents are held near zero mean and unit spread, where noise schedules expect them.
     """
     # Only the networks run in half precision: poolings are slow in it on a CPU, and losses want the bits.
     with torch.autocast(device, torch.bfloat16):
         latents = vae.encoder(pixels * 2 - 1)
-        again = vae.decoder(latents + torch.randn_like(latents) * 0.05)
+        again = vae.decoder(latents + torch.randn_like(latents) * LATENT_NOISE)
     latents = latents.float()
     spread = (latents.mean((0, 2, 3)) ** 2 + (latents.std((0, 2, 3)) - 1) ** 2).mean()
     error = ((again.float() + 1) / 2 - pixels).contiguous()
@@ -41,13 +46,30 @@ def loss_of(pixels: Tensor, weight: Tensor, vae: Any, device: str) -> tuple[Tens
         total = total + (detail.abs() * weight).mean() * 2.0
         error, weight = coarse, functional.avg_pool2d(weight, 2)
     total = total + (error.abs() * weight).mean() * 2.0
-    return total + 15.0 * mse + 0.02 * spread, mse
+    return total + 15.0 * mse + 0.1 * spread, mse
+
+
+def crops(rows: dict[str, Any], draw: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """[B, 3, CROP, CROP] pixels in [0, 1] and [B, 1, CROP, CROP] weights from photographs and masks."""
+    pixels, weights = [], []
+    for photo, mask in zip(rows["pixels"], rows["mask"], strict=True):
+        height, width = mask.shape
+        y, x = draw.integers(height), draw.integers(width)
+        if draw.random() < ON_PRODUCT and mask.any():
+            y, x = divmod(int(draw.choice(np.flatnonzero(mask))), width)
+        top = int(np.clip(y - draw.integers(CROP), 0, height - CROP))
+        left = int(np.clip(x - draw.integers(CROP), 0, width - CROP))
+        cut = slice(top, top + CROP), slice(left, left + CROP)
+        pixels.append(photo[cut])
+        weights.append(mask[cut])
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+    return images, torch.from_numpy(np.stack(weights)).float()[:, None] * 2 + 1
 
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--state", type=click.Path(path_type=Path), required=True)
-@click.option("--minutes", default=25.0, show_default=True)
+@click.option("--steps", default=18_000, show_default=True)
 @click.option("--batch", default=16, show_default=True)
 @click.option("--rate", default=1e-3, show_default=True, help="Highest learning rate.")
 @click.option("--device", default="cpu", show_default=True)
@@ -58,57 +80,26 @@ def loss_of(pixels: Tensor, weight: Tensor, vae: Any, device: str) -> tuple[Tens
 def main(
     data: Path,
     state: Path,
-    minutes: float,
+    steps: int,
     batch: int,
     rate: float,
     device: str,
     begin_with: Path | None,
     decoder_only: bool,
 ) -> None:
-    """Train the autoencoder on the drawn photographs."""
+    """Train the autoencoder on crops of the drawn photographs."""
     torch.manual_seed(0)
     vae = new_vae() if begin_with is None else AutoencoderTiny.from_pretrained(begin_with, subfolder="vae")
     vae = vae.float().to(device).to(memory_format=torch.channels_last)
     if decoder_only:
         vae.encoder.requires_grad_(False)
-    optimiser = torch.optim.AdamW(
-        [p for p in vae.parameters() if p.requires_grad], lr=rate, weight_decay=1e-4
-    )
-    average, step, spent = Average(vae, 0.998), 0, 0.0
-    if state.exists():
-        saved = torch.load(state, weights_only=True)
-        vae.load_state_dict(saved["model"])
-        average.load(saved["average"])
-        if not decoder_only:
-            optimiser.load_state_dict(saved["optimiser"])
-            step, spent = saved["step"], saved["spent"]
-    parts, draw = Parts(data, sizes=[(128, 128)]), np.random.default_rng(step + 1)
-    started = last = time.monotonic()
-    while (done := time.monotonic() - started) < minutes * 60:
-        share = done / (minutes * 60)
-        optimiser.param_groups[0]["lr"] = (
-            rate * min(1, (step + 1) / 100) * max(0.02, min(1.0, 2.2 * (1 - share)))
-        )
-        rows = parts.batch(draw, batch)
-        pixels = torch.from_numpy(rows["pixels"]).to(device).permute(0, 3, 1, 2).float() / 255
-        weight = torch.from_numpy(rows["mask"]).to(device).float()[:, None] * 3 + 1
-        loss, mse = loss_of(pixels.contiguous(memory_format=torch.channels_last), weight, vae, device)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-        average.update(vae)
-        step += 1
-        if step % 50 == 0:
-            psnr = -10 * np.log10(float(mse.detach()))
-            log_line(
-                state.with_suffix(".csv"),
-                f"vae,{step},{spent + done:.0f},{float(loss.detach()):.5f},{psnr:.2f}",
-            )
-        if time.monotonic() - last > 120:
-            last = time.monotonic()
-            save_state(state, vae, average, optimiser, step, spent + done)
-    save_state(state, vae, average, optimiser, step, spent + time.monotonic() - started)
+    parts = Parts(data, sizes=[(128, 128)])
+    training = Training("vae", vae, state, steps=steps, rate=rate, decay=0.9995)
+    for draw in training:
+        pixels, weight = crops(parts.batch(draw, batch), draw)
+        pixels = pixels.to(device).contiguous(memory_format=torch.channels_last)
+        loss, mse = loss_of(pixels, weight.to(device), vae, device)
+        training.descend(loss, figure=-10 * float(torch.log10(mse.detach())))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+KEEP_EVERY_S = 120
+LOG_EVERY = 100
+"""Steps over which a line of the log is the mean."""
 
 
 class Parts:
@@ -57,27 +63,76 @@ class Average:
         self._seen = 10_000
 
 
-def save_state(
-    path: Path,
-    model: torch.nn.Module,
-    average: Average,
-    optimiser: torch.optim.Optimizer,
-    step: int,
-    spent: float,
-) -> None:
-    """Write the training's state whole or not at all."""
-    state = {
-        "model": model.state_dict(),
-        "average": average.weights,
-        "optimiser": optimiser.state_dict(),
-        "step": step,
-        "spent": spent,
-    }
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").rename(path)
+class Training:
+    """A resumable run of optimiser steps: rate, moving average, state on disk, log.
 
+    Iterating gives one random generator per step, so that a resumed run draws what an unbroken one would;
+    the body computes the loss and hands it to `descend`.
+    """
 
-def log_line(path: Path, line: str) -> None:
-    """Append to the log: stage, step, seconds, loss, figure."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    def __init__(
+        self, stage: str, model: torch.nn.Module, path: Path, *, steps: int, rate: float, decay: float
+    ) -> None:
+        self.model, self.path, self.steps, self.rate = model, path, steps, rate
+        self.average = Average(model, decay)
+        self.step = 0
+        self._stage = stage
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        self._optimiser = torch.optim.AdamW(
+            trained, lr=rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
+        )
+        self._spent, self._started = 0.0, time.monotonic()
+        self._recent: list[tuple[float, float]] = []
+        if path.exists():
+            saved = torch.load(path, weights_only=True)
+            model.load_state_dict(saved["model"])
+            self.average.load(saved["average"])
+            self._optimiser.load_state_dict(saved["optimiser"])
+            self.step, self._spent = saved["step"], saved["spent"]
+
+    def __iter__(self) -> Iterator[np.random.Generator]:
+        kept = time.monotonic()
+        while self.step < self.steps:
+            torch.manual_seed(self.step)
+            yield np.random.default_rng(self.step)
+            self.step += 1
+            if time.monotonic() - kept > KEEP_EVERY_S:
+                kept = time.monotonic()
+                self.save()
+        self.save()
+
+    def descend(self, loss: torch.Tensor, figure: float = float("nan")) -> None:
+        """One optimiser step; the rate climbs over 200 steps, holds, and falls over the last 55 %."""
+        left = 1 - self.step / self.steps
+        for group in self._optimiser.param_groups:
+            group["lr"] = self.rate * min(1, (self.step + 1) / 200) * max(0.01, min(1.0, left / 0.55))
+        self._optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._optimiser.step()
+        self.average.update(self.model)
+        self._recent.append((float(loss.detach()), figure))
+        if len(self._recent) == LOG_EVERY:
+            mean_loss, mean_figure = np.mean(self._recent, axis=0)
+            with self.path.with_suffix(".csv").open("a", encoding="utf-8") as file:
+                file.write(
+                    f"{self._stage},{self.step + 1},{self.seconds:.0f},{mean_loss:.5f},{mean_figure:.2f}\n"
+                )
+            self._recent = []
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent, those before a resume included."""
+        return self._spent + time.monotonic() - self._started
+
+    def save(self) -> None:
+        """Write the state whole or not at all."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.weights,
+            "optimiser": self._optimiser.state_dict(),
+            "step": self.step,
+            "spent": self.seconds,
+        }
+        torch.save(state, self.path.with_suffix(".tmp"))
+        self.path.with_suffix(".tmp").rename(self.path)

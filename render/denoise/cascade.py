@@ -21,8 +21,8 @@ from render.models.adapter import Adapter, NoiseSchedule
 from render.plan.geometry import Rect, grown
 from render.plan.stages import Stage
 
-REFINE_TILE = 64
-"""Side of a refinement tile on the new canvas, in latents."""
+LARGEST_REFINE_TILE = 64
+"""Longest side of a refinement tile on the new canvas, in latents; small canvases are cut in four."""
 _BICUBIC_REACH = 3
 """Source pixels around a point that a bicubic kernel reads, and one to spare."""
 
@@ -45,7 +45,7 @@ def enlarge(latents: Tensor, stage: Stage, adapter: Adapter, group: Group, devic
     share = -(-len(tiles) // group.world_size)
     mine = tiles[group.rank * share : (group.rank + 1) * share]
     height, width = stage.grid.height, stage.grid.width
-    side = (min(REFINE_TILE, height), min(REFINE_TILE, width))
+    side = _refine_side(height), _refine_side(width)
     message = torch.zeros((share, latents.shape[0], *side), device=device)
     for slot, tile in enumerate(mine):
         fresh = _refined(latents, tile, stage, adapter, device)
@@ -65,11 +65,16 @@ def _noise(stage: Stage, seed: int, channels: int) -> Tensor:
 
 def _refine_tiles(stage: Stage) -> list[Rect]:
     height, width = stage.grid.height, stage.grid.width
+    tall, wide = _refine_side(height), _refine_side(width)
     return [
-        Rect(y=y, x=x, height=min(REFINE_TILE, height - y), width=min(REFINE_TILE, width - x))
-        for y in range(0, height, REFINE_TILE)
-        for x in range(0, width, REFINE_TILE)
+        Rect(y=y, x=x, height=min(tall, height - y), width=min(wide, width - x))
+        for y in range(0, height, tall)
+        for x in range(0, width, wide)
     ]
+
+
+def _refine_side(length: int) -> int:
+    return min(LARGEST_REFINE_TILE, -(-length // 2))
 
 
 def _refined(below: Tensor, tile: Rect, stage: Stage, adapter: Adapter, device: torch.device) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from render.denoise import samplers
 from render.denoise.canvas import Canvas, gather_planes
 from render.denoise.exchange import make_exchange
-from render.denoise.fuse import from_fixed, to_fixed
+from render.denoise.fuse import FixedPoint, pass_weights
 from render.denoise.group import Group
 from render.denoise.noise import normal
 from render.errors import RenderFailed
@@ -81,6 +81,15 @@ class StageLoop:
         return seat.leave(self.stage.steps), group
 
 
+@dataclass(frozen=True)
+class _Evaluation:
+    """One window under one condition: what a row of a model call is."""
+
+    window: Rect
+    turn: int
+    """Number of the pass."""
+
+
 @dataclass
 class _Seat:
     """One rank's place in a stage for as long as the group stays the same."""
@@ -91,9 +100,14 @@ class _Seat:
     tiling: Tiling = field(init=False)
     box: Rect = field(init=False)
     state: samplers.SamplerState = field(init=False)
+    weights: tuple[float, ...] = field(init=False)
+    fixed: FixedPoint = field(init=False)
 
     def __post_init__(self, canvas: Canvas) -> None:
-        self.tiling = Tiling(grid=self.loop.stage.grid, world_size=self.group.world_size)
+        stage = self.loop.stage
+        self.tiling = Tiling(grid=stage.grid, world_size=self.group.world_size, passes=stage.passes)
+        self.weights = pass_weights(stage.passes, self.loop.spec.guidance_scale)
+        self.fixed = FixedPoint.for_weights(self.weights)
         self.box = self.tiling.boxes[self.group.rank]
         rows, cols = self.box.slices
         planes = canvas.planes[:, :, rows, cols].to(self.loop.device, copy=True)
@@ -116,7 +130,7 @@ class _Seat:
         times.wait += time.perf_counter() - started
 
         started = time.perf_counter()
-        prediction = from_fixed(sums)
+        prediction = self.fixed.decode(sums)
         del sums
         denoised = samplers.to_denoised(
             prediction, self.state.x, schedule.sigmas[step], self.loop.adapter.prediction_type
@@ -134,13 +148,15 @@ class _Seat:
         whole = gather_planes(planes, self.tiling, self.group)
         return Canvas(step=step, planes=whole, heard=len(self.state.history))
 
-    def _batches(self, offset: tuple[int, int]) -> tuple[list[list[Rect]], list[list[Rect]]]:
-        """The rank's windows in batches: those that hold all border windows, then the rest."""
+    def _batches(self, offset: tuple[int, int]) -> tuple[list[list[_Evaluation]], list[list[_Evaluation]]]:
+        """The rank's evaluations in batches: those that hold all border windows, then the rest."""
         windows = self.tiling.windows_of(self.group.rank)
-        flags = self.tiling.border_windows(self.group.rank, offset)
-        places = [self.tiling.grid.window(row, col, offset) for row, col in windows]
-        border = [place for place, shared in zip(places, flags, strict=True) if shared]
-        inner = [place for place, shared in zip(places, flags, strict=True) if not shared]
+        shared = dict(zip(windows, self.tiling.border_windows(self.group.rank, offset), strict=True))
+        border: list[_Evaluation] = []
+        inner: list[_Evaluation] = []
+        for row, col, turn in self.tiling.evaluations_of(self.group.rank):
+            evaluation = _Evaluation(self.tiling.grid.window(row, col, offset), turn)
+            (border if shared[row, col] else inner).append(evaluation)
         ordered, size = border + inner, self.loop.stage.batch
         batches = [ordered[at : at + size] for at in range(0, len(ordered), size)]
         split = -(-len(border) // size)
@@ -148,7 +164,7 @@ class _Seat:
 
     def _predict(
         self,
-        batches: list[list[Rect]],
+        batches: list[list[_Evaluation]],
         step: int,
         offset: tuple[int, int],
         sums: Tensor,
@@ -162,15 +178,19 @@ class _Seat:
             times.model += ended - started
             times.fuse += time.perf_counter() - ended
 
-    def _call_model(self, batch: list[Rect], step: int) -> Tensor:
+    def _call_model(self, batch: list[_Evaluation], step: int) -> Tensor:
         stage, schedule, adapter = self.loop.stage, self.loop.schedule, self.loop.adapter
         # Kernels round differently at other batch shapes, so the last batch is filled up, not shortened.
         filled = batch + [batch[-1]] * (stage.batch - len(batch))
-        latents = torch.stack([self._read(window) for window in filled])
+        latents = torch.stack([self._view(self.state.x, evaluation.window) for evaluation in filled])
         latents = latents * samplers.input_scale(schedule.sigmas[step])
-        places = [self._place(window) for window in filled]
         prediction = adapter.predict(
-            latents, schedule.timesteps[step], self.loop.text, places, self.loop.spec.guidance_scale
+            latents,
+            schedule.timesteps[step],
+            self.loop.text,
+            [self._place(evaluation.window) for evaluation in filled],
+            [evaluation.turn for evaluation in filled],
+            self.loop.spec.guidance_scale,
         )
         prediction = prediction[: len(batch)]
         if not bool(torch.isfinite(prediction).all()):
@@ -180,16 +200,17 @@ class _Seat:
             )
         return prediction
 
-    def _add(self, batch: list[Rect], prediction: Tensor, offset: tuple[int, int], sums: Tensor) -> None:
+    def _add(
+        self, batch: list[_Evaluation], prediction: Tensor, offset: tuple[int, int], sums: Tensor
+    ) -> None:
         grid = self.tiling.grid
         rows = dict(zip(grid.rows.starts(offset[0]), grid.rows.weights(offset[0]), strict=True))
         cols = dict(zip(grid.cols.starts(offset[1]), grid.cols.weights(offset[1]), strict=True))
-        for window, answer in zip(batch, prediction, strict=True):
-            weight = torch.from_numpy(rows[window.y][:, None] * cols[window.x][None, :])
-            self._view(sums, window).add_(to_fixed(answer, weight.to(answer.device)))
-
-    def _read(self, window: Rect) -> Tensor:
-        return self._view(self.state.x, window)
+        for evaluation, answer in zip(batch, prediction, strict=True):
+            window = evaluation.window
+            blend = torch.from_numpy(rows[window.y][:, None] * cols[window.x][None, :])
+            weight = (blend * self.weights[evaluation.turn]).to(answer.device)
+            self._view(sums, window).add_(self.fixed.encode(answer, weight))
 
     def _view(self, plane: Tensor, window: Rect) -> Tensor:
         y, x = window.y - self.box.y, window.x - self.box.x

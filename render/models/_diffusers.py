@@ -27,7 +27,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, kw_only=True)
 class TextStates:
-    """An encoded prompt: rows [unconditional, conditional] when it was encoded guided, else [conditional]."""
+    """An encoded prompt: rows [unconditional, conditional] when it was encoded guided, else [conditional].
+    A pass is the number of a row."""
 
     states: Tensor
     """[1 or 2, tokens, channels]"""
@@ -116,23 +117,19 @@ class UNetAdapter:
         timestep: float,
         text: TextStates,
         places: Sequence[WindowPlace],
+        passes: Sequence[int],
         guidance_scale: float,
     ) -> Tensor:
-        """The guided prediction for [B, C, h, w] scaled latents, float32; see `Adapter.predict`."""
-        guided = guidance_scale > 1.0 and self._guidance_width is None
-        inputs = latents.to(self._device, self._dtype)
+        """Predictions for [B, C, h, w] scaled latents, float32; see `Adapter.predict`."""
         prediction: Tensor = self._unet(
-            torch.cat([inputs, inputs]) if guided else inputs,
+            latents.to(self._device, self._dtype),
             torch.tensor(timestep, dtype=torch.float32, device=self._device),
-            encoder_hidden_states=rows(text.states, len(inputs), guided),
-            timestep_cond=self._guidance_input(guidance_scale, len(inputs)),
-            added_cond_kwargs=self._added(text, places, guided),
+            encoder_hidden_states=text.states[list(passes)],
+            timestep_cond=self._guidance_input(guidance_scale, len(latents)),
+            added_cond_kwargs=self._added(text, places, passes),
             return_dict=False,
         )[0].float()
-        if not guided:
-            return prediction
-        unconditional, conditional = prediction.chunk(2)
-        return unconditional + (conditional - unconditional) * guidance_scale
+        return prediction
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -160,7 +157,7 @@ class UNetAdapter:
         return latents * float(config.scaling_factor)
 
     def _added(
-        self, text: TextStates, places: Sequence[WindowPlace], guided: bool
+        self, text: TextStates, places: Sequence[WindowPlace], passes: Sequence[int]
     ) -> dict[str, Tensor] | None:
         """What a family's UNet is told besides the text; SD is told nothing."""
         return None
@@ -179,10 +176,3 @@ class UNetAdapter:
             return None
         column = (1, -1, 1, 1)
         return latents.new_tensor(mean).view(column), latents.new_tensor(deviation).view(column)
-
-
-def rows(encoded: Tensor, batch: int, guided: bool) -> Tensor:
-    """[1 or 2, ...] -> [2 * batch, ...] with the unconditional rows first, or [batch, ...] unguided."""
-    if guided and len(encoded) != 2:
-        raise ValueError("the prompt was encoded without guidance; encode it with guided=True")
-    return (encoded if guided else encoded[-1:]).repeat_interleave(batch, dim=0)

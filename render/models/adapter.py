@@ -27,6 +27,8 @@ class ModelFacts:
     """SHA-256 over the model's files; it stands for the model in the spec's digest."""
     decode_halo: int
     """Latents around a decode tile that its pixels depend on (or, for global norms, that hide its edge)."""
+    takes_guidance: bool = False
+    """A distilled model takes the guidance scale as an input, instead of a second pass per window."""
     zoom_limit: float | None = None
     """The largest picture that the model's own coordinates reach, in native sizes; None when unbounded."""
 
@@ -85,12 +87,14 @@ class Adapter(Protocol):
         timestep: float,
         text: Any,
         places: Sequence[WindowPlace],
+        passes: Sequence[int],
         guidance_scale: float,
     ) -> Tensor:
-        """The guided prediction for a batch of windows.
+        """The network's predictions for a batch of evaluations: one forward of batch B, nothing combined.
 
         `latents` is [B, C, h, w], already scaled as the network expects it (x / sqrt(1 + sigma^2)).
-        Guidance at most 1 means one forward of batch B; above it one forward of batch 2B.
+        `passes` says under which of the text's rows each is evaluated: with guidance 0 is without the
+        prompt and 1 with it, without guidance 0 is with it.
         Returns [B, C, h, w] in float32.
         """
         ...

@@ -65,6 +65,7 @@ def read_facts(path: Path) -> ModelFacts:
         native_size=_sample_size(path, unet) * scale_factor,
         digest=_digest(path, parts),
         decode_halo=halo,
+        takes_guidance=unet.get("time_cond_proj_dim") is not None,
         zoom_limit=_zoom_limit(path, index),
     )
 

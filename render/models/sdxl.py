@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from render.models._diffusers import TextStates, UNetAdapter, load_pipeline, rows
+from render.models._diffusers import TextStates, UNetAdapter, load_pipeline
 from render.models.adapter import ModelFacts, WindowPlace
 
 
@@ -33,16 +33,15 @@ class StableDiffusionXL(UNetAdapter):
             states=torch.cat([unconditional, conditional]), pooled=torch.cat([unconditional_pooled, pooled])
         )
 
-    def _added(self, text: TextStates, places: Sequence[WindowPlace], guided: bool) -> dict[str, Tensor]:
+    def _added(
+        self, text: TextStates, places: Sequence[WindowPlace], passes: Sequence[int]
+    ) -> dict[str, Tensor]:
         # float32 whatever the networks' type: half precision would round the coordinates of a large picture.
         ids = torch.tensor(
             [time_ids(place, self.facts) for place in places], dtype=torch.float32, device=self._device
         )
         assert text.pooled is not None
-        return {
-            "text_embeds": rows(text.pooled, len(places), guided),
-            "time_ids": torch.cat([ids, ids]) if guided else ids,
-        }
+        return {"text_embeds": text.pooled[list(passes)], "time_ids": ids}
 
 
 def time_ids(place: WindowPlace, facts: ModelFacts) -> tuple[float, ...]:

@@ -3,8 +3,10 @@
 Vocabulary (all lengths in latents; `row`/`col` count windows, `y`/`x` count latents):
 
     window   one model evaluation's field; its place comes from the spec, never from the rank count
+    pass     one condition under which a window is evaluated: with guidance there are two, without and with
+             the prompt, and each is an evaluation of its own
     cell     the part of the canvas that one window stands for; cells partition the canvas
-    region   the cells of the windows that a rank evaluates; regions partition the work
+    region   the cells of the windows whose first pass a rank evaluates; regions partition the canvas
     hold     what a rank keeps up to date: every latent that one of its windows may read, at any step
     border   what a rank computes and some other rank holds; exactly that is gathered, and no more
 
@@ -162,17 +164,21 @@ class Grid:
 class Tiling:
     """A grid dealt out to `world_size` ranks.
 
-    Windows are put in an order that goes down one strip of columns after another; each rank takes an
-    unbroken run of it, so the ranks' loads differ by one window at most whatever their number, and the
-    number of strips is chosen so that regions are compact and borders short.
+    Windows are put in an order that goes down one strip of columns after another, and each stands there
+    once for each of its passes; each rank takes an unbroken run of these evaluations, so the ranks' loads
+    differ by one evaluation at most whatever their number, and the number of strips is chosen so that
+    regions are compact and borders short. Two ranks may share a window: one takes the first pass.
     """
 
     grid: Grid
     world_size: int
+    passes: int = 1
 
     def __post_init__(self) -> None:
         if self.world_size < 1:
             raise ValueError(f"world_size {self.world_size} is below 1")
+        if self.passes < 1:
+            raise ValueError(f"passes {self.passes} is below 1")
 
     @cached_property
     def strips(self) -> int:
@@ -181,11 +187,20 @@ class Tiling:
         candidates = range(1, min(self.grid.cols.count, self.world_size) + 1)
         return min(candidates, key=lambda strips: (self._held_area(strips), strips))
 
-    def windows_of(self, rank: int) -> tuple[tuple[int, int], ...]:
-        """(row, col) of the windows that the rank evaluates, in order."""
+    @property
+    def evaluations(self) -> int:
+        """Windows times passes: the model's work at a step."""
+        return self.grid.windows * self.passes
+
+    def evaluations_of(self, rank: int) -> tuple[tuple[int, int, int], ...]:
+        """(row, col, pass) of what the rank evaluates, in order."""
         order = _strip_order(self.grid.rows.count, self.grid.cols.count, self.strips)
-        first, end = self._run(rank)
-        return tuple((int(row), int(col)) for row, col in order[first:end])
+        places = (divmod(number, self.passes) for number in range(*self._run(rank)))
+        return tuple((int(order[at, 0]), int(order[at, 1]), turn) for at, turn in places)
+
+    def windows_of(self, rank: int) -> tuple[tuple[int, int], ...]:
+        """(row, col) of the windows of which the rank evaluates one pass or more, in order."""
+        return tuple(dict.fromkeys((row, col) for row, col, _ in self.evaluations_of(rank)))
 
     @cached_property
     def owners(self) -> NDArray[np.int32]:
@@ -193,7 +208,8 @@ class Tiling:
         table = np.empty((self.grid.rows.count, self.grid.cols.count), np.int32)
         order = _strip_order(self.grid.rows.count, self.grid.cols.count, self.strips)
         for rank in range(self.world_size):
-            first, end = self._run(rank)
+            # A shared window's cell belongs to the rank of its first pass.
+            first, end = (-(-bound // self.passes) for bound in self._run(rank))
             table[order[first:end, 0], order[first:end, 1]] = rank
         tall = np.repeat(table, np.diff(self.grid.rows.cuts), axis=0)
         return np.repeat(tall, np.diff(self.grid.cols.cuts), axis=1)
@@ -248,7 +264,7 @@ class Tiling:
         return tuple(flags)
 
     def _run(self, rank: int) -> tuple[int, int]:
-        total = self.grid.windows
+        total = self.evaluations
         return total * rank // self.world_size, total * (rank + 1) // self.world_size
 
     def _painted(self, rank: int, box: Rect, offset: tuple[int, int] | None) -> Mask:
@@ -273,7 +289,8 @@ class Tiling:
         first, end = self._run(rank)
         if first == end:
             return Rect(y=0, x=0, height=0, width=0)
-        run = _strip_order(self.grid.rows.count, self.grid.cols.count, strips)[first:end]
+        order = _strip_order(self.grid.rows.count, self.grid.cols.count, strips)
+        run = order[first // self.passes : -(-end // self.passes)]
         (top, left), (bottom, right) = run.min(axis=0), run.max(axis=0)
         y, x = self.grid.rows.reach[top][0], self.grid.cols.reach[left][0]
         return Rect(

@@ -21,7 +21,6 @@ class StagePlan:
     stage: Stage
     tiling: Tiling
     channels: int
-    guided: bool
 
     @property
     def width(self) -> int:
@@ -40,14 +39,15 @@ class StagePlan:
         return self.stage.steps - self.stage.first_step
 
     @cached_property
-    def windows_per_rank(self) -> tuple[int, ...]:
-        total, world = self.windows, self.tiling.world_size
+    def evaluations_per_rank(self) -> tuple[int, ...]:
+        """Windows times passes (2 with guidance) of each rank; differ by one at most."""
+        total, world = self.tiling.evaluations, self.tiling.world_size
         return tuple(total * (rank + 1) // world - total * rank // world for rank in range(world))
 
     @cached_property
     def calls_per_step(self) -> tuple[int, ...]:
-        """Model calls of each rank at each step; one call is a batch of `stage.batch` windows."""
-        return tuple(-(-windows // self.stage.batch) for windows in self.windows_per_rank)
+        """Model calls of each rank at each step; one call is a batch of `stage.batch` evaluations."""
+        return tuple(-(-count // self.stage.batch) for count in self.evaluations_per_rank)
 
     @cached_property
     def border_bytes(self) -> tuple[int, ...]:
@@ -81,8 +81,8 @@ class Plan:
 
     @property
     def useful_ranks(self) -> int:
-        """More ranks than this have no window at any stage."""
-        return max(stage.windows for stage in self.stages)
+        """More ranks than this have nothing to evaluate at any stage."""
+        return max(stage.tiling.evaluations for stage in self.stages)
 
     @cached_property
     def model_calls(self) -> int:
@@ -92,13 +92,11 @@ class Plan:
 
 def make_plan(spec: Spec, facts: ModelFacts, world_size: int) -> Plan:
     """Deal every stage of the image out to `world_size` ranks (1 to 1,024)."""
-    guided = spec.guidance_scale > 1
     stages = tuple(
         StagePlan(
             stage=stage,
-            tiling=Tiling(grid=stage.grid, world_size=world_size),
+            tiling=Tiling(grid=stage.grid, world_size=world_size, passes=stage.passes),
             channels=facts.latent_channels,
-            guided=guided,
         )
         for stage in make_stages(spec, facts)
     )

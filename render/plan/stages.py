@@ -15,6 +15,9 @@ OVERLAP_SHARE = 4
 SHIFT_SHARE = 16
 """`shift` blend: a sixteenth is, just enough for a soft edge."""
 
+BATCH_SHARES = 8
+"""A stage's model calls are cut so that eight ranks find work at once, even in the first, smallest one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -28,8 +31,10 @@ class Stage:
     steps: int
     """The step after the last one, the same for all stages."""
     batch: int
-    """Windows per model call."""
+    """Evaluations per model call."""
     grid: Grid
+    passes: int = 1
+    """Evaluations of each window: 2 with classifier-free guidance, without and with the prompt."""
 
     def offset(self, seed: int, step: int) -> tuple[int, int]:
         """Where the grid stands at a step: a function of (seed, stage, step) alone."""
@@ -74,6 +79,7 @@ def _stage(spec: Spec, facts: ModelFacts, index: int, width: int, height: int) -
     grid = Grid(
         rows=_axis(latent_height, window_height, moving), cols=_axis(latent_width, window_width, moving)
     )
+    passes = 2 if spec.guidance_scale > 1 and not facts.takes_guidance else 1
     first_step = 0 if index == 0 else spec.steps - max(1, round(spec.steps * spec.strength))
     return Stage(
         index=index,
@@ -81,8 +87,9 @@ def _stage(spec: Spec, facts: ModelFacts, index: int, width: int, height: int) -
         height=height,
         first_step=first_step,
         steps=spec.steps,
-        batch=min(spec.window_batch, grid.windows),
+        batch=min(spec.window_batch, max(1, grid.windows * passes // BATCH_SHARES)),
         grid=grid,
+        passes=passes,
     )
 
 

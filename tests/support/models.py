@@ -46,12 +46,14 @@ class ToyModel:
         timestep: float,
         text: Any,
         places: Sequence[WindowPlace],
+        passes: Sequence[int],
         guidance_scale: float,
     ) -> Tensor:
         self.calls.append(tuple(latents.shape))
         where = torch.tensor([place.pixel_y + 2 * place.pixel_x for place in places]) / 4096
         mixed = functional.conv2d(latents, self._mix, padding=1)
-        return torch.tanh(mixed) + latents * 0.5 + where[:, None, None, None] + text
+        turn = torch.tensor(passes) / 100
+        return torch.tanh(mixed) + latents * 0.5 + (where + turn + text)[:, None, None, None]
 
     def decode(self, latents: Tensor) -> Tensor:
         painted = functional.conv2d(latents, self._paint, padding=1)

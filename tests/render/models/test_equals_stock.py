@@ -1,10 +1,11 @@
-"""At native size with one window, an adapter and our samplers are the stock diffusers pipeline."""
+"""At native size with one window, an adapter and our step loop are the stock diffusers pipeline."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import diffusers
 import pytest
@@ -12,9 +13,14 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from render.denoise.samplers import HISTORY, STOCHASTIC, SamplerState, input_scale, step, to_denoised
+from render.denoise.canvas import Canvas
+from render.denoise.group import SoloGroup
+from render.denoise.loop import StageLoop
+from render.denoise.samplers import HISTORY
 from render.models import WindowPlace, load_adapter
 from render.models.schedule import noise_schedule, stock_scheduler
+from render.plan.stages import make_stages
+from render.spec import Spec
 
 KINDS = ("sd-epsilon", "sd-v", "sdxl", "sdxl-second-only")
 PROMPT, NEGATIVE = "a red vase", "blue"
@@ -48,20 +54,31 @@ def unit_noise() -> Tensor:
 
 
 def our_latents(adapter: Any, schedule: Any, sampler: str, guidance: float, negative: str) -> Tensor:
-    """The engine's loop with one window: what is tested against the stock pipeline's."""
-    text = adapter.encode_prompt(PROMPT, negative, guidance > 1.0)
+    """The engine's own loop with one window, on the stock pipeline's noise in place of its keyed one."""
+    spec = Spec(
+        prompt=PROMPT,
+        negative_prompt=negative,
+        width=64,
+        height=64,
+        steps=len(schedule.timesteps),
+        guidance_scale=guidance,
+        sampler=sampler,
+    )
+    (stage,) = make_stages(spec, adapter.facts)
+    assert stage.grid.windows == 1
+    text = adapter.encode_prompt(PROMPT, negative, stage.passes == 2)
+    loop = StageLoop(
+        spec=spec, stage=stage, schedule=schedule, adapter=adapter, text=text, device=torch.device("cpu")
+    )
     generator = torch.Generator().manual_seed(3)
-    state = SamplerState(unit_noise() * schedule.initial_scale)
-    for index, timestep in enumerate(schedule.timesteps):
-        sigma = schedule.sigmas[index]
-        prediction = adapter.predict(state.x * input_scale(sigma), timestep, text, [PLACE], guidance)
-        denoised = to_denoised(prediction, state.x, sigma, adapter.prediction_type)
-        noise = None
-        if sampler in STOCHASTIC:
-            noise = torch.randn(denoised.shape, generator=generator)
-        state = step(sampler, index, schedule, state, denoised, noise)
-        assert len(state.history) == HISTORY[sampler]
-    return state.x * schedule.final_scale
+    drawn = patch(
+        "render.denoise.loop.normal",
+        lambda *_: torch.randn((1, 4, 8, 8), generator=generator)[0].numpy(),
+    )
+    with drawn:
+        canvas, _ = loop.run(Canvas(step=0, planes=unit_noise() * schedule.initial_scale), SoloGroup())
+    assert canvas.heard == HISTORY[sampler]
+    return canvas.latents[None] * schedule.final_scale
 
 
 def stock_latents(pipeline: Any, steps: int, guidance: float, negative: str | None) -> Tensor:
@@ -85,7 +102,8 @@ def test_latents_equal_the_stock_pipelines(model_folders: dict[str, Path], kind:
     ours = our_latents(adapter, adapter.schedule(sampler, 5), sampler, 4.0, NEGATIVE)
     theirs = stock_latents(stock(model_folders[kind], sampler), 5, 4.0, NEGATIVE)
     assert theirs.std() > 0.1
-    assert (ours - theirs).abs().max() <= 1e-5
+    # A random model's latents can be wider than the unit ones that the bound is meant for.
+    assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.std()))
 
 
 @pytest.mark.parametrize("sampler", sorted(HISTORY))
@@ -145,7 +163,7 @@ def test_half_precision_is_near_and_answers_in_float32(
 def predict_and_decode(adapter: Any) -> tuple[Tensor, Tensor, Tensor]:
     text = adapter.encode_prompt(PROMPT, "", True)
     pixels = adapter.decode(unit_noise())
-    return adapter.predict(unit_noise(), 500.0, text, [PLACE], 4.0), pixels, adapter.encode(pixels)
+    return adapter.predict(unit_noise(), 500.0, text, [PLACE], [1], 4.0), pixels, adapter.encode(pixels)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -202,9 +220,11 @@ def test_a_batch_of_windows_is_the_windows_one_by_one(model_folders: dict[str, P
         for y, x in ((0, 0), (64, 0), (192, 64))
     ]
     latents = torch.randn((3, 4, 8, 8), generator=torch.Generator().manual_seed(1))
-    together = adapter.predict(latents, 500.0, text, places, 4.0)
-    for number, place in enumerate(places):
-        alone = adapter.predict(latents[number : number + 1], 500.0, text, [place], 4.0)
+    together = adapter.predict(latents, 500.0, text, places, [0, 1, 1], 4.0)
+    for number, (place, turn) in enumerate(zip(places, [0, 1, 1], strict=True)):
+        alone = adapter.predict(latents[number : number + 1], 500.0, text, [place], [turn], 4.0)
         assert (together[number : number + 1] - alone).abs().max() <= 1e-5
-    moved = adapter.predict(latents[:1], 500.0, text, [places[2]], 4.0)
+    moved = adapter.predict(latents[:1], 500.0, text, [places[2]], [0], 4.0)
     assert (together[:1] - moved).abs().max() > 1e-4  # a window knows its place
+    prompted = adapter.predict(latents[:1], 500.0, text, [places[0]], [1], 4.0)
+    assert (together[:1] - prompted).abs().max() > 1e-4  # and its pass

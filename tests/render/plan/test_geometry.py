@@ -1,5 +1,7 @@
 """Windows cover the canvas, regions partition the work, a border is what a neighbour needs and no more."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,7 +23,7 @@ def tilings(draw: st.DrawFn, most_ranks: int = 12) -> Tiling:
     moving = draw(st.booleans())
     # Small enough axes that a mask per rank stays cheap.
     grid = Grid(rows=draw(_small_axis(moving)), cols=draw(_small_axis(moving)))
-    return Tiling(grid=grid, world_size=draw(st.integers(1, most_ranks)))
+    return Tiling(grid=grid, world_size=draw(st.integers(1, most_ranks)), passes=draw(st.integers(1, 2)))
 
 
 @st.composite
@@ -68,10 +70,10 @@ def test_a_moving_grid_takes_every_latent_as_an_edge() -> None:
 
 @given(tilings(most_ranks=40))
 def test_regions_partition_the_work(tiling: Tiling) -> None:
-    dealt = [window for rank in range(tiling.world_size) for window in tiling.windows_of(rank)]
-    rows, cols = tiling.grid.rows.count, tiling.grid.cols.count
-    assert sorted(dealt) == [(row, col) for row in range(rows) for col in range(cols)]
-    loads = [len(tiling.windows_of(rank)) for rank in range(tiling.world_size)]
+    dealt = [each for rank in range(tiling.world_size) for each in tiling.evaluations_of(rank)]
+    rows, cols, passes = tiling.grid.rows.count, tiling.grid.cols.count, tiling.passes
+    assert sorted(dealt) == list(itertools.product(range(rows), range(cols), range(passes)))
+    loads = [len(tiling.evaluations_of(rank)) for rank in range(tiling.world_size)]
     assert max(loads) - min(loads) <= 1
     places = np.concatenate([tiling.region(rank) for rank in range(tiling.world_size)])
     assert np.array_equal(np.sort(places), np.arange(tiling.grid.height * tiling.grid.width))

@@ -37,7 +37,7 @@ def test_stages_double_and_land_on_the_asked_size(spec: Spec) -> None:
     for stage in stages:
         window = stage.grid.rows.window * stage.grid.cols.window
         assert window <= 2 * 16 * 16
-        assert 1 <= stage.batch <= stage.grid.windows
+        assert 1 <= stage.batch <= stage.grid.windows * stage.passes
 
 
 @given(SPECS)
@@ -53,14 +53,14 @@ def test_the_first_stage_is_about_native(spec: Spec) -> None:
 def test_the_plan_adds_up(spec: Spec, ranks: int) -> None:
     plan = make_plan(spec, FACTS, ranks)
     for stage in plan.stages:
-        assert sum(stage.windows_per_rank) == stage.windows
-        assert max(stage.windows_per_rank) - min(stage.windows_per_rank) <= 1
+        assert sum(stage.evaluations_per_rank) == stage.windows * stage.stage.passes
+        assert max(stage.evaluations_per_rank) - min(stage.evaluations_per_rank) <= 1
         assert all(
-            (calls - 1) * stage.stage.batch < windows <= calls * stage.stage.batch
-            for calls, windows in zip(stage.calls_per_step, stage.windows_per_rank, strict=True)
+            (calls - 1) * stage.stage.batch < evaluations <= calls * stage.stage.batch
+            for calls, evaluations in zip(stage.calls_per_step, stage.evaluations_per_rank, strict=True)
         )
         assert ranks > 1 or stage.border_bytes == (0,)
-    assert plan.useful_ranks == max(stage.windows for stage in plan.stages)
+    assert plan.useful_ranks == max(stage.windows * stage.stage.passes for stage in plan.stages)
 
 
 def test_offsets_depend_on_seed_and_step_alone() -> None:
