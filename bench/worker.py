@@ -72,7 +72,7 @@ def stage(case: dict[str, Any], group: Group, device: torch.device) -> dict[str,
 
     loop, canvas = our_loop(Path(case["model"]), case, device)
     started = time.perf_counter()
-    finished, _ = loop.run(canvas, group)
+    finished = loop.run(canvas, group).gather()
     seconds = time.perf_counter() - started
     if group.rank == 0 and "latents" in case:
         torch.save(finished.latents, case["latents"])

@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 
-from render.denoise.cascade import enlarge, first_canvas, next_canvas
+from render.denoise.canvas import Canvas, Piece
+from render.denoise.cascade import area_to_enlarge, enlarge, first_canvas, next_canvas
 from render.denoise.group import Group
-from render.denoise.loop import Regroup, StageLoop, StepTimes
+from render.denoise.loop import Regroup, Seat, StageLoop, StepTimes
 from render.models.adapter import Adapter
+from render.picture.blocks import make_cut
 from render.picture.manifest import build_manifest, check_picture, write_manifest
 from render.picture.pyramid import publish_pyramid
+from render.plan.geometry import Rect
 from render.plan.stages import Stage, make_stages
 from render.sink import Sink
 from render.spec import Spec
@@ -33,6 +36,27 @@ class ImageReport:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Denoised:
+    """All stages done; each rank holds its own part of the last one."""
+
+    seat: Seat
+    scale: float
+    """The latents times this are what the decoder takes."""
+    seconds: dict[str, float]
+    """This rank's, by phase."""
+
+    @property
+    def group(self) -> Group:
+        """The group that has finished the image."""
+        return self.seat.group
+
+    def piece(self, area: Rect) -> Piece:
+        """The area of the finished latents that this rank asks for; all ranks must call it."""
+        latents = self.seat.gather(area).latents.mul_(self.scale)
+        return Piece(latents=latents, area=area, canvas=self.seat.tiling.grid.whole)
+
+
 def render_latents(
     spec: Spec,
     adapter: Adapter,
@@ -41,28 +65,38 @@ def render_latents(
     device: torch.device,
     on_news: OnNews = lambda news: None,
     regroup: Regroup | None = None,
-) -> tuple[torch.Tensor, Group, dict[str, float]]:
-    """Denoise all stages; the finished latents [C, h, w], the same on every rank, and seconds by phase."""
+) -> Denoised:
+    """Denoise all stages of the cascade."""
     stages = make_stages(spec, adapter.facts)
     schedule = adapter.schedule(spec.sampler, spec.steps)
     text = adapter.encode_prompt(spec.prompt, spec.negative_prompt, stages[0].passes == 2)
     seconds = {"model": 0.0, "wait": 0.0, "fuse": 0.0, "enlarge": 0.0}
-    latents = None
+    done: Denoised | None = None
     for stage in stages:
         on_news(_stage_news(stage, len(stages)))
-        started = time.perf_counter()
-        if latents is None:
-            canvas = first_canvas(stage, schedule, spec.seed, adapter.facts.latent_channels)
-        else:
-            latents = enlarge(latents, stage, adapter, group, device)
-            canvas = next_canvas(latents, stage, schedule, spec.seed)
-        seconds["enlarge"] += time.perf_counter() - started
         loop = StageLoop(spec=spec, stage=stage, schedule=schedule, adapter=adapter, text=text, device=device)
+        group = group if done is None else done.group
+        started = time.perf_counter()
+        # In a list, so that the loop can let go of it: a canvas is the largest thing that a rank holds.
+        canvas = [_start(loop, done, group)]
+        seconds["enlarge"] += time.perf_counter() - started
         report = _StepReporter(stage, on_news, seconds)
-        finished, group = loop.run(canvas, group, on_step=report, regroup=regroup)
-        latents = finished.latents * schedule.final_scale
-    assert latents is not None, "a cascade has at least one stage"
-    return latents, group, seconds
+        seat = loop.run(canvas.pop(), group, on_step=report, regroup=regroup)
+        done = Denoised(seat=seat, scale=schedule.final_scale, seconds=seconds)
+    assert done is not None, "a cascade has at least one stage"
+    return done
+
+
+def _start(loop: StageLoop, below: Denoised | None, group: Group) -> Canvas:
+    """The rank's part of a stage's canvas before its first step."""
+    stage, facts, seed = loop.stage, loop.adapter.facts, loop.spec.seed
+    box = loop.tiling(group).boxes[group.rank]
+    if below is None:
+        return first_canvas(stage, loop.schedule, seed, facts.latent_channels, box)
+    piece = below.piece(area_to_enlarge(below.seat.tiling.grid, stage, facts, group))
+    return next_canvas(
+        enlarge(piece, stage, loop.adapter, group, loop.device, box), stage, loop.schedule, seed
+    )
 
 
 def render_image(
@@ -81,11 +115,13 @@ def render_image(
     sink's own errors when tiles cannot be written.
     """
     started = time.perf_counter()
-    latents, group, seconds = render_latents(
-        spec, adapter, group, device=device, on_news=on_news, regroup=regroup
-    )
+    denoised = render_latents(spec, adapter, group, device=device, on_news=on_news, regroup=regroup)
+    group, seconds = denoised.group, denoised.seconds
+    cut = make_cut(spec, adapter.facts)
+    piece = denoised.piece(cut.latents_of(group.rank, group.world_size, adapter.facts))
+    del denoised
     pyramid = publish_pyramid(
-        latents,
+        piece,
         adapter,
         spec,
         group,

@@ -2,8 +2,8 @@
 
 A stage above the first decodes the one below, enlarges its pixels, encodes them again and noises them to
 the spec's strength (SDEdit, Meng et al. 2022; DemoFusion, Du et al. 2024, does the like on latents). The
-work is laid out in refinement tiles by the spec; ranks take turns, and one gather of the new latents
-gives all of them the whole canvas.
+work is laid out in refinement tiles by the spec; ranks take turns, and what they make is gathered tile by
+tile, each rank keeping what it holds of the new canvas.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from render.denoise.canvas import Canvas
+from render.denoise.canvas import Canvas, Piece
 from render.denoise.group import Group
 from render.denoise.noise import INITIAL, normal
-from render.models.adapter import Adapter, NoiseSchedule
-from render.plan.geometry import Rect, grown
+from render.models.adapter import Adapter, ModelFacts, NoiseSchedule
+from render.plan.geometry import Grid, Rect, bounding, grown
 from render.plan.stages import Stage
 
 LARGEST_REFINE_TILE = 64
@@ -27,45 +27,62 @@ _BICUBIC_REACH = 3
 """Source pixels around a point that a bicubic kernel reads, and one to spare."""
 
 
-def first_canvas(stage: Stage, schedule: NoiseSchedule, seed: int, channels: int) -> Canvas:
-    """Pure noise, at the scale that the sampler starts from."""
-    return Canvas(step=0, planes=_noise(stage, seed, channels).mul_(schedule.initial_scale)[None])
+def first_canvas(stage: Stage, schedule: NoiseSchedule, seed: int, channels: int, area: Rect) -> Canvas:
+    """Pure noise, at the scale that the sampler starts from, in an area of the canvas."""
+    noise = _noise(stage, seed, channels, area).mul_(schedule.initial_scale)
+    return Canvas(step=0, planes=noise[None], area=area)
 
 
-def next_canvas(latents: Tensor, stage: Stage, schedule: NoiseSchedule, seed: int) -> Canvas:
-    """Enlarged latents [C, height, width] of the stage below, noised to the stage's first step."""
-    sigma = schedule.sigmas[stage.first_step]
-    noised = _noise(stage, seed, latents.shape[0]).mul_(sigma).add_(latents)
-    return Canvas(step=stage.first_step, planes=noised[None])
+def next_canvas(enlarged: Piece, stage: Stage, schedule: NoiseSchedule, seed: int) -> Canvas:
+    """Enlarged latents of the stage below, noised to the stage's first step."""
+    noise = _noise(stage, seed, len(enlarged.latents), enlarged.area)
+    noised = noise.mul_(schedule.sigmas[stage.first_step]).add_(enlarged.latents)
+    return Canvas(step=stage.first_step, planes=noised[None], area=enlarged.area)
 
 
-def enlarge(latents: Tensor, stage: Stage, adapter: Adapter, group: Group, device: torch.device) -> Tensor:
-    """[C, h, w] finished latents of the stage below -> [C, height, width] for `stage`, on the host."""
-    tiles = _refine_tiles(stage)
-    share = -(-len(tiles) // group.world_size)
-    mine = tiles[group.rank * share : (group.rank + 1) * share]
+def area_to_enlarge(below: Grid, stage: Stage, facts: ModelFacts, group: Group) -> Rect:
+    """What a rank reads of the stage below to do its share of `enlarge`."""
+    return bounding(
+        _source(below.whole, _with_halo(tile, stage, facts), stage, facts) for tile in _share(stage, group)
+    )
+
+
+def enlarge(
+    below: Piece, stage: Stage, adapter: Adapter, group: Group, device: torch.device, area: Rect
+) -> Piece:
+    """A piece of the stage below -> the rank's `area` of the new canvas, on the host.
+
+    `below` holds at least `area_to_enlarge`. All ranks must call it; their areas may differ.
+    """
+    mine = _share(stage, group)
+    channels, side = len(below.latents), _refine_side(stage)
+    fresh = torch.empty((channels, area.height, area.width))
+    # In turns of one tile from each rank, so that nobody holds more than a turn beside its own area.
+    for turn in range(-(-len(_refine_tiles(stage)) // group.world_size)):
+        message = torch.zeros((channels, *side), device=device)
+        if turn < len(mine):
+            tile = mine[turn]
+            message[:, : tile.height, : tile.width] = _refined(below, tile, stage, adapter, device)
+        messages = group.all_gather(message).wait().cpu()
+        for rank, made in enumerate(messages):
+            theirs = _share(stage, group, rank)
+            if turn < len(theirs):
+                _paste(made, theirs[turn], fresh, area)
+    return Piece(latents=fresh, area=area, canvas=stage.grid.whole)
+
+
+def _noise(stage: Stage, seed: int, channels: int, area: Rect) -> Tensor:
+    return torch.from_numpy(normal(seed, stage.index, INITIAL, channels, area))
+
+
+def _refine_side(stage: Stage) -> tuple[int, int]:
     height, width = stage.grid.height, stage.grid.width
-    side = _refine_side(height), _refine_side(width)
-    message = torch.zeros((share, latents.shape[0], *side), device=device)
-    for slot, tile in enumerate(mine):
-        fresh = _refined(latents, tile, stage, adapter, device)
-        message[slot, :, : tile.height, : tile.width] = fresh
-    messages = group.all_gather(message).wait().cpu().flatten(0, 1)
-    whole = torch.empty((latents.shape[0], height, width))
-    for slot, tile in enumerate(tiles):
-        rows, cols = tile.slices
-        whole[:, rows, cols] = messages[slot, :, : tile.height, : tile.width]
-    return whole
-
-
-def _noise(stage: Stage, seed: int, channels: int) -> Tensor:
-    whole = Rect(y=0, x=0, height=stage.grid.height, width=stage.grid.width)
-    return torch.from_numpy(normal(seed, stage.index, INITIAL, channels, whole))
+    return min(LARGEST_REFINE_TILE, -(-height // 2)), min(LARGEST_REFINE_TILE, -(-width // 2))
 
 
 def _refine_tiles(stage: Stage) -> list[Rect]:
     height, width = stage.grid.height, stage.grid.width
-    tall, wide = _refine_side(height), _refine_side(width)
+    tall, wide = _refine_side(stage)
     return [
         Rect(y=y, x=x, height=min(tall, height - y), width=min(wide, width - x))
         for y in range(0, height, tall)
@@ -73,38 +90,44 @@ def _refine_tiles(stage: Stage) -> list[Rect]:
     ]
 
 
-def _refine_side(length: int) -> int:
-    return min(LARGEST_REFINE_TILE, -(-length // 2))
+def _share(stage: Stage, group: Group, rank: int | None = None) -> list[Rect]:
+    """The refinement tiles of a rank (this one unless told otherwise): an unbroken run of them."""
+    tiles, number = _refine_tiles(stage), group.rank if rank is None else rank
+    each = -(-len(tiles) // group.world_size)
+    return tiles[number * each : (number + 1) * each]
 
 
-def _refined(below: Tensor, tile: Rect, stage: Stage, adapter: Adapter, device: torch.device) -> Tensor:
+def _paste(made: Tensor, tile: Rect, fresh: Tensor, area: Rect) -> None:
+    """Put a tile's latents where they meet the area."""
+    top, left = max(tile.y, area.y), max(tile.x, area.x)
+    bottom = min(tile.y + tile.height, area.y + area.height)
+    right = min(tile.x + tile.width, area.x + area.width)
+    if top < bottom and left < right:
+        fresh[:, top - area.y : bottom - area.y, left - area.x : right - area.x] = made[
+            :, top - tile.y : bottom - tile.y, left - tile.x : right - tile.x
+        ]
+
+
+def _with_halo(tile: Rect, stage: Stage, facts: ModelFacts) -> Rect:
+    return grown(tile, facts.decode_halo, stage.grid.whole)
+
+
+def _refined(below: Piece, tile: Rect, stage: Stage, adapter: Adapter, device: torch.device) -> Tensor:
     """New latents [C, tile.height, tile.width] of one refinement tile."""
-    halo, pixel = adapter.facts.decode_halo, adapter.facts.scale_factor
-    canvas = Rect(y=0, x=0, height=stage.grid.height, width=stage.grid.width)
-    wide = grown(tile, halo, canvas)
-    pixels = _enlarged_pixels(below, wide, stage, adapter, device)
-    fresh = adapter.encode(pixels)[0]
+    wide = _with_halo(tile, stage, adapter.facts)
+    fresh = adapter.encode(_enlarged_pixels(below, wide, stage, adapter, device))[0]
     top, left = tile.y - wide.y, tile.x - wide.x
-    assert pixels.shape[-1] == wide.width * pixel
     return fresh[:, top : top + tile.height, left : left + tile.width]
 
 
 def _enlarged_pixels(
-    below: Tensor, wide: Rect, stage: Stage, adapter: Adapter, device: torch.device
+    below: Piece, wide: Rect, stage: Stage, adapter: Adapter, device: torch.device
 ) -> Tensor:
     """[1, 3, H, W] pixels of the area `wide` (in the new canvas's latents), from the stage below."""
     pixel = adapter.facts.scale_factor
-    ratio_y, ratio_x = below.shape[1] / stage.grid.height, below.shape[2] / stage.grid.width
-    # Where the new pixels' centres lie on the picture below, in its pixels.
-    y = (torch.arange(wide.height * pixel) + wide.y * pixel + 0.5) * ratio_y - 0.5
-    x = (torch.arange(wide.width * pixel) + wide.x * pixel + 0.5) * ratio_x - 0.5
-    source = Rect(y=0, x=0, height=below.shape[1], width=below.shape[2])
-    span = partial(_latent_span, pixel=pixel)
-    (top, bottom), (left, right) = span(y, source.height), span(x, source.width)
-    needed = Rect(y=top, x=left, height=bottom - top, width=right - left)
-    area = grown(needed, adapter.facts.decode_halo, source)
-    rows, cols = area.slices
-    picture = adapter.decode(below[None, :, rows, cols].to(device))
+    area = _source(below.canvas, wide, stage, adapter.facts)
+    picture = adapter.decode(below.read(area)[None].to(device))
+    y, x = _places(below.canvas, wide, stage, pixel)
     # grid_sample wants places in [-1, 1] over the decoded area's edges.
     place_y = (y - area.y * pixel + 0.5) / (area.height * pixel) * 2 - 1
     place_x = (x - area.x * pixel + 0.5) / (area.width * pixel) * 2 - 1
@@ -113,6 +136,23 @@ def _enlarged_pixels(
         picture, places, mode="bicubic", padding_mode="border", align_corners=False
     )
     return enlarged.clamp_(0.0, 1.0)
+
+
+def _places(below: Rect, wide: Rect, stage: Stage, pixel: int) -> tuple[Tensor, Tensor]:
+    """Where the centres of the pixels of `wide` lie on the picture below, in its pixels: (y, x)."""
+    ratio_y, ratio_x = below.height / stage.grid.height, below.width / stage.grid.width
+    y = (torch.arange(wide.height * pixel) + wide.y * pixel + 0.5) * ratio_y - 0.5
+    x = (torch.arange(wide.width * pixel) + wide.x * pixel + 0.5) * ratio_x - 0.5
+    return y, x
+
+
+def _source(below: Rect, wide: Rect, stage: Stage, facts: ModelFacts) -> Rect:
+    """The latents below that the pixels of `wide` are made from."""
+    y, x = _places(below, wide, stage, facts.scale_factor)
+    span = partial(_latent_span, pixel=facts.scale_factor)
+    (top, bottom), (left, right) = span(y, below.height), span(x, below.width)
+    needed = Rect(y=top, x=left, height=bottom - top, width=right - left)
+    return grown(needed, facts.decode_halo, below)
 
 
 def _latent_span(places: Tensor, length: int, pixel: int) -> tuple[int, int]:

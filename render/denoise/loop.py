@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from render.denoise import samplers
-from render.denoise.canvas import Canvas, gather_planes
+from render.denoise.canvas import Canvas, gather_planes, within
 from render.denoise.exchange import make_exchange
 from render.denoise.fuse import FixedPoint, pass_weights
 from render.denoise.group import Group
@@ -62,23 +62,27 @@ class StageLoop:
         *,
         on_step: OnStep | None = None,
         regroup: Regroup | None = None,
-    ) -> tuple[Canvas, Group]:
-        """Advance `canvas` to the stage's last step.
+    ) -> Seat:
+        """Advance `canvas`, which holds at least `tiling(group).boxes[group.rank]`, to the last step.
 
-        Returns the finished canvas, the same on every rank, and the group that finished it.
+        Returns the rank's seat in the group that has finished the stage.
         Raises `RenderFailed` when the model answers with something that is not a number.
         """
-        seat = _Seat(self, canvas, group)
-        for step in range(canvas.step, self.stage.steps):
+        seat = Seat(self, canvas, group)
+        del canvas
+        while seat.step < self.stage.steps:
             if regroup is not None:
-                successor = regroup(step, group)
-                if successor.epoch != group.epoch:
-                    canvas, group = seat.leave(step), successor
-                    seat = _Seat(self, canvas, group)
-            times = seat.advance(step)
+                successor = regroup(seat.step, seat.group)
+                if successor.epoch != seat.group.epoch:
+                    seat = Seat(self, seat.gather(), successor)
+            times = seat.advance()
             if on_step is not None:
-                on_step(step + 1, times)
-        return seat.leave(self.stage.steps), group
+                on_step(seat.step, times)
+        return seat
+
+    def tiling(self, group: Group) -> Tiling:
+        """The stage dealt out to a group."""
+        return Tiling(grid=self.stage.grid, world_size=group.world_size, passes=self.stage.passes)
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,14 @@ class _Evaluation:
 
 
 @dataclass
-class _Seat:
+class Seat:
     """One rank's place in a stage for as long as the group stays the same."""
 
     loop: StageLoop
     canvas: InitVar[Canvas]
     group: Group
+    step: int = field(init=False)
+    """Steps done."""
     tiling: Tiling = field(init=False)
     box: Rect = field(init=False)
     state: samplers.SamplerState = field(init=False)
@@ -104,18 +110,18 @@ class _Seat:
     fixed: FixedPoint = field(init=False)
 
     def __post_init__(self, canvas: Canvas) -> None:
-        stage = self.loop.stage
-        self.tiling = Tiling(grid=stage.grid, world_size=self.group.world_size, passes=stage.passes)
-        self.weights = pass_weights(stage.passes, self.loop.spec.guidance_scale)
+        self.step = canvas.step
+        self.tiling = self.loop.tiling(self.group)
+        self.weights = pass_weights(self.tiling.passes, self.loop.spec.guidance_scale)
         self.fixed = FixedPoint.for_weights(self.weights)
         self.box = self.tiling.boxes[self.group.rank]
-        rows, cols = self.box.slices
+        rows, cols = within(self.box, canvas.area)
         planes = canvas.planes[:, :, rows, cols].to(self.loop.device, copy=True)
         self.state = samplers.SamplerState(planes[0], tuple(planes[1 : 1 + canvas.heard]))
 
-    def advance(self, step: int) -> StepTimes:
+    def advance(self) -> StepTimes:
         """One step of the sampler on all that this rank holds."""
-        stage, schedule = self.loop.stage, self.loop.schedule
+        stage, schedule, step = self.loop.stage, self.loop.schedule, self.step
         times = StepTimes()
         offset = stage.offset(self.loop.spec.seed, step)
         exchange = make_exchange(self.tiling, self.group.rank, offset, self.loop.device)
@@ -140,13 +146,15 @@ class _Seat:
             self.loop.spec.sampler, step, schedule, self.state, denoised, self._noise(step)
         )
         times.fuse += time.perf_counter() - started
+        self.step += 1
         return times
 
-    def leave(self, step: int) -> Canvas:
-        """Put the whole canvas together, so that it can be finished or dealt out to another group."""
+    def gather(self, area: Rect | None = None) -> Canvas:
+        """Bring the canvas together, or the area that this rank asks for; all ranks must call it."""
+        wanted = self.tiling.grid.whole if area is None else area
         planes = torch.stack([self.state.x, *self.state.history])
-        whole = gather_planes(planes, self.tiling, self.group)
-        return Canvas(step=step, planes=whole, heard=len(self.state.history))
+        gathered = gather_planes(planes, self.tiling, self.group, wanted)
+        return Canvas(step=self.step, planes=gathered, area=wanted, heard=len(self.state.history))
 
     def _batches(self, offset: tuple[int, int]) -> tuple[list[list[_Evaluation]], list[list[_Evaluation]]]:
         """The rank's evaluations in batches: those that hold all border windows, then the rest."""

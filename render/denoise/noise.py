@@ -15,6 +15,8 @@ from render.plan.geometry import Rect
 INITIAL = 0xFFFF_FFFF
 """The `step` of the noise that a stage starts from; a sampler's own noise has the step's index."""
 
+_TOGETHER = 1 << 16
+"""Values drawn at a time: their 64-bit counters would outweigh a large canvas."""
 _MULTIPLY = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _KEY_STEP = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFF_FFFF)
@@ -26,6 +28,15 @@ def normal(seed: int, stage: int, step: int, channels: int, box: Rect) -> NDArra
 
     The value at (channel, y, x) does not depend on the rectangle it is asked in.
     """
+    answer = np.empty((channels, box.height, box.width), np.float32)
+    rows = max(1, _TOGETHER // max(1, box.width * channels))
+    for top in range(0, box.height, rows):
+        strip = Rect(y=box.y + top, x=box.x, height=min(rows, box.height - top), width=box.width)
+        answer[:, top : top + rows] = _strip(seed, stage, step, channels, strip)
+    return answer
+
+
+def _strip(seed: int, stage: int, step: int, channels: int, box: Rect) -> NDArray[np.float32]:
     quads = -(-channels // 4)
     quad, y, x = np.meshgrid(
         np.arange(quads), np.arange(box.height) + box.y, np.arange(box.width) + box.x, indexing="ij"
@@ -35,7 +46,7 @@ def normal(seed: int, stage: int, step: int, channels: int, box: Rect) -> NDArra
     values = np.stack([*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])])
     # [4, quads, h, w] -> [quads * 4, h, w]
     values = values.reshape(4, quads, box.height, box.width).swapaxes(0, 1)
-    return np.ascontiguousarray(values.reshape(quads * 4, box.height, box.width)[:channels])
+    return values.reshape(quads * 4, box.height, box.width)[:channels]
 
 
 def _philox(counter: list[NDArray[np.uint64]], seed: int) -> list[NDArray[np.uint64]]:

@@ -19,9 +19,12 @@ from render.errors import ModelNotUsable
 from render.models.adapter import ModelFacts, NoiseSchedule, WindowPlace
 from render.models.folder import networks_of
 from render.models.schedule import noise_schedule
+from render.models.strips import fits_strips, run_in_strips
 
 _HAS_ACCELERATE = importlib.util.find_spec("accelerate") is not None
 """With it diffusers fills a network in place while loading; without it, it warns unless told."""
+_STRIP = 4
+"""Latent rows that the autoencoder takes at a time where it runs in strips."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -103,6 +106,13 @@ class UNetAdapter:
         self.prediction_type = str(pipeline.scheduler.config.get("prediction_type", "epsilon"))
         self._pipeline, self._device, self._dtype = pipeline, device, DTYPES[dtype]
         self._unet, self._vae = pipeline.unet, pipeline.vae
+        # On a CPU, where memory and caches are small. A GPU is faster with one large call.
+        self._in_strips = (
+            device.type == "cpu"
+            and isinstance(self._vae, diffusers.AutoencoderTiny)
+            and fits_strips(self._vae.encoder.layers)
+            and fits_strips(self._vae.decoder.layers)
+        )
         # Distilled models take the guidance scale as an input instead of a second forward.
         self._guidance_width: int | None = pipeline.unet.config.time_cond_proj_dim
 
@@ -141,6 +151,10 @@ class UNetAdapter:
             latents = latents / config.scaling_factor
         else:
             latents = latents * moments[1] / config.scaling_factor + moments[0]
+        if self._in_strips:
+            # The two lines around the layers are diffusers' `DecoderTiny.forward`, which means [0, 1] by it.
+            latents = torch.tanh(latents / 3) * 3
+            return run_in_strips(self._vae.decoder.layers, latents, _STRIP).float().clamp_(0.0, 1.0)
         pixels: Tensor = self._vae.decode(latents, return_dict=False)[0].float()
         return (pixels * 0.5 + 0.5).clamp(0.0, 1.0)
 
@@ -148,9 +162,14 @@ class UNetAdapter:
     def encode(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] pixels in [0, 1] -> [B, C, H/8, W/8] latents in the loop's scale, float32."""
         config = self._vae.config
+        if self._in_strips:
+            pixels = pixels.to(self._device, self._vae.dtype)
+            rows = _STRIP * self.facts.scale_factor
+            mode = run_in_strips(self._vae.encoder.layers, pixels, rows).float()
+            return mode * float(config.scaling_factor)
         encoded = self._vae.encode(pixels.to(self._device, self._vae.dtype) * 2.0 - 1.0)
-        mode = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        latents: Tensor = mode.float()
+        encodes_exactly = hasattr(encoded, "latents")
+        latents: Tensor = (encoded.latents if encodes_exactly else encoded.latent_dist.mode()).float()
         moments = self._moments(latents)
         if moments is not None:
             latents = (latents - moments[0]) / moments[1]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from render.models.adapter import ModelFacts
-from render.plan.geometry import Rect
+from render.plan.geometry import Rect, bounding, grown
 from render.spec import Spec
 
 _SMALLEST_DECODE = 64
@@ -51,6 +51,21 @@ class Cut:
         """An unbroken run of the blocks; runs differ in length by one at most."""
         total = len(self.blocks)
         return self.blocks[total * rank // world_size : total * (rank + 1) // world_size]
+
+    def latents_of(self, rank: int, world_size: int, facts: ModelFacts) -> Rect:
+        """The latents that the rank's blocks are decoded from, their halo included."""
+        scale = facts.scale_factor
+        blocks = bounding(self.blocks_of(rank, world_size))
+        if not blocks.area:
+            return blocks
+        inside = Rect(
+            y=blocks.y // scale,
+            x=blocks.x // scale,
+            height=blocks.height // scale,
+            width=blocks.width // scale,
+        )
+        canvas = Rect(y=0, x=0, height=self.height // scale, width=self.width // scale)
+        return grown(inside, facts.decode_halo, canvas)
 
     def size_at(self, level: int) -> tuple[int, int]:
         """(width, height) of a level, halved with the ceiling."""

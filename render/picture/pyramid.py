@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from render.denoise.canvas import Piece
 from render.denoise.group import Group
 from render.models.adapter import Adapter
 from render.picture.blocks import Cut, make_cut, tile_key
@@ -55,7 +55,7 @@ class PyramidReport:
 
 
 def publish_pyramid(
-    latents: Tensor,
+    latents: Piece,
     adapter: Adapter,
     spec: Spec,
     group: Group,
@@ -64,7 +64,7 @@ def publish_pyramid(
     device: torch.device,
     on_progress: OnProgress = lambda done, total: None,
 ) -> PyramidReport:
-    """Decode the finished canvas [C, h, w], the same on all ranks, and write all tiles of all levels."""
+    """Decode the rank's blocks from its piece of the finished canvas, and write all tiles of all levels."""
     cut = make_cut(spec, adapter.facts)
     share = _Share(cut=cut)
     with _Writer(spec, sink) as writer:

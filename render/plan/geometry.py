@@ -16,6 +16,7 @@ windows that would leave the canvas are pushed back in, so the two sides of a pi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -44,6 +45,17 @@ class Rect:
     @property
     def area(self) -> int:
         return self.height * self.width
+
+
+def bounding(rects: Iterable[Rect]) -> Rect:
+    """The smallest rectangle around all of them; an empty one at the corner when there is none."""
+    found = [rect for rect in rects if rect.area]
+    if not found:
+        return Rect(y=0, x=0, height=0, width=0)
+    top, left = min(rect.y for rect in found), min(rect.x for rect in found)
+    bottom = max(rect.y + rect.height for rect in found)
+    right = max(rect.x + rect.width for rect in found)
+    return Rect(y=top, x=left, height=bottom - top, width=right - left)
 
 
 def grown(rect: Rect, margin: int, bounds: Rect) -> Rect:
@@ -138,6 +150,10 @@ class Grid:
 
     rows: Axis
     cols: Axis
+
+    @property
+    def whole(self) -> Rect:
+        return Rect(y=0, x=0, height=self.height, width=self.width)
 
     @property
     def height(self) -> int:

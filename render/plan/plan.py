@@ -62,12 +62,13 @@ class StagePlan:
         """Estimate of each rank's memory above the loaded model, in bytes.
 
         Latents, their sums, prediction and history over the rank's box, what a gather receives, and the
-        finished canvas, which every rank sees once for decoding.
+        rank's part of the finished canvas, which it decodes.
         """
         canvas = self.stage.grid.height * self.stage.grid.width * self.channels
+        part = -(-canvas // self.tiling.world_size)
         received = self.tiling.world_size * max(self.border_bytes)
         boxes = (box.area * self.channels for box in self.tiling.boxes)
-        return tuple(box * 5 * 4 + received + canvas * 4 * 2 for box in boxes)
+        return tuple(box * 5 * 4 + received + part * 4 * 2 for box in boxes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ def spec_of(**changes: object) -> Spec:
 
 
 def latents_of(spec: Spec, group: Group, **hooks: Any) -> torch.Tensor:
-    return render_latents(spec, ToyModel(), group, device=CPU, **hooks)[0]
+    return render_latents(spec, ToyModel(), group, device=CPU, **hooks).seat.gather().latents
 
 
 @pytest.mark.parametrize("blend", BLENDS)
@@ -102,9 +102,9 @@ def test_a_canvas_between_two_steps_is_all_that_newcomers_need(blend: str, sampl
             text=0.1,
             device=CPU,
         )
-        return loop.run(canvas, group)[0]
+        return loop.run(canvas, group).gather()
 
-    start = first_canvas(stage, schedule, spec.seed, 4)
+    start = first_canvas(stage, schedule, spec.seed, 4, stage.grid.whole)
     alone = run(6, start, SoloGroup())
     half = run_ranks(2, lambda group: run(3, start, group))[0]
     assert half.step == 3

@@ -76,7 +76,8 @@ def our_latents(adapter: Any, schedule: Any, sampler: str, guidance: float, nega
         lambda *_: torch.randn((1, 4, 8, 8), generator=generator)[0].numpy(),
     )
     with drawn:
-        canvas, _ = loop.run(Canvas(step=0, planes=unit_noise() * schedule.initial_scale), SoloGroup())
+        start = Canvas(step=0, planes=unit_noise() * schedule.initial_scale, area=stage.grid.whole)
+        canvas = loop.run(start, SoloGroup()).gather()
     assert canvas.heard == HISTORY[sampler]
     return canvas.latents[None] * schedule.final_scale
 

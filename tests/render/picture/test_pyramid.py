@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from infra.store.local import LocalStore
+from render.denoise.canvas import Piece
 from render.denoise.group import SoloGroup
 from render.engine import render_image
 from render.errors import BadInput, RenderFailed
@@ -18,6 +19,7 @@ from render.picture.export import export_image
 from render.picture.pyramid import publish_pyramid
 from render.picture.seams import profiles
 from render.picture.verify import verify_image
+from render.plan.geometry import Rect
 from render.spec import Spec
 from tests.support.groups import run_ranks
 from tests.support.models import ToyModel
@@ -27,9 +29,11 @@ CPU = torch.device("cpu")
 SIZES = [(1000, 616), (512, 512), (520, 1032), (2048, 40), (8, 8), (1024, 1024)]
 
 
-def latents_for(spec: Spec) -> torch.Tensor:
+def latents_for(spec: Spec) -> Piece:
     draw = torch.Generator().manual_seed(1)
-    return torch.randn((4, spec.height // 8, spec.width // 8), generator=draw)
+    whole = Rect(y=0, x=0, height=spec.height // 8, width=spec.width // 8)
+    latents = torch.randn((4, whole.height, whole.width), generator=draw)
+    return Piece(latents=latents, area=whole, canvas=whole)
 
 
 def level_of(files: dict[str, bytes], level: int, width: int, height: int, side: int) -> np.ndarray:
@@ -56,7 +60,7 @@ def test_every_level_is_the_box_of_the_one_below(width: int, height: int, tile: 
     spec = Spec(prompt="x", width=width, height=height, tile_size=tile)
     model, latents, sink = ToyModel(), latents_for(spec), MemorySink()
     report = publish_pyramid(latents, model, spec, SoloGroup(), sink, device=CPU)
-    whole = (model.decode(latents[None])[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    whole = (model.decode(latents.latents[None])[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     cut = report.cut
     expected = whole
     for level in range(cut.top_level, -1, -1):
