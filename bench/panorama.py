@@ -24,7 +24,7 @@ from render.denoise.cascade import first_canvas
 from render.denoise.loop import StageLoop
 from render.models import load_adapter
 from render.models.folder import read_facts
-from render.picture.seams import profiles, seam_score
+from render.picture.seams import score_picture
 from render.plan.geometry import Axis, Grid
 from render.plan.stages import Stage
 from render.spec import Spec
@@ -121,7 +121,7 @@ def _seams(model: Path, latents: torch.Tensor, borders: list[int]) -> float:
     with torch.inference_mode():
         picture = vae.decode(latents[None] / vae.config.scaling_factor).sample[0]
     pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    return seam_score(*profiles(pixels), borders, borders, WINDOW * 8).ratio
+    return score_picture(pixels, borders, borders, WINDOW * 8).ratio
 
 
 def rows() -> list[Row]:

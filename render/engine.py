@@ -135,7 +135,6 @@ def render_image(
         spec,
         adapter.facts,
         pyramid,
-        make_stages(spec, adapter.facts)[-1],
         device=device.type,
         ranks=group.world_size,
         timings=seconds | pyramid.seconds | {"total": elapsed},

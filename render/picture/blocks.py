@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from render.models.adapter import ModelFacts
+from render.picture.seams import Lines, make_lines
 from render.plan.geometry import Rect, bounding, grown
+from render.plan.stages import Stage
 from render.spec import Spec
 
 _SMALLEST_DECODE = 64
@@ -91,6 +93,22 @@ def make_cut(spec: Spec, facts: ModelFacts) -> Cut:
     return Cut(
         width=spec.width, height=spec.height, tile=spec.tile_size, block=block, decode_side=decode_side
     )
+
+
+def lines_of(cut: Cut, stage: Stage, seed: int, pixel: int) -> tuple[Lines, Lines]:
+    """The columns and rows where a seam could be, and their controls: the edges of the last step's windows
+    (region borders are some of them) and of the decode tiles. `pixel` is pixels per latent."""
+    offset = stage.offset(seed, stage.steps - 1)
+    lines = []
+    for axis, at, length, across in (
+        (stage.grid.cols, offset[1], cut.width, cut.height),
+        (stage.grid.rows, offset[0], cut.height, cut.width),
+    ):
+        starts = axis.starts(at)
+        edges = {start * pixel for start in starts} | {(start + axis.window) * pixel for start in starts}
+        edges |= set(range(0, length, cut.decode_side * pixel))
+        lines.append(make_lines(edges, stage.grid.cols.window * pixel, length, across, pixel))
+    return lines[0], lines[1]
 
 
 def tile_key(level: int, col: int, row: int, ending: str) -> str:

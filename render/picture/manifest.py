@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from render.errors import RenderFailed
 from render.models.adapter import ModelFacts
-from render.picture.seams import SeamScore, seam_score
-from render.plan.stages import Stage
+from render.picture.seams import seam_score
 from render.sink import Sink
 from render.spec import Spec
 
@@ -45,24 +44,10 @@ def check_picture(pyramid: PyramidReport) -> None:
         )
 
 
-def picture_seams(pyramid: PyramidReport, stage: Stage, seed: int, pixel: int) -> SeamScore:
-    """Score the last step's window borders (region borders are some of them) and the decode borders."""
-    offset = stage.offset(seed, stage.steps - 1)
-    borders = []
-    for axis, at in ((stage.grid.cols, offset[1]), (stage.grid.rows, offset[0])):
-        starts = axis.starts(at)
-        edges = {start * pixel for start in starts} | {(start + axis.window) * pixel for start in starts}
-        step = pyramid.cut.decode_side * pixel
-        borders.append(edges | set(range(step, axis.length * pixel, step)))
-    window = stage.grid.cols.window * pixel
-    return seam_score(pyramid.profile_x, pyramid.profile_y, borders[0], borders[1], window, pixel)
-
-
 def build_manifest(
     spec: Spec,
     facts: ModelFacts,
     pyramid: PyramidReport,
-    stage: Stage,
     *,
     device: str,
     ranks: int,
@@ -82,7 +67,7 @@ def build_manifest(
         "levels": [list(cut.size_at(level)) for level in range(cut.top_level + 1)],
         "format": spec.format,
         "tiles": pyramid.tiles,
-        "seams": asdict(picture_seams(pyramid, stage, spec.seed, facts.scale_factor)),
+        "seams": asdict(seam_score(pyramid.columns, pyramid.rows)),
         "range": [pyramid.darkest, pyramid.brightest],
         "device": device,
         "numerics": {"dtype": spec.dtype, "threads_per_rank": 1 if device == "cpu" else None},

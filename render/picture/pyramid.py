@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from render.denoise.canvas import Piece
 from render.denoise.group import Group
 from render.models.adapter import Adapter
-from render.picture.blocks import Cut, make_cut, tile_key
+from render.picture.blocks import Cut, lines_of, make_cut, tile_key
 from render.picture.decode import decode_block
 from render.picture.encode import CONTENT_TYPES, ENDINGS, Pixels, encode
-from render.picture.seams import Profile, profiles
+from render.picture.seams import Steps, add_block
 from render.plan.geometry import Rect
+from render.plan.stages import make_stages
 from render.sink import Sink
 from render.spec import Spec
 
@@ -47,8 +48,9 @@ class PyramidReport:
     cut: Cut
     tiles: dict[str, dict[str, Any]]
     """Key -> {sha256, bytes}, of all ranks, sorted."""
-    profile_x: Profile
-    profile_y: Profile
+    columns: Steps
+    rows: Steps
+    """What was measured across the lines that the seam score looks at."""
     darkest: int
     brightest: int
     seconds: dict[str, float]
@@ -66,7 +68,8 @@ def publish_pyramid(
 ) -> PyramidReport:
     """Decode the rank's blocks from its piece of the finished canvas, and write all tiles of all levels."""
     cut = make_cut(spec, adapter.facts)
-    share = _Share(cut=cut)
+    columns, rows = lines_of(cut, make_stages(spec, adapter.facts)[-1], spec.seed, adapter.facts.scale_factor)
+    share = _Share(cut=cut, columns=Steps(columns), rows=Steps(rows))
     with _Writer(spec, sink) as writer:
         mine = cut.blocks_of(group.rank, group.world_size)
         for number, block in enumerate(mine):
@@ -147,23 +150,17 @@ class _Share:
     """What one rank has learned of its blocks."""
 
     cut: Cut
+    columns: Steps
+    rows: Steps
     decode_seconds: float = 0.0
     darkest: int = 255
     brightest: int = 0
     leftovers: list[tuple[int, int, Pixels]] = field(default_factory=list)
     edges: list[tuple[Rect, tuple[Pixels, Pixels, Pixels, Pixels]]] = field(default_factory=list)
-    profile_x: Profile = field(init=False)
-    profile_y: Profile = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.profile_x = np.zeros(self.cut.width, np.int64)
-        self.profile_y = np.zeros(self.cut.height, np.int64)
 
     def take(self, block: Rect, pixels: Pixels, writer: _Writer) -> None:
         """Measure a decoded block, write its tiles, and keep what is left of it."""
-        along_x, along_y = profiles(pixels)
-        self.profile_x[block.x : block.x + block.width] += along_x
-        self.profile_y[block.y : block.y + block.height] += along_y
+        add_block(self.columns, self.rows, block, pixels)
         edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
         self.edges.append((block, tuple(edge.copy() for edge in edges)))  # type: ignore[arg-type]
         self.darkest = min(self.darkest, int(pixels.min()))
@@ -184,12 +181,14 @@ def _exchange(share: _Share, group: Group) -> _Share:
         "blocks": [asdict(block) for block, _ in share.edges],
         "leftovers": [(y, x, *pixels.shape[:2]) for y, x, pixels in share.leftovers],
     }
-    arrays: list[NDArray[Any]] = [share.profile_x, share.profile_y]
+    arrays: list[NDArray[Any]] = [
+        array for steps in (share.columns, share.rows) for array in (steps.absolute, steps.signed)
+    ]
     arrays += [edge for _, edges in share.edges for edge in edges]
     arrays += [pixels for _, _, pixels in share.leftovers]
     body = b"".join(array.tobytes() for array in arrays)
     text = json.dumps(header).encode()
-    whole = _Share(cut=share.cut)
+    whole = _Share(cut=share.cut, columns=Steps(share.columns.lines), rows=Steps(share.rows.lines))
     for data in group.all_gather_bytes(len(text).to_bytes(8, "big") + text + body):
         _add_message(whole, data)
     _add_steps_between(whole)
@@ -210,8 +209,8 @@ def _add_message(whole: _Share, data: bytes) -> None:
 
     whole.darkest = min(whole.darkest, header["darkest"])
     whole.brightest = max(whole.brightest, header["brightest"])
-    whole.profile_x += take((whole.cut.width,), np.int64)
-    whole.profile_y += take((whole.cut.height,), np.int64)
+    for steps in (whole.columns, whole.rows):
+        steps.merge(take(steps.absolute.shape, np.int64), take(steps.signed.shape, np.int64))
     for values in header["blocks"]:
         block = Rect(**values)
         rows = [take((block.width, 3), np.uint8) for _ in range(2)]
@@ -227,14 +226,10 @@ def _add_steps_between(whole: _Share) -> None:
     for block, (top, _, left, _) in whole.edges:
         above = by_place.get((block.y - whole.cut.block, block.x))
         beside = by_place.get((block.y, block.x - whole.cut.block))
-        if above is not None:
-            whole.profile_y[block.y] += _steps(above[1], top)
-        if beside is not None:
-            whole.profile_x[block.x] += _steps(beside[3], left)
-
-
-def _steps(one: Pixels, two: Pixels) -> int:
-    return int(np.abs(one.astype(np.int16) - two.astype(np.int16)).sum(dtype=np.int64))
+        if above is not None and block.y in whole.rows.lines.all:
+            whole.rows.add(block.y, block.x, above[1], top)
+        if beside is not None and block.x in whole.columns.lines.all:
+            whole.columns.add(block.x, block.y, beside[3], left)
 
 
 def _write_top(cut: Cut, everything: _Share, spec: Spec, writer: _Writer) -> None:
@@ -272,8 +267,8 @@ def _report(cut: Cut, share: _Share, everything: _Share, writer: _Writer, group:
     return PyramidReport(
         cut=cut,
         tiles=dict(sorted(tiles.items())),
-        profile_x=everything.profile_x,
-        profile_y=everything.profile_y,
+        columns=everything.columns,
+        rows=everything.rows,
         darkest=everything.darkest,
         brightest=everything.brightest,
         seconds={"decode": share.decode_seconds, "encode": writer.seconds},

@@ -17,7 +17,7 @@ from render.engine import render_image
 from render.errors import BadInput, RenderFailed
 from render.picture.export import export_image
 from render.picture.pyramid import publish_pyramid
-from render.picture.seams import profiles
+from render.picture.seams import Steps, add_block
 from render.picture.verify import verify_image
 from render.plan.geometry import Rect
 from render.spec import Spec
@@ -68,9 +68,11 @@ def test_every_level_is_the_box_of_the_one_below(width: int, height: int, tile: 
         assert expected.shape[:2] == size[::-1]
         assert np.array_equal(level_of(sink.files, level, *size, tile), expected)
         expected = box(expected)
-    along_x, along_y = profiles(whole)
-    assert np.array_equal(report.profile_x, along_x)
-    assert np.array_equal(report.profile_y, along_y)
+    columns, rows = Steps(report.columns.lines), Steps(report.rows.lines)
+    add_block(columns, rows, Rect(y=0, x=0, height=height, width=width), whole)
+    for measured, expected_steps in ((report.columns, columns), (report.rows, rows)):
+        assert np.array_equal(measured.absolute, expected_steps.absolute)
+        assert np.array_equal(measured.signed, expected_steps.signed)
     assert (report.darkest, report.brightest) == (whole.min(), whole.max())
 
 
@@ -86,7 +88,7 @@ def test_ranks_do_not_change_a_byte(width: int, height: int, ranks: int) -> None
     )
     assert together.files == alone.files
     assert all(other.tiles == report.tiles for other in others)
-    assert all(np.array_equal(other.profile_x, report.profile_x) for other in others)
+    assert all(np.array_equal(other.columns.signed, report.columns.signed) for other in others)
 
 
 @pytest.mark.parametrize("form", ["png", "webp", "jpeg"])
