@@ -5,6 +5,10 @@ StoreError             the root
   StoreDenied          no permission
   StorePermanent       trying again will not help (a full disk, a bad name)
   StoreRetryable       trying again may help
+SettingError           the root of what is wrong with the settings
+  BadSetting           a value that cannot be
+ServiceError           the root of what a service has done to us
+  DatabaseUnreachable  no database at the address, or none that lets us in
 """
 
 from __future__ import annotations
@@ -28,3 +32,23 @@ class StorePermanent(StoreError):
 
 class StoreRetryable(StoreError):
     """Trying again may help."""
+
+
+class SettingError(Exception):
+    """Root of the errors of settings."""
+
+
+class BadSetting(SettingError):
+    """A setting's value cannot be used."""
+
+    def __init__(self, field: str, value: object, problem: str) -> None:
+        super().__init__(f"{field}: {value} {problem}")
+        self.field = field
+
+
+class ServiceError(Exception):
+    """Root of the errors of services. Its text is one sentence for a person."""
+
+
+class DatabaseUnreachable(ServiceError):
+    """The database does not answer."""

@@ -5,7 +5,7 @@ Codes: 0 done, 2 bad input, 3 failed, 4 cancelled, 5 timed out, 6 a service unre
 
 from __future__ import annotations
 
-from infra.errors import StoreError, StoreRetryable
+from infra.errors import ServiceError, SettingError, StoreError, StoreRetryable
 from render.errors import RenderError
 from render.errors import exit_code as render_exit_code
 
@@ -32,13 +32,27 @@ class JobCancelled(JobError):
     code = CANCELLED
 
 
+class IllegalChange(JobError):
+    """A job cannot go from its state to the one that was asked for."""
+
+
+class LostRace(JobError):
+    """Somebody else has changed the job first; look again."""
+
+
+class UnknownJob(JobError):
+    """There is no such job."""
+
+    code = BAD_INPUT
+
+
 class JobTimedOut(JobError):
     """The time allowed is over."""
 
     code = TIMED_OUT
 
 
-KNOWN = (JobError, RenderError, StoreError)
+KNOWN = (JobError, RenderError, StoreError, SettingError, ServiceError)
 """What the command line says in one sentence; anything else is a fault of ours and shows its traceback."""
 
 
@@ -48,4 +62,6 @@ def exit_code(error: BaseException) -> int:
         return error.code
     if isinstance(error, RenderError):
         return render_exit_code(error)
-    return UNREACHABLE if isinstance(error, StoreRetryable) else FAILED
+    if isinstance(error, SettingError):
+        return BAD_INPUT
+    return UNREACHABLE if isinstance(error, (StoreRetryable, ServiceError)) else FAILED

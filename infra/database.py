@@ -1,0 +1,113 @@
+"""The farm's database: SQLite in WAL mode embedded, PostgreSQL for a farm; the same statements on both.
+
+Times are seconds since the epoch by the database's own clock (`now()`), so that nodes whose clocks differ
+agree on leases.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Double, Engine, create_engine, event
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from infra.errors import BadSetting, DatabaseUnreachable
+
+_BUSY_S = 30.0
+"""How long a writer of SQLite waits for another one."""
+_CONNECT_S = 5
+
+
+class now(FunctionElement[float]):
+    """The database's clock, in seconds since the epoch; moves on within a transaction."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(now, "sqlite")
+def _now_in_sqlite(element: Any, compiler: Any, **options: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(now, "postgresql")
+def _now_in_postgresql(element: Any, compiler: Any, **options: Any) -> str:
+    return "extract(epoch from clock_timestamp())::float8"
+
+
+class Database:
+    """Connections to one database. Opens nothing until it is used."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            self.engine = _engine(url)
+        except (ArgumentError, NoSuchModuleError, ImportError) as exc:
+            raise BadSetting(
+                "database_url", url, "is not of this form; use sqlite:///farm.db or postgresql+psycopg://..."
+            ) from exc
+
+    def __repr__(self) -> str:
+        return f"Database({self.engine.url.render_as_string(hide_password=True)!r})"
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that may write: committed as a whole, or not at all."""
+        with _translated(self), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads, and so never waits for a writer."""
+        with _translated(self), self.engine.connect() as connection:
+            yield connection.execution_options(chorale_reads_only=True)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _engine(url: str) -> Engine:
+    if url.startswith("postgresql://"):
+        url = url.replace("postgresql://", "postgresql+psycopg://", 1)
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": _CONNECT_S})
+    engine = create_engine(url, connect_args={"timeout": _BUSY_S})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
+    # Transactions are begun by `_begin_sqlite`, not by the driver, which begins them too late.
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A writer takes the lock at once: one that reads first and writes then would fail instead of waiting.
+    reads_only = connection.get_execution_options().get("chorale_reads_only", False)
+    connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def _translated(database: Database) -> Iterator[None]:
+    """The one place where the driver's errors become ours; a mistake of ours stays what it is."""
+    try:
+        yield
+    except (OperationalError, InterfaceError) as exc:
+        raise _unreachable(database, exc) from exc
+    except DBAPIError as exc:
+        if exc.connection_invalidated:
+            raise _unreachable(database, exc) from exc
+        raise
+
+
+def _unreachable(database: Database, exc: DBAPIError) -> DatabaseUnreachable:
+    reason = str(exc.orig).strip().splitlines()[0] if str(exc.orig).strip() else type(exc.orig).__name__
+    where = database.engine.url.render_as_string(hide_password=True)
+    return DatabaseUnreachable(f"the database {where} does not answer ({reason}); check CHORALE_DATABASE_URL")

@@ -1,0 +1,216 @@
+"""Placement: which waiting jobs start now, and on which slots. Pure; the dispatcher carries it out.
+
+Groups are placed whole or not at all, so two gangs can never each hold half of what the other needs. The
+first job that does not fit gets a reservation: its nodes take no work that would outlast the wait for it
+(conservative backfill, after Lifka 1995 and Feitelson's EASY), so small jobs cannot starve a large one.
+
+Times are in seconds. Nothing here asks for the time or for the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+AGEING_S = 3600.0
+"""A job gains one point of priority for every so many seconds that it waits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A machine that takes work. `slots` counts GPUs (or CPU ranks)."""
+
+    name: str
+    slots: int
+    vram_bytes: int | None = None
+    """Memory of each slot; None when it is not known, and then nothing is refused for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """What holds slots now. `ends_in` is an estimate, None when there is none."""
+
+    job: str
+    owner: str
+    queue: str
+    slots: dict[str, int]
+    ends_in: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Want:
+    """A waiting job. `least` to `most` ranks all give the same picture, so fewer nodes will do at need."""
+
+    job: str
+    owner: str = ""
+    queue: str = "default"
+    priority: int = 50
+    waited: float = 0.0
+    least: int = 1
+    most: int = 1
+    memory_bytes: int | None = None
+    """What a rank needs, the loaded model included."""
+    lasts: float | None = None
+    avoid: frozenset[str] = frozenset()
+    """Nodes that this job has failed on too often."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.most:
+            raise ValueError(f"job {self.job} wants {self.least} to {self.most} ranks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """A queue's rules. `limit` is the most groups at once, None without one."""
+
+    name: str
+    limit: int | None = None
+    open: bool = True
+    shares: dict[str, float] = field(default_factory=dict)
+    """Weight of each owner; 1 for one who is not named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A whole group: slots per node, the first node hosting the rendezvous."""
+
+    job: str
+    slots: dict[str, int]
+
+    @property
+    def ranks(self) -> int:
+        return sum(self.slots.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What to start, and for whom nodes are being kept free."""
+
+    placed: tuple[Placed, ...]
+    reserved_for: str | None = None
+    reserved: frozenset[str] = frozenset()
+
+
+def place(
+    nodes: Sequence[Node], running: Iterable[Running], wants: Iterable[Want], queues: Iterable[Queue]
+) -> Decision:
+    """Decide once, for the farm as it is."""
+    farm = _Farm(nodes, list(running), {queue.name: queue for queue in queues})
+    waiting = sorted(wants, key=farm.order, reverse=True)
+    placed: list[Placed] = []
+    reserved_for: str | None = None
+    reserved: frozenset[str] = frozenset()
+    while waiting and (farm.any_free or reserved_for is None):
+        want = waiting.pop()
+        if not farm.may_start(want):
+            continue
+        slots = farm.fit(want, kept=reserved)
+        if slots is not None:
+            farm.take(want, slots)
+            placed.append(Placed(job=want.job, slots=slots))
+            # Its owner's share has grown, and others may come first now.
+            waiting.sort(key=farm.order, reverse=True)
+        elif reserved_for is None and farm.could_ever_fit(want):
+            reserved_for, reserved = want.job, farm.reserve(want)
+    return Decision(placed=tuple(placed), reserved_for=reserved_for, reserved=reserved)
+
+
+class _Farm:
+    """The slots as they are, and as each placement leaves them."""
+
+    def __init__(self, nodes: Sequence[Node], running: list[Running], queues: dict[str, Queue]) -> None:
+        self._nodes = {node.name: node for node in nodes}
+        self._running = running
+        self._queues = queues
+        self._free = {node.name: node.slots for node in nodes}
+        self._used: dict[tuple[str, str], int] = {}
+        self._groups: dict[str, int] = {}
+        for group in running:
+            self._account(group.queue, group.owner, group.slots)
+        self._wait: dict[str, float | None] = {}
+        """Seconds until a reserved node is needed; None when nobody knows."""
+
+    def order(self, want: Want) -> tuple[float, float, float, str]:
+        """Priority with ageing, then the owner who has least for their share, then who has waited longest."""
+        weight = self._queue(want).shares.get(want.owner, 1.0)
+        share = self._used.get((want.queue, want.owner), 0) / weight
+        points = want.priority + want.waited // AGEING_S
+        return -points, share, -want.waited, want.job
+
+    @property
+    def any_free(self) -> bool:
+        return any(count > 0 for count in self._free.values())
+
+    def may_start(self, want: Want) -> bool:
+        """Is the queue open, with room under its limit?"""
+        queue = self._queue(want)
+        return queue.open and (queue.limit is None or self._groups.get(queue.name, 0) < queue.limit)
+
+    def could_ever_fit(self, want: Want) -> bool:
+        """Would it fit if nothing else ran?"""
+        return sum(self._nodes[name].slots for name in self._eligible(want)) >= want.least
+
+    def fit(self, want: Want, kept: frozenset[str]) -> dict[str, int] | None:
+        """Free slots for the whole group on as few nodes as can be, or None."""
+        names = [
+            name
+            for name in self._eligible(want)
+            if self._free[name] > 0 and (name not in kept or self._ends_in_time(want, name))
+        ]
+        if sum(self._free[name] for name in names) < want.least:
+            return None
+        # One node that holds all is best, the tightest of them; else the emptiest nodes, which are fewest.
+        single = [name for name in names if self._free[name] >= want.most]
+        if single:
+            return {min(single, key=lambda name: (self._free[name], name)): want.most}
+        slots: dict[str, int] = {}
+        left = want.most
+        for name in sorted(names, key=lambda name: (-self._free[name], name)):
+            if left == 0:
+                break
+            slots[name] = min(left, self._free[name])
+            left -= slots[name]
+        return slots
+
+    def reserve(self, want: Want) -> frozenset[str]:
+        """The nodes to keep for a job that waits: those that are free soonest."""
+        soonest = sorted(self._eligible(want), key=lambda name: (self._free_in(name), name))
+        chosen: list[str] = []
+        while sum(self._nodes[name].slots for name in chosen) < want.least:
+            chosen.append(soonest[len(chosen)])
+        until = max(self._free_in(name) for name in chosen)
+        self._wait = dict.fromkeys(chosen, None if until == float("inf") else until)
+        return frozenset(chosen)
+
+    def take(self, want: Want, slots: dict[str, int]) -> None:
+        self._account(want.queue, want.owner, slots)
+        self._running.append(
+            Running(job=want.job, owner=want.owner, queue=want.queue, slots=slots, ends_in=want.lasts)
+        )
+
+    def _account(self, queue: str, owner: str, slots: dict[str, int]) -> None:
+        for name, count in slots.items():
+            if name in self._free:
+                self._free[name] -= count
+        self._used[queue, owner] = self._used.get((queue, owner), 0) + sum(slots.values())
+        self._groups[queue] = self._groups.get(queue, 0) + 1
+
+    def _queue(self, want: Want) -> Queue:
+        return self._queues.get(want.queue) or Queue(name=want.queue)
+
+    def _eligible(self, want: Want) -> list[str]:
+        return [
+            node.name
+            for node in self._nodes.values()
+            if node.name not in want.avoid
+            and (want.memory_bytes is None or node.vram_bytes is None or want.memory_bytes <= node.vram_bytes)
+        ]
+
+    def _free_in(self, name: str) -> float:
+        """Seconds until all of the node's slots are free."""
+        ends = [group.ends_in for group in self._running if group.slots.get(name)]
+        return max((float("inf") if end is None else end for end in ends), default=0.0)
+
+    def _ends_in_time(self, want: Want, name: str) -> bool:
+        until = self._wait[name]
+        return until is not None and want.lasts is not None and want.lasts <= until

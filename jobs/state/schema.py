@@ -1,0 +1,31 @@
+"""Brings a database to the schema that this version of the code wants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, text
+
+from infra.database import Database
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_LOCK = 0x63686F72
+"""Number of PostgreSQL's advisory lock; SQLite's writers are alone anyway."""
+
+
+def upgrade(database: Database) -> None:
+    """Run the migrations that are missing; harmless when there are none, and when several nodes do it."""
+    with database.write() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("select pg_advisory_xact_lock(:number)"), {"number": _LOCK})
+        command.upgrade(config_for(connection), "head")
+
+
+def config_for(connection: Connection) -> Config:
+    """Alembic's configuration, without a file."""
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    return config

@@ -1,0 +1,172 @@
+"""Submitting: specs become jobs. The same image asked for twice is one job, whoever asks."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Table, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from infra.database import now
+from jobs.state.machine import change
+from jobs.state.tables import batches, entries, events, jobs
+from render.models.adapter import ModelFacts
+from render.models.folder import read_facts, resolve_model
+from render.plan.plan import make_plan
+from render.spec import Spec
+
+MOST_AUTO_RANKS = 64
+"""Above this a group's borders cost more than another rank brings."""
+_AT_A_TIME = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """How a job is to be run; nothing here touches a pixel."""
+
+    owner: str
+    queue: str = "default"
+    priority: int | None = None
+    ranks: int | None = None
+    not_before: float | None = None
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One image asked for: its spec, and where in its batch it stands."""
+
+    row: int
+    custom_id: str
+    spec: Spec
+
+
+@dataclass(kw_only=True)
+class Receipt:
+    """What became of a submission."""
+
+    batch: str
+    new: int = 0
+    known: int = 0
+    done: int = 0
+    """Of those known, how many are finished already."""
+
+
+def submit(connection: Connection, asked: Iterable[Asked], name: str, terms: Terms) -> Receipt:
+    """Put a batch of images into a queue; images that the farm knows already join the batch as they are.
+
+    A cancelled job that is asked for again is queued again; a failed one waits for `retry`.
+    """
+    receipt = Receipt(batch=uuid.uuid4().hex[:12])
+    connection.execute(
+        insert(batches).values(
+            id=receipt.batch, name=name, owner=terms.owner, queue=terms.queue, created=now()
+        )
+    )
+    for part in _parts(asked):
+        _submit_part(connection, part, terms, receipt)
+    return receipt
+
+
+def _submit_part(connection: Connection, part: list[Asked], terms: Terms, receipt: Receipt) -> None:
+    rows = {row["id"]: row for row in (_job_row(connection, each, terms) for each in part)}
+    states = select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(list(rows)))
+    known = {found.id: found.state for found in connection.execute(states)}
+    fresh = [row for job, row in rows.items() if job not in known]
+    if fresh:
+        connection.execute(_insert_unless_there(connection, jobs), fresh)
+        born = {"fence": 0, "old": "", "new": "queued", "reason": f"submitted in batch {receipt.batch}"}
+        connection.execute(insert(events).values(time=now()), [{"job": row["id"], **born} for row in fresh])
+    for job, state in known.items():
+        if state == "cancelled":
+            change(connection, job, "cancelled", "queued", f"asked for again in batch {receipt.batch}")
+    connection.execute(
+        insert(entries),
+        [
+            {
+                "batch": receipt.batch,
+                "row": each.row,
+                "custom_id": each.custom_id,
+                "job": _job_id(each.spec),
+            }
+            for each in part
+        ],
+    )
+    receipt.new += len(fresh)
+    receipt.known += len(part) - len(fresh)
+    receipt.done += sum(known.get(_job_id(each.spec)) == "done" for each in part)
+
+
+def _insert_unless_there(connection: Connection, table: Table) -> Any:
+    """Two submitters may meet: the second one's job is the first one's."""
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    moment = now()
+    statement = dialect.insert(table).values(created=moment, changed=moment)
+    return statement.on_conflict_do_nothing()
+
+
+def _job_row(connection: Connection, each: Asked, terms: Terms) -> dict[str, Any]:
+    spec = each.spec
+    _, facts, weights = _model(spec.model)
+    least, most = (terms.ranks, terms.ranks) if terms.ranks else (1, _useful_ranks(spec, facts))
+    return {
+        "id": _job_id(spec),
+        "digest": spec.digest(facts.digest),
+        "spec": asdict(spec),
+        "model": spec.model,
+        "owner": terms.owner,
+        "queue": terms.queue,
+        "priority": terms.priority,
+        "least_ranks": least,
+        "most_ranks": most,
+        "memory_bytes": _memory(spec, facts, least) + weights,
+        "state": "queued",
+        "not_before": terms.not_before,
+        "deadline": terms.deadline,
+    }
+
+
+def _job_id(spec: Spec) -> str:
+    """The beginning of the digest: 64 bits tell a farm's images apart, and a person can type some."""
+    return spec.digest(_model(spec.model)[1].digest)[:16]
+
+
+@lru_cache(maxsize=32)
+def _model(name: str) -> tuple[Path, ModelFacts, int]:
+    """A model's folder, its facts and the bytes of its weights."""
+    folder = resolve_model(name)
+    return folder, read_facts(folder), sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
+def _useful_ranks(spec: Spec, facts: ModelFacts) -> int:
+    """Ranks beyond which a group of this image would only wait: each should evaluate a few windows."""
+    return min(MOST_AUTO_RANKS, max(1, _shape(_geometry(spec), facts)[0] // 8))
+
+
+def _memory(spec: Spec, facts: ModelFacts, ranks: int) -> int:
+    stages = make_plan(_geometry(spec), facts, ranks).stages if ranks > 1 else None
+    return _shape(_geometry(spec), facts)[1] if stages is None else max(stages[-1].memory_bytes)
+
+
+@lru_cache(maxsize=256)
+def _shape(spec: Spec, facts: ModelFacts) -> tuple[int, int]:
+    """(evaluations per step of the last stage, bytes of one rank); the same for every row of a catalog."""
+    last = make_plan(spec, facts, 1).stages[-1]
+    return last.tiling.evaluations, max(last.memory_bytes)
+
+
+def _geometry(spec: Spec) -> Spec:
+    """The spec without what changes from row to row and does not change the plan."""
+    return spec.with_changes(prompt="x", negative_prompt="", seed=0)
+
+
+def _parts(asked: Iterable[Asked]) -> Iterator[list[Asked]]:
+    rest = iter(asked)
+    while part := list(islice(rest, _AT_A_TIME)):
+        yield part
