@@ -55,7 +55,8 @@ def render(
     plan = make_plan(spec, facts, 1)
     if wanted > plan.useful_ranks:
         click.echo(
-            f"chorale: only {plan.useful_ranks} of {wanted} ranks have a window; using those", err=True
+            f"chorale: only {plan.useful_ranks} of {wanted} ranks have anything to evaluate; using those",
+            err=True,
         )
         wanted = plan.useful_ranks
     _check_device(device)

@@ -54,6 +54,13 @@ def take_spec(options: dict[str, Any]) -> tuple[Spec, Path, ModelFacts]:
 
     Takes its own options out of `options`. Raises `BadInput` for anything that cannot be rendered.
     """
+    spec = Spec.from_mapping(given_values(options))
+    folder = resolve_model(spec.model)
+    return spec, folder, read_facts(folder)
+
+
+def given_values(options: dict[str, Any]) -> dict[str, Any]:
+    """What a file and flags say of a spec (flags win), by the spec's own names; takes it out of `options`."""
     values: dict[str, Any] = {}
     spec_file = options.pop("spec_file")
     if spec_file is not None:
@@ -68,9 +75,7 @@ def take_spec(options: dict[str, Any]) -> tuple[Spec, Path, ModelFacts]:
         text = options.pop(name)
         if text is not None:
             values[name] = _parsed(name, text, kind)
-    spec = Spec.from_mapping(values)
-    folder = resolve_model(spec.model)
-    return spec, folder, read_facts(folder)
+    return values
 
 
 def _parsed(name: str, text: str, kind: type) -> Any:

@@ -43,13 +43,13 @@ def change(
     new: str,
     reason: str,
     *,
-    fence: int | None = None,
+    under: int | None = None,
     **values: Any,
 ) -> None:
     """Move a job from `old` to `new`, and set `values` with it.
 
     Raises `IllegalChange` for a step that the machine does not have, `LostRace` when the job is not in
-    `old`, or no longer under `fence`, and `UnknownJob`.
+    `old`, or no longer under the fence `under`, and `UnknownJob`.
     """
     if new not in ALLOWED[old]:
         raise IllegalChange(f"job {job} cannot go from {old} to {new}")
@@ -59,11 +59,11 @@ def change(
     elif new == "rendering":
         values.setdefault("started", moment)
     statement = update(jobs).where(jobs.c.id == job, jobs.c.state == old)
-    if fence is not None:
-        statement = statement.where(jobs.c.fence == fence)
+    if under is not None:
+        statement = statement.where(jobs.c.fence == under)
     changed = connection.execute(statement.values(state=new, reason=reason, changed=moment, **values))
     if changed.rowcount != 1:
-        raise _lost(connection, job, old, fence)
+        raise _lost(connection, job, old, under)
     held = connection.execute(select(jobs.c.fence).where(jobs.c.id == job)).scalar_one()
     connection.execute(
         insert(events).values(time=now(), job=job, fence=held, old=old, new=new, reason=reason)

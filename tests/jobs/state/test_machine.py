@@ -62,7 +62,7 @@ def test_who_is_late_changes_nothing(database: Database) -> None:
     # J: queued > placing > rendering under fence 2; an attempt of fence 1 wakes up.
     add_job(database, "rendering", fence=2)
     with database.write() as connection, pytest.raises(LostRace, match="rendering under fence 2"):
-        change(connection, "j", "rendering", "publishing", "late", fence=1)
+        change(connection, "j", "rendering", "publishing", "late", under=1)
     with database.write() as connection, pytest.raises(LostRace, match="not placing"):
         change(connection, "j", "placing", "rendering", "later")
     assert state_of(database) == "rendering"

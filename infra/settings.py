@@ -1,0 +1,73 @@
+"""Where the farm's parts are. Flags win over the environment, the environment over `chorale.toml`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from infra.errors import BadSetting
+
+FILE = "chorale.toml"
+_PREFIX = "CHORALE_"
+
+
+def default_home() -> Path:
+    """Where an embedded farm keeps its database, images and logs."""
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "chorale"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings; an empty one means the embedded default. Named after their variables."""
+
+    database_url: str = ""
+    broker_url: str = ""
+    store_url: str = ""
+    s3_endpoint_url: str = ""
+    s3_checksums: str = ""
+    s3_addressing: str = ""
+    model: str = ""
+    node: str = ""
+    address: str = ""
+    tokens_file: str = ""
+
+    def __repr__(self) -> str:
+        # URLs may hold passwords, and reprs end up in logs.
+        given = [f.name for f in fields(self) if getattr(self, f.name)]
+        return f"Settings(given: {', '.join(given) or 'none'})"
+
+
+def read_settings(
+    flags: Mapping[str, str | None], environment: Mapping[str, str] | None = None, folder: Path | None = None
+) -> Settings:
+    """Put the settings together; raises `BadSetting` for a file that cannot be read or an unknown key."""
+    names = [f.name for f in fields(Settings)]
+    values = _from_file((folder or Path.cwd()) / FILE, names)
+    variables = os.environ if environment is None else environment
+    values |= {
+        name: variables[_PREFIX + name.upper()] for name in names if _PREFIX + name.upper() in variables
+    }
+    values |= {name: value for name, value in flags.items() if value}
+    return Settings(**values)
+
+
+def _from_file(path: Path, names: list[str]) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise BadSetting(str(path), "", f"cannot be read ({exc}); mend the file") from exc
+    for name, value in document.items():
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(names)}"
+            raise BadSetting(name, f"in {path}", f"is unknown; {hint}")
+        if not isinstance(value, str):
+            raise BadSetting(name, value, f"in {path} is not text; put it in quotes")
+    return document

@@ -1,0 +1,168 @@
+"""`chorale submit`: one image or a whole batch into a queue."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.batches import ENDINGS, BadRow, BatchReader, Row
+from jobs.cli.farm_options import farm_options, print_json, whoami
+from jobs.cli.spec_options import given_values, spec_options
+from jobs.farm import Farm
+from jobs.state.submission import Asked, Receipt, Terms, submit
+from render.errors import BadInput
+from render.models.folder import read_facts, resolve_model
+from render.spec import Spec
+
+_SHOWN = 20
+"""Bad rows that are printed; --json and the errors file hold all."""
+
+
+@click.command(
+    name="submit",
+    epilog='Examples: chorale submit "a red vase on marble" --size 2048x2048 --queue overnight; '
+    'chorale submit catalog.csv --template "a studio photo of a {color} {product}" --size 512x512',
+)
+@spec_options
+@click.option("--queue", default="default", show_default=True, help="Queue to put the jobs into.")
+@click.option("--owner", default=None, help="Whose jobs these are. [you]")
+@click.option("--priority", type=click.IntRange(0, 100), default=None, help="Instead of the queue's own.")
+@click.option("--ranks", default="auto", show_default=True, help="Ranks of each group, or auto.")
+@click.option("--not-before", default=None, help="Earliest start, e.g. 2026-11-21T22:00+01:00.")
+@click.option("--deadline", default=None, help="When it should be done, e.g. 2026-11-22T07:00+01:00.")
+@click.option("--template", default=None, help="Writes a batch's prompts from its columns.")
+@click.option("--ignore", default="", help="Columns of a batch to leave out, with commas between.")
+@click.option("--skip-bad", is_flag=True, help="Queue the good rows of a batch that has bad ones.")
+@click.option("--dry-run", is_flag=True, help="Check everything, queue nothing.")
+@farm_options
+def submit_command(
+    farm: Farm,
+    as_json: bool,
+    template: str | None,
+    ignore: str,
+    skip_bad: bool,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Queue an image (PROMPT or --spec), or every row of a batch file (.csv, .jsonl, .yaml).
+
+    The same image asked for twice is rendered once. With a bad row in a batch nothing is queued, unless
+    --skip-bad is given; then the bad rows go to FILE.errors.jsonl.
+    """
+    terms = _terms(options)
+    source = Path(options["prompt"] or "")
+    if source.suffix.lower() in ENDINGS:
+        options["prompt"] = None
+        ignored = frozenset(name.strip() for name in ignore.split(",") if name.strip())
+        reader = BatchReader(path=source, template=template, defaults=given_values(options), ignored=ignored)
+        good, bad = _check(reader)
+        if bad and not skip_bad:
+            raise _refusal(source, bad, as_json)
+        asked: Iterator[Asked] = _asked(reader)
+        name = source.name
+    else:
+        spec = Spec.from_mapping(given_values(options))
+        read_facts(resolve_model(spec.model))
+        asked, good, bad, name = iter([Asked(row=1, custom_id="image", spec=spec)]), 1, [], spec.prompt[:80]
+    if dry_run:
+        _say({"rows": good, "bad": len(bad), "dry_run": True}, as_json)
+        return
+    with farm.database.write() as connection:
+        receipt = submit(connection, asked, name, terms)
+    _write_errors(source, bad)
+    _say({"rows": good, "bad": len(bad), "queue": terms.queue, **asdict(receipt)}, as_json)
+
+
+def _terms(options: dict[str, Any]) -> Terms:
+    ranks = options.pop("ranks")
+    if ranks != "auto" and not (ranks.isascii() and ranks.isdigit() and 1 <= int(ranks) <= 1024):
+        raise BadInput("ranks", ranks, "is not auto or a whole number from 1 to 1024")
+    return Terms(
+        owner=options.pop("owner") or whoami(),
+        queue=options.pop("queue"),
+        priority=options.pop("priority"),
+        ranks=None if ranks == "auto" else int(ranks),
+        not_before=_moment("not_before", options.pop("not_before")),
+        deadline=_moment("deadline", options.pop("deadline")),
+    )
+
+
+def _moment(name: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text).astimezone().timestamp()
+    except ValueError as exc:
+        raise BadInput(name, text, "is not a date and time; use e.g. 2026-11-21T22:00+01:00") from exc
+
+
+def _check(reader: BatchReader) -> tuple[int, list[BadRow]]:
+    """Read the whole file once before anything is queued; models are looked at too."""
+    good, bad, models = 0, [], dict[str, str | None]()
+    for row in reader:
+        if isinstance(row, BadRow):
+            bad.append(row)
+            continue
+        problem = models[row.spec.model] if row.spec.model in models else _model_problem(row.spec.model)
+        models[row.spec.model] = problem
+        if problem is None:
+            good += 1
+        else:
+            bad.append(BadRow(line=row.line, custom_id=row.custom_id, problem=problem))
+    return good, bad
+
+
+def _model_problem(model: str) -> str | None:
+    try:
+        read_facts(resolve_model(model))
+    except BadInput as exc:
+        return str(exc)
+    return None
+
+
+def _asked(reader: BatchReader) -> Iterator[Asked]:
+    for row in reader:
+        if isinstance(row, Row) and _model_problem(row.spec.model) is None:
+            yield Asked(row=row.line, custom_id=row.custom_id, spec=row.spec)
+
+
+def _refusal(source: Path, bad: list[BadRow], as_json: bool) -> BadInput:
+    if not as_json:
+        for row in bad[:_SHOWN]:
+            click.echo(f"chorale: {source.name}, line {row.line}: {row.problem}", err=True)
+        if len(bad) > _SHOWN:
+            click.echo(f"chorale: and {len(bad) - _SHOWN} more", err=True)
+    first = f"line {bad[0].line}: {bad[0].problem}"
+    return BadInput(
+        "batch",
+        str(source),
+        f"has {len(bad)} bad rows ({first}); nothing was queued, mend them or --skip-bad",
+    )
+
+
+def _write_errors(source: Path, bad: list[BadRow]) -> None:
+    if not bad:
+        return
+    target = source.with_name(source.name + ".errors.jsonl")
+    lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad)
+    target.write_text("".join(lines), encoding="utf-8")
+    click.echo(f"chorale: {len(bad)} bad rows are in {target}", err=True)
+
+
+def _say(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(result)
+    elif result.get("dry_run"):
+        click.echo(f"All is well: {result['rows']} images could be queued, {result['bad']} rows are bad")
+    else:
+        receipt = Receipt(**{name: result[name] for name in ("batch", "new", "known", "done")})
+        text = f"batch {receipt.batch} in queue {result['queue']}: {receipt.new} new"
+        if receipt.known:
+            text += f", {receipt.known} known already ({receipt.done} of them done)"
+        click.echo(text)

@@ -1,0 +1,35 @@
+"""A handle on the farm for the command line: its settings and its database, brought to today's schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from infra.database import Database
+from infra.settings import Settings, default_home
+from jobs.state.schema import upgrade
+
+
+@dataclass(frozen=True, kw_only=True)
+class Farm:
+    """What every verb of the farm works on."""
+
+    settings: Settings
+    database: Database
+
+
+@contextmanager
+def open_farm(settings: Settings) -> Iterator[Farm]:
+    """The farm that the settings name; the embedded one is made when it is not there."""
+    url = settings.database_url
+    if not url:
+        home = default_home()
+        home.mkdir(parents=True, exist_ok=True)
+        url = f"sqlite:///{home / 'farm.db'}"
+    database = Database(url)
+    try:
+        upgrade(database)
+        yield Farm(settings=settings, database=database)
+    finally:
+        database.close()

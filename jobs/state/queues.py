@@ -1,0 +1,82 @@
+"""Queues: their rules, and whether they are open."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from infra.database import now
+from jobs.place.placement import Queue
+from jobs.state.machine import ENDED
+from jobs.state.tables import jobs, queues
+from jobs.state.windows import TimeWindow
+from render.errors import BadInput
+
+DEFAULT_PRIORITY = 50
+
+
+def set_queue(connection: Connection, name: str, rules: dict[str, Any]) -> None:
+    """Make a queue or change some of its rules: priority, group_limit, time_window, paused, shares.
+
+    Raises `BadInput` for a window that is none.
+    """
+    if rules.get("time_window"):
+        rules = rules | {"time_window": str(TimeWindow.parse(rules["time_window"]))}
+    known = connection.execute(select(queues.c.name).where(queues.c.name == name)).first()
+    if known is None:
+        connection.execute(insert(queues).values(name=name, **rules))
+    elif rules:
+        connection.execute(update(queues).where(queues.c.name == name).values(**rules))
+
+
+def delete_queue(connection: Connection, name: str) -> None:
+    """Forget a queue's rules; raises `BadInput` while jobs wait or render in it."""
+    living = select(func.count()).where(jobs.c.queue == name, jobs.c.state.not_in(ENDED))
+    count = connection.execute(living).scalar_one()
+    if count:
+        raise BadInput("queue", name, f"still has {count} jobs; cancel them or let them finish first")
+    if connection.execute(delete(queues).where(queues.c.name == name)).rowcount == 0:
+        raise BadInput("queue", name, "is not known; chorale queues shows those that are")
+
+
+def list_queues(connection: Connection) -> list[dict[str, Any]]:
+    """All queues with rules or jobs: rules, jobs by state, and when each opens or closes next."""
+    moment = connection.execute(select(now())).scalar_one()
+    rules = {row.name: dict(row._mapping) for row in connection.execute(select(queues))}
+    counts: dict[str, dict[str, int]] = {name: {} for name in rules}
+    statement = select(jobs.c.queue, jobs.c.state, func.count()).group_by(jobs.c.queue, jobs.c.state)
+    for name, state, count in connection.execute(statement):
+        counts.setdefault(name, {})[state] = count
+    bare: dict[str, Any] = {
+        "priority": DEFAULT_PRIORITY,
+        "group_limit": None,
+        "time_window": None,
+        "paused": False,
+        "shares": {},
+    }
+    return [
+        {"name": name, **bare, **rules.get(name, {}), "jobs": counts[name]}
+        | _opening(rules.get(name, {}).get("time_window"), moment)
+        for name in sorted(counts)
+    ]
+
+
+def queue_rules(connection: Connection) -> list[Queue]:
+    """What the placement has to know of the queues, now."""
+    return [
+        Queue(
+            name=queue["name"],
+            limit=queue["group_limit"],
+            open=queue["open"] and not queue["paused"],
+            shares=queue["shares"],
+        )
+        for queue in list_queues(connection)
+    ]
+
+
+def _opening(window: str | None, moment: float) -> dict[str, Any]:
+    if window is None:
+        return {"open": True, "changes": None}
+    parsed = TimeWindow.parse(window)
+    return {"open": parsed.is_open(moment), "changes": parsed.next_change(moment)}
