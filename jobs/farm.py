@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from infra.database import Database
+from infra.errors import BadSetting
 from infra.settings import Settings, default_home
 from jobs.state.schema import upgrade
 
@@ -17,6 +19,17 @@ class Farm:
 
     settings: Settings
     database: Database
+    url: str
+    """The database's, for processes that we start."""
+
+
+def images_folder(settings: Settings) -> Path:
+    """Where finished images go, each into a folder named by its digest."""
+    if not settings.store_url:
+        return default_home() / "images"
+    if not settings.store_url.startswith("file://"):
+        raise BadSetting("store_url", settings.store_url, "is not file:///a/folder; S3 is not in yet")
+    return Path(settings.store_url.removeprefix("file://"))
 
 
 @contextmanager
@@ -30,6 +43,6 @@ def open_farm(settings: Settings) -> Iterator[Farm]:
     database = Database(url)
     try:
         upgrade(database)
-        yield Farm(settings=settings, database=database)
+        yield Farm(settings=settings, database=database, url=url)
     finally:
         database.close()

@@ -11,11 +11,13 @@ import click
 from jobs.cli.doctor import doctor
 from jobs.cli.export import export
 from jobs.cli.jobs import cancel, list_command, pause, priority, resume, retry, show
+from jobs.cli.nodes import agent, drain, nodes, undrain, up
 from jobs.cli.plan import plan
 from jobs.cli.queues import batches, queues
 from jobs.cli.render import render
 from jobs.cli.submit import submit_command
 from jobs.cli.verify import verify
+from jobs.cli.watch import wait, watch
 from jobs.errors import BAD_INPUT, CANCELLED, KNOWN, exit_code
 
 
@@ -34,8 +36,9 @@ def cli() -> None:
 
 
 _ONE_IMAGE = (render, plan, verify, export, doctor)
-_FARM = (submit_command, list_command, show, cancel, pause, resume, retry, priority, queues, batches)
-for _command in (*_ONE_IMAGE, *_FARM):
+_JOBS = (submit_command, list_command, show, watch, wait, cancel, pause, resume, retry, priority)
+_FARM = (queues, batches, nodes, drain, undrain, agent, up)
+for _command in (*_ONE_IMAGE, *_JOBS, *_FARM):
     cli.add_command(_command)
 
 

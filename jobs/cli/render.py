@@ -81,6 +81,7 @@ def render(
     progress: AbstractContextManager[Any] = nullcontext(lambda news: None) if as_json else RenderProgress()
     with progress as on_news:
         news = run_group(request, wanted, on_news, timeout)
+    assert news is not None, "a group of one node holds rank 0"
     _finish(_result(target, read_manifest(target), news["seconds"]), as_json)
 
 

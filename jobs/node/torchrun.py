@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +25,58 @@ _LOG_LINES = 12
 OnNews = Callable[[dict[str, Any]], None]
 
 
-def run_group(request: Request, ranks: int, on_news: OnNews, timeout: float | None = None) -> dict[str, Any]:
-    """Render one image with `ranks` ranks on this machine; the last news of the group (kind `done`).
+@dataclass(frozen=True, kw_only=True)
+class Rendezvous:
+    """Where the ranks of several nodes meet. `place` numbers the nodes; the first one hosts the meeting."""
 
+    nodes: int
+    place: int
+    host: str
+    port: int
+
+
+def run_group(
+    request: Request,
+    ranks: int,
+    on_news: OnNews,
+    timeout: float | None = None,
+    *,
+    rendezvous: Rendezvous | None = None,
+    log: Path | None = None,
+    on_tick: Callable[[], None] = lambda: None,
+) -> dict[str, Any] | None:
+    """Render one image with `ranks` ranks on this machine, alone or with those of other nodes.
+
+    Returns the group's last news (kind `done`), None on a node that does not hold rank 0. `on_tick` is
+    called several times a second and may raise to end the render.
     Raises `GroupFailed`, `JobCancelled` (SIGINT or SIGTERM came) or `JobTimedOut`. Whatever happens, no
     process of the group outlives the call.
     """
     with tempfile.TemporaryDirectory(prefix="chorale-") as folder, _cancellable():
         here = Path(folder)
+        log = log or here / "log"
         request = replace(request, news=str(here / "news"))
         request.write(here / "request.json")
-        with NewsDesk(here / "news") as desk, (here / "log").open("wb") as log:
-            process = _start(here / "request.json", ranks, log)
+        with NewsDesk(here / "news") as desk, log.open("ab") as file:
+            process = _start(here / "request.json", ranks, rendezvous, file)
             watch = _Watch(process, on_news, timeout)
             try:
-                return watch.until_done(desk, here / "log")
+                done = watch.until_done(desk, log, on_tick)
             finally:
                 watch.stop()
+        if done is None and (rendezvous is None or rendezvous.place == 0):
+            raise GroupFailed("the group of ranks ended without a word; nothing was published")
+        return done
 
 
-def _start(request: Path, ranks: int, log: Any) -> subprocess.Popen[bytes]:
+def _start(request: Path, ranks: int, rendezvous: Rendezvous | None, log: Any) -> subprocess.Popen[bytes]:
     launcher = [sys.executable, "-m", "jobs.node.launcher", str(os.getpid())]
+    meeting = ["--standalone"]
+    if rendezvous is not None:
+        meeting = ["--nnodes", str(rendezvous.nodes), "--node-rank", str(rendezvous.place)]
+        meeting += ["--master-addr", rendezvous.host, "--master-port", str(rendezvous.port)]
     return subprocess.Popen(
-        [*launcher, "--standalone", "--nproc-per-node", str(ranks), "-m", "jobs.node.rank", str(request)],
+        [*launcher, *meeting, "--nproc-per-node", str(ranks), "-m", "jobs.node.rank", str(request)],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -67,8 +96,9 @@ class _Watch:
         self._error: dict[str, Any] | None = None
         self._done: dict[str, Any] | None = None
 
-    def until_done(self, desk: NewsDesk, log: Path) -> dict[str, Any]:
+    def until_done(self, desk: NewsDesk, log: Path, on_tick: Callable[[], None]) -> dict[str, Any] | None:
         while True:
+            on_tick()
             news = desk.next(0.1)
             if news is not None:
                 self._take(news)
@@ -80,7 +110,7 @@ class _Watch:
                 )
         if self._error is not None:
             raise GroupFailed(self._error["text"], self._error["code"])
-        if self._process.returncode != 0 or self._done is None:
+        if self._process.returncode != 0:
             tail = "\n".join(_tail(log))
             raise GroupFailed(f"the group of ranks broke off; nothing was published. Its last words:\n{tail}")
         return self._done

@@ -34,10 +34,13 @@ class Filter:
     queue: str | None = None
     owner: str | None = None
     batch: str | None = None
+    job: str | None = None
 
     def on(self, statement: Select[Any]) -> Select[Any]:
         if self.states:
             statement = statement.where(jobs.c.state.in_(self.states))
+        if self.job:
+            statement = statement.where(jobs.c.id == self.job)
         if self.queue:
             statement = statement.where(jobs.c.queue == self.queue)
         if self.owner:

@@ -125,6 +125,8 @@ attempts = Table(
     Column("ended", Double),
     Column("reason", Text, nullable=False, default=""),
     Column("failed_node", String(128)),
+    # Where the ranks of all nodes meet, as host:port; said by the first node once it stands by.
+    Column("rendezvous", String(256)),
     UniqueConstraint("job", "fence"),
 )
 
@@ -139,7 +141,6 @@ members = Table(
     Column("ready", Boolean, nullable=False, default=False),
     Column("claimed_by", String(64)),
     Column("lease_until", Double),
-    Column("ended", Double, index=True),
 )
 
 leases = Table(

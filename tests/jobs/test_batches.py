@@ -35,7 +35,8 @@ def test_a_template_writes_prompts_from_columns(tmp_path: Path) -> None:
 def test_all_bad_rows_are_reported_with_their_lines(tmp_path: Path) -> None:
     good, bad = read(
         tmp_path / "catalog.csv",
-        "custom_id,prompt,seed,sede\na,a vase,1,\na,a mug,2,\nb,,3,\nc,a box,x,\nd,a ball,4,9\ne,short\nf,ok,6,\n",
+        "custom_id,prompt,seed,sede\na,a vase,1,\na,a mug,2,\nb,,3,\nc,a box,x,\n"
+        "d,a ball,4,9\ne,short\nf,ok,6,\n",
     )
     assert [row.custom_id for row in good] == ["a", "f"]
     assert [text.split(":")[0] for text in bad] == ["3", "4", "5", "6", "7"]

@@ -1,0 +1,116 @@
+"""`chorale agent`, `up`, `nodes`, `drain`, `undrain`: the machines of the farm."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from dataclasses import replace
+
+import click
+
+from infra.settings import default_home, read_settings
+from jobs.cli.farm_options import farm_options, print_json, print_table
+from jobs.farm import Farm, images_folder, open_farm
+from jobs.node.agent import Agent
+from jobs.node.hardware import gpu_count, smallest_vram_bytes
+from jobs.state.nodes import list_nodes, set_draining
+from render.errors import BadInput
+
+
+@click.command(epilog="Example: chorale agent --name n1 --slots 4 --address 10.0.0.11")
+@click.option("--name", default=None, help="The node's name. [CHORALE_NODE, else the host's]")
+@click.option("--slots", type=click.IntRange(1, 1024), default=None, help="Ranks at once. [GPUs, else cores]")
+@click.option("--address", default=None, help="Where other nodes reach it. [CHORALE_ADDRESS]")
+@click.option("--database-url", default=None, help="The farm's database. [CHORALE_DATABASE_URL]")
+def agent(name: str | None, slots: int | None, address: str | None, database_url: str | None) -> None:
+    """Run this machine as a node of the farm until Ctrl-C."""
+    settings = read_settings({"database_url": database_url, "node": name, "address": address})
+    with open_farm(settings) as farm:
+        made = _agent(farm, slots)
+        click.echo(f"node {made.name} with {made.slots} slots at {made.address}; Ctrl-C stops it", err=True)
+        _run(made)
+
+
+@click.command(epilog="Example: chorale up --slots 2")
+@click.option("--slots", type=click.IntRange(1, 1024), default=None, help="Ranks at once. [GPUs, else cores]")
+def up(slots: int | None) -> None:
+    """Run a whole farm on this machine until Ctrl-C: embedded database, one node, a folder for images."""
+    settings = replace(read_settings({}), database_url="")
+    with open_farm(settings) as farm:
+        made = _agent(farm, slots)
+        click.echo(f"a farm of {made.slots} slots; images go to {images_folder(settings)}", err=True)
+        click.echo('submit to it from another terminal: chorale submit "a red vase on marble"', err=True)
+        _run(made)
+
+
+@click.command(epilog="Example: chorale nodes --json")
+@farm_options
+def nodes(farm: Farm, as_json: bool) -> None:
+    """Show the nodes: slots in use, and whether they have been heard of lately."""
+    with farm.database.read() as connection:
+        known = list_nodes(connection)
+    if as_json:
+        print_json({"nodes": known})
+        return
+    rows = [
+        (
+            node["name"],
+            _state(node["up"], node["draining"]),
+            f"{node['used']}/{node['slots']}",
+            node["device"],
+        )
+        for node in known
+    ]
+    print_table("nodes", ("node", "state", "slots", "device"), rows)
+
+
+@click.command(epilog="Example: chorale drain n1")
+@click.argument("node")
+@farm_options
+def drain(farm: Farm, as_json: bool, node: str) -> None:
+    """Place nothing more on a node; what it renders goes on."""
+    _drain(farm, as_json, node, True)
+
+
+@click.command(epilog="Example: chorale undrain n1")
+@click.argument("node")
+@farm_options
+def undrain(farm: Farm, as_json: bool, node: str) -> None:
+    """Place jobs on a node again."""
+    _drain(farm, as_json, node, False)
+
+
+def _drain(farm: Farm, as_json: bool, node: str, draining: bool) -> None:
+    with farm.database.write() as connection:
+        set_draining(connection, node, draining)
+    if as_json:
+        print_json({"node": node, "draining": draining})
+    else:
+        click.echo(f"node {node} {'takes nothing more' if draining else 'takes jobs again'}")
+
+
+def _agent(farm: Farm, slots: int | None) -> Agent:
+    settings, gpus = farm.settings, gpu_count()
+    name = settings.node or socket.gethostname()
+    if "/" in name or not name.strip():
+        raise BadInput("name", name, "is no name for a node; use letters, digits, dots and dashes")
+    return Agent(
+        farm=farm,
+        name=name,
+        slots=slots or gpus or len(os.sched_getaffinity(0)),
+        address=settings.address or "127.0.0.1",
+        device="cuda" if gpus else "cpu",
+        home=default_home() / "logs",
+        vram_bytes=smallest_vram_bytes() if gpus else None,
+    )
+
+
+def _run(made: Agent) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, made.stop)
+    made.run()
+
+
+def _state(up: bool, draining: bool) -> str:
+    return "down" if not up else "draining" if draining else "up"

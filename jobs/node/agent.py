@@ -1,0 +1,121 @@
+"""The node's agent: keeps the node's lease, takes its share of dispatching, and starts supervisors.
+
+The database is the truth: the agent looks there for parts of attempts that wait for this node. A doorbell
+only makes it look sooner.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infra.errors import ServiceError
+from jobs.farm import Farm
+from jobs.place.dispatcher import dispatch
+from jobs.state.attempts import unclaimed
+from jobs.state.nodes import register, renew, sign_off
+
+_ROUND_S = 0.5
+_RENEW_S = 2.0
+_STOP_S = 15.0
+
+
+@dataclass
+class Agent:
+    """One node of the farm. `run` works until `stop` is called."""
+
+    farm: Farm
+    name: str
+    slots: int
+    address: str
+    device: str
+    home: Path
+    vram_bytes: int | None = None
+    _woken: threading.Event = field(default_factory=threading.Event)
+    _ended: threading.Event = field(default_factory=threading.Event)
+    _supervisors: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _renewed: float = 0.0
+
+    def run(self) -> None:
+        self.home.mkdir(parents=True, exist_ok=True)
+        with self.farm.database.write() as connection:
+            register(
+                connection,
+                self.name,
+                address=self.address,
+                slots=self.slots,
+                device=self.device,
+                vram_bytes=self.vram_bytes,
+            )
+        try:
+            while not self._ended.is_set():
+                self._round()
+                self._woken.wait(_ROUND_S)
+                self._woken.clear()
+        finally:
+            self._go()
+
+    def ring(self) -> None:
+        """Look now instead of at the next round."""
+        self._woken.set()
+
+    def stop(self, *_: Any) -> None:
+        """End after this round; may be called from a signal handler."""
+        self._ended.set()
+        self._woken.set()
+
+    def _round(self) -> None:
+        try:
+            self._renew()
+            dispatch(self.farm.database, self.name)
+            with self.farm.database.read() as connection:
+                waiting = unclaimed(connection, self.name)
+        except ServiceError as exc:
+            # The leases run out by themselves; the farm goes on when its database is back.
+            print(f"chorale: {exc}", file=sys.stderr, flush=True)
+            return
+        for attempt in waiting:
+            if attempt not in self._supervisors:
+                self._supervisors[attempt] = self._start(attempt)
+        for attempt, process in list(self._supervisors.items()):
+            if process.poll() is not None:
+                del self._supervisors[attempt]
+
+    def _renew(self) -> None:
+        if time.monotonic() - self._renewed > _RENEW_S:
+            with self.farm.database.write() as connection:
+                renew(connection, self.name)
+            self._renewed = time.monotonic()
+
+    def _start(self, attempt: str) -> subprocess.Popen[bytes]:
+        with (self.home / "supervisors.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "jobs.node.supervisor", self.name, attempt, str(self.home)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"CHORALE_DATABASE_URL": self.farm.url},
+            )
+
+    def _go(self) -> None:
+        """Supervisors first, since they still need the database to let go of their parts; then the node."""
+        for process in self._supervisors.values():
+            process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + _STOP_S
+        for process in self._supervisors.values():
+            try:
+                process.wait(max(0.1, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+        try:
+            with self.farm.database.write() as connection:
+                sign_off(connection, self.name)
+        except ServiceError:
+            pass

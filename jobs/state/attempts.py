@@ -1,0 +1,272 @@
+"""Attempts: a group's try at a job, from the reservation of its slots to its end.
+
+Whoever speaks for an attempt does so under its fence and while it has not ended; everybody else is told so
+and changes nothing. An attempt ends once: the first end counts.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, exists, func, insert, select, update
+
+from infra.database import now
+from jobs.place.placement import Placed
+from jobs.state.machine import HOLDING, change
+from jobs.state.tables import attempts, jobs, members, nodes
+
+MOST_ATTEMPTS = 4
+"""After so many the job is failed, with the last reason, so that a poison job never blocks its queue."""
+LEASE_S = 10.0
+"""A member that has not been heard of for so long is lost."""
+START_S = 60.0
+"""A group that is not complete after so long is released."""
+_BACKOFF_S = 2.0
+"""Doubles with each attempt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """A node's part of an attempt, claimed by one supervisor."""
+
+    attempt: str
+    node: str
+    supervisor: str
+    job: str
+    digest: str
+    fence: int
+    spec: dict[str, Any]
+    place: int
+    slots: int
+    nodes: int
+    address: str
+    """This node's own."""
+
+
+def reserve(connection: Connection, placed: Placed, reason: str) -> str:
+    """Take a whole group's slots for a queued job; the attempt's id. `LostRace` when the job is gone."""
+    change(
+        connection,
+        placed.job,
+        "queued",
+        "placing",
+        reason,
+        fence=jobs.c.fence + 1,
+        attempts=jobs.c.attempts + 1,
+        progress=0.0,
+    )
+    fence = connection.execute(select(jobs.c.fence).where(jobs.c.id == placed.job)).scalar_one()
+    attempt = uuid.uuid4().hex[:16]
+    connection.execute(insert(attempts).values(id=attempt, job=placed.job, fence=fence, created=now()))
+    connection.execute(
+        insert(members),
+        [
+            {"attempt": attempt, "node": node, "place": place, "slots": slots}
+            for place, (node, slots) in enumerate(placed.slots.items())
+        ],
+    )
+    return attempt
+
+
+def unclaimed(connection: Connection, node: str) -> list[str]:
+    """The living attempts that wait for a supervisor of this node."""
+    statement = (
+        select(members.c.attempt)
+        .join(attempts, attempts.c.id == members.c.attempt)
+        .where(members.c.node == node, members.c.claimed_by.is_(None), attempts.c.ended.is_(None))
+        .order_by(attempts.c.created)
+    )
+    return list(connection.execute(statement).scalars())
+
+
+def claim(connection: Connection, attempt: str, node: str, supervisor: str) -> Assignment | None:
+    """Take a node's part of an attempt; None when another supervisor has it or the attempt has ended."""
+    taken = connection.execute(
+        update(members)
+        .where(_member(attempt, node), members.c.claimed_by.is_(None), _living(attempt))
+        .values(claimed_by=supervisor, lease_until=now() + LEASE_S)
+    )
+    if taken.rowcount != 1:
+        return None
+    row = connection.execute(
+        select(members, jobs.c.digest, jobs.c.spec, attempts.c.job, attempts.c.fence, nodes.c.address)
+        .join(attempts, attempts.c.id == members.c.attempt)
+        .join(jobs, jobs.c.id == attempts.c.job)
+        .join(nodes, nodes.c.name == members.c.node)
+        .where(_member(attempt, node))
+    ).one()
+    count = select(func.count()).where(members.c.attempt == attempt)
+    return Assignment(
+        attempt=attempt,
+        node=node,
+        supervisor=supervisor,
+        job=row.job,
+        digest=row.digest,
+        fence=row.fence,
+        spec=row.spec,
+        place=row.place,
+        slots=row.slots,
+        nodes=connection.execute(count).scalar_one(),
+        address=row.address,
+    )
+
+
+def beat(connection: Connection, part: Assignment, progress: float | None = None) -> bool:
+    """Renew the member's lease; False when the attempt is over or the job has gone its way without it."""
+    held = connection.execute(
+        update(members)
+        .where(
+            _member(part.attempt, part.node), members.c.claimed_by == part.supervisor, _living(part.attempt)
+        )
+        .values(lease_until=now() + LEASE_S)
+    )
+    wanted = select(jobs.c.id).where(
+        jobs.c.id == part.job, jobs.c.fence == part.fence, jobs.c.state.in_(HOLDING)
+    )
+    if held.rowcount != 1 or connection.execute(wanted).first() is None:
+        return False
+    if progress is not None:
+        connection.execute(update(jobs).where(jobs.c.id == part.job).values(progress=progress))
+    return True
+
+
+def make_ready(connection: Connection, part: Assignment, rendezvous: str | None) -> None:
+    """Say that this node's supervisor stands by; the first node also says where the ranks shall meet."""
+    connection.execute(update(members).where(_member(part.attempt, part.node)).values(ready=True))
+    if rendezvous is not None:
+        connection.execute(
+            update(attempts).where(attempts.c.id == part.attempt).values(rendezvous=rendezvous)
+        )
+
+
+def meeting_point(connection: Connection, part: Assignment) -> str | None:
+    """Where the ranks meet, once every member is ready; None until then."""
+    late = select(members.c.node).where(members.c.attempt == part.attempt, members.c.ready.is_(False))
+    if connection.execute(late).first() is not None:
+        return None
+    point: str | None = connection.execute(
+        select(attempts.c.rendezvous).where(attempts.c.id == part.attempt)
+    ).scalar_one()
+    return point
+
+
+def finish(connection: Connection, part: Assignment, root: str, model_seconds: float) -> None:
+    """publishing > done. Raises `LostRace` when the job is no longer this attempt's."""
+    seconds = jobs.c.model_seconds + model_seconds
+    change(
+        connection,
+        part.job,
+        "publishing",
+        "done",
+        f"rendered by {part.nodes} nodes",
+        under=part.fence,
+        root=root,
+        progress=1.0,
+        model_seconds=seconds,
+    )
+    _end(connection, part.attempt, "done", None)
+
+
+def fail(connection: Connection, attempt: str, reason: str, node: str | None, *, counts: bool = True) -> None:
+    """End an attempt without an image, and put its job back into the queue, or fail it after too many.
+
+    `counts` is False where the job is not to blame (a node that died, a group that never met): then the
+    attempt is not held against it. Harmless when the attempt has ended, or the job has been cancelled.
+    """
+    if not _end(connection, attempt, reason, node):
+        return
+    row = connection.execute(
+        select(jobs.c.id, jobs.c.state, jobs.c.attempts, jobs.c.fence, attempts.c.fence.label("own"))
+        .join(attempts, attempts.c.job == jobs.c.id)
+        .where(attempts.c.id == attempt)
+    ).one()
+    if row.state not in HOLDING or row.fence != row.own:
+        return
+    tries = row.attempts if counts else row.attempts - 1
+    if tries >= MOST_ATTEMPTS:
+        text = f"gave up after {tries} attempts: {reason}"
+        change(connection, row.id, row.state, "failed", text, under=row.own)
+        return
+    pause = _BACKOFF_S * 2**tries if counts else 0.0
+    change(
+        connection,
+        row.id,
+        row.state,
+        "queued",
+        reason,
+        under=row.own,
+        attempts=tries,
+        not_before=now() + pause,
+    )
+
+
+def sweep(connection: Connection) -> int:
+    """End the attempts that nobody answers for any more; how many those were."""
+    silent = (
+        select(attempts.c.id, members.c.node, members.c.claimed_by)
+        .join(members, members.c.attempt == attempts.c.id)
+        .where(attempts.c.ended.is_(None), _silent())
+        .order_by(members.c.place)
+    )
+    lost = list(connection.execute(silent))
+    for row in lost:
+        what = "was never started" if row.claimed_by is None else "has not been heard of"
+        fail(connection, row.id, f"node {row.node} {what}", row.node, counts=False)
+    for row in list(connection.execute(_left_over())):
+        _end(connection, row.id, f"the job is {row.state}", None)
+    return len({row.id for row in lost})
+
+
+def bad_nodes(connection: Connection, job_ids: list[str], failures: int = 2) -> dict[str, frozenset[str]]:
+    """Per job, the nodes that it has failed on so often that it should try others."""
+    statement = (
+        select(attempts.c.job, attempts.c.failed_node)
+        .where(attempts.c.job.in_(job_ids), attempts.c.failed_node.is_not(None))
+        .group_by(attempts.c.job, attempts.c.failed_node)
+        .having(func.count() >= failures)
+    )
+    found: dict[str, set[str]] = {}
+    for job, node in connection.execute(statement):
+        found.setdefault(job, set()).add(node)
+    return {job: frozenset(names) for job, names in found.items()}
+
+
+def _member(attempt: str, node: str) -> ColumnElement[bool]:
+    return (members.c.attempt == attempt) & (members.c.node == node)
+
+
+def _living(attempt: str) -> ColumnElement[bool]:
+    return exists().where(attempts.c.id == attempt, attempts.c.ended.is_(None))
+
+
+def _silent() -> ColumnElement[bool]:
+    """A claimed member whose lease is over, or one whose group has not come together in time."""
+    started = members.c.claimed_by.is_not(None)
+    overdue = attempts.c.created + START_S < now()
+    return (started & (members.c.lease_until < now())) | (members.c.ready.is_(False) & overdue)
+
+
+def _left_over() -> Any:
+    """Living attempts whose job has gone another way: cancelled, paused, or under a newer fence."""
+    gone = jobs.c.state.not_in(HOLDING) | (jobs.c.fence != attempts.c.fence)
+    return (
+        select(attempts.c.id, jobs.c.state)
+        .join(jobs, jobs.c.id == attempts.c.job)
+        .where(attempts.c.ended.is_(None), gone)
+    )
+
+
+def _end(connection: Connection, attempt: str, reason: str, node: str | None) -> bool:
+    ended = connection.execute(
+        update(attempts)
+        .where(attempts.c.id == attempt, attempts.c.ended.is_(None))
+        .values(ended=now(), reason=reason, failed_node=node)
+    )
+    return ended.rowcount == 1
+
+
+def rows_of(connection: Connection, job: str) -> list[Row[Any]]:
+    """A job's attempts, oldest first."""
+    return list(connection.execute(select(attempts).where(attempts.c.job == job).order_by(attempts.c.fence)))

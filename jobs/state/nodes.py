@@ -1,0 +1,53 @@
+"""Nodes: machines whose agents have been heard of lately."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from infra.database import now
+from jobs.state.tables import attempts, members, nodes
+from render.errors import BadInput
+
+LEASE_S = 10.0
+
+
+def register(connection: Connection, name: str, **facts: Any) -> None:
+    """Say that a node is there: address, slots, device, vram_bytes. Its lease begins, draining stays."""
+    values = facts | {"lease_until": now() + LEASE_S}
+    if connection.execute(update(nodes).where(nodes.c.name == name).values(**values)).rowcount == 0:
+        connection.execute(insert(nodes).values(name=name, **values))
+
+
+def renew(connection: Connection, name: str) -> None:
+    """The node is still there."""
+    connection.execute(update(nodes).where(nodes.c.name == name).values(lease_until=now() + LEASE_S))
+
+
+def sign_off(connection: Connection, name: str) -> None:
+    """The node goes in an orderly way; nothing more is placed on it."""
+    connection.execute(update(nodes).where(nodes.c.name == name).values(lease_until=0.0))
+
+
+def set_draining(connection: Connection, name: str, draining: bool) -> None:
+    """Place nothing more on a node, or place on it again; raises `BadInput` for an unknown one."""
+    if connection.execute(update(nodes).where(nodes.c.name == name).values(draining=draining)).rowcount == 0:
+        raise BadInput("node", name, "is not known; chorale nodes shows those that are")
+
+
+def list_nodes(connection: Connection) -> list[dict[str, Any]]:
+    """All nodes by name, with the slots in use and whether they have been heard of lately."""
+    used = (
+        select(members.c.node, func.sum(members.c.slots).label("used"))
+        .join(attempts, attempts.c.id == members.c.attempt)
+        .where(attempts.c.ended.is_(None))
+        .group_by(members.c.node)
+        .subquery()
+    )
+    statement = (
+        select(nodes, (nodes.c.lease_until > now()).label("up"), func.coalesce(used.c.used, 0).label("used"))
+        .outerjoin(used, used.c.node == nodes.c.name)
+        .order_by(nodes.c.name)
+    )
+    return [dict(row._mapping) | {"up": bool(row.up)} for row in connection.execute(statement)]
