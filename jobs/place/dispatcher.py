@@ -27,7 +27,8 @@ def dispatch(database: Database, holder: str) -> list[tuple[str, str]]:
         sweep(connection)
         rules = queue_rules(connection)
         closed = [queue.name for queue in rules if not queue.open]
-        decision = place(_nodes(connection), _running(connection), _wants(connection, closed), rules)
+        up = _nodes(connection)
+        decision = place(up, _running(connection), _wants(connection, closed, up), rules)
         bells: list[tuple[str, str]] = []
         for group in decision.placed:
             try:
@@ -77,7 +78,7 @@ def _running(connection: Connection) -> Iterable[Running]:
     return groups.values()
 
 
-def _wants(connection: Connection, closed: list[str]) -> list[Want]:
+def _wants(connection: Connection, closed: list[str], up: list[Node]) -> list[Want]:
     """The waiting jobs that come first, those of closed queues left out."""
     moment = now()
     priority = func.coalesce(jobs.c.priority, queues.c.priority, DEFAULT_PRIORITY)
@@ -104,7 +105,13 @@ def _wants(connection: Connection, closed: list[str]) -> list[Want]:
             least=row.least_ranks,
             most=row.most_ranks,
             memory_bytes=None if row.memory_bytes is None else int(row.memory_bytes),
-            avoid=avoid.get(row.id, frozenset()),
+            avoid=_avoidable(avoid.get(row.id, frozenset()), row.least_ranks, up),
         )
         for row in rows
     ]
+
+
+def _avoidable(bad: frozenset[str], ranks: int, up: list[Node]) -> frozenset[str]:
+    """The bad nodes, if the job could do without them: a bad node is better than none."""
+    rest = sum(node.slots for node in up if node.name not in bad)
+    return bad if rest >= ranks else frozenset()

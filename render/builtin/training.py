@@ -53,10 +53,13 @@ class Average:
     def update(self, model: torch.nn.Module) -> None:
         self._seen += 1
         decay = min(self.decay, (1 + self._seen) / (10 + self._seen))
+        state = model.state_dict()
+        names = [name for name, value in state.items() if value.dtype.is_floating_point]
         with torch.no_grad():
-            for name, value in model.state_dict().items():
-                if value.dtype.is_floating_point:
-                    self.weights[name].lerp_(value, 1 - decay)
+            # One call for all: a loop over hundreds of small tensors costs more than its arithmetic.
+            torch._foreach_lerp_(
+                [self.weights[name] for name in names], [state[name] for name in names], 1 - decay
+            )
 
     def load(self, weights: dict[str, torch.Tensor]) -> None:
         self.weights = {name: value.clone() for name, value in weights.items()}

@@ -131,3 +131,9 @@ def test_settings_come_from_flag_environment_and_file(home: Path, monkeypatch: p
     assert chorale("list")["jobs"] == []
     flag = ("--database-url", f"sqlite:///{home}/file.db")
     assert chorale("list", *flag)["jobs"][0]["prompt"] == "from the file"
+
+
+def test_the_examples_catalog_is_48_products() -> None:
+    catalog = Path(__file__).parent.parent.parent / "examples" / "catalog.csv"
+    template = "a studio photo of a {color} {product} {place}"
+    assert chorale("submit", str(catalog), "--template", template, "--size", "128x128")["new"] == 48
