@@ -8,6 +8,7 @@ StoreError             the root
 SettingError           the root of what is wrong with the settings
   BadSetting           a value that cannot be
 ServiceError           the root of what a service has done to us
+  BrokerUnreachable    no broker at the address
   DatabaseUnreachable  no database at the address, or none that lets us in
 """
 
@@ -48,6 +49,10 @@ class BadSetting(SettingError):
 
 class ServiceError(Exception):
     """Root of the errors of services. Its text is one sentence for a person."""
+
+
+class BrokerUnreachable(ServiceError):
+    """The broker does not answer."""
 
 
 class DatabaseUnreachable(ServiceError):

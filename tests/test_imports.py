@@ -19,6 +19,9 @@ LIGHT = (
     "render.picture.export",
     "render.builtin.studio",
     "infra.store.local",
+    "jobs.node.tasks",
+    "jobs.node.agent",
+    "jobs.node.supervisor",
 )
 
 

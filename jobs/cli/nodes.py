@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import click
 
+from infra.broker import embedded_redis
 from infra.settings import default_home, read_settings
 from jobs.cli.farm_options import farm_options, print_json, print_table
 from jobs.farm import Farm, images_folder, open_farm
@@ -27,7 +28,7 @@ def agent(name: str | None, slots: int | None, address: str | None, database_url
     """Run this machine as a node of the farm until Ctrl-C."""
     settings = read_settings({"database_url": database_url, "node": name, "address": address})
     with open_farm(settings) as farm:
-        made = _agent(farm, slots)
+        made = _agent(farm, slots, settings.broker_url or None)
         click.echo(f"node {made.name} with {made.slots} slots at {made.address}; Ctrl-C stops it", err=True)
         _run(made)
 
@@ -35,10 +36,10 @@ def agent(name: str | None, slots: int | None, address: str | None, database_url
 @click.command(epilog="Example: chorale up --slots 2")
 @click.option("--slots", type=click.IntRange(1, 1024), default=None, help="Ranks at once. [GPUs, else cores]")
 def up(slots: int | None) -> None:
-    """Run a whole farm on this machine until Ctrl-C: embedded database, one node, a folder for images."""
+    """Run a whole farm on this machine until Ctrl-C: embedded database and broker, one node."""
     settings = replace(read_settings({}), database_url="")
-    with open_farm(settings) as farm:
-        made = _agent(farm, slots)
+    with open_farm(settings) as farm, embedded_redis(default_home() / "broker") as broker_url:
+        made = _agent(farm, slots, broker_url)
         click.echo(f"a farm of {made.slots} slots; images go to {images_folder(settings)}", err=True)
         click.echo('submit to it from another terminal: chorale submit "a red vase on marble"', err=True)
         _run(made)
@@ -90,7 +91,7 @@ def _drain(farm: Farm, as_json: bool, node: str, draining: bool) -> None:
         click.echo(f"node {node} {'takes nothing more' if draining else 'takes jobs again'}")
 
 
-def _agent(farm: Farm, slots: int | None) -> Agent:
+def _agent(farm: Farm, slots: int | None, broker_url: str | None) -> Agent:
     settings, gpus = farm.settings, gpu_count()
     name = settings.node or socket.gethostname()
     if "/" in name or not name.strip():
@@ -103,6 +104,7 @@ def _agent(farm: Farm, slots: int | None) -> Agent:
         device="cuda" if gpus else "cpu",
         home=default_home() / "logs",
         vram_bytes=smallest_vram_bytes() if gpus else None,
+        broker_url=broker_url,
     )
 
 

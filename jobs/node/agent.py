@@ -6,8 +6,10 @@ only makes it look sooner.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,13 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from celery import Celery
+
 from infra.errors import ServiceError
 from jobs.farm import Farm
+from jobs.node.tasks import BELL, bell_path, make_app, queue_of, ring
 from jobs.place.dispatcher import dispatch
 from jobs.state.attempts import unclaimed
 from jobs.state.nodes import register, renew, sign_off
 
-_ROUND_S = 0.5
+_ROUND_S = 1.0
+"""Between two looks into the database, unless a bell rings."""
 _RENEW_S = 2.0
 _STOP_S = 15.0
 
@@ -38,13 +44,20 @@ class Agent:
     device: str
     home: Path
     vram_bytes: int | None = None
+    broker_url: str | None = None
+    """Without one nobody rings, and the agent only looks by itself."""
     _woken: threading.Event = field(default_factory=threading.Event)
     _ended: threading.Event = field(default_factory=threading.Event)
     _supervisors: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _renewed: float = 0.0
+    _worker: subprocess.Popen[bytes] | None = None
+    _app: Celery | None = None
 
     def run(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
+        if self.broker_url is not None:
+            self._app = make_app(self.broker_url)
+            threading.Thread(target=self._listen, daemon=True, name="bell").start()
         with self.farm.database.write() as connection:
             register(
                 connection,
@@ -62,10 +75,6 @@ class Agent:
         finally:
             self._go()
 
-    def ring(self) -> None:
-        """Look now instead of at the next round."""
-        self._woken.set()
-
     def stop(self, *_: Any) -> None:
         """End after this round; may be called from a signal handler."""
         self._ended.set()
@@ -74,7 +83,10 @@ class Agent:
     def _round(self) -> None:
         try:
             self._renew()
-            dispatch(self.farm.database, self.name)
+            self._keep_worker()
+            bells = dispatch(self.farm.database, self.name)
+            if bells and self._app is not None:
+                ring(self._app, bells)
             with self.farm.database.read() as connection:
                 waiting = unclaimed(connection, self.name)
         except ServiceError as exc:
@@ -93,6 +105,33 @@ class Agent:
             with self.farm.database.write() as connection:
                 renew(connection, self.name)
             self._renewed = time.monotonic()
+
+    def _keep_worker(self) -> None:
+        """Start the node's Celery worker, and start it again when it has died."""
+        if self.broker_url is None or (self._worker is not None and self._worker.poll() is None):
+            return
+        words = ["-A", "jobs.node.tasks", "worker", "-Q", queue_of(self.name), "-P", "solo", "-l", "warning"]
+        words += ["-n", f"chorale@{self.name}", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+        bell = {BELL: str(bell_path(self.home, self.name)), "CHORALE_BROKER_URL": self.broker_url}
+        with (self.home / "worker.log").open("ab") as log:
+            self._worker = subprocess.Popen(
+                [sys.executable, "-m", "jobs.node.worker", str(os.getpid()), *words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | bell,
+                start_new_session=True,
+            )
+
+    def _listen(self) -> None:
+        """Wait for the worker's rings."""
+        path = bell_path(self.home, self.name)
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bell:
+            bell.bind(str(path))
+            while not self._ended.is_set():
+                bell.recv(256)
+                self._woken.set()
 
     def _start(self, attempt: str) -> subprocess.Popen[bytes]:
         with (self.home / "supervisors.log").open("ab") as log:
@@ -114,8 +153,8 @@ class Agent:
                 process.wait(max(0.1, end - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
-        try:
-            with self.farm.database.write() as connection:
-                sign_off(connection, self.name)
-        except ServiceError:
-            pass
+        if self._worker is not None:
+            self._worker.kill()
+            self._worker.wait()
+        with contextlib.suppress(ServiceError), self.farm.database.write() as connection:
+            sign_off(connection, self.name)

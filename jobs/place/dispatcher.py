@@ -15,12 +15,14 @@ from jobs.state.queues import DEFAULT_PRIORITY, queue_rules
 from jobs.state.tables import attempts, jobs, leases, members, nodes, queues
 
 LEASE_S = 5.0
+Bell = tuple[str, str, int]
+"""(node, attempt, fence)"""
 _LOOKED_AT = 500
 """Waiting jobs that are looked at in one round; there are never that many slots to give at once."""
 
 
-def dispatch(database: Database, holder: str) -> list[tuple[str, str]]:
-    """One round, if `holder` has or gets the dispatcher's lease: (node, attempt) for each bell to ring."""
+def dispatch(database: Database, holder: str) -> list[Bell]:
+    """One round, if `holder` has or gets the dispatcher's lease; the bells to ring once it is committed."""
     with database.write() as connection:
         if not hold_lease(connection, "dispatcher", holder, LEASE_S):
             return []
@@ -29,13 +31,13 @@ def dispatch(database: Database, holder: str) -> list[tuple[str, str]]:
         closed = [queue.name for queue in rules if not queue.open]
         up = _nodes(connection)
         decision = place(up, _running(connection), _wants(connection, closed, up), rules)
-        bells: list[tuple[str, str]] = []
+        bells: list[Bell] = []
         for group in decision.placed:
             try:
-                attempt = reserve(connection, group, f"placed on {', '.join(group.slots)}")
+                attempt, fence = reserve(connection, group, f"placed on {', '.join(group.slots)}")
             except LostRace:
                 continue
-            bells += [(node, attempt) for node in group.slots]
+            bells += [(node, attempt, fence) for node in group.slots]
         return bells
 
 

@@ -45,8 +45,8 @@ class Assignment:
     """This node's own."""
 
 
-def reserve(connection: Connection, placed: Placed, reason: str) -> str:
-    """Take a whole group's slots for a queued job; the attempt's id. `LostRace` when the job is gone."""
+def reserve(connection: Connection, placed: Placed, reason: str) -> tuple[str, int]:
+    """Take a whole group's slots for a queued job: (attempt, fence). `LostRace` when the job is gone."""
     change(
         connection,
         placed.job,
@@ -57,7 +57,7 @@ def reserve(connection: Connection, placed: Placed, reason: str) -> str:
         attempts=jobs.c.attempts + 1,
         progress=0.0,
     )
-    fence = connection.execute(select(jobs.c.fence).where(jobs.c.id == placed.job)).scalar_one()
+    fence: int = connection.execute(select(jobs.c.fence).where(jobs.c.id == placed.job)).scalar_one()
     attempt = uuid.uuid4().hex[:16]
     connection.execute(insert(attempts).values(id=attempt, job=placed.job, fence=fence, created=now()))
     connection.execute(
@@ -67,7 +67,7 @@ def reserve(connection: Connection, placed: Placed, reason: str) -> str:
             for place, (node, slots) in enumerate(placed.slots.items())
         ],
     )
-    return attempt
+    return attempt, fence
 
 
 def unclaimed(connection: Connection, node: str) -> list[str]:

@@ -65,7 +65,7 @@ def lose(farm: Database, table: Any, column: str) -> None:
 def test_a_group_is_placed_whole_meets_and_finishes(farm: Database) -> None:
     (job,) = ask(farm, ranks=2)
     bells = dispatch(farm, "a")
-    assert sorted(node for node, _ in bells) == ["a", "b"]
+    assert sorted(node for node, *_ in bells) == ["a", "b"]
     attempt = bells[0][1]
     first, second = claimed(farm, attempt, "a"), claimed(farm, attempt, "b")
     assert first is not None and second is not None
@@ -86,7 +86,7 @@ def test_a_group_is_placed_whole_meets_and_finishes(farm: Database) -> None:
 
 def test_a_part_is_claimed_once(farm: Database) -> None:
     ask(farm)
-    ((node, attempt),) = dispatch(farm, "a")
+    ((node, attempt, _),) = dispatch(farm, "a")
     assert claimed(farm, attempt, node, "one") is not None
     assert claimed(farm, attempt, node, "two") is None
 
@@ -106,7 +106,7 @@ def test_one_dispatcher_at_a_time_and_another_takes_over(farm: Database) -> None
 def test_a_lost_member_gives_the_job_back_without_blaming_it(farm: Database) -> None:
     # J: rendering > queued, and a late supervisor is not listened to.
     (job,) = ask(farm)
-    ((node, attempt),) = dispatch(farm, "a")
+    ((node, attempt, _),) = dispatch(farm, "a")
     late = claimed(farm, attempt, node)
     assert late is not None
     with farm.write() as connection:
@@ -126,7 +126,7 @@ def test_a_lost_member_gives_the_job_back_without_blaming_it(farm: Database) -> 
 
 def test_a_group_that_never_meets_is_released(farm: Database) -> None:
     (job,) = ask(farm, ranks=2)
-    ((_, attempt), _) = dispatch(farm, "a")
+    ((_, attempt, _), _) = dispatch(farm, "a")
     with farm.write() as connection:
         connection.execute(update(attempts).values(created=now() - 1000))
     dispatch(farm, "a")
@@ -169,12 +169,12 @@ def test_a_node_that_a_job_has_failed_on_twice_is_avoided_where_there_is_another
                     id=str(fence), job=job, fence=fence, created=0, ended=1, failed_node="a"
                 )
             )
-    assert [node for node, _ in dispatch(farm, "a")] == ["b"]
+    assert [node for node, *_ in dispatch(farm, "a")] == ["b"]
 
 
 def test_a_cancelled_job_frees_its_slots(farm: Database) -> None:
     (job,) = ask(farm)
-    ((node, attempt),) = dispatch(farm, "a")
+    ((node, attempt, _),) = dispatch(farm, "a")
     part = claimed(farm, attempt, node)
     assert part is not None
     with farm.write() as connection:
@@ -193,4 +193,4 @@ def test_draining_nodes_and_closed_queues_get_nothing(farm: Database) -> None:
     assert dispatch(farm, "a") == []
     with farm.write() as connection:
         set_queue(connection, "shut", {"paused": False})
-    assert [node for node, _ in dispatch(farm, "a")] == ["b"]
+    assert [node for node, *_ in dispatch(farm, "a")] == ["b"]
