@@ -19,6 +19,7 @@ from render.plan.stages import SHIFT_SHARE
 
 COUNTS = {1024: 20, 2048: 3}
 """Side of the pictures in pixels, and how many of each."""
+STEPS = 12
 _WINDOW = 128
 
 
@@ -46,7 +47,7 @@ def rows() -> list[Row]:
 
 def _rendered(prompt: str, side: int, blend: str, seed: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        spec = {"prompt": prompt, "width": side, "height": side, "blend": blend, "seed": seed, "steps": 20}
+        spec = {"prompt": prompt, "width": side, "height": side, "blend": blend, "seed": seed, "steps": STEPS}
         result = run_case({"kind": "image", "spec": spec, "out": str(Path(folder) / "image")}, ranks=2)
     seams: dict[str, float] = result["seams"]
     return seams
