@@ -26,6 +26,10 @@ class GroupFailed(JobError):
         self.code = code
 
 
+class GroupBrokeOff(GroupFailed):
+    """A group ended without a word of its own; what was wrong may be known elsewhere."""
+
+
 class JobCancelled(JobError):
     """Somebody asked for the end."""
 

@@ -11,7 +11,7 @@ from jobs.cli.farm_options import ago, counted, farm_options, print_json, print_
 from jobs.farm import Farm
 from jobs.state.actions import VERBS, act, act_on_all, set_priority
 from jobs.state.machine import STATES
-from jobs.state.queries import Filter, count_jobs, find_job, list_jobs, show_job
+from jobs.state.queries import Filter, count_jobs, find_job, job_ids, list_jobs, show_job
 from render.errors import BadInput
 
 
@@ -75,15 +75,16 @@ def _verb_command(verb: str, text: str) -> click.Command:
     ) -> None:
         if not ids and batch is None and queue is None and not options.get("failed"):
             raise BadInput("job", None, f"is missing; name the jobs to {verb}, or a --batch or --queue")
-        with farm.database.write() as connection:
-            for job in [find_job(connection, beginning) for beginning in ids]:
-                act(connection, verb, job, whoami())
+        if ids:
+            with farm.database.write() as connection:
+                for job in sorted(find_job(connection, beginning) for beginning in ids):
+                    act(connection, verb, job, whoami())
             done = len(ids)
-            if not ids:
-                states = ("failed",) if options.get("failed") else VERBS[verb][0]
-                wanted = Filter(states=states, batch=batch, queue=queue)
-                chosen = [row["id"] for row in list_jobs(connection, wanted, 10_000_000)]
-                done = act_on_all(connection, verb, chosen, whoami())
+        else:
+            states = ("failed",) if options.get("failed") else VERBS[verb][0]
+            with farm.database.read() as connection:
+                chosen = job_ids(connection, Filter(states=states, batch=batch, queue=queue))
+            done = act_on_all(farm.database, verb, chosen, whoami())
         if as_json:
             print_json({"verb": verb, "jobs": done, "state": VERBS[verb][1]})
         else:

@@ -73,8 +73,7 @@ def submit_command(
     if dry_run:
         _say({"rows": good, "bad": len(bad), "dry_run": True}, as_json)
         return
-    with farm.database.write() as connection:
-        receipt = submit(connection, asked, name, terms)
+    receipt = submit(farm.database, asked, name, terms)
     _write_errors(source, bad)
     _say({"rows": good, "bad": len(bad), "queue": terms.queue, **asdict(receipt)}, as_json)
 

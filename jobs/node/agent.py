@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from infra.errors import ServiceError
 from jobs.farm import Farm
 from jobs.node.tasks import BELL, bell_path, make_app, queue_of, ring
 from jobs.place.dispatcher import dispatch
-from jobs.state.attempts import unclaimed
+from jobs.state.attempts import LEASE_S, unclaimed
 from jobs.state.nodes import register, renew, sign_off
 
 _ROUND_S = 1.0
@@ -50,6 +51,7 @@ class Agent:
     _ended: threading.Event = field(default_factory=threading.Event)
     _supervisors: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _renewed: float = 0.0
+    _steady_since: float = field(default_factory=time.monotonic)
     _worker: subprocess.Popen[bytes] | None = None
     _app: Celery | None = None
 
@@ -81,24 +83,32 @@ class Agent:
         self._woken.set()
 
     def _round(self) -> None:
+        """Whatever happens in one round, there is a next one: this process keeps all renders of the node."""
         try:
-            self._renew()
-            self._keep_worker()
-            bells = dispatch(self.farm.database, self.name)
-            if bells and self._app is not None:
-                ring(self._app, bells)
-            with self.farm.database.read() as connection:
-                waiting = unclaimed(connection, self.name)
+            self._work()
         except ServiceError as exc:
             # The leases run out by themselves; the farm goes on when its database is back.
             print(f"chorale: {exc}", file=sys.stderr, flush=True)
-            return
+            self._steady_since = time.monotonic()
+        except Exception:
+            traceback.print_exc()
+
+    def _work(self) -> None:
+        self._renew()
+        self._keep_worker()
+        # Right after the database was away all leases look old; their holders get the time to renew them.
+        steady = time.monotonic() - self._steady_since > LEASE_S
+        bells = dispatch(self.farm.database, self.name, sweeping=steady)
+        with self.farm.database.read() as connection:
+            waiting = unclaimed(connection, self.name)
         for attempt in waiting:
             if attempt not in self._supervisors:
                 self._supervisors[attempt] = self._start(attempt)
         for attempt, process in list(self._supervisors.items()):
             if process.poll() is not None:
                 del self._supervisors[attempt]
+        if self._app is not None and bells:
+            ring(self._app, [bell for bell in bells if bell[0] != self.name])
 
     def _renew(self) -> None:
         if time.monotonic() - self._renewed > _RENEW_S:
@@ -134,9 +144,10 @@ class Agent:
                 self._woken.set()
 
     def _start(self, attempt: str) -> subprocess.Popen[bytes]:
+        home = str(self.home)
         with (self.home / "supervisors.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "jobs.node.supervisor", self.name, attempt, str(self.home)],
+                [sys.executable, "-m", "jobs.node.supervisor", str(os.getpid()), self.name, attempt, home],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -144,7 +155,10 @@ class Agent:
             )
 
     def _go(self) -> None:
-        """Supervisors first, since they still need the database to let go of their parts; then the node."""
+        """Sign off first, so that nothing more is placed here; then the supervisors, which need the
+        database to let go of their parts; the worker last, which nobody waits for."""
+        with contextlib.suppress(ServiceError), self.farm.database.write() as connection:
+            sign_off(connection, self.name)
         for process in self._supervisors.values():
             process.send_signal(signal.SIGTERM)
         end = time.monotonic() + _STOP_S
@@ -156,5 +170,3 @@ class Agent:
         if self._worker is not None:
             self._worker.kill()
             self._worker.wait()
-        with contextlib.suppress(ServiceError), self.farm.database.write() as connection:
-            sign_off(connection, self.name)

@@ -5,14 +5,16 @@ A process of its own rather than a hook between fork and exec, which is not safe
 
 from __future__ import annotations
 
+import os
 import sys
 
-from jobs.node.lifeline import die_with_parent
+from jobs.node.lifeline import PARENT, die_with_parent
 
 
 def main() -> None:
     """Tie this process to its parent, then be torchrun."""
     die_with_parent(int(sys.argv[1]))
+    os.environ[PARENT] = str(os.getpid())
     from torch.distributed.run import main as torchrun
 
     torchrun(sys.argv[2:])

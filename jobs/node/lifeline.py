@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 
+PARENT = "CHORALE_PARENT"
+"""Environment variable of a rank: the pid of the torchrun that it must not outlive."""
 _PR_SET_PDEATHSIG = 1
 
 

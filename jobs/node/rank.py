@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs.node.lifeline import die_with_parent
+from jobs.node.lifeline import PARENT, die_with_parent
 from jobs.node.news import Reporter
 from jobs.node.request import Request
 
 
 def main() -> int:
     """Render the request's image with the other ranks; 0 when it is published."""
-    die_with_parent(os.getppid())
+    die_with_parent(int(os.environ[PARENT]))
     request = Request.read(Path(sys.argv[1]))
     report = Reporter(request.news, int(os.environ["RANK"]))
     report.insist({"kind": "started", "pid": os.getpid()})

@@ -43,6 +43,8 @@ def make_app(broker_url: str) -> Celery:
         broker_connection_max_retries=None,
         broker_connection_timeout=2,
         broker_transport_options={
+            "max_retries": 0,
+            "interval_start": 0,
             "visibility_timeout": 300,
             "socket_timeout": 5,
             "socket_connect_timeout": 2,
@@ -62,15 +64,17 @@ def launch(attempt: str, fence: int) -> None:
 
 def ring(app: Celery, bells: Iterable[tuple[str, str, int]]) -> int:
     """Ring for (node, attempt, fence); how many bells could not be rung, for want of a broker."""
-    unheard = 0
-    for node, attempt, fence in bells:
+    waiting = list(bells)
+    while waiting:
+        node, attempt, fence = waiting[0]
+        message = {"args": [attempt, fence], "queue": queue_of(node), "expires": _EXPIRES_S}
         try:
-            app.send_task(
-                LAUNCH, args=[attempt, fence], queue=queue_of(node), expires=_EXPIRES_S, retry=False
-            )
+            app.send_task(LAUNCH, **message, retry=False)
         except OperationalError:
-            unheard += 1
-    return unheard
+            # Each try costs seconds, and the others would fare no better.
+            break
+        del waiting[0]
+    return len(waiting)
 
 
 def queue_of(node: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import GroupFailed, JobCancelled, JobTimedOut
+from jobs.errors import GroupBrokeOff, GroupFailed, JobCancelled, JobTimedOut
 from jobs.node.news import NewsDesk
 from jobs.node.request import Request
 
@@ -42,23 +42,26 @@ def run_group(
     timeout: float | None = None,
     *,
     rendezvous: Rendezvous | None = None,
+    gpus: tuple[int, ...] | None = None,
     log: Path | None = None,
     on_tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any] | None:
     """Render one image with `ranks` ranks on this machine, alone or with those of other nodes.
+
+    `gpus` are the numbers of the GPUs to use, where those are not all.
 
     Returns the group's last news (kind `done`), None on a node that does not hold rank 0. `on_tick` is
     called several times a second and may raise to end the render.
     Raises `GroupFailed`, `JobCancelled` (SIGINT or SIGTERM came) or `JobTimedOut`. Whatever happens, no
     process of the group outlives the call.
     """
-    with tempfile.TemporaryDirectory(prefix="chorale-") as folder, _cancellable():
+    with tempfile.TemporaryDirectory(prefix="chorale-") as folder, cancellable():
         here = Path(folder)
         log = log or here / "log"
         request = replace(request, news=str(here / "news"))
         request.write(here / "request.json")
         with NewsDesk(here / "news") as desk, log.open("ab") as file:
-            process = _start(here / "request.json", ranks, rendezvous, file)
+            process = _start(here / "request.json", ranks, rendezvous, gpus, file)
             watch = _Watch(process, on_news, timeout)
             try:
                 done = watch.until_done(desk, log, on_tick)
@@ -69,18 +72,21 @@ def run_group(
         return done
 
 
-def _start(request: Path, ranks: int, rendezvous: Rendezvous | None, log: Any) -> subprocess.Popen[bytes]:
+def _start(
+    request: Path, ranks: int, rendezvous: Rendezvous | None, gpus: tuple[int, ...] | None, log: Any
+) -> subprocess.Popen[bytes]:
     launcher = [sys.executable, "-m", "jobs.node.launcher", str(os.getpid())]
     meeting = ["--standalone"]
     if rendezvous is not None:
         meeting = ["--nnodes", str(rendezvous.nodes), "--node-rank", str(rendezvous.place)]
         meeting += ["--master-addr", rendezvous.host, "--master-port", str(rendezvous.port)]
+    chosen = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
     return subprocess.Popen(
         [*launcher, *meeting, "--nproc-per-node", str(ranks), "-m", "jobs.node.rank", str(request)],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | chosen,
         start_new_session=True,
     )
 
@@ -99,6 +105,8 @@ class _Watch:
     def until_done(self, desk: NewsDesk, log: Path, on_tick: Callable[[], None]) -> dict[str, Any] | None:
         while True:
             on_tick()
+            if self._error is not None:
+                raise GroupFailed(self._error["text"], self._error["code"])
             news = desk.next(0.1)
             if news is not None:
                 self._take(news)
@@ -108,11 +116,11 @@ class _Watch:
                 raise JobTimedOut(
                     f"timeout: the render was not done in {self._timeout:g} s; nothing was published"
                 )
-        if self._error is not None:
-            raise GroupFailed(self._error["text"], self._error["code"])
         if self._process.returncode != 0:
             tail = "\n".join(_tail(log))
-            raise GroupFailed(f"the group of ranks broke off; nothing was published. Its last words:\n{tail}")
+            raise GroupBrokeOff(
+                f"the group of ranks broke off; nothing was published. Its last words:\n{tail}"
+            )
         return self._done
 
     def stop(self) -> None:
@@ -159,7 +167,7 @@ def _tail(log: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _cancellable() -> Iterator[None]:
+def cancellable() -> Iterator[None]:
     """SIGINT and SIGTERM become `JobCancelled`; a second one, while stopping, changes nothing."""
     seen = False
 

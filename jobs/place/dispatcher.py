@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, select, update
 
-from infra.database import Database, now
+from infra.database import Database, insert_unless_there, now
 from jobs.errors import LostRace
-from jobs.place.placement import Node, Running, Want, place
+from jobs.place.placement import AGEING_S, Node, Running, Want, place
 from jobs.state.attempts import bad_nodes, reserve, sweep
 from jobs.state.queues import DEFAULT_PRIORITY, queue_rules
 from jobs.state.tables import attempts, jobs, leases, members, nodes, queues
@@ -17,20 +17,28 @@ from jobs.state.tables import attempts, jobs, leases, members, nodes, queues
 LEASE_S = 5.0
 Bell = tuple[str, str, int]
 """(node, attempt, fence)"""
+_OF_EACH = 64
 _LOOKED_AT = 500
 """Waiting jobs that are looked at in one round; there are never that many slots to give at once."""
 
 
-def dispatch(database: Database, holder: str) -> list[Bell]:
-    """One round, if `holder` has or gets the dispatcher's lease; the bells to ring once it is committed."""
+def dispatch(database: Database, holder: str, *, sweeping: bool = True) -> list[Bell]:
+    """One round, if `holder` has or gets the dispatcher's lease; the bells to ring once it is committed.
+
+    Without `sweeping` nobody is given up: right after the database was away, all leases look old.
+    """
     with database.write() as connection:
         if not hold_lease(connection, "dispatcher", holder, LEASE_S):
             return []
-        sweep(connection)
+        if sweeping:
+            sweep(connection)
         rules = queue_rules(connection)
-        closed = [queue.name for queue in rules if not queue.open]
-        up = _nodes(connection)
-        decision = place(up, _running(connection), _wants(connection, closed, up), rules)
+        up, running = _nodes(connection), _running(connection)
+        if sum(node.slots for node in up) <= sum(sum(group.slots.values()) for group in running):
+            return []
+        groups = Counter(group.queue for group in running)
+        closed = [queue.name for queue in rules if not queue.takes(groups[queue.name])]
+        decision = place(up, running, _wants(connection, closed, up), rules)
         bells: list[Bell] = []
         for group in decision.placed:
             try:
@@ -50,23 +58,26 @@ def hold_lease(connection: Connection, name: str, holder: str, seconds: float) -
     )
     if taken.rowcount == 1:
         return True
-    if connection.execute(select(leases.c.name).where(leases.c.name == name)).first() is not None:
-        return False
-    connection.execute(insert(leases).values(name=name, holder=holder, until=moment + seconds))
-    return True
+    fresh = insert_unless_there(connection, leases).values(name=name, holder=holder, until=moment + seconds)
+    connection.execute(fresh)
+    now_held: str = connection.execute(select(leases.c.holder).where(leases.c.name == name)).scalar_one()
+    return now_held == holder
 
 
 def _nodes(connection: Connection) -> list[Node]:
     up = select(nodes).where(nodes.c.lease_until > now(), nodes.c.draining.is_(False)).order_by(nodes.c.name)
     return [
         Node(
-            name=row.name, slots=row.slots, vram_bytes=None if row.vram_bytes is None else int(row.vram_bytes)
+            name=row.name,
+            slots=row.slots,
+            device=row.device,
+            vram_bytes=None if row.vram_bytes is None else int(row.vram_bytes),
         )
         for row in connection.execute(up)
     ]
 
 
-def _running(connection: Connection) -> Iterable[Running]:
+def _running(connection: Connection) -> list[Running]:
     statement = (
         select(attempts.c.id, attempts.c.job, jobs.c.owner, jobs.c.queue, members.c.node, members.c.slots)
         .join(members, members.c.attempt == attempts.c.id)
@@ -76,33 +87,39 @@ def _running(connection: Connection) -> Iterable[Running]:
     groups: dict[str, Running] = {}
     for row in connection.execute(statement):
         group = groups.setdefault(row.id, Running(job=row.job, owner=row.owner, queue=row.queue, slots={}))
-        group.slots[row.node] = row.slots
-    return groups.values()
+        group.slots[row.node] = len(row.slots)
+    return list(groups.values())
 
 
 def _wants(connection: Connection, closed: list[str], up: list[Node]) -> list[Want]:
-    """The waiting jobs that come first, those of closed queues left out."""
+    """The waiting jobs that come first of each queue and owner, those of closed queues left out."""
     moment = now()
-    priority = func.coalesce(jobs.c.priority, queues.c.priority, DEFAULT_PRIORITY)
-    statement = (
-        select(jobs, priority.label("points"), (moment - jobs.c.created).label("waited"))
-        .outerjoin(queues, queues.c.name == jobs.c.queue)
-        .where(
-            jobs.c.state == "queued",
-            jobs.c.queue.not_in(closed),
-            (jobs.c.not_before.is_(None)) | (jobs.c.not_before <= moment),
-        )
-        .order_by(priority.desc(), jobs.c.created, jobs.c.id)
-        .limit(_LOOKED_AT)
+    waited = moment - jobs.c.created
+    base = func.coalesce(jobs.c.priority, queues.c.priority, DEFAULT_PRIORITY)
+    points = base + waited / AGEING_S
+    # A few of each, so that one owner's fifty thousand do not hide everybody else's.
+    turn = func.row_number().over(
+        partition_by=(jobs.c.queue, jobs.c.owner), order_by=(points.desc(), jobs.c.created, jobs.c.id)
     )
-    rows: list[Any] = list(connection.execute(statement))
+    columns = [jobs.c[name] for name in ("id", "owner", "queue", "least_ranks", "most_ranks", "memory_bytes")]
+    named = (base.label("base"), points.label("points"), waited.label("waited"), turn.label("turn"))
+    ready = (jobs.c.not_before.is_(None)) | (jobs.c.not_before <= moment)
+    waiting = (
+        select(*columns, *named)
+        .outerjoin(queues, queues.c.name == jobs.c.queue)
+        .where(jobs.c.state == "queued", jobs.c.queue.not_in(closed), ready)
+        .subquery()
+    )
+    first = select(waiting).where(waiting.c.turn <= _OF_EACH)
+    first = first.order_by(waiting.c.points.desc(), waiting.c.id).limit(_LOOKED_AT)
+    rows: list[Any] = list(connection.execute(first))
     avoid = bad_nodes(connection, [row.id for row in rows])
     return [
         Want(
             job=row.id,
             owner=row.owner,
             queue=row.queue,
-            priority=row.points,
+            priority=row.base,
             waited=max(0.0, row.waited),
             least=row.least_ranks,
             most=row.most_ranks,

@@ -22,6 +22,8 @@ class Node:
 
     name: str
     slots: int
+    device: str = "cpu"
+    """Kind of its slots. A group never mixes them: their last bits differ."""
     vram_bytes: int | None = None
     """Memory of each slot; None when it is not known, and then nothing is refused for it."""
 
@@ -68,6 +70,10 @@ class Queue:
     open: bool = True
     shares: dict[str, float] = field(default_factory=dict)
     """Weight of each owner; 1 for one who is not named."""
+
+    def takes(self, groups: int) -> bool:
+        """Is it open, with room for one more than so many groups?"""
+        return self.open and (self.limit is None or groups < self.limit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,20 +149,24 @@ class _Farm:
 
     def may_start(self, want: Want) -> bool:
         """Is the queue open, with room under its limit?"""
-        queue = self._queue(want)
-        return queue.open and (queue.limit is None or self._groups.get(queue.name, 0) < queue.limit)
+        return self._queue(want).takes(self._groups.get(want.queue, 0))
 
     def could_ever_fit(self, want: Want) -> bool:
         """Would it fit if nothing else ran?"""
-        return sum(self._nodes[name].slots for name in self._eligible(want)) >= want.least
+        return any(self._holds(names, want) for names in self._eligible(want))
 
     def fit(self, want: Want, kept: frozenset[str]) -> dict[str, int] | None:
         """Free slots for the whole group on as few nodes as can be, or None."""
-        names = [
-            name
-            for name in self._eligible(want)
-            if self._free[name] > 0 and (name not in kept or self._ends_in_time(want, name))
-        ]
+        for names in self._eligible(want):
+            slots = self._fit_on(want, [name for name in names if self._may_use(want, name, kept)])
+            if slots is not None:
+                return slots
+        return None
+
+    def _may_use(self, want: Want, name: str, kept: frozenset[str]) -> bool:
+        return self._free[name] > 0 and (name not in kept or self._ends_in_time(want, name))
+
+    def _fit_on(self, want: Want, names: list[str]) -> dict[str, int] | None:
         if sum(self._free[name] for name in names) < want.least:
             return None
         # One node that holds all is best, the tightest of them; else the emptiest nodes, which are fewest.
@@ -174,7 +184,8 @@ class _Farm:
 
     def reserve(self, want: Want) -> frozenset[str]:
         """The nodes to keep for a job that waits: those that are free soonest."""
-        soonest = sorted(self._eligible(want), key=lambda name: (self._free_in(name), name))
+        large = next(names for names in self._eligible(want) if self._holds(names, want))
+        soonest = sorted(large, key=lambda name: (self._free_in(name), name))
         chosen: list[str] = []
         while sum(self._nodes[name].slots for name in chosen) < want.least:
             chosen.append(soonest[len(chosen)])
@@ -198,13 +209,18 @@ class _Farm:
     def _queue(self, want: Want) -> Queue:
         return self._queues.get(want.queue) or Queue(name=want.queue)
 
-    def _eligible(self, want: Want) -> list[str]:
-        return [
-            node.name
-            for node in self._nodes.values()
-            if node.name not in want.avoid
-            and (want.memory_bytes is None or node.vram_bytes is None or want.memory_bytes <= node.vram_bytes)
-        ]
+    def _eligible(self, want: Want) -> list[list[str]]:
+        """The nodes that could take part, one list for each kind of device, GPUs first."""
+        kinds: dict[str, list[str]] = {}
+        for node in self._nodes.values():
+            known = want.memory_bytes is not None and node.vram_bytes is not None
+            small = known and (want.memory_bytes or 0) > (node.vram_bytes or 0)
+            if node.name not in want.avoid and not small:
+                kinds.setdefault(node.device, []).append(node.name)
+        return [kinds[kind] for kind in sorted(kinds, key=lambda kind: (kind == "cpu", kind))]
+
+    def _holds(self, names: list[str], want: Want) -> bool:
+        return sum(self._nodes[name].slots for name in names) >= want.least
 
     def _free_in(self, name: str) -> float:
         """Seconds until all of the node's slots are free."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
+from itertools import islice
 
 from sqlalchemy import Connection, select, update
 
+from infra.database import Database
 from jobs.errors import IllegalChange, LostRace
 from jobs.state.machine import ALLOWED, change
 from jobs.state.tables import jobs
@@ -17,6 +20,8 @@ VERBS: dict[str, tuple[tuple[str, ...], str]] = {
     "retry": (("failed", "cancelled"), "queued"),
 }
 """From which states, and to which one, each verb takes a job."""
+
+_AT_A_TIME = 200
 
 assert all(new in ALLOWED[old] for olds, new in VERBS.values() for old in olds)
 
@@ -30,20 +35,24 @@ def act(connection: Connection, verb: str, job: str, who: str) -> str:
     state: str = connection.execute(select(jobs.c.state).where(jobs.c.id == job)).scalar_one()
     if state not in olds:
         raise IllegalChange(f"job {job} is {state}; to {verb} is for jobs that are {' or '.join(olds)}")
-    fresh = {"attempts": 0} if verb == "retry" else {}
+    fresh = {"attempts": 0, "losses": 0, "not_before": None} if verb == "retry" else {}
     change(connection, job, state, new, f"{verb} by {who}", **fresh)
     return state
 
 
-def act_on_all(connection: Connection, verb: str, chosen: Iterable[str], who: str) -> int:
-    """Do it to all jobs that can be so treated; how many those were."""
-    done = 0
-    for job in chosen:
-        try:
-            act(connection, verb, job, who)
-        except (IllegalChange, LostRace):
-            continue
-        done += 1
+def act_on_all(database: Database, verb: str, chosen: Iterable[str], who: str) -> int:
+    """Do it to all jobs that can be so treated; how many those were.
+
+    In parts and in the order of their ids, so that nobody waits long for the database, and two of us
+    never for each other.
+    """
+    done, rest = 0, iter(sorted(chosen))
+    while part := list(islice(rest, _AT_A_TIME)):
+        with database.write() as connection:
+            for job in part:
+                with contextlib.suppress(IllegalChange, LostRace):
+                    act(connection, verb, job, who)
+                    done += 1
     return done
 
 

@@ -10,7 +10,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, exists, func, insert, select, update
 
 from infra.database import now
 from jobs.place.placement import Placed
@@ -19,6 +19,8 @@ from jobs.state.tables import attempts, jobs, members, nodes
 
 MOST_ATTEMPTS = 4
 """After so many the job is failed, with the last reason, so that a poison job never blocks its queue."""
+MOST_LOSSES = 12
+"""After so many attempts that were lost with their node, the job is taken to be what kills them."""
 LEASE_S = 10.0
 """A member that has not been heard of for so long is lost."""
 START_S = 60.0
@@ -39,7 +41,7 @@ class Assignment:
     fence: int
     spec: dict[str, Any]
     place: int
-    slots: int
+    slots: tuple[int, ...]
     nodes: int
     address: str
     """This node's own."""
@@ -54,7 +56,6 @@ def reserve(connection: Connection, placed: Placed, reason: str) -> tuple[str, i
         "placing",
         reason,
         fence=jobs.c.fence + 1,
-        attempts=jobs.c.attempts + 1,
         progress=0.0,
     )
     fence: int = connection.execute(select(jobs.c.fence).where(jobs.c.id == placed.job)).scalar_one()
@@ -63,11 +64,28 @@ def reserve(connection: Connection, placed: Placed, reason: str) -> tuple[str, i
     connection.execute(
         insert(members),
         [
-            {"attempt": attempt, "node": node, "place": place, "slots": slots}
-            for place, (node, slots) in enumerate(placed.slots.items())
+            {
+                "attempt": attempt,
+                "node": node,
+                "place": place,
+                "slots": _free_slots(connection, node, count),
+            }
+            for place, (node, count) in enumerate(placed.slots.items())
         ],
     )
     return attempt, fence
+
+
+def _free_slots(connection: Connection, node: str, count: int) -> list[int]:
+    """The numbers of `count` slots of a node that no living attempt holds."""
+    holding = (
+        select(members.c.slots)
+        .join(attempts, attempts.c.id == members.c.attempt)
+        .where(members.c.node == node, attempts.c.ended.is_(None))
+    )
+    taken = {number for slots in connection.execute(holding).scalars() for number in slots}
+    have: int = connection.execute(select(nodes.c.slots).where(nodes.c.name == node)).scalar_one()
+    return [number for number in range(have) if number not in taken][:count]
 
 
 def unclaimed(connection: Connection, node: str) -> list[str]:
@@ -107,7 +125,7 @@ def claim(connection: Connection, attempt: str, node: str, supervisor: str) -> A
         fence=row.fence,
         spec=row.spec,
         place=row.place,
-        slots=row.slots,
+        slots=tuple(row.slots),
         nodes=connection.execute(count).scalar_one(),
         address=row.address,
     )
@@ -115,21 +133,20 @@ def claim(connection: Connection, attempt: str, node: str, supervisor: str) -> A
 
 def beat(connection: Connection, part: Assignment, progress: float | None = None) -> bool:
     """Renew the member's lease; False when the attempt is over or the job has gone its way without it."""
-    held = connection.execute(
-        update(members)
-        .where(
-            _member(part.attempt, part.node), members.c.claimed_by == part.supervisor, _living(part.attempt)
-        )
-        .values(lease_until=now() + LEASE_S)
-    )
-    wanted = select(jobs.c.id).where(
-        jobs.c.id == part.job, jobs.c.fence == part.fence, jobs.c.state.in_(HOLDING)
-    )
-    if held.rowcount != 1 or connection.execute(wanted).first() is None:
+    ours = (jobs.c.id == part.job) & (jobs.c.fence == part.fence) & jobs.c.state.in_(HOLDING)
+    if connection.execute(select(jobs.c.id).where(ours)).first() is None:
         return False
-    if progress is not None:
-        connection.execute(update(jobs).where(jobs.c.id == part.job).values(progress=progress))
-    return True
+    held = connection.execute(
+        update(members).where(_held(part), _living(part.attempt)).values(lease_until=now() + LEASE_S)
+    )
+    if held.rowcount == 1 and progress is not None:
+        connection.execute(update(jobs).where(ours).values(progress=progress))
+    return held.rowcount == 1
+
+
+def let_go(connection: Connection, part: Assignment) -> None:
+    """Say that this node's ranks are gone, so that its slots can be given away at once."""
+    connection.execute(update(members).where(_held(part)).values(lease_until=0.0))
 
 
 def make_ready(connection: Connection, part: Assignment, rendezvous: str | None) -> None:
@@ -172,50 +189,41 @@ def finish(connection: Connection, part: Assignment, root: str, model_seconds: f
 def fail(connection: Connection, attempt: str, reason: str, node: str | None, *, counts: bool = True) -> None:
     """End an attempt without an image, and put its job back into the queue, or fail it after too many.
 
-    `counts` is False where the job is not to blame (a node that died, a group that never met): then the
-    attempt is not held against it. Harmless when the attempt has ended, or the job has been cancelled.
+    `counts` is False where the job is not to blame (a node that died, a group that never met): then it
+    takes many more of them. Harmless when the attempt has ended, or the job has been cancelled.
     """
-    if not _end(connection, attempt, reason, node):
+    # The job before the attempt, as everywhere, so that two of us never wait for each other; and locked, so
+    # that nobody changes it between this look and our change.
+    wanted = select(jobs, attempts.c.fence.label("own")).join(attempts, attempts.c.job == jobs.c.id)
+    row = connection.execute(wanted.where(attempts.c.id == attempt).with_for_update(of=jobs)).one()
+    if not _end(connection, attempt, reason, node) or row.state not in HOLDING or row.fence != row.own:
         return
-    row = connection.execute(
-        select(jobs.c.id, jobs.c.state, jobs.c.attempts, jobs.c.fence, attempts.c.fence.label("own"))
-        .join(attempts, attempts.c.job == jobs.c.id)
-        .where(attempts.c.id == attempt)
-    ).one()
-    if row.state not in HOLDING or row.fence != row.own:
-        return
-    tries = row.attempts if counts else row.attempts - 1
-    if tries >= MOST_ATTEMPTS:
-        text = f"gave up after {tries} attempts: {reason}"
-        change(connection, row.id, row.state, "failed", text, under=row.own)
+    tries, losses = row.attempts + counts, row.losses + (not counts)
+    tally = {"attempts": tries, "losses": losses}
+    if tries >= MOST_ATTEMPTS or losses >= MOST_LOSSES:
+        text = f"gave up after {tries + losses} attempts: {reason}"
+        change(connection, row.id, row.state, "failed", text, under=row.own, **tally)
         return
     pause = _BACKOFF_S * 2**tries if counts else 0.0
-    change(
-        connection,
-        row.id,
-        row.state,
-        "queued",
-        reason,
-        under=row.own,
-        attempts=tries,
-        not_before=now() + pause,
-    )
+    later = now() + pause
+    change(connection, row.id, row.state, "queued", reason, under=row.own, not_before=later, **tally)
 
 
 def sweep(connection: Connection) -> int:
     """End the attempts that nobody answers for any more; how many those were."""
+    for row in list(connection.execute(_left_over())):
+        _end(connection, row.id, f"the job is {row.state}", None)
     silent = (
         select(attempts.c.id, members.c.node, members.c.claimed_by)
         .join(members, members.c.attempt == attempts.c.id)
+        .join(nodes, nodes.c.name == members.c.node)
         .where(attempts.c.ended.is_(None), _silent())
-        .order_by(members.c.place)
+        .order_by(attempts.c.job, members.c.place)
     )
     lost = list(connection.execute(silent))
     for row in lost:
         what = "was never started" if row.claimed_by is None else "has not been heard of"
         fail(connection, row.id, f"node {row.node} {what}", row.node, counts=False)
-    for row in list(connection.execute(_left_over())):
-        _end(connection, row.id, f"the job is {row.state}", None)
     return len({row.id for row in lost})
 
 
@@ -237,24 +245,31 @@ def _member(attempt: str, node: str) -> ColumnElement[bool]:
     return (members.c.attempt == attempt) & (members.c.node == node)
 
 
+def _held(part: Assignment) -> ColumnElement[bool]:
+    return _member(part.attempt, part.node) & (members.c.claimed_by == part.supervisor)
+
+
 def _living(attempt: str) -> ColumnElement[bool]:
     return exists().where(attempts.c.id == attempt, attempts.c.ended.is_(None))
 
 
 def _silent() -> ColumnElement[bool]:
-    """A claimed member whose lease is over, or one whose group has not come together in time."""
-    started = members.c.claimed_by.is_not(None)
-    overdue = attempts.c.created + START_S < now()
-    return (started & (members.c.lease_until < now())) | (members.c.ready.is_(False) & overdue)
+    """A claimed member whose lease is over; an unclaimed one whose node's is; a group that took too long."""
+    claimed = members.c.claimed_by.is_not(None)
+    overdue = members.c.ready.is_(False) & (attempts.c.created + START_S < now())
+    lost = claimed & (members.c.lease_until < now())
+    return lost | (~claimed & (nodes.c.lease_until < now())) | overdue
 
 
 def _left_over() -> Any:
-    """Living attempts whose job has gone another way: cancelled, paused, or under a newer fence."""
+    """Living attempts whose job has gone another way (cancelled, paused, under a newer fence), and whose
+    ranks are gone too: until then their slots are not free."""
     gone = jobs.c.state.not_in(HOLDING) | (jobs.c.fence != attempts.c.fence)
+    working = exists().where(members.c.attempt == attempts.c.id, members.c.lease_until > now())
     return (
         select(attempts.c.id, jobs.c.state)
         .join(jobs, jobs.c.id == attempts.c.job)
-        .where(attempts.c.ended.is_(None), gone)
+        .where(attempts.c.ended.is_(None), gone, ~working)
     )
 
 
@@ -265,8 +280,3 @@ def _end(connection: Connection, attempt: str, reason: str, node: str | None) ->
         .values(ended=now(), reason=reason, failed_node=node)
     )
     return ended.rowcount == 1
-
-
-def rows_of(connection: Connection, job: str) -> list[Row[Any]]:
-    """A job's attempts, oldest first."""
-    return list(connection.execute(select(attempts).where(attempts.c.job == job).order_by(attempts.c.fence)))

@@ -60,6 +60,10 @@ def list_jobs(connection: Connection, wanted: Filter, limit: int) -> list[dict[s
     return [dict(row._mapping) for row in connection.execute(statement)]
 
 
+def job_ids(connection: Connection, wanted: Filter) -> list[str]:
+    return list(connection.execute(wanted.on(select(jobs.c.id))).scalars())
+
+
 def count_jobs(connection: Connection, wanted: Filter) -> dict[str, int]:
     """How many jobs are in each state, states without any included."""
     statement = wanted.on(select(jobs.c.state, func.count().label("number"))).group_by(jobs.c.state)

@@ -63,15 +63,16 @@ def list_queues(connection: Connection) -> list[dict[str, Any]]:
 
 
 def queue_rules(connection: Connection) -> list[Queue]:
-    """What the placement has to know of the queues, now."""
+    """What the placement has to know of the queues that have rules, now."""
+    moment = connection.execute(select(now())).scalar_one()
     return [
         Queue(
-            name=queue["name"],
-            limit=queue["group_limit"],
-            open=queue["open"] and not queue["paused"],
-            shares=queue["shares"],
+            name=row.name,
+            limit=row.group_limit,
+            open=not row.paused and _opening(row.time_window, moment)["open"],
+            shares=row.shares,
         )
-        for queue in list_queues(connection)
+        for row in connection.execute(select(queues))
     ]
 
 

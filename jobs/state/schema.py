@@ -6,6 +6,8 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from infra.database import Database
@@ -17,10 +19,19 @@ _LOCK = 0x63686F72
 
 def upgrade(database: Database) -> None:
     """Run the migrations that are missing; harmless when there are none, and when several nodes do it."""
+    if _is_current(database):
+        return
     with database.write() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("select pg_advisory_xact_lock(:number)"), {"number": _LOCK})
         command.upgrade(config_for(connection), "head")
+
+
+def _is_current(database: Database) -> bool:
+    """Looked up without a lock, so that a reader never waits for a writer only to find nothing to do."""
+    with database.read() as connection:
+        found = MigrationContext.configure(connection).get_current_revision()
+        return found == ScriptDirectory.from_config(config_for(connection)).get_current_head()
 
 
 def config_for(connection: Connection) -> Config:

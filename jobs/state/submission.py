@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, insert, select
 
-from infra.database import now
+from infra.database import Database, insert_unless_there, now
 from jobs.state.machine import change
 from jobs.state.tables import batches, entries, events, jobs
 from render.models.adapter import ModelFacts
@@ -24,6 +24,7 @@ from render.spec import Spec
 MOST_AUTO_RANKS = 64
 """Above this a group's borders cost more than another rank brings."""
 _AT_A_TIME = 400
+_TERMS = ("owner", "queue", "priority", "least_ranks", "most_ranks", "memory_bytes", "not_before", "deadline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,60 +59,57 @@ class Receipt:
     """Of those known, how many are finished already."""
 
 
-def submit(connection: Connection, asked: Iterable[Asked], name: str, terms: Terms) -> Receipt:
+def submit(database: Database, asked: Iterable[Asked], name: str, terms: Terms) -> Receipt:
     """Put a batch of images into a queue; images that the farm knows already join the batch as they are.
 
-    A cancelled job that is asked for again is queued again; a failed one waits for `retry`.
+    A cancelled job that is asked for again is queued again, on the new terms; a failed one waits for
+    `retry`. Rows go in part by part, so that a large batch does not keep the farm from its database; if it
+    breaks off, submitting it again adds the rest.
     """
     receipt = Receipt(batch=uuid.uuid4().hex[:12])
-    connection.execute(
-        insert(batches).values(
-            id=receipt.batch, name=name, owner=terms.owner, queue=terms.queue, created=now()
+    with database.write() as connection:
+        connection.execute(
+            insert(batches).values(
+                id=receipt.batch, name=name, owner=terms.owner, queue=terms.queue, created=now()
+            )
         )
-    )
     for part in _parts(asked):
-        _submit_part(connection, part, terms, receipt)
+        # Sorted, as everywhere where many jobs are touched: two submitters must not wait for each other.
+        rows = {
+            row["id"]: row for row in sorted((_job_row(each, terms) for each in part), key=itemgetter("id"))
+        }
+        with database.write() as connection:
+            _submit_part(connection, part, rows, receipt)
     return receipt
 
 
-def _submit_part(connection: Connection, part: list[Asked], terms: Terms, receipt: Receipt) -> None:
-    rows = {row["id"]: row for row in (_job_row(connection, each, terms) for each in part)}
+def _submit_part(
+    connection: Connection, part: list[Asked], rows: dict[str, dict[str, Any]], receipt: Receipt
+) -> None:
     states = select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(list(rows)))
     known = {found.id: found.state for found in connection.execute(states)}
     fresh = [row for job, row in rows.items() if job not in known]
     if fresh:
-        connection.execute(_insert_unless_there(connection, jobs), fresh)
+        moment = now()
+        arriving = insert_unless_there(connection, jobs).values(created=moment, changed=moment)
+        connection.execute(arriving, fresh)
         born = {"fence": 0, "old": "", "new": "queued", "reason": f"submitted in batch {receipt.batch}"}
         connection.execute(insert(events).values(time=now()), [{"job": row["id"], **born} for row in fresh])
-    for job, state in known.items():
-        if state == "cancelled":
-            change(connection, job, "cancelled", "queued", f"asked for again in batch {receipt.batch}")
-    connection.execute(
-        insert(entries),
-        [
-            {
-                "batch": receipt.batch,
-                "row": each.row,
-                "custom_id": each.custom_id,
-                "job": _job_id(each.spec),
-            }
-            for each in part
-        ],
-    )
+    for job in sorted(job for job, state in known.items() if state == "cancelled"):
+        terms = {name: rows[job][name] for name in _TERMS}
+        reason = f"asked for again in batch {receipt.batch}"
+        change(connection, job, "cancelled", "queued", reason, attempts=0, losses=0, **terms)
+    members = [
+        {"batch": receipt.batch, "row": each.row, "custom_id": each.custom_id, "job": _job_id(each.spec)}
+        for each in part
+    ]
+    connection.execute(insert(entries), members)
     receipt.new += len(fresh)
     receipt.known += len(part) - len(fresh)
     receipt.done += sum(known.get(_job_id(each.spec)) == "done" for each in part)
 
 
-def _insert_unless_there(connection: Connection, table: Table) -> Any:
-    """Two submitters may meet: the second one's job is the first one's."""
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    moment = now()
-    statement = dialect.insert(table).values(created=moment, changed=moment)
-    return statement.on_conflict_do_nothing()
-
-
-def _job_row(connection: Connection, each: Asked, terms: Terms) -> dict[str, Any]:
+def _job_row(each: Asked, terms: Terms) -> dict[str, Any]:
     spec = each.spec
     _, facts, weights = _model(spec.model)
     least, most = (terms.ranks, terms.ranks) if terms.ranks else (1, _useful_ranks(spec, facts))

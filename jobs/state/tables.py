@@ -67,7 +67,9 @@ jobs = Table(
     Column("state", String(16), nullable=False),
     Column("reason", Text, nullable=False, default=""),
     Column("fence", Integer, nullable=False, default=0),
+    # Tries that failed by the job's own fault, and those that were lost with their node.
     Column("attempts", Integer, nullable=False, default=0),
+    Column("losses", Integer, nullable=False, default=0),
     Column("created", Double, nullable=False),
     Column("changed", Double, nullable=False),
     Column("not_before", Double),
@@ -122,7 +124,7 @@ attempts = Table(
     Column("job", ForeignKey("jobs.id"), nullable=False, index=True),
     Column("fence", Integer, nullable=False),
     Column("created", Double, nullable=False),
-    Column("ended", Double),
+    Column("ended", Double, index=True),
     Column("reason", Text, nullable=False, default=""),
     Column("failed_node", String(128)),
     # Where the ranks of all nodes meet, as host:port; said by the first node once it stands by.
@@ -134,10 +136,11 @@ members = Table(
     "members",
     metadata,
     Column("attempt", ForeignKey("attempts.id"), primary_key=True),
-    Column("node", ForeignKey("nodes.name"), primary_key=True),
+    Column("node", ForeignKey("nodes.name"), primary_key=True, index=True),
     # 0 hosts the rendezvous; ranks are numbered node after node.
     Column("place", Integer, nullable=False),
-    Column("slots", Integer, nullable=False),
+    # Numbers of the node's slots: its GPUs, in the driver's order.
+    Column("slots", JSON, nullable=False),
     Column("ready", Boolean, nullable=False, default=False),
     Column("claimed_by", String(64)),
     Column("lease_until", Double),

@@ -16,6 +16,7 @@ from jobs.state.attempts import (
     claim,
     fail,
     finish,
+    let_go,
     make_ready,
     meeting_point,
 )
@@ -37,12 +38,12 @@ def farm(database: Database) -> Database:
 
 
 def ask(farm: Database, count: int = 1, **terms: Any) -> list[str]:
-    with farm.write() as connection:
-        asked = [
-            Asked(row=n, custom_id=str(n), spec=Spec(prompt="a vase", seed=n, width=128, height=128))
-            for n in range(count)
-        ]
-        submit(connection, asked, "test", Terms(owner="me", **terms))
+    asked = [
+        Asked(row=n, custom_id=str(n), spec=Spec(prompt="a vase", seed=n, width=128, height=128))
+        for n in range(count)
+    ]
+    submit(farm, asked, "test", Terms(owner="me", **terms))
+    with farm.read() as connection:
         return list(connection.execute(select(jobs.c.id).order_by(jobs.c.created, jobs.c.id)).scalars())
 
 
@@ -115,7 +116,7 @@ def test_a_lost_member_gives_the_job_back_without_blaming_it(farm: Database) -> 
     bells = dispatch(farm, "a")
     assert len(bells) == 1, "placed again in the same round"
     row = job_of(farm, job)
-    assert (row.state, row.fence, row.attempts) == ("placing", 2, 1)
+    assert (row.state, row.fence, row.attempts, row.losses) == ("placing", 2, 0, 1)
     with farm.write() as connection:
         assert not beat(connection, late)
         with pytest.raises(LostRace):
@@ -133,7 +134,7 @@ def test_a_group_that_never_meets_is_released(farm: Database) -> None:
     with farm.read() as connection:
         ended = connection.execute(select(attempts.c.reason).where(attempts.c.id == attempt)).scalar_one()
     assert "was never started" in ended
-    assert job_of(farm, job).attempts == 1
+    assert (job_of(farm, job).attempts, job_of(farm, job).losses) == (0, 1)
 
 
 def test_a_poison_job_is_failed_with_its_reason_and_blocks_nobody(farm: Database) -> None:
@@ -180,6 +181,12 @@ def test_a_cancelled_job_frees_its_slots(farm: Database) -> None:
     with farm.write() as connection:
         act(connection, "cancel", job, "me")
         assert not beat(connection, part)
+    dispatch(farm, "a")
+    with farm.read() as connection:
+        ended = select(attempts.c.ended)
+        assert connection.execute(ended).scalar_one() is None, "its ranks are still there"
+    with farm.write() as connection:
+        let_go(connection, part)
     dispatch(farm, "a")
     with farm.read() as connection:
         assert connection.execute(select(attempts.c.reason)).scalar_one() == "the job is cancelled"

@@ -19,8 +19,7 @@ def asked(count: int, first: int = 0) -> list[Asked]:
 
 
 def hand_in(database: Database, wanted: list[Asked], terms: Terms = TERMS) -> Receipt:
-    with database.write() as connection:
-        return submit(connection, wanted, "catalog", terms)
+    return submit(database, wanted, "catalog", terms)
 
 
 def count(database: Database, table: object) -> int:

@@ -35,6 +35,7 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("fence", sa.Integer(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("losses", sa.Integer(), nullable=False),
         sa.Column("created", sa.Double(), nullable=False),
         sa.Column("changed", sa.Double(), nullable=False),
         sa.Column("not_before", sa.Double(), nullable=True),
@@ -96,6 +97,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("job", "fence", name=op.f("uq_attempts_job_fence")),
     )
     with op.batch_alter_table("attempts", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_attempts_ended"), ["ended"], unique=False)
         batch_op.create_index(batch_op.f("ix_attempts_job"), ["job"], unique=False)
 
     op.create_table(
@@ -132,7 +134,7 @@ def upgrade() -> None:
         sa.Column("attempt", sa.String(length=32), nullable=False),
         sa.Column("node", sa.String(length=128), nullable=False),
         sa.Column("place", sa.Integer(), nullable=False),
-        sa.Column("slots", sa.Integer(), nullable=False),
+        sa.Column("slots", sa.JSON(), nullable=False),
         sa.Column("ready", sa.Boolean(), nullable=False),
         sa.Column("claimed_by", sa.String(length=64), nullable=True),
         sa.Column("lease_until", sa.Double(), nullable=True),
@@ -140,9 +142,14 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["node"], ["nodes.name"], name=op.f("fk_members_node")),
         sa.PrimaryKeyConstraint("attempt", "node", name=op.f("pk_members")),
     )
+    with op.batch_alter_table("members", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_members_node"), ["node"], unique=False)
 
 
 def downgrade() -> None:
+    with op.batch_alter_table("members", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_members_node"))
+
     op.drop_table("members")
     with op.batch_alter_table("events", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_events_job"))
@@ -154,6 +161,7 @@ def downgrade() -> None:
     op.drop_table("entries")
     with op.batch_alter_table("attempts", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_attempts_job"))
+        batch_op.drop_index(batch_op.f("ix_attempts_ended"))
 
     op.drop_table("attempts")
     op.drop_table("queues")
