@@ -31,6 +31,8 @@ from render.builtin.training import Average, Parts, Training
 
 DROPOUT = 0.1
 """Share of captions replaced by the empty one, for guidance."""
+LEAST_WEIGHT = 0.4
+"""Of a noise level's loss, as a share of a plain one's."""
 
 
 class Denoiser(nn.Module):
@@ -83,10 +85,11 @@ def loss_of(model: nn.Module, rows: dict[str, Any], blank: Tensor, alphas: Tenso
     wanted = signal[:, None, None, None] * noise - spread[:, None, None, None] * clean
     answer = model(noised, timesteps, ids, places)
     snr = (signal / spread) ** 2
-    weight = snr.clamp(max=5.0) / (snr + 1)
+    # Alone it all but leaves out the high noise levels, where so small a picture gets its shape.
+    weight = (snr.clamp(max=5.0) / (snr + 1)).clamp(min=LEAST_WEIGHT)
     per_sample = functional.mse_loss(answer.float(), wanted, reduction="none").mean((1, 2, 3))
     # Divided by the weights' mean over the levels, so that the figure reads like a plain error.
-    return (per_sample * weight).mean() * 3
+    return (per_sample * weight).mean() * 2
 
 
 @click.command()
