@@ -28,7 +28,7 @@ from infra.settings import read_settings
 from jobs.errors import GroupBrokeOff, JobCancelled, JobError, LostRace
 from jobs.farm import Farm, images_folder, open_farm
 from jobs.image_folder import finished_image, marker_text
-from jobs.node.hardware import gpu_count
+from jobs.node.hardware import gpu_count, interface_of
 from jobs.node.lifeline import die_with_parent
 from jobs.node.request import Request
 from jobs.node.torchrun import Rendezvous, cancellable, run_group
@@ -176,7 +176,13 @@ class _Supervision:
         if self.part.nodes == 1:
             return None
         host, _, port = met.rpartition(":")
-        return Rendezvous(nodes=self.part.nodes, place=self.part.place, host=host, port=int(port))
+        return Rendezvous(
+            nodes=self.part.nodes,
+            place=self.part.place,
+            host=host,
+            port=int(port),
+            interface=interface_of(self.part.address),
+        )
 
     def _render(self, rendezvous: Rendezvous | None) -> None:
         spec = Spec.from_mapping(self.part.spec)

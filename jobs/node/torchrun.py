@@ -33,6 +33,8 @@ class Rendezvous:
     place: int
     host: str
     port: int
+    interface: str | None = None
+    """The network interface to talk over; what a host's name resolves to is often the loopback."""
 
 
 def run_group(
@@ -81,6 +83,9 @@ def _start(
         meeting = ["--nnodes", str(rendezvous.nodes), "--node-rank", str(rendezvous.place)]
         meeting += ["--master-addr", rendezvous.host, "--master-port", str(rendezvous.port)]
     chosen = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
+    if rendezvous is not None and rendezvous.interface is not None:
+        names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+        chosen |= {name: rendezvous.interface for name in names if name not in os.environ}
     return subprocess.Popen(
         [*launcher, *meeting, "--nproc-per-node", str(ranks), "-m", "jobs.node.rank", str(request)],
         stdin=subprocess.DEVNULL,

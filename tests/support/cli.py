@@ -19,10 +19,10 @@ def chorale(*arguments: str, timeout: float = 300) -> subprocess.CompletedProces
     return subprocess.run([*CHORALE, *arguments], capture_output=True, text=True, timeout=timeout)
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+def start(*arguments: str, prefix: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
     """Start in a session of its own, as a terminal or a service would."""
     return subprocess.Popen(
-        [*CHORALE, *arguments],
+        [*prefix, *CHORALE, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

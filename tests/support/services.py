@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from infra.broker import redis_executable
+from tests.support.cli import wait_until
+
 
 def require(found: object, what: str, package: str) -> None:
     """Go on when `found`; else skip with the reason, or fail in CI."""
@@ -39,8 +42,8 @@ def postgres_binaries() -> Path | None:
 
 
 @contextmanager
-def postgres_server(folder: Path) -> Iterator[str]:
-    """A private PostgreSQL on a loopback port; yields its URL."""
+def postgres_server(folder: Path, address: str = "127.0.0.1") -> Iterator[str]:
+    """A private PostgreSQL at an address of ours; yields its URL."""
     binaries = postgres_binaries()
     require(binaries, "PostgreSQL's server", "postgresql")
     assert binaries is not None
@@ -59,10 +62,12 @@ def postgres_server(folder: Path) -> Iterator[str]:
         )
 
     call("initdb", "-D", str(data), "-U", "chorale", "-A", "trust", "--no-sync")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data} -c fsync=off"
+    with (data / "pg_hba.conf").open("a") as rules:
+        rules.write("host all all 10.77.0.0/24 trust\n")
+    options = f"-p {port} -c listen_addresses={address} -c unix_socket_directories={data} -c fsync=off"
     call("pg_ctl", "-D", str(data), "-l", str(data / "log"), "-o", options, "-w", "start")
     try:
-        yield f"postgresql://chorale@127.0.0.1:{port}/postgres"
+        yield f"postgresql://chorale@{address}:{port}/postgres"
     finally:
         call("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
 
@@ -77,3 +82,26 @@ def _server_user(data: Path) -> str | None:
         if parent.owner() == "root" and parent != Path("/") and not parent.stat().st_mode & 0o001:
             parent.chmod(parent.stat().st_mode | 0o011)
     return "postgres"
+
+
+@contextmanager
+def redis_server(folder: Path, address: str) -> Iterator[str]:
+    """A private Redis at an address of ours, with a password; yields its URL."""
+    port, password = free_port(), "rehearsal"
+    options = ["--bind", address, "--port", str(port), "--requirepass", password, "--save", ""]
+    server = subprocess.Popen(
+        [redis_executable(), *options, "--dir", str(folder)],
+        stdout=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: _answers(address, port), 10)
+        yield f"redis://:{password}@{address}:{port}/0"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _answers(address: str, port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((address, port)) == 0

@@ -2,66 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
 from infra.database import Database
-from tests.support.cli import CHORALE, chorale, last_json, processes_with, ranks_with, start, wait_until
+from tests.support.cli import chorale, last_json, ranks_with, wait_until
+from tests.support.machines import Machines
 
 SMALL = ("a red vase on marble", "--size", "256x256", "--steps", "4", "--seed", "3")
 LONG = ("a red vase", "--size", "256x256", "--steps", "40", "--strength", "1", "--seed", "5")
-
-
-class Machines:
-    """Agents of one farm, each a process of its own."""
-
-    def __init__(self, home: Path, url: str) -> None:
-        self.mark = f"CHORALE_TEST_{uuid4().hex}"
-        self.environment = {"CHORALE_DATABASE_URL": url, "XDG_DATA_HOME": str(home), self.mark: "1"}
-        self.agents: dict[str, subprocess.Popen[str]] = {}
-
-    def boot(self, name: str, slots: int = 1) -> None:
-        address = f"127.0.0.{len(self.agents) + 2}"
-        words = ("agent", "--name", name, "--slots", str(slots), "--address", address)
-        self.agents[name] = start(*words, **self.environment)
-        wait_until(lambda: any(node["name"] == name and node["up"] for node in self.call("nodes")["nodes"]))
-
-    def call(self, *words: str) -> dict:  # type: ignore[type-arg]
-        finished = subprocess.run(
-            [*CHORALE, *words, "--json"],
-            capture_output=True,
-            text=True,
-            env=os.environ | self.environment,
-            timeout=120,
-        )
-        assert finished.returncode == 0, finished.stderr
-        return last_json(finished.stdout)
-
-    def job(self) -> dict:  # type: ignore[type-arg]
-        return self.call("show", self.call("list")["jobs"][0]["id"])
-
-    def wait(self, state: str, seconds: float = 120) -> dict:  # type: ignore[type-arg]
-        wait_until(lambda: self.job()["state"] == state, seconds)
-        return self.job()
-
-    def kill(self, command: str) -> None:
-        """SIGKILL to a process of this farm whose command line holds `command`."""
-        pids = [pid for pid, line in processes_with(self.mark).items() if command in line]
-        os.kill(pids[0], signal.SIGKILL)
-
-    def shut_down(self) -> None:
-        for agent in self.agents.values():
-            if agent.poll() is None:
-                agent.terminate()
-        for agent in self.agents.values():
-            agent.communicate(timeout=60)
-        wait_until(lambda: not processes_with(self.mark), 20)
 
 
 @pytest.fixture

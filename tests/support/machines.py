@@ -1,0 +1,62 @@
+"""Agents of a farm as real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from tests.support.cli import CHORALE, last_json, processes_with, start, wait_until
+
+
+class Machines:
+    """Agents of one farm, each a process of its own."""
+
+    def __init__(self, home: Path, url: str, **environment: str) -> None:
+        self.mark = f"CHORALE_TEST_{uuid4().hex}"
+        self.environment = {"CHORALE_DATABASE_URL": url, "XDG_DATA_HOME": str(home), self.mark: "1"}
+        self.environment |= environment
+        self.agents: dict[str, subprocess.Popen[str]] = {}
+
+    def boot(
+        self, name: str, slots: int = 1, address: str | None = None, prefix: tuple[str, ...] = ()
+    ) -> None:
+        """Start an agent, on another host where a prefix says so, and wait until the farm knows it."""
+        address = address or f"127.0.0.{len(self.agents) + 2}"
+        words = ("agent", "--name", name, "--slots", str(slots), "--address", address)
+        self.agents[name] = start(*words, prefix=prefix, **self.environment)
+        wait_until(lambda: any(node["name"] == name and node["up"] for node in self.call("nodes")["nodes"]))
+
+    def call(self, *words: str) -> dict[str, Any]:
+        finished = subprocess.run(
+            [*CHORALE, *words, "--json"],
+            capture_output=True,
+            text=True,
+            env=os.environ | self.environment,
+            timeout=120,
+        )
+        assert finished.returncode == 0, finished.stderr
+        return last_json(finished.stdout)
+
+    def job(self) -> dict[str, Any]:
+        return self.call("show", self.call("list")["jobs"][0]["id"])
+
+    def wait(self, state: str, seconds: float = 120) -> dict[str, Any]:
+        wait_until(lambda: self.job()["state"] == state, seconds)
+        return self.job()
+
+    def kill(self, command: str) -> None:
+        """SIGKILL to a process of this farm whose command line holds `command`."""
+        pids = [pid for pid, line in processes_with(self.mark).items() if command in line]
+        os.kill(pids[0], signal.SIGKILL)
+
+    def shut_down(self) -> None:
+        for agent in self.agents.values():
+            if agent.poll() is None:
+                agent.terminate()
+        for agent in self.agents.values():
+            agent.communicate(timeout=60)
+        wait_until(lambda: not processes_with(self.mark), 20)
