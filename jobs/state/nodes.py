@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from infra.database import now
 from jobs.state.tables import attempts, members, nodes
@@ -38,16 +39,15 @@ def set_draining(connection: Connection, name: str, draining: bool) -> None:
 
 def list_nodes(connection: Connection) -> list[dict[str, Any]]:
     """All nodes by name, with the slots in use and whether they have been heard of lately."""
-    used = (
-        select(members.c.node, func.sum(members.c.slots).label("used"))
+    held = (
+        select(members.c.node, members.c.slots)
         .join(attempts, attempts.c.id == members.c.attempt)
         .where(attempts.c.ended.is_(None))
-        .group_by(members.c.node)
-        .subquery()
     )
-    statement = (
-        select(nodes, (nodes.c.lease_until > now()).label("up"), func.coalesce(used.c.used, 0).label("used"))
-        .outerjoin(used, used.c.node == nodes.c.name)
-        .order_by(nodes.c.name)
+    used = Counter[str]()
+    for row in connection.execute(held):
+        used[row.node] += len(row.slots)
+    found = connection.execute(
+        select(nodes, (nodes.c.lease_until > now()).label("up")).order_by(nodes.c.name)
     )
-    return [dict(row._mapping) | {"up": bool(row.up)} for row in connection.execute(statement)]
+    return [dict(row._mapping) | {"up": bool(row.up), "used": used[row.name]} for row in found]
