@@ -35,6 +35,21 @@ class Settings:
     node: str = ""
     address: str = ""
     tokens_file: str = ""
+    checkpoint_s: str = ""
+    """Seconds between checkpoints."""
+    warm_s: str = ""
+    """Seconds for which a group without work keeps its model loaded."""
+
+    def seconds(self, name: str, default: float) -> float:
+        """A setting that is a length of time; raises `BadSetting`."""
+        text: str = getattr(self, name)
+        try:
+            value = float(text) if text else default
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < float("inf"):
+            raise BadSetting(name, text, "is not a number of seconds; use e.g. 30")
+        return value
 
     def __repr__(self) -> str:
         # URLs may hold passwords, and reprs end up in logs.

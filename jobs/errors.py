@@ -36,6 +36,10 @@ class JobCancelled(JobError):
     code = CANCELLED
 
 
+class JobStopped(JobCancelled):
+    """Somebody asked for a stop; the group kept a checkpoint and ended."""
+
+
 class IllegalChange(JobError):
     """A job cannot go from its state to the one that was asked for."""
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from render.denoise.canvas import Canvas, Piece
 from render.denoise.cascade import area_to_enlarge, enlarge, first_canvas, next_canvas
+from render.denoise.checkpoints import KEY as CHECKPOINT
+from render.denoise.checkpoints import Keeper, Wish
 from render.denoise.group import Group
 from render.denoise.loop import Regroup, Seat, StageLoop, StepTimes
+from render.errors import Stopped
 from render.models.adapter import Adapter
 from render.picture.blocks import make_cut
 from render.picture.manifest import build_manifest, check_picture, write_manifest
 from render.picture.pyramid import publish_pyramid
+from render.picture.records import Records, forget_records
 from render.plan.geometry import Rect
 from render.plan.stages import Stage, make_stages
 from render.sink import Sink
@@ -65,26 +70,51 @@ def render_latents(
     device: torch.device,
     on_news: OnNews = lambda news: None,
     regroup: Regroup | None = None,
+    keeper: Keeper | None = None,
 ) -> Denoised:
-    """Denoise all stages of the cascade."""
+    """Denoise all stages of the cascade, from the keeper's checkpoint on if it has one.
+
+    Raises `Stopped` when the keeper was asked to stop.
+    """
     stages = make_stages(spec, adapter.facts)
     schedule = adapter.schedule(spec.sampler, spec.steps)
     text = adapter.encode_prompt(spec.prompt, spec.negative_prompt, stages[0].passes == 2)
     seconds = {"model": 0.0, "wait": 0.0, "fuse": 0.0, "enlarge": 0.0}
     done: Denoised | None = None
-    for stage in stages:
+    found = None if keeper is None else keeper.find(group)
+    for stage in stages[0 if found is None else found.stage :]:
         on_news(_stage_news(stage, len(stages)))
         loop = StageLoop(spec=spec, stage=stage, schedule=schedule, adapter=adapter, text=text, device=device)
         group = group if done is None else done.group
         started = time.perf_counter()
         # In a list, so that the loop can let go of it: a canvas is the largest thing that a rank holds.
-        canvas = [_start(loop, done, group)]
+        if found is not None and found.stage == stage.index:
+            canvas = [found.canvas(loop.tiling(group).boxes[group.rank], group, device)]
+            found = None
+        else:
+            canvas = [_start(loop, done, group)]
         seconds["enlarge"] += time.perf_counter() - started
         report = _StepReporter(stage, on_news, seconds)
-        seat = loop.run(canvas.pop(), group, on_step=report, regroup=regroup)
+        seat = loop.run(
+            canvas.pop(),
+            group,
+            on_step=report,
+            regroup=regroup,
+            before_step=None if keeper is None else keeper.wish,
+            after_step=None if keeper is None else partial(_grant, keeper, stage.index),
+        )
         done = Denoised(seat=seat, scale=schedule.final_scale, seconds=seconds)
     assert done is not None, "a cascade has at least one stage"
     return done
+
+
+def _grant(keeper: Keeper, stage: int, seat: Seat, wish: int) -> None:
+    """Do what the ranks have asked for; all of them do the same."""
+    if wish:
+        keeper.keep(stage, seat)
+    if wish & Wish.STOP:
+        keeper.close()
+        raise Stopped(f"stopped after step {seat.step} of stage {stage}; what is done is kept")
 
 
 def _start(loop: StageLoop, below: Denoised | None, group: Group) -> Canvas:
@@ -108,14 +138,18 @@ def render_image(
     device: torch.device,
     on_news: OnNews = lambda news: None,
     regroup: Regroup | None = None,
+    keeper: Keeper | None = None,
 ) -> ImageReport:
     """Render one image and publish it: every rank its own tiles, then rank 0 the manifest, last.
 
-    Raises `RenderFailed` for a picture that is not fit to be published (NaN, flat), `OSError` and the
-    sink's own errors when tiles cannot be written.
+    With a keeper, unfinished work is kept in the sink and gone on from.
+    Raises `Stopped` when the keeper was asked to stop, `RenderFailed` for a picture that is not fit to be
+    published (NaN, flat), `OSError` and the sink's own errors when tiles cannot be written.
     """
     started = time.perf_counter()
-    denoised = render_latents(spec, adapter, group, device=device, on_news=on_news, regroup=regroup)
+    denoised = render_latents(
+        spec, adapter, group, device=device, on_news=on_news, regroup=regroup, keeper=keeper
+    )
     group, seconds = denoised.group, denoised.seconds
     cut = make_cut(spec, adapter.facts)
     piece = denoised.piece(cut.latents_of(group.rank, group.world_size, adapter.facts))
@@ -127,6 +161,7 @@ def render_image(
         group,
         sink,
         device=device,
+        records=None if keeper is None else Records(sink, spec.digest(adapter.facts.digest)),
         on_progress=lambda done, total: on_news({"kind": "tiles", "done": done, "total": total}),
     )
     check_picture(pyramid)
@@ -141,6 +176,10 @@ def render_image(
     )
     if group.rank == 0:
         write_manifest(manifest, sink)
+        if keeper is not None:
+            keeper.close()
+            sink.delete(CHECKPOINT)
+            forget_records(sink, cut)
     report = ImageReport(digest=manifest["digest"], root=manifest["root"], manifest=manifest, seconds=elapsed)
     on_news({"kind": "done", "digest": report.digest, "root": report.root, "seconds": elapsed})
     return report

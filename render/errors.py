@@ -5,6 +5,7 @@
         ModelNotUsable         a model folder that lacks parts, holds pickles or is of an unknown family
       RenderFailed             the render could not be finished (NaN, a flat picture, a full disk)
       Cancelled                somebody asked for the end
+        Stopped                ... at the next step, with a checkpoint
 
 Each maps to one exit code of the command line, named in `EXIT_CODES`.
 """
@@ -34,6 +35,10 @@ class RenderFailed(RenderError):
 
 class Cancelled(RenderError):
     """The render was stopped on request; nothing was published."""
+
+
+class Stopped(Cancelled):
+    """The ranks stopped after a step on request, and kept a checkpoint to go on from."""
 
 
 EXIT_CODES: dict[type[RenderError], int] = {BadInput: 2, RenderFailed: 3, Cancelled: 4}

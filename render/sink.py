@@ -6,10 +6,25 @@ from typing import Protocol
 
 
 class Sink(Protocol):
-    """Takes whole files by key. A key is a relative path such as `image_files/10/0_1.png`."""
+    """Takes whole files by key, and gives back those of unfinished work.
+
+    A key is a relative path such as `image_files/10/0_1.png`.
+    """
 
     def put(self, key: str, data: bytes, content_type: str) -> None:
         """Store `data` whole or not at all, replacing what was there."""
+        ...
+
+    def size(self, key: str) -> int | None:
+        """Bytes of the file, None when it is not there."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """A file that is there."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the file; harmless when it is not there."""
         ...
 
     def put_if_absent(self, key: str, data: bytes, content_type: str) -> bool:

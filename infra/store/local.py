@@ -62,7 +62,14 @@ class LocalStore:
 
     def delete(self, key: str) -> None:
         with _translated(key):
-            self._path(key).unlink(missing_ok=True)
+            path = self._path(key)
+            path.unlink(missing_ok=True)
+            # Folders are no more than parts of keys here: an empty one goes, up to the store's own.
+            for folder in path.relative_to(self.folder).parents[:-1]:
+                try:
+                    (self.folder / folder).rmdir()
+                except OSError:
+                    break
 
     def _path(self, key: str) -> Path:
         parts = Path(key).parts

@@ -14,8 +14,8 @@ import click
 from jobs.cli.progress import RenderProgress
 from jobs.cli.spec_options import spec_options, take_spec
 from jobs.image_folder import finished_image, marker_text
-from jobs.node.request import Request
-from jobs.node.torchrun import run_group
+from jobs.node.request import CHECKPOINT_S, Request
+from jobs.node.torchrun import RankGroup, cancellable
 from render.errors import BadInput
 from render.picture.folder import read_manifest
 from render.picture.manifest import KEY
@@ -35,6 +35,13 @@ MOST_RANKS = 1024
 @click.option(
     "--timeout", type=float, default=None, help="Seconds after which the render is given up (exit 5)."
 )
+@click.option(
+    "--checkpoint-every",
+    type=click.FloatRange(min=0),
+    default=CHECKPOINT_S,
+    show_default=True,
+    help="Seconds between checkpoints; the same command goes on from the last one.",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything, print the digest, render nothing.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
 def render(
@@ -42,6 +49,7 @@ def render(
     device: str,
     out: str | None,
     timeout: float | None,
+    checkpoint_every: float,
     dry_run: bool,
     as_json: bool,
     **options: Any,
@@ -76,11 +84,15 @@ def render(
         device=device,
         out=str(target),
         marker=marker_text(digest, spec.canonical_json(facts.digest)),
-        news="",
+        checkpoint_s=checkpoint_every,
     )
     progress: AbstractContextManager[Any] = nullcontext(lambda news: None) if as_json else RenderProgress()
-    with progress as on_news:
-        news = run_group(request, wanted, on_news, timeout)
+    group = RankGroup(wanted)
+    with progress as on_news, cancellable():
+        try:
+            news = group.render(request, on_news, timeout=timeout)
+        finally:
+            group.close()
     assert news is not None, "a group of one node holds rank 0"
     _finish(_result(target, read_manifest(target), news["seconds"]), as_json)
 

@@ -30,6 +30,8 @@ from jobs.state.nodes import register, renew, sign_off
 
 _ROUND_S = 1.0
 """Between two looks into the database, unless a bell rings."""
+_OFFER_S = 0.6
+"""For so long warm groups may take a new attempt before a group is started for it."""
 _RENEW_S = 2.0
 _STOP_S = 15.0
 
@@ -50,6 +52,7 @@ class Agent:
     _woken: threading.Event = field(default_factory=threading.Event)
     _ended: threading.Event = field(default_factory=threading.Event)
     _supervisors: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _offered: set[str] = field(default_factory=set)
     _renewed: float = 0.0
     _steady_since: float = field(default_factory=time.monotonic)
     _worker: subprocess.Popen[bytes] | None = None
@@ -72,7 +75,7 @@ class Agent:
         try:
             while not self._ended.is_set():
                 self._round()
-                self._woken.wait(_ROUND_S)
+                self._woken.wait(_OFFER_S if self._offered else _ROUND_S)
                 self._woken.clear()
         finally:
             self._go()
@@ -102,8 +105,10 @@ class Agent:
         with self.farm.database.read() as connection:
             waiting = unclaimed(connection, self.name)
         for attempt in waiting:
-            if attempt not in self._supervisors:
+            if attempt not in self._supervisors and (not self._supervisors or attempt in self._offered):
                 self._supervisors[attempt] = self._start(attempt)
+        # A warm group takes what was placed on its slots within a moment; others are started a round later.
+        self._offered = set(waiting) - self._supervisors.keys()
         for attempt, process in list(self._supervisors.items()):
             if process.poll() is not None:
                 del self._supervisors[attempt]

@@ -15,17 +15,14 @@ _LARGEST = 60_000
 
 
 class NewsDesk:
-    """The listening end. A context manager."""
+    """The listening end."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-
-    def __enter__(self) -> NewsDesk:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(self.path))
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._socket.close()
         self.path.unlink(missing_ok=True)
 

@@ -1,68 +1,158 @@
-"""One rank of a group, started by torchrun: `python -m jobs.node.rank REQUEST.json`."""
+"""One rank of a group, started by torchrun: `python -m jobs.node.rank DESK`.
+
+DESK is a folder of whoever started the group: requests come as files, news go to a socket. Between two
+requests the rank waits with its model loaded.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.node.lifeline import PARENT, die_with_parent
 from jobs.node.news import Reporter
-from jobs.node.request import Request
+from jobs.node.request import Request, news_path, request_path
+
+if TYPE_CHECKING:
+    import torch
+
+    from render.denoise.checkpoints import Keeper
+    from render.denoise.group import Group
+    from render.models.adapter import Adapter
+
+_LOOK_S = 0.01
+"""Between two looks for the next request."""
 
 
 def main() -> int:
-    """Render the request's image with the other ranks; 0 when it is published."""
+    """Render request after request with the other ranks; 0 when the last one is published or stopped."""
     die_with_parent(int(os.environ[PARENT]))
-    request = Request.read(Path(sys.argv[1]))
-    report = Reporter(request.news, int(os.environ["RANK"]))
+    stop = threading.Event()
+    # Whoever started us asks for a stop after the step by this signal; all ranks then hear of it.
+    signal.signal(signal.SIGUSR1, lambda *_: stop.set())
+    desk = Path(sys.argv[1])
+    report = Reporter(str(news_path(desk)), int(os.environ["RANK"]))
     report.insist({"kind": "started", "pid": os.getpid()})
     from jobs.errors import KNOWN, exit_code
+    from render.denoise.group import leave
+    from render.errors import Stopped
 
     try:
-        _render(request, report)
+        _serve(_Rank(report, stop), desk)
+    except Stopped as exc:
+        report.insist({"kind": "stopped", "text": str(exc)})
+        return 0
     except KNOWN as exc:
         report.insist({"kind": "error", "code": exit_code(exc), "text": str(exc)})
         return exit_code(exc)
+    finally:
+        leave()
     return 0
 
 
-def _render(request: Request, report: Reporter) -> None:
-    import torch
+def _serve(rank: _Rank, desk: Path) -> None:
+    number = 1
+    while True:
+        path = request_path(desk, number)
+        if path.exists():
+            request = Request.read(path)
+            rank.render(request)
+            if request.last:
+                return
+            number += 1
+        else:
+            time.sleep(_LOOK_S)
 
-    from infra.store.local import LocalStore
-    from render.denoise.group import choose_device, join, leave
-    from render.engine import render_image
-    from render.models import load_adapter
-    from render.spec import Spec
 
-    device = choose_device(request.device, int(os.environ["LOCAL_RANK"]))
-    if device.type == "cpu":
-        # Kernels split their sums by threads: another number would be another picture in its last bits.
-        torch.set_num_threads(1)
-    spec = Spec.from_mapping(request.spec)
-    adapter = load_adapter(Path(request.model), device, spec.dtype, request.facts)
-    group = join(device)
-    sink = LocalStore(Path(request.out))
-    try:
-        if group.rank == 0:
+@dataclass
+class _Rank:
+    """What lives from one request to the next: the group, and the model that was used last."""
+
+    report: Reporter
+    stop: threading.Event
+    _group: Group | None = None
+    _loaded: tuple[tuple[Any, ...], Adapter] | None = field(default=None)
+
+    def render(self, request: Request) -> None:
+        """Render one image with the other ranks."""
+        import torch
+
+        from infra.store.local import LocalStore
+        from render.denoise.checkpoints import Keeper
+        from render.denoise.group import choose_device, join
+        from render.engine import render_image
+        from render.spec import Spec
+
+        if request.log is not None:
+            _write_to(request.log)
+        device = choose_device(request.device, int(os.environ["LOCAL_RANK"]))
+        if device.type == "cpu":
+            # Kernels split their sums by threads: another number would be another picture in its last bits.
+            torch.set_num_threads(1)
+        spec = Spec.from_mapping(request.spec)
+        adapter = self._adapter(request, device, spec.dtype)
+        self._group = self._group or join(device)
+        sink = LocalStore(Path(request.out))
+        say = _voice(self.report)
+        keeper: Keeper = Keeper(
+            sink,
+            spec.digest(request.facts.digest),
+            every_s=request.checkpoint_s,
+            stop=self.stop.is_set,
+            on_kept=lambda kept, error: say(
+                {
+                    "kind": "checkpoint",
+                    "stage": kept.stage,
+                    "step": kept.canvas.step,
+                    "error": None if error is None else str(error),
+                }
+            ),
+        )
+        if self._group.rank == 0:
             sink.put("spec.json", request.marker.encode(), "application/json")
-        render_image(spec, adapter, group, sink, device=device, on_news=_voice(report, group.rank))
-    finally:
-        leave()
+        render_image(spec, adapter, self._group, sink, device=device, on_news=say, keeper=keeper)
+
+    def _adapter(self, request: Request, device: torch.device, dtype: str) -> Adapter:
+        from render.models import load_adapter
+
+        wanted = (request.model, request.facts.digest, dtype)
+        if self._loaded is None or self._loaded[0] != wanted:
+            # The old model goes before the new one comes: there is seldom room for two.
+            self._loaded = None
+            adapter = load_adapter(Path(request.model), device, dtype, request.facts)
+            self._loaded = wanted, adapter
+        return self._loaded[1]
 
 
-def _voice(report: Reporter, rank: int) -> Any:
-    """Every rank works on the same steps; one of them telling is enough, but each has its own tiles."""
+def _voice(report: Reporter) -> Callable[[dict[str, Any]], None]:
+    """Every rank works on the same steps; one on each node telling is enough. Each has its own tiles."""
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
 
     def say(news: dict[str, Any]) -> None:
-        if news["kind"] == "done" and rank == 0:
-            report.insist(news)
-        elif rank == 0 or news["kind"] == "tiles":
+        if news["kind"] == "done":
+            if rank == 0:
+                report.insist(news)
+        elif local_rank == 0 or news["kind"] == "tiles":
             report(news)
 
     return say
+
+
+def _write_to(log: str) -> None:
+    """What this process prints from here on goes to the end of a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
 
 
 if __name__ == "__main__":

@@ -9,23 +9,46 @@ from typing import Any
 
 from render.models.adapter import ModelFacts
 
+CHECKPOINT_S = 30.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One image for one group. `model`, `out` and `news` are paths; `marker` is the text of spec.json."""
+    """One image for one group."""
 
     spec: dict[str, Any]
     model: str
+    """Path of the model's folder."""
     facts: ModelFacts
     device: str
     out: str
+    """Folder of the image."""
     marker: str
-    news: str
+    """Text of its spec.json."""
+    checkpoint_s: float = CHECKPOINT_S
+    """Seconds between checkpoints."""
+    log: str | None = None
+    """File at whose end the ranks write what they print; with torchrun's own words unless told."""
+    last: bool = True
+    """The ranks end after this one; otherwise they wait for the next, with the model loaded."""
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        """Put the file there at once and whole: the ranks are watching for it."""
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        part.rename(path)
 
     @classmethod
     def read(cls, path: Path) -> Request:
         values = json.loads(path.read_text(encoding="utf-8"))
         return cls(**values | {"facts": ModelFacts(**values["facts"])})
+
+
+def request_path(desk: Path, number: int) -> Path:
+    """Where the group's requests lie, numbered from 1."""
+    return desk / f"request-{number}.json"
+
+
+def news_path(desk: Path) -> Path:
+    """The socket on which the group's ranks are heard."""
+    return desk / "news"

@@ -10,16 +10,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import GroupBrokeOff, GroupFailed, JobCancelled, JobTimedOut
+from jobs.errors import GroupBrokeOff, GroupFailed, JobCancelled, JobStopped, JobTimedOut
 from jobs.node.news import NewsDesk
-from jobs.node.request import Request
+from jobs.node.request import Request, news_path, request_path
 
 GRACE = 5.0
 """Seconds between asking a group to end and killing it."""
+HUNG_S = 1800.0
+"""A group of which nothing is heard for so long hangs; the longest step of a large image is far shorter."""
 _LOG_LINES = 12
 
 OnNews = Callable[[dict[str, Any]], None]
@@ -37,45 +39,58 @@ class Rendezvous:
     """The network interface to talk over; what a host's name resolves to is often the loopback."""
 
 
-def run_group(
-    request: Request,
-    ranks: int,
-    on_news: OnNews,
-    timeout: float | None = None,
-    *,
-    rendezvous: Rendezvous | None = None,
-    gpus: tuple[int, ...] | None = None,
-    log: Path | None = None,
-    on_tick: Callable[[], None] = lambda: None,
-) -> dict[str, Any] | None:
-    """Render one image with `ranks` ranks on this machine, alone or with those of other nodes.
+class RankGroup:
+    """A group that torchrun starts on this machine, alone or with those of other nodes.
 
-    `gpus` are the numbers of the GPUs to use, where those are not all.
-
-    Returns the group's last news (kind `done`), None on a node that does not hold rank 0. `on_tick` is
-    called several times a second and may raise to end the render.
-    Raises `GroupFailed`, `JobCancelled` (SIGINT or SIGTERM came) or `JobTimedOut`. Whatever happens, no
-    process of the group outlives the call.
+    It renders one image after another until it is closed, and opens nothing before the first. `gpus` are
+    the numbers of the GPUs to use, where those are not all.
     """
-    with tempfile.TemporaryDirectory(prefix="chorale-") as folder, cancellable():
-        here = Path(folder)
-        log = log or here / "log"
-        request = replace(request, news=str(here / "news"))
-        request.write(here / "request.json")
-        with NewsDesk(here / "news") as desk, log.open("ab") as file:
-            process = _start(here / "request.json", ranks, rendezvous, gpus, file)
-            watch = _Watch(process, on_news, timeout)
-            try:
-                done = watch.until_done(desk, log, on_tick)
-            finally:
-                watch.stop()
-        if done is None and (rendezvous is None or rendezvous.place == 0):
+
+    def __init__(
+        self, ranks: int, *, rendezvous: Rendezvous | None = None, gpus: tuple[int, ...] | None = None
+    ) -> None:
+        self.ranks, self._rendezvous, self._gpus = ranks, rendezvous, gpus
+        self._requests = 0
+        self._running: _Running | None = None
+
+    def render(
+        self,
+        request: Request,
+        on_news: OnNews,
+        *,
+        timeout: float | None = None,
+        on_tick: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any] | None:
+        """Render one image. Returns the group's last news of it (kind `done`), None on a node that does not
+        hold rank 0.
+
+        `on_tick` is called several times a second; it may raise to give the render up, and says True to
+        have the ranks keep a checkpoint after the step and end. Whenever this raises, the group is of no
+        further use.
+        Raises `GroupFailed`, `JobTimedOut` or `JobStopped`.
+        """
+        if self._running is None:
+            self._running = _Running(self.ranks, self._rendezvous, self._gpus)
+        self._requests += 1
+        request.write(request_path(self._running.desk, self._requests))
+        done = self._running.until_done(request, on_news, timeout, on_tick)
+        if done is None and (self._rendezvous is None or self._rendezvous.place == 0):
             raise GroupFailed("the group of ranks ended without a word; nothing was published")
         return done
 
+    def alive(self) -> bool:
+        """Are its processes still there?"""
+        return self._running is not None and self._running.alive()
+
+    def close(self) -> None:
+        """End all processes of the group; harmless when there are none."""
+        if self._running is not None:
+            self._running.stop()
+            self._running = None
+
 
 def _start(
-    request: Path, ranks: int, rendezvous: Rendezvous | None, gpus: tuple[int, ...] | None, log: Any
+    desk: Path, ranks: int, rendezvous: Rendezvous | None, gpus: tuple[int, ...] | None, log: Path
 ) -> subprocess.Popen[bytes]:
     launcher = [sys.executable, "-m", "jobs.node.launcher", str(os.getpid())]
     meeting = ["--standalone"]
@@ -86,45 +101,68 @@ def _start(
     if rendezvous is not None and rendezvous.interface is not None:
         names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
         chosen |= {name: rendezvous.interface for name in names if name not in os.environ}
-    return subprocess.Popen(
-        [*launcher, *meeting, "--nproc-per-node", str(ranks), "-m", "jobs.node.rank", str(request)],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | chosen,
-        start_new_session=True,
-    )
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [*launcher, *meeting, "--nproc-per-node", str(ranks), "-m", "jobs.node.rank", str(desk)],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | chosen,
+            start_new_session=True,
+        )
 
 
-class _Watch:
-    """Listens to a running group and knows its processes."""
+class _Running:
+    """A started group: its processes, and the desk where it gets requests and leaves news."""
 
-    def __init__(self, process: subprocess.Popen[bytes], on_news: OnNews, timeout: float | None) -> None:
-        self._process, self._on_news = process, on_news
-        self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._timeout = timeout
+    def __init__(self, ranks: int, rendezvous: Rendezvous | None, gpus: tuple[int, ...] | None) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="chorale-")
+        self.desk = Path(self._folder.name)
+        self._log = self.desk / "log"
+        self._news = NewsDesk(news_path(self.desk))
+        self._process = _start(self.desk, ranks, rendezvous, gpus, self._log)
         self._pids: set[int] = set()
+        self._asked: set[int] = set()
         self._error: dict[str, Any] | None = None
         self._done: dict[str, Any] | None = None
+        self._stopped: str | None = None
 
-    def until_done(self, desk: NewsDesk, log: Path, on_tick: Callable[[], None]) -> dict[str, Any] | None:
-        while True:
-            on_tick()
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def until_done(
+        self,
+        request: Request,
+        on_news: OnNews,
+        timeout: float | None,
+        on_tick: Callable[[], bool],
+    ) -> dict[str, Any] | None:
+        """Listen until the image is done; after the last request, until the processes have ended too."""
+        self._done = None
+        deadline = None if timeout is None else time.monotonic() + timeout
+        heard = time.monotonic()
+        while request.last or self._done is None:
+            if on_tick():
+                self._ask_to_stop()
             if self._error is not None:
                 raise GroupFailed(self._error["text"], self._error["code"])
-            news = desk.next(0.1)
+            news = self._news.next(0.1)
             if news is not None:
+                heard = time.monotonic()
                 self._take(news)
-            elif self._process.poll() is not None:
+                on_news(news)
+            elif not self.alive():
                 break
-            if self._deadline is not None and time.monotonic() > self._deadline:
-                raise JobTimedOut(
-                    f"timeout: the render was not done in {self._timeout:g} s; nothing was published"
-                )
-        if self._process.returncode != 0:
-            tail = "\n".join(_tail(log))
+            if deadline is not None and time.monotonic() > deadline:
+                raise JobTimedOut(f"timeout: the render was not done in {timeout:g} s; nothing was published")
+            if time.monotonic() - heard > HUNG_S:
+                raise GroupBrokeOff(f"no rank has been heard of for {HUNG_S:g} s; the group is taken to hang")
+        if self._stopped is not None:
+            raise JobStopped(self._stopped)
+        if not self.alive() and (self._process.returncode != 0 or not request.last):
+            words = "\n".join(_tail(self._log, request.log))
             raise GroupBrokeOff(
-                f"the group of ranks broke off; nothing was published. Its last words:\n{tail}"
+                f"the group of ranks broke off; nothing was published. Its last words:\n{words}"
             )
         return self._done
 
@@ -142,6 +180,8 @@ class _Watch:
         end = time.monotonic() + GRACE
         while any(_alive(pid) for pid in self._pids) and time.monotonic() < end:
             time.sleep(0.02)
+        self._news.close()
+        self._folder.cleanup()
 
     def _take(self, news: dict[str, Any]) -> None:
         if news["kind"] == "started":
@@ -151,7 +191,15 @@ class _Watch:
             self._error = self._error or news
         elif news["kind"] == "done":
             self._done = news
-        self._on_news(news)
+        elif news["kind"] == "stopped":
+            self._stopped = news["text"]
+
+    def _ask_to_stop(self) -> None:
+        # A rank is known only once it can take the signal.
+        for pid in self._pids - self._asked:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)
+            self._asked.add(pid)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -166,9 +214,11 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _tail(log: Path) -> list[str]:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line for line in lines if line.strip()][-_LOG_LINES:]
+def _tail(own: Path, ranks: str | None) -> list[str]:
+    """The last words of torchrun and of the ranks."""
+    logs = [own] if ranks is None else [own, Path(ranks)]
+    texts = [log.read_text(encoding="utf-8", errors="replace") for log in logs if log.exists()]
+    return [line for text in texts for line in text.splitlines() if line.strip()][-_LOG_LINES:]
 
 
 @contextlib.contextmanager
@@ -180,7 +230,9 @@ def cancellable() -> Iterator[None]:
         nonlocal seen
         if not seen:
             seen = True
-            raise JobCancelled("cancelled; every rank was stopped and nothing was published")
+            raise JobCancelled(
+                "cancelled; nothing was published, and the same command goes on from the last checkpoint"
+            )
 
     before = {number: signal.signal(number, cancel) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -9,9 +9,9 @@ from sqlalchemy import Connection, func, select, update
 
 from infra.database import Database, insert_unless_there, now
 from jobs.errors import LostRace
-from jobs.place.placement import AGEING_S, Node, Running, Want, place
+from jobs.place.placement import AGEING_S, Decision, Node, Running, Want, place
 from jobs.state.attempts import bad_nodes, reserve, sweep
-from jobs.state.queues import DEFAULT_PRIORITY, queue_rules
+from jobs.state.queues import DEFAULT_PRIORITY, queue_rules, stop_closed
 from jobs.state.tables import attempts, jobs, leases, members, nodes, queues
 
 LEASE_S = 5.0
@@ -22,31 +22,44 @@ _LOOKED_AT = 500
 """Waiting jobs that are looked at in one round; there are never that many slots to give at once."""
 
 
-def dispatch(database: Database, holder: str, *, sweeping: bool = True) -> list[Bell]:
+def dispatch(
+    database: Database, holder: str, *, sweeping: bool = True, moment: float | None = None
+) -> list[Bell]:
     """One round, if `holder` has or gets the dispatcher's lease; the bells to ring once it is committed.
 
     Without `sweeping` nobody is given up: right after the database was away, all leases look old.
+    `moment` is when the queues' time windows are looked at, in seconds since the epoch; now unless told.
     """
     with database.write() as connection:
         if not hold_lease(connection, "dispatcher", holder, LEASE_S):
             return []
         if sweeping:
             sweep(connection)
-        rules = queue_rules(connection)
-        up, running = _nodes(connection), _running(connection)
-        if sum(node.slots for node in up) <= sum(sum(group.slots.values()) for group in running):
-            return []
-        groups = Counter(group.queue for group in running)
-        closed = [queue.name for queue in rules if not queue.takes(groups[queue.name])]
-        decision = place(up, running, _wants(connection, closed, up), rules)
+        stop_closed(connection, moment)
         bells: list[Bell] = []
-        for group in decision.placed:
+        for group in decide(connection, moment).placed:
             try:
                 attempt, fence = reserve(connection, group, f"placed on {', '.join(group.slots)}")
             except LostRace:
                 continue
             bells += [(node, attempt, fence) for node in group.slots]
         return bells
+
+
+def decide(connection: Connection, moment: float | None = None) -> Decision:
+    """Which waiting jobs start now, and where."""
+    rules = queue_rules(connection, moment)
+    up, running = _nodes(connection), _running(connection)
+    if sum(node.slots for node in up) <= sum(sum(group.slots.values()) for group in running):
+        return Decision(placed=())
+    groups = Counter(group.queue for group in running)
+    closed = [queue.name for queue in rules if not queue.takes(groups[queue.name])]
+    return place(up, running, _wants(connection, closed, up), rules)
+
+
+def wait_for_placing(connection: Connection) -> None:
+    """Keep every dispatcher from placing until this transaction ends."""
+    connection.execute(select(leases.c.holder).where(leases.c.name == "dispatcher").with_for_update())
 
 
 def hold_lease(connection: Connection, name: str, holder: str, seconds: float) -> bool:

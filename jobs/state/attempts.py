@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, exists, func, insert, select, update
 
@@ -29,6 +29,13 @@ _BACKOFF_S = 2.0
 """Doubles with each attempt."""
 
 
+Tally = Literal["attempts", "losses"]
+Verdict = Literal["go on", "stop", "leave"]
+"""Of a supervisor's beat: stop after the step and keep what is done, or leave at once."""
+_INTERRUPTED = ("paused", "queued")
+"""States of a job that shall go on later, with an attempt that still lives."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
     """A node's part of an attempt, claimed by one supervisor."""
@@ -45,10 +52,17 @@ class Assignment:
     nodes: int
     address: str
     """This node's own."""
+    begun: bool = False
+    """The group is there already; nobody has to be waited for."""
 
 
-def reserve(connection: Connection, placed: Placed, reason: str) -> tuple[str, int]:
-    """Take a whole group's slots for a queued job: (attempt, fence). `LostRace` when the job is gone."""
+def reserve(
+    connection: Connection, placed: Placed, reason: str, slots: tuple[int, ...] | None = None
+) -> tuple[str, int]:
+    """Take a whole group's slots for a queued job: (attempt, fence). `LostRace` when the job is gone.
+
+    `slots` are the numbers to take, for a group on one node; without them any free ones.
+    """
     change(
         connection,
         placed.job,
@@ -56,7 +70,6 @@ def reserve(connection: Connection, placed: Placed, reason: str) -> tuple[str, i
         "placing",
         reason,
         fence=jobs.c.fence + 1,
-        progress=0.0,
     )
     fence: int = connection.execute(select(jobs.c.fence).where(jobs.c.id == placed.job)).scalar_one()
     attempt = uuid.uuid4().hex[:16]
@@ -68,7 +81,7 @@ def reserve(connection: Connection, placed: Placed, reason: str) -> tuple[str, i
                 "attempt": attempt,
                 "node": node,
                 "place": place,
-                "slots": _free_slots(connection, node, count),
+                "slots": _free_slots(connection, node, count) if slots is None else list(slots),
             }
             for place, (node, count) in enumerate(placed.slots.items())
         ],
@@ -131,17 +144,38 @@ def claim(connection: Connection, attempt: str, node: str, supervisor: str) -> A
     )
 
 
-def beat(connection: Connection, part: Assignment, progress: float | None = None) -> bool:
-    """Renew the member's lease; False when the attempt is over or the job has gone its way without it."""
-    ours = (jobs.c.id == part.job) & (jobs.c.fence == part.fence) & jobs.c.state.in_(HOLDING)
-    if connection.execute(select(jobs.c.id).where(ours)).first() is None:
-        return False
+def adopt(connection: Connection, last: Assignment, supervisor: str) -> tuple[Assignment | None, bool]:
+    """Claim a new attempt on the very slots of one that is over: (claimed, are the slots still free?)."""
+    holding = (
+        select(members.c.attempt, members.c.slots, members.c.claimed_by)
+        .join(attempts, attempts.c.id == members.c.attempt)
+        .where(members.c.node == last.node, attempts.c.ended.is_(None))
+    )
+    for row in connection.execute(holding):
+        if not set(row.slots) & set(last.slots):
+            continue
+        alone = select(func.count()).where(members.c.attempt == row.attempt)
+        fits = tuple(row.slots) == last.slots and connection.execute(alone).scalar_one() == 1
+        if not fits or row.claimed_by is not None:
+            return None, False
+        return claim(connection, row.attempt, last.node, supervisor), False
+    return None, True
+
+
+def beat(connection: Connection, part: Assignment, progress: float | None = None) -> Verdict:
+    """Renew the member's lease, and hear how the attempt stands."""
+    ours = (jobs.c.id == part.job) & (jobs.c.fence == part.fence)
+    state = connection.execute(select(jobs.c.state).where(ours)).scalar()
+    if state not in (*HOLDING, *_INTERRUPTED):
+        return "leave"
     held = connection.execute(
         update(members).where(_held(part), _living(part.attempt)).values(lease_until=now() + LEASE_S)
     )
-    if held.rowcount == 1 and progress is not None:
+    if held.rowcount != 1:
+        return "leave"
+    if progress is not None:
         connection.execute(update(jobs).where(ours).values(progress=progress))
-    return held.rowcount == 1
+    return "go on" if state in HOLDING else "stop"
 
 
 def let_go(connection: Connection, part: Assignment) -> None:
@@ -186,11 +220,14 @@ def finish(connection: Connection, part: Assignment, root: str, model_seconds: f
     _end(connection, part.attempt, "done", None)
 
 
-def fail(connection: Connection, attempt: str, reason: str, node: str | None, *, counts: bool = True) -> None:
+def fail(
+    connection: Connection, attempt: str, reason: str, node: str | None, tally: Tally | None = "attempts"
+) -> None:
     """End an attempt without an image, and put its job back into the queue, or fail it after too many.
 
-    `counts` is False where the job is not to blame (a node that died, a group that never met): then it
-    takes many more of them. Harmless when the attempt has ended, or the job has been cancelled.
+    `tally` says what it counts as: an attempt that failed by the job's own fault, or one that was lost (a
+    node that died, a group that never met), of which it takes many more; None for a stop that was asked
+    for. Harmless when the attempt has ended, or the job has been cancelled.
     """
     # The job before the attempt, as everywhere, so that two of us never wait for each other; and locked, so
     # that nobody changes it between this look and our change.
@@ -198,15 +235,15 @@ def fail(connection: Connection, attempt: str, reason: str, node: str | None, *,
     row = connection.execute(wanted.where(attempts.c.id == attempt).with_for_update(of=jobs)).one()
     if not _end(connection, attempt, reason, node) or row.state not in HOLDING or row.fence != row.own:
         return
-    tries, losses = row.attempts + counts, row.losses + (not counts)
-    tally = {"attempts": tries, "losses": losses}
+    tries, losses = row.attempts + (tally == "attempts"), row.losses + (tally == "losses")
+    tallies = {"attempts": tries, "losses": losses}
     if tries >= MOST_ATTEMPTS or losses >= MOST_LOSSES:
         text = f"gave up after {tries + losses} attempts: {reason}"
-        change(connection, row.id, row.state, "failed", text, under=row.own, **tally)
+        change(connection, row.id, row.state, "failed", text, under=row.own, **tallies)
         return
-    pause = _BACKOFF_S * 2**tries if counts else 0.0
+    pause = _BACKOFF_S * 2**tries if tally == "attempts" else 0.0
     later = now() + pause
-    change(connection, row.id, row.state, "queued", reason, under=row.own, not_before=later, **tally)
+    change(connection, row.id, row.state, "queued", reason, under=row.own, not_before=later, **tallies)
 
 
 def sweep(connection: Connection) -> int:
@@ -223,7 +260,7 @@ def sweep(connection: Connection) -> int:
     lost = list(connection.execute(silent))
     for row in lost:
         what = "was never started" if row.claimed_by is None else "has not been heard of"
-        fail(connection, row.id, f"node {row.node} {what}", row.node, counts=False)
+        fail(connection, row.id, f"node {row.node} {what}", row.node, "losses")
     return len({row.id for row in lost})
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from infra.database import now
 from jobs.place.placement import Queue
-from jobs.state.machine import ENDED
+from jobs.state.machine import ENDED, change
 from jobs.state.tables import jobs, queues
 from jobs.state.windows import TimeWindow
 from render.errors import BadInput
@@ -62,9 +62,9 @@ def list_queues(connection: Connection) -> list[dict[str, Any]]:
     ]
 
 
-def queue_rules(connection: Connection) -> list[Queue]:
-    """What the placement has to know of the queues that have rules, now."""
-    moment = connection.execute(select(now())).scalar_one()
+def queue_rules(connection: Connection, moment: float | None = None) -> list[Queue]:
+    """What the placement has to know of the queues that have rules, now or at a moment."""
+    moment = connection.execute(select(now())).scalar_one() if moment is None else moment
     return [
         Queue(
             name=row.name,
@@ -74,6 +74,24 @@ def queue_rules(connection: Connection) -> list[Queue]:
         )
         for row in connection.execute(select(queues))
     ]
+
+
+def stop_closed(connection: Connection, moment: float | None = None) -> int:
+    """Put the jobs of queues whose window has closed back; how many those were.
+
+    Their groups see it, keep a checkpoint after the step, and end. What is being published is let finish.
+    """
+    moment = connection.execute(select(now())).scalar_one() if moment is None else moment
+    stopped = 0
+    for queue in connection.execute(select(queues).where(queues.c.time_window.is_not(None))):
+        if _opening(queue.time_window, moment)["open"]:
+            continue
+        going = select(jobs.c.id, jobs.c.state).where(jobs.c.queue == queue.name)
+        going = going.where(jobs.c.state.in_(("placing", "rendering"))).order_by(jobs.c.id)
+        for job in list(connection.execute(going.with_for_update())):
+            change(connection, job.id, job.state, "queued", f"the window {queue.time_window} has closed")
+            stopped += 1
+    return stopped
 
 
 def _opening(window: str | None, moment: float) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import or_
 
 import numpy as np
 import torch
@@ -29,24 +30,34 @@ class Exchange:
     outlet: Tensor
     """Places in the own box that are said."""
     longest: int
-    """Latents of the longest message; all are padded to it, since gloo gathers equal blocks only."""
+    """Latents of the longest message; all are padded to it, since gloo gathers equal blocks only. One more
+    number follows them: the word."""
     inlets: tuple[Inlet, ...]
 
-    def start(self, sums: Tensor, group: Group) -> Gathering | None:
-        """Start to gather; `sums` is [C, box] int32, complete at the outlet's places. None when alone."""
-        if self.longest == 0:
+    def start(self, sums: Tensor, group: Group, word: int = 0) -> Gathering | None:
+        """Start to gather; `sums` is [C, box] int32, complete at the outlet's places. None when alone.
+
+        `word` holds bits that this rank wants all to hear.
+        """
+        if group.world_size == 1:
             return None
-        message = sums.new_zeros((sums.shape[0], self.longest))
+        message = sums.new_zeros((sums.shape[0], self.longest + 1))
         message[:, : len(self.outlet)] = sums[:, self.outlet]
+        message[:, -1] = word
         return group.all_gather(message)
 
-    def finish(self, gathering: Gathering | None, sums: Tensor) -> None:
-        """Wait, and add what the neighbours computed for the latents that this rank holds."""
+    def finish(self, gathering: Gathering | None, sums: Tensor) -> int:
+        """Wait, and add what the neighbours computed for the latents that this rank holds.
+
+        Returns the bits that any rank has said, the same on all of them; 0 when alone.
+        """
         if gathering is None:
-            return
+            return 0
         messages = gathering.wait()
         for inlet in self.inlets:
             sums[:, inlet.target] += messages[inlet.rank][:, inlet.source]
+        words: list[int] = messages[:, 0, -1].tolist()
+        return reduce(or_, words)
 
 
 @lru_cache(maxsize=2)

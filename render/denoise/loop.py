@@ -40,6 +40,10 @@ class StepTimes:
 
 OnStep = Callable[[int, StepTimes], None]
 """Called after each step with the number of steps done and the step's times."""
+BeforeStep = Callable[[Group], int]
+"""Asked before each step for the word that this rank says to all: bits that are or-ed together."""
+AfterStep = Callable[["Seat", int], None]
+"""Called after each step, on all ranks with the same word. May gather; may raise, on all ranks alike."""
 Regroup = Callable[[int, Group], Group]
 """Asked between two steps for the group to go on with; returning the same one changes nothing."""
 
@@ -62,6 +66,8 @@ class StageLoop:
         *,
         on_step: OnStep | None = None,
         regroup: Regroup | None = None,
+        before_step: BeforeStep | None = None,
+        after_step: AfterStep | None = None,
     ) -> Seat:
         """Advance `canvas`, which holds at least `tiling(group).boxes[group.rank]`, to the last step.
 
@@ -75,9 +81,11 @@ class StageLoop:
                 successor = regroup(seat.step, seat.group)
                 if successor.epoch != seat.group.epoch:
                     seat = Seat(self, seat.gather(), successor)
-            times = seat.advance()
+            times, word = seat.advance(0 if before_step is None else before_step(seat.group))
             if on_step is not None:
                 on_step(seat.step, times)
+            if after_step is not None:
+                after_step(seat, word)
         return seat
 
     def tiling(self, group: Group) -> Tiling:
@@ -119,8 +127,8 @@ class Seat:
         planes = canvas.planes[:, :, rows, cols].to(self.loop.device, copy=True)
         self.state = samplers.SamplerState(planes[0], tuple(planes[1 : 1 + canvas.heard]))
 
-    def advance(self) -> StepTimes:
-        """One step of the sampler on all that this rank holds."""
+    def advance(self, word: int = 0) -> tuple[StepTimes, int]:
+        """One step of the sampler on all that this rank holds; also the word that the ranks agree on."""
         stage, schedule, step = self.loop.stage, self.loop.schedule, self.step
         times = StepTimes()
         offset = stage.offset(self.loop.spec.seed, step)
@@ -129,10 +137,10 @@ class Seat:
         first, then = self._batches(offset)
 
         self._predict(first, step, offset, sums, times)
-        gathering = exchange.start(sums.flatten(1), self.group)
+        gathering = exchange.start(sums.flatten(1), self.group, word)
         self._predict(then, step, offset, sums, times)
         started = time.perf_counter()
-        exchange.finish(gathering, sums.flatten(1))
+        word |= exchange.finish(gathering, sums.flatten(1))
         times.wait += time.perf_counter() - started
 
         started = time.perf_counter()
@@ -147,7 +155,7 @@ class Seat:
         )
         times.fuse += time.perf_counter() - started
         self.step += 1
-        return times
+        return times, word
 
     def gather(self, area: Rect | None = None) -> Canvas:
         """Bring the canvas together, or the area that this rank asks for; all ranks must call it."""

@@ -26,6 +26,7 @@ from render.models.adapter import Adapter
 from render.picture.blocks import Cut, lines_of, make_cut, tile_key
 from render.picture.decode import decode_block
 from render.picture.encode import CONTENT_TYPES, ENDINGS, Pixels, encode
+from render.picture.records import Records
 from render.picture.seams import Steps, add_block
 from render.plan.geometry import Rect
 from render.plan.stages import make_stages
@@ -64,19 +65,30 @@ def publish_pyramid(
     sink: Sink,
     *,
     device: torch.device,
+    records: Records | None = None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> PyramidReport:
-    """Decode the rank's blocks from its piece of the finished canvas, and write all tiles of all levels."""
+    """Decode the rank's blocks from its piece of the finished canvas, and write all tiles of all levels.
+
+    Blocks that `records` knows are left as they are.
+    """
     cut = make_cut(spec, adapter.facts)
     columns, rows = lines_of(cut, make_stages(spec, adapter.facts)[-1], spec.seed, adapter.facts.scale_factor)
-    share = _Share(cut=cut, columns=Steps(columns), rows=Steps(rows))
-    with _Writer(spec, sink) as writer:
+    share = _Share(cut, Steps(columns), Steps(rows))
+    with _Writer(spec, sink, records) as writer:
         mine = cut.blocks_of(group.rank, group.world_size)
         for number, block in enumerate(mine):
-            started = time.perf_counter()
-            pixels = decode_block(adapter, latents, block, cut.decode_side, device)
-            share.decode_seconds += time.perf_counter() - started
-            share.take(block, pixels, writer)
+            known = None if records is None else records.find(block)
+            if known is not None:
+                writer.tiles |= known[0]
+                share.add(known[1])
+            else:
+                started = time.perf_counter()
+                pixels = decode_block(adapter, latents, block, cut.decode_side, device)
+                share.decode_seconds += time.perf_counter() - started
+                learned = share.like().take(block, pixels, writer).pack()
+                writer.put_record(block, learned)
+                share.add(learned)
             on_progress(number + 1, len(mine))
         everything = _exchange(share, group)
         if group.rank == 0:
@@ -95,11 +107,13 @@ def halved(pixels: Pixels) -> Pixels:
 class _Writer:
     """Encodes and stores tiles beside the decoding, in one thread, with a bounded line before it."""
 
-    def __init__(self, spec: Spec, sink: Sink) -> None:
-        self._spec, self._sink = spec, sink
+    def __init__(self, spec: Spec, sink: Sink, records: Records | None) -> None:
+        self._spec, self._sink, self._records = spec, sink, records
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tiles")
         self._room = threading.Semaphore(_WAITING_TILES)
         self._jobs: list[Future[None]] = []
+        self._block: list[str] = []
+        """Keys of the tiles since the last record."""
         self.tiles: dict[str, dict[str, Any]] = {}
         self.seconds = 0.0
 
@@ -125,14 +139,26 @@ class _Writer:
                 key = tile_key(
                     level, origin_col + x // side, origin_row + y // side, ENDINGS[self._spec.format]
                 )
+                self._block.append(key)
                 self._room.acquire()
                 part = np.ascontiguousarray(pixels[y : y + side, x : x + side])
                 self._jobs.append(self._pool.submit(self._put_tile, key, part))
         self.check()
 
+    def put_record(self, block: Rect, learned: bytes) -> None:
+        """Record a block whose tiles have all been put; stored after them, since one thread does both."""
+        keys, self._block = self._block, []
+        if self._records is not None:
+            self._jobs.append(self._pool.submit(self._put_record, self._records, block, keys, learned))
+
     def put_extra(self, key: str, data: bytes, content_type: str) -> None:
         """A file that is not a tile; not part of the root."""
         self._pool.submit(self._sink.put, key, data, content_type).result()
+
+    def _put_record(self, records: Records, block: Rect, keys: list[str], learned: bytes) -> None:
+        # A tile that failed has told so itself; its block just gets no record.
+        if all(key in self.tiles for key in keys):
+            records.keep(block, {key: self.tiles[key] for key in keys}, learned)
 
     def _put_tile(self, key: str, pixels: Pixels) -> None:
         started = time.perf_counter()
@@ -147,7 +173,7 @@ class _Writer:
 
 @dataclass
 class _Share:
-    """What one rank has learned of its blocks."""
+    """What has been learned of some blocks: one, a rank's, or all."""
 
     cut: Cut
     columns: Steps
@@ -158,11 +184,14 @@ class _Share:
     leftovers: list[tuple[int, int, Pixels]] = field(default_factory=list)
     edges: list[tuple[Rect, tuple[Pixels, Pixels, Pixels, Pixels]]] = field(default_factory=list)
 
-    def take(self, block: Rect, pixels: Pixels, writer: _Writer) -> None:
+    def like(self) -> _Share:
+        """An empty one of the same picture."""
+        return _Share(self.cut, Steps(self.columns.lines), Steps(self.rows.lines))
+
+    def take(self, block: Rect, pixels: Pixels, writer: _Writer) -> _Share:
         """Measure a decoded block, write its tiles, and keep what is left of it."""
         add_block(self.columns, self.rows, block, pixels)
-        edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
-        self.edges.append((block, tuple(edge.copy() for edge in edges)))  # type: ignore[arg-type]
+        self.edges.append((block, (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])))
         self.darkest = min(self.darkest, int(pixels.min()))
         self.brightest = max(self.brightest, int(pixels.max()))
         for down in range(self.cut.block_levels):
@@ -171,53 +200,59 @@ class _Share:
             pixels = halved(pixels)
         shift = self.cut.block_levels
         self.leftovers.append((block.y >> shift, block.x >> shift, pixels))
+        return self
+
+    def pack(self) -> bytes:
+        """As bytes that `add` takes."""
+        header = {
+            "darkest": self.darkest,
+            "brightest": self.brightest,
+            "blocks": [asdict(block) for block, _ in self.edges],
+            "leftovers": [(y, x, *pixels.shape[:2]) for y, x, pixels in self.leftovers],
+        }
+        arrays: list[NDArray[Any]] = [
+            array for steps in (self.columns, self.rows) for array in (steps.absolute, steps.signed)
+        ]
+        arrays += [edge for _, edges in self.edges for edge in edges]
+        arrays += [pixels for _, _, pixels in self.leftovers]
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "big") + text + b"".join(array.tobytes() for array in arrays)
+
+    def add(self, data: bytes) -> None:
+        """Add what was learned elsewhere, or earlier."""
+        length = int.from_bytes(data[:8], "big")
+        header = json.loads(data[8 : 8 + length])
+        at = 8 + length
+
+        def take(shape: tuple[int, ...], kind: Any) -> Any:
+            nonlocal at
+            count = int(np.prod(shape))
+            array = np.frombuffer(data, kind, count, at).reshape(shape)
+            at += array.nbytes
+            return array
+
+        self.darkest = min(self.darkest, header["darkest"])
+        self.brightest = max(self.brightest, header["brightest"])
+        for steps in (self.columns, self.rows):
+            steps.merge(take(steps.absolute.shape, np.int64), take(steps.signed.shape, np.int64))
+        for values in header["blocks"]:
+            block = Rect(**values)
+            rows = [take((block.width, 3), np.uint8) for _ in range(2)]
+            cols = [take((block.height, 3), np.uint8) for _ in range(2)]
+            # Copies: a view would keep all of `data` in memory.
+            top, bottom, left, right = (edge.copy() for edge in rows + cols)
+            self.edges.append((block, (top, bottom, left, right)))
+        for y, x, height, width in header["leftovers"]:
+            self.leftovers.append((y, x, take((height, width, 3), np.uint8).copy()))
 
 
 def _exchange(share: _Share, group: Group) -> _Share:
     """Gather what the top levels and the measures across blocks need; bytes, not sums, cross."""
-    header = {
-        "darkest": share.darkest,
-        "brightest": share.brightest,
-        "blocks": [asdict(block) for block, _ in share.edges],
-        "leftovers": [(y, x, *pixels.shape[:2]) for y, x, pixels in share.leftovers],
-    }
-    arrays: list[NDArray[Any]] = [
-        array for steps in (share.columns, share.rows) for array in (steps.absolute, steps.signed)
-    ]
-    arrays += [edge for _, edges in share.edges for edge in edges]
-    arrays += [pixels for _, _, pixels in share.leftovers]
-    body = b"".join(array.tobytes() for array in arrays)
-    text = json.dumps(header).encode()
-    whole = _Share(cut=share.cut, columns=Steps(share.columns.lines), rows=Steps(share.rows.lines))
-    for data in group.all_gather_bytes(len(text).to_bytes(8, "big") + text + body):
-        _add_message(whole, data)
+    whole = share.like()
+    for data in group.all_gather_bytes(share.pack()):
+        whole.add(data)
     _add_steps_between(whole)
     return whole
-
-
-def _add_message(whole: _Share, data: bytes) -> None:
-    length = int.from_bytes(data[:8], "big")
-    header = json.loads(data[8 : 8 + length])
-    at = 8 + length
-
-    def take(shape: tuple[int, ...], kind: Any) -> Any:
-        nonlocal at
-        count = int(np.prod(shape))
-        array = np.frombuffer(data, kind, count, at).reshape(shape)
-        at += array.nbytes
-        return array
-
-    whole.darkest = min(whole.darkest, header["darkest"])
-    whole.brightest = max(whole.brightest, header["brightest"])
-    for steps in (whole.columns, whole.rows):
-        steps.merge(take(steps.absolute.shape, np.int64), take(steps.signed.shape, np.int64))
-    for values in header["blocks"]:
-        block = Rect(**values)
-        rows = [take((block.width, 3), np.uint8) for _ in range(2)]
-        cols = [take((block.height, 3), np.uint8) for _ in range(2)]
-        whole.edges.append((block, (rows[0], rows[1], cols[0], cols[1])))
-    for y, x, height, width in header["leftovers"]:
-        whole.leftovers.append((y, x, take((height, width, 3), np.uint8)))
 
 
 def _add_steps_between(whole: _Share) -> None:

@@ -41,6 +41,12 @@ class Machines:
         assert finished.returncode == 0, finished.stderr
         return last_json(finished.stdout)
 
+    def logs(self) -> Path:
+        return Path(self.environment["XDG_DATA_HOME"]) / "chorale" / "logs"
+
+    def count(self, state: str) -> int:
+        return len(self.call("list", "--state", state)["jobs"])
+
     def job(self) -> dict[str, Any]:
         return self.call("show", self.call("list")["jobs"][0]["id"])
 

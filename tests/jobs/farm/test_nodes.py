@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +14,9 @@ from tests.support.cli import chorale, last_json, ranks_with, wait_until
 from tests.support.machines import Machines
 
 SMALL = ("a red vase on marble", "--size", "256x256", "--steps", "4", "--seed", "3")
-LONG = ("a red vase", "--size", "256x256", "--steps", "40", "--strength", "1", "--seed", "5")
+LONG = ("a red vase", "--size", "256x256", "--steps", "30", "--strength", "1", "--seed", "5")
+LONG_STEPS = 60
+"""Of its two stages."""
 
 
 @pytest.fixture
@@ -59,6 +63,7 @@ def test_one_image_on_two_nodes_is_the_image_of_one_rank(
 def test_what_is_killed_is_tried_again_to_the_same_bits(
     machines: Machines, victim: str, alone: Callable[[tuple[str, ...]], str]
 ) -> None:
+    machines.environment["CHORALE_CHECKPOINT_S"] = "1"
     machines.boot("n1", slots=2)
     machines.call("submit", *LONG, "--ranks", "2")
     wait_until(lambda: machines.job()["progress"] > 0.02, 120)
@@ -66,6 +71,7 @@ def test_what_is_killed_is_tried_again_to_the_same_bits(
     done = machines.wait("done")
     assert done["root"] == alone(LONG)
     assert done["fence"] == 2
+    assert steps_in(machines, 2) < LONG_STEPS, "the second attempt went on from a checkpoint"
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -91,3 +97,54 @@ def test_cancelling_stops_the_ranks(machines: Machines) -> None:
     machines.call("cancel", machines.job()["id"])
     wait_until(lambda: not ranks_with(machines.mark), 20)
     assert machines.job()["state"] == "cancelled"
+
+
+def steps_in(machines: Machines, fence: int) -> int:
+    """Steps that the ranks of an attempt have computed, by their log."""
+    (log,) = machines.logs().glob(f"*-{fence:04d}-*.log")
+    return len(re.findall(r"^\S+ step \d+ of", log.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("how", ["pause", "window"])
+def test_an_interrupted_image_goes_on_where_it_stopped(
+    machines: Machines, how: str, alone: Callable[[tuple[str, ...]], str]
+) -> None:
+    machines.boot("n1", slots=2)
+    machines.call("submit", *LONG, "--ranks", "2", "--queue", "q")
+    wait_until(lambda: machines.job()["progress"] > 0.3, 120)
+    hour = time.gmtime(time.time() + 7200).tm_hour
+    if how == "pause":
+        machines.call("pause", machines.job()["id"])
+    else:
+        machines.call("queues", "q", "--window", f"{hour:02d}:00-{hour:02d}:30 UTC")
+    wait_until(lambda: not ranks_with(machines.mark), 60)
+    stopped = machines.job()
+    assert (stopped["state"], stopped["fence"]) == ("paused" if how == "pause" else "queued", 1)
+    time.sleep(2)
+    assert machines.job()["fence"] == 1, "nothing is placed while it may not run"
+    if how == "pause":
+        machines.call("resume", stopped["id"])
+    else:
+        machines.call("queues", "q", "--window", f"{hour:02d}:30-{hour:02d}:00 UTC")
+    done = machines.wait("done")
+    assert done["root"] == alone(LONG)
+    assert (done["fence"], done["attempts"], done["losses"]) == (2, 0, 0)
+    assert steps_in(machines, 1) + steps_in(machines, 2) == LONG_STEPS
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_jobs_follow_each_other_on_a_warm_group(
+    machines: Machines, alone: Callable[[tuple[str, ...]], str]
+) -> None:
+    machines.boot("n1")
+    first = machines.call("submit", *SMALL)["batch"]
+    ranks: set[int] = set()
+    for seed in range(4):
+        machines.call("submit", *SMALL[:-1], str(seed + 10))
+    wait_until(lambda: ranks.update(ranks_with(machines.mark)) or machines.count("done") == 5, 120)
+    machines.call("submit", *SMALL[:-1], "99")
+    wait_until(lambda: ranks.update(ranks_with(machines.mark)) or machines.count("done") == 6, 120)
+    assert len(ranks) == 1, "one process rendered them all"
+    (job,) = machines.call("list", "--batch", first)["jobs"]
+    assert machines.call("show", job["id"])["root"] == alone(SMALL)

@@ -8,10 +8,12 @@ from sqlalchemy import insert, select, update
 from infra.database import Database, now
 from jobs.errors import LostRace
 from jobs.place.dispatcher import dispatch
+from jobs.place.handover import finish_and_take_next
 from jobs.state.actions import act
 from jobs.state.attempts import (
     MOST_ATTEMPTS,
     Assignment,
+    adopt,
     beat,
     claim,
     fail,
@@ -76,11 +78,11 @@ def test_a_group_is_placed_whole_meets_and_finishes(farm: Database) -> None:
         assert meeting_point(connection, first) is None
         make_ready(connection, second, None)
         assert meeting_point(connection, second) == "127.0.0.1:5000"
-        assert beat(connection, first, 0.5)
+        assert beat(connection, first, 0.5) == "go on"
         change(connection, job, "placing", "rendering", "", under=1)
         change(connection, job, "rendering", "publishing", "", under=1)
         finish(connection, first, "root", 3.0)
-        assert not beat(connection, second), "the attempt is over"
+        assert beat(connection, second) == "leave", "the attempt is over"
     row = job_of(farm, job)
     assert (row.state, row.root, row.progress, row.model_seconds) == ("done", "root", 1.0, 3.0)
 
@@ -118,7 +120,7 @@ def test_a_lost_member_gives_the_job_back_without_blaming_it(farm: Database) -> 
     row = job_of(farm, job)
     assert (row.state, row.fence, row.attempts, row.losses) == ("placing", 2, 0, 1)
     with farm.write() as connection:
-        assert not beat(connection, late)
+        assert beat(connection, late) == "leave"
         with pytest.raises(LostRace):
             change(connection, job, "rendering", "publishing", "late", under=late.fence)
         fail(connection, attempt, "late", node)
@@ -180,7 +182,7 @@ def test_a_cancelled_job_frees_its_slots(farm: Database) -> None:
     assert part is not None
     with farm.write() as connection:
         act(connection, "cancel", job, "me")
-        assert not beat(connection, part)
+        assert beat(connection, part) == "leave"
     dispatch(farm, "a")
     with farm.read() as connection:
         ended = select(attempts.c.ended)
@@ -201,3 +203,95 @@ def test_draining_nodes_and_closed_queues_get_nothing(farm: Database) -> None:
     with farm.write() as connection:
         set_queue(connection, "shut", {"paused": False})
     assert [node for node, *_ in dispatch(farm, "a")] == ["b"]
+
+
+def rendering(farm: Database, job: str, part: Assignment) -> None:
+    with farm.write() as connection:
+        make_ready(connection, part, "127.0.0.1:5000")
+        change(connection, job, "placing", "rendering", "", under=part.fence)
+
+
+@pytest.mark.parametrize("how", ["pause", "window"])
+def test_an_interrupted_job_is_stopped_after_its_step_and_goes_on_later(farm: Database, how: str) -> None:
+    # The farm's clock is simulated: the window is open at noon and closed at six.
+    noon, six = 1_000_000_800.0 // 86_400 * 86_400 + 12 * 3600, 1_000_000_800.0 // 86_400 * 86_400 + 18 * 3600
+    with farm.write() as connection:
+        set_queue(connection, "days", {"time_window": "08:00-17:00 UTC"})
+    (job,) = ask(farm, queue="days")
+    assert dispatch(farm, "a", moment=six) == []
+    ((node, attempt, _),) = dispatch(farm, "a", moment=noon)
+    part = claimed(farm, attempt, node)
+    assert part is not None
+    rendering(farm, job, part)
+    with farm.write() as connection:
+        assert beat(connection, part, 0.4) == "go on"
+        if how == "pause":
+            act(connection, "pause", job, "me")
+    assert dispatch(farm, "a", moment=six) == []
+    with farm.write() as connection:
+        assert beat(connection, part, 0.5) == "stop"
+    assert job_of(farm, job).state == ("paused" if how == "pause" else "queued")
+    assert dispatch(farm, "a", moment=six) == [], "its ranks are still there"
+    with farm.write() as connection:
+        fail(connection, attempt, "stopped after step 3", None, None)
+        let_go(connection, part)
+        if how == "pause":
+            act(connection, "resume", job, "me")
+    assert dispatch(farm, "a", moment=six) == []
+    assert len(dispatch(farm, "a", moment=noon + 86_400)) == 1
+    row = job_of(farm, job)
+    assert (row.state, row.fence, row.attempts, row.losses, row.progress) == ("placing", 2, 0, 0, 0.5)
+
+
+def finished(farm: Database, job: str, part: Assignment) -> Assignment | None:
+    with farm.write() as connection:
+        change(connection, job, "rendering", "publishing", "", under=part.fence)
+        return finish_and_take_next(connection, part, "root", 1.0)
+
+
+def test_a_warm_group_takes_the_next_job_of_its_slots(farm: Database) -> None:
+    with farm.write() as connection:
+        set_draining(connection, "b", True)
+    first, second = ask(farm, count=2)
+    ((node, attempt, _),) = dispatch(farm, "a")
+    part = claimed(farm, attempt, node)
+    assert part is not None
+    rendering(farm, first, part)
+    taken = finished(farm, first, part)
+    assert taken is not None
+    assert (taken.job, taken.slots, taken.begun) == (second, part.slots, True)
+    assert [job_of(farm, job).state for job in (first, second)] == ["done", "rendering"]
+    with farm.write() as connection:
+        assert beat(connection, taken) == "go on"
+        change(connection, second, "rendering", "publishing", "", under=taken.fence)
+        assert finish_and_take_next(connection, taken, "root", 1.0) is None
+        assert adopt(connection, taken, "s") == (None, True)
+
+
+def test_a_warm_group_gives_way_to_a_better_claim(farm: Database) -> None:
+    first, _ = ask(farm, count=2)
+    ((node, attempt, _), _) = dispatch(farm, "a")
+    part = claimed(farm, attempt, node)
+    assert part is not None
+    ask(farm, count=3)
+    gang = Asked(row=9, custom_id="9", spec=Spec(prompt="a gang", width=128, height=128))
+    submit(farm, [gang], "gang", Terms(owner="me", ranks=2, priority=100))
+    rendering(farm, first, part)
+    assert finished(farm, first, part) is None, "the slot is kept for the group of two"
+
+
+def test_an_idle_group_adopts_what_is_placed_on_its_slots_or_sees_that_they_are_taken(farm: Database) -> None:
+    with farm.write() as connection:
+        set_draining(connection, "b", True)
+    (first,) = ask(farm)
+    ((node, attempt, _),) = dispatch(farm, "a")
+    part = claimed(farm, attempt, node)
+    assert part is not None
+    rendering(farm, first, part)
+    assert finished(farm, first, part) is None
+    ask(farm, count=2)
+    ((_, following, _),) = dispatch(farm, "a")
+    with farm.write() as connection:
+        taken, _ = adopt(connection, part, "s")
+        assert taken is not None and taken.attempt == following
+        assert adopt(connection, part, "other") == (None, False)

@@ -1,0 +1,222 @@
+"""One claimed part of an attempt: this node's share, from standing by to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from infra.errors import ServiceError
+from jobs.errors import GroupBrokeOff, JobError, JobStopped, LostRace
+from jobs.farm import Farm, images_folder
+from jobs.image_folder import finished_image, marker_text
+from jobs.node.hardware import gpu_count, interface_of
+from jobs.node.heart import Heart, patiently
+from jobs.node.log import AttemptLog
+from jobs.node.request import CHECKPOINT_S, Request
+from jobs.node.torchrun import RankGroup, Rendezvous
+from jobs.place.handover import finish_and_take_next
+from jobs.state.attempts import Assignment, Tally, fail, finish, let_go, make_ready, meeting_point
+from jobs.state.machine import change
+from render.models.folder import read_facts, resolve_model
+from render.spec import Spec
+
+_MATES_S = 5.0
+"""A group that breaks off waits so long for the node that knows why to say it first."""
+
+
+class Superseded(JobError):
+    """This supervisor speaks for nobody any more."""
+
+
+@dataclass
+class Part:
+    """Renders one part with a group of ranks on this node, and speaks for the attempt meanwhile."""
+
+    farm: Farm
+    claimed: Assignment
+    group: RankGroup | None
+    """A warm one, its model loaded; without it the part starts its own."""
+    logs: Path
+    leaving: Callable[[], bool]
+    """Has this node been asked to end?"""
+    next: Assignment | None = None
+    """What the group shall render after this, claimed already."""
+    _heart: Heart = field(init=False)
+    _log: AttemptLog = field(init=False)
+    _stages: int = 1
+    _publishing: bool = False
+    _published: bool = False
+    _model_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._heart = Heart(self.farm.database, self.claimed)
+        self._log = AttemptLog(self.logs, self.claimed)
+
+    def run(self) -> RankGroup | None:
+        """The group, if it can be kept warm; None when it has ended."""
+        self._heart.start()
+        self._log.begin()
+        try:
+            return self._render(self._stand_by())
+        except (Superseded, LostRace) as exc:
+            self._log.say(f"left: {exc}")
+        except JobStopped as exc:
+            node = f", since node {self.claimed.node} ends" if self.leaving() else ""
+            self._fail(f"{exc}{node}", None, None)
+        except GroupBrokeOff as exc:
+            # With mates, the node whose rank failed knows the reason; its word should come first.
+            if self.claimed.nodes > 1:
+                time.sleep(_MATES_S)
+            self._fail(_last_line(exc), self.claimed.node if self.claimed.nodes == 1 else None)
+        except JobError as exc:
+            self._fail(str(exc), self.claimed.node)
+        except Exception as exc:
+            traceback.print_exc()
+            self._fail(f"{type(exc).__name__}: {exc}".splitlines()[0], self.claimed.node)
+        finally:
+            self._heart.stop()
+            if self.next is None:
+                with contextlib.suppress(ServiceError):
+                    patiently(self.farm.database, lambda connection: let_go(connection, self.claimed))
+        return None
+
+    def _fail(self, reason: str, node: str | None, tally: Tally | None = "attempts") -> None:
+        self._log.say(f"ended: {reason}")
+        patiently(
+            self.farm.database,
+            lambda connection: fail(connection, self.claimed.attempt, reason, node, tally),
+        )
+
+    def _stand_by(self) -> Rendezvous | None:
+        """Say that this node is ready; where the ranks meet, once all nodes are."""
+        part = self.claimed
+        if part.begun:
+            return None
+        point = f"{part.address}:{_free_port(part.address)}" if part.place == 0 else None
+        patiently(self.farm.database, lambda connection: make_ready(connection, part, point))
+        while (
+            met := patiently(self.farm.database, lambda connection: meeting_point(connection, part))
+        ) is None:
+            if self._tick():
+                raise JobStopped("stopped before the group was complete")
+            time.sleep(0.2)
+        if part.place == 0:
+            self._move("placing", "rendering", f"group of {part.nodes} nodes is complete")
+        if part.nodes == 1:
+            return None
+        host, _, port = met.rpartition(":")
+        return Rendezvous(
+            nodes=part.nodes,
+            place=part.place,
+            host=host,
+            port=int(port),
+            interface=interface_of(part.address),
+        )
+
+    def _render(self, rendezvous: Rendezvous | None) -> RankGroup | None:
+        part = self.claimed
+        spec = Spec.from_mapping(part.spec)
+        folder = resolve_model(spec.model)
+        facts = read_facts(folder)
+        if spec.digest(facts.digest) != part.digest:
+            raise JobError(f"model {spec.model} on node {part.node} is not the one that was submitted")
+        out = images_folder(self.farm.settings) / part.digest
+        done = finished_image(out, part.digest) if part.place == 0 else None
+        if done is not None:
+            self._finish(done["root"])
+            return self.group
+        request = Request(
+            spec=part.spec,
+            model=str(folder),
+            facts=facts,
+            device="auto",
+            out=str(out),
+            marker=marker_text(part.digest, spec.canonical_json(facts.digest)),
+            checkpoint_s=self.farm.settings.seconds("checkpoint_s", CHECKPOINT_S),
+            log=str(self._log.path),
+            # A group of one node stays; the ranks of several would have to agree on what comes next.
+            last=part.nodes > 1,
+        )
+        gpus = part.slots if gpu_count() else None
+        group = self.group or RankGroup(len(part.slots), rendezvous=rendezvous, gpus=gpus)
+        stays = False
+        try:
+            done = group.render(request, self._hear, on_tick=self._tick)
+            if part.place == 0:
+                assert done is not None
+                self._finish(done["root"])
+            stays = not request.last
+        finally:
+            if not stays:
+                group.close()
+        return group if stays else None
+
+    def _finish(self, root: str) -> None:
+        """Say that the image is there; a group that stays takes the next job in the same transaction."""
+        part, seconds = self.claimed, self._model_seconds
+        if not self._published:
+            self._move("rendering", "publishing", "all steps done")
+        if part.nodes > 1 or self.leaving():
+            patiently(self.farm.database, lambda connection: finish(connection, part, root, seconds))
+        else:
+            self.next = patiently(
+                self.farm.database, lambda connection: finish_and_take_next(connection, part, root, seconds)
+            )
+        self._log.say(f"done: root {root}")
+
+    def _hear(self, news: dict[str, Any]) -> None:
+        """Take the ranks' news; never touches the database, which may be away just now."""
+        self._log.hear(news)
+        if news["kind"] == "stage":
+            self._stages = news["stages"]
+        elif news["kind"] == "step":
+            # A stage costs about four times the one before; the last one is most of the work.
+            whole = sum(4.0**number for number in range(self._stages))
+            before = sum(4.0**number for number in range(news["stage"]))
+            self._model_seconds += news["phases"]["model"]
+            if self.claimed.place == 0:
+                share = news["step"] / news["steps"]
+                self._heart.progress = 0.95 * (before + 4.0 ** news["stage"] * share) / whole
+        elif news["kind"] == "tiles" and self.claimed.place == 0:
+            self._publishing = True
+
+    def _tick(self) -> bool:
+        """Should the ranks stop after their step? Raises `Superseded` when this attempt has been ended."""
+        if self._heart.lost is not None:
+            raise Superseded(self._heart.lost)
+        if self._publishing and not self._published:
+            with contextlib.suppress(ServiceError):
+                self._move("rendering", "publishing", "all steps done", patient=False)
+                self._published = True
+        return self._heart.stopping or self.leaving()
+
+    def _move(self, old: str, new: str, reason: str, *, patient: bool = True) -> None:
+        def work(connection: Connection) -> None:
+            change(connection, self.claimed.job, old, new, reason, under=self.claimed.fence)
+
+        if patient:
+            patiently(self.farm.database, work)
+        else:
+            with self.farm.database.write() as connection:
+                work(connection)
+
+
+def _last_line(exc: Exception) -> str:
+    """The last words of a group's log, which tell more than that it broke off."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return f"the group broke off: {lines[-1][:300]}" if len(lines) > 1 else lines[0]
+
+
+def _free_port(address: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.bind((address, 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,39 @@
+"""From one job to the next on a warm group: the slots never become free in between."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sqlalchemy import Connection
+
+from jobs.errors import LostRace
+from jobs.place.dispatcher import decide, wait_for_placing
+from jobs.state.attempts import Assignment, claim, finish, make_ready, reserve
+from jobs.state.machine import change
+
+
+def finish_and_take_next(
+    connection: Connection, part: Assignment, root: str, model_seconds: float
+) -> Assignment | None:
+    """Publishing > done for a group of one node, and the job that the placement gives to its slots now.
+
+    The placement decides as for free slots, so a job with a better claim elsewhere, a limit or a window
+    counts as always; None when it gives them to a group of another shape or to nobody.
+    Raises `LostRace` when the job is no longer this attempt's.
+    """
+    wait_for_placing(connection)
+    finish(connection, part, root, model_seconds)
+    wanted = {part.node: len(part.slots)}
+    placed = next((group for group in decide(connection).placed if group.slots == wanted), None)
+    if placed is None:
+        return None
+    reason = f"next for the warm group on {part.node}"
+    try:
+        attempt, _ = reserve(connection, placed, reason, part.slots)
+    except LostRace:
+        return None
+    given = claim(connection, attempt, part.node, part.supervisor)
+    assert given is not None, "nobody else knows of the attempt yet"
+    make_ready(connection, given, None)
+    change(connection, given.job, "placing", "rendering", reason, under=given.fence)
+    return replace(given, begun=True)

@@ -1,0 +1,171 @@
+"""Checkpoints: the canvas between two steps, from which any number of ranks can go on to the same bits.
+
+Only the newest is kept, under one key of the image's sink, so it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import IntFlag
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from render.denoise.canvas import Canvas, within
+from render.denoise.group import Group
+from render.denoise.loop import Seat
+from render.plan.geometry import Rect
+from render.sink import Sink
+
+KEY = "work/checkpoint.safetensors"
+_NOTHING = Rect(y=0, x=0, height=0, width=0)
+
+
+class Wish(IntFlag):
+    """What a rank asks of all, said in the step's one gather; it is granted when anybody asks."""
+
+    NONE = 0
+    CHECKPOINT = 1
+    STOP = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A stage's whole canvas between two steps."""
+
+    stage: int
+    canvas: Canvas
+
+    def pack(self, digest: str) -> bytes:
+        """As safetensors, with the spec's digest and a checksum."""
+        planes = self.canvas.planes.contiguous()
+        facts = {
+            "digest": digest,
+            "stage": self.stage,
+            "step": self.canvas.step,
+            "heard": self.canvas.heard,
+            "sha256": _checksum(planes),
+        }
+        return save({"planes": planes}, metadata={"chorale": json.dumps(facts)})
+
+    @classmethod
+    def unpack(cls, data: bytes, digest: str) -> Checkpoint | None:
+        """Read it again; None for another spec's, a damaged one, or one of a version that we cannot read."""
+        try:
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            facts = json.loads(header["__metadata__"]["chorale"])
+            planes = load(data)["planes"]
+            stage, step, heard = (int(facts[name]) for name in ("stage", "step", "heard"))
+        except (ValueError, KeyError, TypeError, SafetensorError):
+            return None
+        if facts.get("digest") != digest or facts.get("sha256") != _checksum(planes):
+            return None
+        area = Rect(y=0, x=0, height=planes.shape[2], width=planes.shape[3])
+        return cls(stage=stage, canvas=Canvas(step=step, planes=planes, area=area, heard=heard))
+
+
+class Keeper:
+    """Keeps an image's checkpoints in its sink. Rank 0's clock says when; all ranks take part.
+
+    `stop` is asked before each step on every rank: if anybody's says so, all ranks keep a checkpoint after
+    that step and end there. `on_kept` hears of each attempt to store one: its error, or None.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        digest: str,
+        *,
+        every_s: float,
+        stop: Callable[[], bool] = lambda: False,
+        on_kept: Callable[[Checkpoint, Exception | None], None] = lambda kept, error: None,
+    ) -> None:
+        self._sink, self._digest, self._every_s = sink, digest, every_s
+        self._stop, self._on_kept = stop, on_kept
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._storing: Future[None] | None = None
+        self._last = time.monotonic()
+
+    def wish(self, group: Group) -> Wish:
+        """What this rank asks for with its next step."""
+        wish = Wish.STOP if self._stop() else Wish.NONE
+        storing = self._storing is not None and not self._storing.done()
+        if group.rank == 0 and not storing and time.monotonic() - self._last >= self._every_s:
+            wish |= Wish.CHECKPOINT
+        return wish
+
+    def keep(self, stage: int, seat: Seat) -> None:
+        """Bring the canvas together on rank 0, which stores it beside the next steps. All ranks call it."""
+        canvas = seat.gather(None if seat.group.rank == 0 else _NOTHING)
+        if seat.group.rank == 0:
+            self.close()
+            self._storing = self._pool.submit(self._store, Checkpoint(stage=stage, canvas=canvas))
+            self._last = time.monotonic()
+
+    def find(self, group: Group) -> Found | None:
+        """The checkpoint to go on from, the same on all ranks; all call it, and only rank 0 reads."""
+        kept = self._read() if group.rank == 0 else None
+        facts = b""
+        if kept is not None:
+            numbers = kept.stage, kept.canvas.step, kept.canvas.heard
+            facts = json.dumps([*numbers, list(kept.canvas.planes.shape)]).encode()
+        said = group.all_gather_bytes(facts)[0]
+        if not said:
+            return None
+        stage, step, heard, shape = json.loads(said)
+        return Found(stage=stage, step=step, heard=heard, shape=tuple(shape), kept=kept)
+
+    def close(self) -> None:
+        """Wait until what is being stored is stored."""
+        if self._storing is not None:
+            self._storing.result()
+
+    def _store(self, kept: Checkpoint) -> None:
+        error: Exception | None = None
+        try:
+            self._sink.put(KEY, kept.pack(self._digest), "application/octet-stream")
+        except Exception as exc:  # Whatever it was, the render goes on: there will be a next checkpoint.
+            error = exc
+        self._on_kept(kept, error)
+
+    def _read(self) -> Checkpoint | None:
+        if self._sink.size(KEY) is None:
+            return None
+        return Checkpoint.unpack(self._sink.get(KEY), self._digest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A checkpoint that all ranks know of and rank 0 has in memory."""
+
+    stage: int
+    step: int
+    heard: int
+    shape: tuple[int, ...]
+    kept: Checkpoint | None
+
+    def canvas(self, area: Rect, group: Group, device: torch.device) -> Canvas:
+        """The rank's area of it. All ranks call it; plane by plane, so that nobody else holds it all."""
+        planes, channels, height, width = self.shape
+        rows, cols = within(area, Rect(y=0, x=0, height=height, width=width))
+        own = torch.empty((planes * channels, area.height, area.width))
+        for number in range(planes * channels):
+            own[number] = group.all_gather(self._plane(number, device)).wait()[0].cpu()[rows, cols]
+        mine = own.view(planes, channels, area.height, area.width)
+        return Canvas(step=self.step, planes=mine, area=area, heard=self.heard)
+
+    def _plane(self, number: int, device: torch.device) -> Tensor:
+        if self.kept is None:
+            return torch.zeros(self.shape[2:], device=device)
+        return self.kept.canvas.planes.flatten(0, 1)[number].to(device)
+
+
+def _checksum(planes: Tensor) -> str:
+    return hashlib.sha256(planes.contiguous().numpy().tobytes()).hexdigest()
