@@ -2,15 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-DEMO := out/demo
 
 .PHONY: demo test check bench clean
 
-demo: $(READY)  ## render a picture with two ranks, verify it, say where it is
-	@$(BIN)/chorale render "a red vase on a wooden table" --size 1024x1024 --seed 7 --ranks 2 --out $(DEMO)
-	@$(BIN)/chorale verify $(DEMO)
-	@$(BIN)/chorale export $(DEMO) $(DEMO).png --force
-	@echo "Look at $(DEMO).png (the picture), $(DEMO)/preview.webp (small) and $(DEMO)/image.dzi (deep zoom)."
+demo: $(READY)  ## a small farm renders a picture with two ranks, verifies it, says where it is
+	@$(BIN)/python examples/demo.py
 
 test: $(READY)  ## the whole test suite
 	@$(BIN)/python -m pytest $(ARGS)

@@ -32,6 +32,11 @@ def images_folder(settings: Settings) -> Path:
     return Path(settings.store_url.removeprefix("file://"))
 
 
+def logs_folder(settings: Settings) -> Path:
+    """Where the logs of ended attempts are collected from all nodes."""
+    return images_folder(settings) / "logs"
+
+
 @contextmanager
 def open_farm(settings: Settings) -> Iterator[Farm]:
     """The farm that the settings name; the embedded one is made when it is not there."""

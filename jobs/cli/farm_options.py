@@ -54,8 +54,12 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
 
 
 def ago(moment: float) -> str:
-    """`3 min`, `2 h`, `5 d`: how long a moment of the database's clock is past, roughly."""
-    seconds = max(0.0, time.time() - moment)
+    """How long a moment of the database's clock is past, roughly."""
+    return duration(max(0.0, time.time() - moment))
+
+
+def duration(seconds: float) -> str:
+    """`3 min`, `2 h`, `5 d`."""
     for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"

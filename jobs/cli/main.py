@@ -10,11 +10,14 @@ import click
 
 from jobs.cli.doctor import doctor
 from jobs.cli.export import export
+from jobs.cli.gc import gc
 from jobs.cli.jobs import cancel, list_command, pause, priority, resume, retry, show
+from jobs.cli.logs import logs
 from jobs.cli.nodes import agent, drain, nodes, undrain, up
 from jobs.cli.plan import plan
 from jobs.cli.queues import batches, queues
 from jobs.cli.render import render
+from jobs.cli.report import estimate_command, report
 from jobs.cli.submit import submit_command
 from jobs.cli.verify import verify
 from jobs.cli.watch import wait, watch
@@ -36,8 +39,8 @@ def cli() -> None:
 
 
 _ONE_IMAGE = (render, plan, verify, export, doctor)
-_JOBS = (submit_command, list_command, show, watch, wait, cancel, pause, resume, retry, priority)
-_FARM = (queues, batches, nodes, drain, undrain, agent, up)
+_JOBS = (submit_command, list_command, show, watch, wait, logs, cancel, pause, resume, retry, priority)
+_FARM = (queues, batches, estimate_command, report, nodes, drain, undrain, agent, up, gc)
 for _command in (*_ONE_IMAGE, *_JOBS, *_FARM):
     cli.add_command(_command)
 

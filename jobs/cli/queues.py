@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import click
 
 from jobs.cli.farm_options import ago, counted, farm_options, print_json, print_table
 from jobs.farm import Farm
+from jobs.results import write_results
 from jobs.state.queries import list_batches
 from jobs.state.queues import delete_queue, list_queues, set_queue
 from render.errors import BadInput
@@ -85,11 +87,26 @@ def _row(queue: dict[str, Any]) -> tuple[Any, ...]:
     return queue["name"], queue["priority"], limit, window, state, counted(queue["jobs"])
 
 
-@click.command(epilog="Example: chorale batches --limit 5")
+@click.command(epilog="Examples: chorale batches --limit 5; chorale batches 8c1f00aa3b52 --results out/night")
+@click.argument("batch", required=False)
+@click.option("--results", type=click.Path(path_type=Path), help="Folder for BATCH's output and errors.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Most batches.")
 @farm_options
-def batches(farm: Farm, as_json: bool, limit: int) -> None:
-    """Show the newest batches, and the states of their jobs."""
+def batches(farm: Farm, as_json: bool, batch: str | None, results: Path | None, limit: int) -> None:
+    """Show the newest batches and the states of their jobs; or write the results of one, row by row.
+
+    FOLDER/output.jsonl holds a line for each finished row, with its custom_id and where its image is;
+    FOLDER/errors.jsonl one for each row that has none, with its state and the reason.
+    """
+    if (batch is None) != (results is None):
+        raise BadInput("batch", batch, "goes together with --results FOLDER")
+    if batch is not None and results is not None:
+        written = write_results(farm, batch, results)
+        if as_json:
+            print_json({"batch": batch, "results": str(results), **written})
+        else:
+            click.echo(f"{written['output']} images and {written['errors']} rows without one: {results}")
+        return
     with farm.database.read() as connection:
         known = list_batches(connection, limit)
     if as_json:

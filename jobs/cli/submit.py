@@ -27,7 +27,7 @@ _SHOWN = 20
 @click.command(
     name="submit",
     epilog='Examples: chorale submit "a red vase on marble" --size 2048x2048 --queue overnight; '
-    'chorale submit catalog.csv --template "a studio photo of a {color} {product}" --size 512x512',
+    'chorale submit examples/catalog.csv --template "a {color} {product} {place}" --size 512x512',
 )
 @spec_options
 @click.option("--queue", default="default", show_default=True, help="Queue to put the jobs into.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -11,7 +12,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from jobs.cli.farm_options import ago, counted, farm_options, print_json
+from jobs.cli.farm_options import ago, counted, duration, farm_options, print_json
 from jobs.errors import GroupFailed, JobCancelled, JobTimedOut
 from jobs.farm import Farm
 from jobs.state.machine import ENDED
@@ -22,28 +23,33 @@ _LOOK_S = 0.5
 _ROWS = 20
 
 
-@click.command(epilog="Examples: chorale watch; chorale watch --batch 8c1f --until-done")
+@click.command(epilog="Examples: chorale watch; chorale watch --batch 8c1f00aa3b52 --until-done")
 @click.option("--batch", default=None, help="Only this batch.")
 @click.option("--queue", default=None, help="Only this queue.")
 @click.option("--until-done", is_flag=True, help="End when nothing waits or renders any more.")
 @farm_options
 def watch(farm: Farm, as_json: bool, batch: str | None, queue: str | None, until_done: bool) -> None:
     """Watch jobs live: what renders, how far it is, what waits. Ctrl-C ends the watching, not the jobs."""
-    wanted = Filter(batch=batch, queue=queue)
-    console = Console()
-    with Live(console=console, auto_refresh=False, transient=False) as live:
+    wanted, pace, console = Filter(batch=batch, queue=queue), _Pace(), Console()
+    drawn = console.is_terminal and not as_json
+    said = ""
+    with Live(console=console, auto_refresh=False) if drawn else nullcontext() as live:
         while True:
             counts, living = _look(farm, wanted)
-            if as_json:
+            for row in living:
+                row["seconds_left"] = pace.seconds_left(row)
+            if live is not None:
+                live.update(_picture(counts, living), refresh=True)
+            elif as_json:
                 print_json({"counts": counts, "jobs": living})
-            else:
-                live.update(_picture(counts, living), refresh=console.is_terminal)
+            elif (line := _line(counts, living)) != said:
+                click.echo(said := line)
             if until_done and not _unfinished(counts):
                 return
             time.sleep(_LOOK_S)
 
 
-@click.command(epilog="Examples: chorale wait 3fa9; chorale wait --batch 8c1f --timeout 3600")
+@click.command(epilog="Examples: chorale wait 3fa9; chorale wait --batch 8c1f00aa3b52 --timeout 3600")
 @click.argument("job", required=False)
 @click.option("--batch", default=None, help="All jobs of this batch.")
 @click.option("--timeout", type=float, default=None, help="Seconds after which to give up (exit 5).")
@@ -90,12 +96,32 @@ def _unfinished(counts: dict[str, int]) -> bool:
     return any(_living(counts).values())
 
 
+class _Pace:
+    """How fast jobs get on, as far as has been watched."""
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[str, int], tuple[float, float]] = {}
+
+    def seconds_left(self, row: dict[str, Any]) -> float | None:
+        """Estimated; None while nothing has moved yet."""
+        at, progress = time.monotonic(), row["progress"]
+        began, had = self._first.setdefault((row["id"], row["fence"]), (at, progress))
+        return None if progress <= had else (1 - progress) * (at - began) / (progress - had)
+
+
+def _line(counts: dict[str, int], living: list[dict[str, Any]]) -> str:
+    """Where there is no terminal: a line for every tenth of a job."""
+    jobs = ", ".join(f"{row['id']} {row['state']} {int(row['progress'] * 10) * 10} %" for row in living)
+    return counted(counts) + (f": {jobs}" if jobs else "")
+
+
 def _picture(counts: dict[str, int], living: list[dict[str, Any]]) -> Group:
     table = Table(box=None, pad_edge=False)
-    for name in ("job", "state", "progress", "", "age", "prompt"):
+    for name in ("job", "state", "progress", "", "left", "age", "prompt"):
         table.add_column(name)
     for row in living:
         bar = ProgressBar(total=1.0, completed=row["progress"], width=24)
-        prompt = row["prompt"][:60]
-        table.add_row(row["id"], row["state"], bar, f"{row['progress']:.0%}", ago(row["created"]), prompt)
+        left = "" if row["seconds_left"] is None else duration(row["seconds_left"])
+        share, age, prompt = f"{row['progress']:.0%}", ago(row["created"]), row["prompt"][:60]
+        table.add_row(row["id"], row["state"], bar, share, left, age, prompt)
     return Group(counted(counts), table)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,12 @@ class AttemptLog:
         moment = datetime.now().astimezone().isoformat(timespec="seconds")
         with self.path.open("a", encoding="utf-8") as file:
             file.write(f"{moment} {text}\n")
+
+    def collect(self, folder: Path) -> None:
+        """Copy the log to where those of all nodes are; a log that cannot be copied stays where it is."""
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.path, folder / self.path.name)
 
     def hear(self, news: dict[str, Any]) -> None:
         """Write down the ranks' news that are worth it."""

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from infra.errors import ServiceError
 from jobs.errors import GroupBrokeOff, JobError, JobStopped, LostRace
-from jobs.farm import Farm, images_folder
+from jobs.farm import Farm, images_folder, logs_folder
 from jobs.image_folder import finished_image, marker_text
 from jobs.node.hardware import gpu_count, interface_of
 from jobs.node.heart import Heart, patiently
@@ -83,6 +83,7 @@ class Part:
             self._fail(f"{type(exc).__name__}: {exc}".splitlines()[0], self.claimed.node)
         finally:
             self._heart.stop()
+            self._log.collect(logs_folder(self.farm.settings))
             if self.next is None:
                 with contextlib.suppress(ServiceError):
                     patiently(self.farm.database, lambda connection: let_go(connection, self.claimed))

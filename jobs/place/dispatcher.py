@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 from sqlalchemy import Connection, func, select, update
@@ -12,6 +12,7 @@ from jobs.errors import LostRace
 from jobs.place.placement import AGEING_S, Decision, Node, Running, Want, place
 from jobs.state.attempts import bad_nodes, reserve, sweep
 from jobs.state.queues import DEFAULT_PRIORITY, queue_rules, stop_closed
+from jobs.state.rates import Rates, read_rates, slot_seconds_left
 from jobs.state.tables import attempts, jobs, leases, members, nodes, queues
 
 LEASE_S = 5.0
@@ -49,12 +50,13 @@ def dispatch(
 def decide(connection: Connection, moment: float | None = None) -> Decision:
     """Which waiting jobs start now, and where."""
     rules = queue_rules(connection, moment)
-    up, running = _nodes(connection), _running(connection)
+    rates = read_rates(connection)
+    up, running = _nodes(connection), _running(connection, rates)
     if sum(node.slots for node in up) <= sum(sum(group.slots.values()) for group in running):
         return Decision(placed=())
     groups = Counter(group.queue for group in running)
     closed = [queue.name for queue in rules if not queue.takes(groups[queue.name])]
-    return place(up, running, _wants(connection, closed, up), rules)
+    return place(up, running, _wants(connection, closed, up, rates), rules)
 
 
 def wait_for_placing(connection: Connection) -> None:
@@ -90,21 +92,38 @@ def _nodes(connection: Connection) -> list[Node]:
     ]
 
 
-def _running(connection: Connection) -> list[Running]:
+def _running(connection: Connection, rates: Rates) -> list[Running]:
     statement = (
-        select(attempts.c.id, attempts.c.job, jobs.c.owner, jobs.c.queue, members.c.node, members.c.slots)
+        select(
+            attempts.c.id,
+            attempts.c.job,
+            *(jobs.c[name] for name in ("owner", "queue", "model", "work", "progress")),
+            members.c.node,
+            members.c.slots,
+        )
         .join(members, members.c.attempt == attempts.c.id)
         .join(jobs, jobs.c.id == attempts.c.job)
         .where(attempts.c.ended.is_(None))
     )
-    groups: dict[str, Running] = {}
-    for row in connection.execute(statement):
-        group = groups.setdefault(row.id, Running(job=row.job, owner=row.owner, queue=row.queue, slots={}))
-        group.slots[row.node] = len(row.slots)
-    return list(groups.values())
+    rows = list(connection.execute(statement))
+    slots: dict[str, dict[str, int]] = defaultdict(dict)
+    for row in rows:
+        slots[row.id][row.node] = len(row.slots)
+    found = {}
+    for row in rows:
+        left = slot_seconds_left(rates, row.model, row.work, row.progress)
+        held = slots[row.id]
+        found[row.id] = Running(
+            job=row.job,
+            owner=row.owner,
+            queue=row.queue,
+            slots=held,
+            ends_in=None if left is None else left / sum(held.values()),
+        )
+    return list(found.values())
 
 
-def _wants(connection: Connection, closed: list[str], up: list[Node]) -> list[Want]:
+def _wants(connection: Connection, closed: list[str], up: list[Node], rates: Rates) -> list[Want]:
     """The waiting jobs that come first of each queue and owner, those of closed queues left out."""
     moment = now()
     waited = moment - jobs.c.created
@@ -114,7 +133,8 @@ def _wants(connection: Connection, closed: list[str], up: list[Node]) -> list[Wa
     turn = func.row_number().over(
         partition_by=(jobs.c.queue, jobs.c.owner), order_by=(points.desc(), jobs.c.created, jobs.c.id)
     )
-    columns = [jobs.c[name] for name in ("id", "owner", "queue", "least_ranks", "most_ranks", "memory_bytes")]
+    names = ("id", "owner", "queue", "least_ranks", "most_ranks", "memory_bytes", "model", "work", "progress")
+    columns = [jobs.c[name] for name in names]
     named = (base.label("base"), points.label("points"), waited.label("waited"), turn.label("turn"))
     ready = (jobs.c.not_before.is_(None)) | (jobs.c.not_before <= moment)
     waiting = (
@@ -137,10 +157,17 @@ def _wants(connection: Connection, closed: list[str], up: list[Node]) -> list[Wa
             least=row.least_ranks,
             most=row.most_ranks,
             memory_bytes=None if row.memory_bytes is None else int(row.memory_bytes),
+            lasts=_lasts(row, rates),
             avoid=_avoidable(avoid.get(row.id, frozenset()), row.least_ranks, up),
         )
         for row in rows
     ]
+
+
+def _lasts(row: Any, rates: Rates) -> float | None:
+    """On as few ranks as it takes, which is the longest."""
+    left = slot_seconds_left(rates, row.model, row.work, row.progress)
+    return None if left is None else left / int(row.least_ranks)
 
 
 def _avoidable(bad: frozenset[str], ranks: int, up: list[Node]) -> frozenset[str]:

@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, Connection, exists, func, insert, select, 
 from infra.database import now
 from jobs.place.placement import Placed
 from jobs.state.machine import HOLDING, change
+from jobs.state.rates import learn
 from jobs.state.tables import attempts, jobs, members, nodes
 
 MOST_ATTEMPTS = 4
@@ -217,6 +218,7 @@ def finish(connection: Connection, part: Assignment, root: str, model_seconds: f
         progress=1.0,
         model_seconds=seconds,
     )
+    learn(connection, part.attempt)
     _end(connection, part.attempt, "done", None)
 
 

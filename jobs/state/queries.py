@@ -20,6 +20,7 @@ _COLUMNS = (
     "owner",
     "priority",
     "progress",
+    "fence",
     "attempts",
     "created",
     "changed",

@@ -124,6 +124,7 @@ def _job_row(each: Asked, terms: Terms) -> dict[str, Any]:
         "least_ranks": least,
         "most_ranks": most,
         "memory_bytes": _memory(spec, facts, least) + weights,
+        "work": float(_shape(_geometry(spec), facts)[2]),
         "state": "queued",
         "not_before": terms.not_before,
         "deadline": terms.deadline,
@@ -153,10 +154,11 @@ def _memory(spec: Spec, facts: ModelFacts, ranks: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def _shape(spec: Spec, facts: ModelFacts) -> tuple[int, int]:
-    """(evaluations per step of the last stage, bytes of one rank); the same for every row of a catalog."""
-    last = make_plan(spec, facts, 1).stages[-1]
-    return last.tiling.evaluations, max(last.memory_bytes)
+def _shape(spec: Spec, facts: ModelFacts) -> tuple[int, int, int]:
+    """(evaluations per step of the last stage, bytes of one rank, work); the same for all of a catalog."""
+    plan = make_plan(spec, facts, 1)
+    last = plan.stages[-1]
+    return last.tiling.evaluations, max(last.memory_bytes), plan.work
 
 
 def _geometry(spec: Spec) -> Spec:

@@ -79,6 +79,8 @@ jobs = Table(
     Column("progress", Double, nullable=False, default=0.0),
     Column("root", String(64)),
     Column("model_seconds", Double, nullable=False, default=0.0),
+    # Latents that its evaluations cover over all steps; what slot seconds are estimated from.
+    Column("work", Double),
     Index(None, "state", "queue", "created"),
     Index(None, "created"),
 )
@@ -144,6 +146,16 @@ members = Table(
     Column("ready", Boolean, nullable=False, default=False),
     Column("claimed_by", String(64)),
     Column("lease_until", Double),
+)
+
+rates = Table(
+    "rates",
+    metadata,
+    Column("model", String(512), primary_key=True),
+    Column("device", String(64), primary_key=True),
+    # Of finished jobs, recent ones counting most; only their ratio means anything.
+    Column("work", Double, nullable=False),
+    Column("slot_seconds", Double, nullable=False),
 )
 
 leases = Table(

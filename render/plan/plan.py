@@ -86,6 +86,17 @@ class Plan:
         return max(stage.tiling.evaluations for stage in self.stages)
 
     @cached_property
+    def work(self) -> int:
+        """Latents that all evaluations of all steps cover: what the time of a render is proportional to."""
+        return sum(
+            stage.steps
+            * stage.tiling.evaluations
+            * stage.stage.grid.rows.window
+            * stage.stage.grid.cols.window
+            for stage in self.stages
+        )
+
+    @cached_property
     def model_calls(self) -> int:
         """Model calls of the busiest rank over the whole image."""
         return sum(max(stage.calls_per_step) * stage.steps for stage in self.stages)

@@ -273,7 +273,9 @@ def test_a_warm_group_gives_way_to_a_better_claim(farm: Database) -> None:
     ((node, attempt, _), _) = dispatch(farm, "a")
     part = claimed(farm, attempt, node)
     assert part is not None
-    ask(farm, count=3)
+    # Too long to be done before the other node is free.
+    long = Spec(prompt="a long one", width=1024, height=1024, steps=100)
+    submit(farm, [Asked(row=8, custom_id="8", spec=long)], "long", Terms(owner="me", ranks=1))
     gang = Asked(row=9, custom_id="9", spec=Spec(prompt="a gang", width=128, height=128))
     submit(farm, [gang], "gang", Terms(owner="me", ranks=2, priority=100))
     rendering(farm, first, part)

@@ -1,0 +1,82 @@
+"""Whether the queues fit into their windows: what `chorale estimate` tells."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from infra.database import now
+from jobs.place.forecast import Load, forecast
+from jobs.state.machine import ENDED
+from jobs.state.nodes import list_nodes
+from jobs.state.queues import list_queues
+from jobs.state.rates import read_rates, slot_seconds_left
+from jobs.state.tables import jobs
+from jobs.state.windows import TimeWindow
+
+
+def estimate(connection: Connection) -> list[dict[str, Any]]:
+    """Per queue with work: jobs, those of unknown length, slot hours, its end, whether that fits, and how
+    many deadlines it misses. Times are seconds since the epoch."""
+    moment = connection.execute(select(now())).scalar_one()
+    slots = sum(node["slots"] for node in list_nodes(connection) if node["up"] and not node["draining"])
+    known, tallies = read_rates(connection), defaultdict[str, _Tally](_Tally)
+    living = select(
+        jobs.c.queue, jobs.c.model, jobs.c.work, jobs.c.progress, jobs.c.most_ranks, jobs.c.deadline
+    ).where(jobs.c.state.not_in((*ENDED, "paused")))
+    for row in connection.execute(living):
+        tallies[row.queue].add(row, slot_seconds_left(known, row.model, row.work, row.progress))
+    rules = {queue["name"]: queue for queue in list_queues(connection)}
+    loads = [_load(name, tally, rules[name]) for name, tally in sorted(tallies.items())]
+    ends = forecast(loads, slots, moment)
+    return [_line(load, tallies[load.queue], ends[load.queue], moment) for load in loads]
+
+
+class _Tally:
+    """A queue's living jobs, added up."""
+
+    def __init__(self) -> None:
+        self.jobs = self.unknown = self.most_ranks = 0
+        self.slot_seconds = 0.0
+        self.deadlines: list[float] = []
+
+    def add(self, row: Any, slot_seconds: float | None) -> None:
+        self.jobs += 1
+        self.most_ranks = max(self.most_ranks, row.most_ranks)
+        if slot_seconds is None:
+            self.unknown += 1
+        else:
+            self.slot_seconds += slot_seconds
+        if row.deadline is not None:
+            self.deadlines.append(row.deadline)
+
+
+def _load(name: str, tally: _Tally, rules: dict[str, Any]) -> Load:
+    limit, window = rules["group_limit"], rules["time_window"]
+    return Load(
+        queue=name,
+        priority=rules["priority"],
+        slot_seconds=tally.slot_seconds,
+        most_slots=None if limit is None else limit * tally.most_ranks,
+        window=None if window is None else TimeWindow.parse(window),
+        paused=rules["paused"],
+    )
+
+
+def _line(load: Load, tally: _Tally, ends: float | None, moment: float) -> dict[str, Any]:
+    closes = None
+    if load.window is not None:
+        change = load.window.next_change(moment)
+        closes = change if load.window.is_open(moment) else load.window.next_change(change)
+    return {
+        "queue": load.queue,
+        "jobs": tally.jobs,
+        "unknown": tally.unknown,
+        "slot_hours": tally.slot_seconds / 3600,
+        "ends": ends,
+        "closes": closes,
+        "fits": ends is not None and not tally.unknown and (closes is None or ends <= closes),
+        "deadlines_missed": sum(ends is None or deadline < ends for deadline in tally.deadlines),
+    }

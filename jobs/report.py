@@ -1,0 +1,183 @@
+"""The morning after: what was done, what it took, what failed and where, what is missing."""
+
+from __future__ import annotations
+
+import html
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from infra.database import now
+from jobs.state.machine import ENDED
+from jobs.state.nodes import list_nodes
+from jobs.state.tables import attempts, batches, entries, jobs, members
+
+_SLOWEST = 5
+_HEAD = (
+    '<!doctype html><meta charset="utf-8"><title>Chorale</title><style>'
+    "body{font:15px system-ui;margin:2rem;color:#222}td,th{text-align:left;padding:.2rem 1rem .2rem 0}"
+    "</style>"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """Which jobs; `since` is in seconds since the epoch."""
+
+    queue: str | None = None
+    batch: str | None = None
+    since: float = 0.0
+
+
+def make_report(connection: Connection, scope: Scope) -> dict[str, Any]:
+    """Everything, as JSON types; times in seconds."""
+    moment: float = connection.execute(select(now())).scalar_one()
+    chosen = _jobs(connection, scope)
+    spent = _spent(connection, scope.since, moment)
+    mine = {job: spent.get(job, _Spent()) for job in chosen}
+    counts: dict[str, int] = defaultdict(int)
+    for row in chosen.values():
+        counts[row.state] += 1
+    first = min((row.created for row in chosen.values()), default=moment)
+    period = moment - max(scope.since, first)
+    have = sum(node["slots"] for node in list_nodes(connection) if node["up"])
+    done = [row for row in chosen.values() if row.state == "done"]
+    slowest = sorted(done, key=lambda row: mine[row.id].seconds, reverse=True)[:_SLOWEST]
+    return {
+        "at": moment,
+        "since": scope.since or first,
+        "jobs": dict(counts),
+        "missing": [row.id for row in chosen.values() if row.state not in ENDED],
+        "failed": [
+            {"job": row.id, "prompt": row.prompt, "reason": row.reason, "node": mine[row.id].failed_on}
+            for row in chosen.values()
+            if row.state == "failed"
+        ],
+        "model_seconds": sum(row.model_seconds for row in chosen.values()),
+        "slot_seconds": sum(each.seconds for each in mine.values()),
+        "lost_slot_seconds": sum(each.lost for each in mine.values()),
+        "idle_slot_seconds": max(0.0, have * period - sum(each.seconds for each in spent.values())),
+        "retries": sum(max(0, each.attempts - 1) for each in mine.values()),
+        "owners": _added_up(chosen, mine, {row.id: [row.owner] for row in chosen.values()}),
+        "batches": _added_up(chosen, mine, _batches(connection, scope)),
+        "slowest": [
+            {"job": row.id, "prompt": row.prompt, "slot_seconds": mine[row.id].seconds} for row in slowest
+        ],
+    }
+
+
+@dataclass
+class _Spent:
+    """Slot seconds of a job's attempts; lost are those of attempts that brought no image by themselves."""
+
+    seconds: float = 0.0
+    lost: float = 0.0
+    attempts: int = 0
+    failed_on: str | None = None
+
+
+def _jobs(connection: Connection, scope: Scope) -> dict[str, Any]:
+    """The jobs that live, or have ended in the period."""
+    prompt = jobs.c.spec["prompt"].as_string().label("prompt")
+    columns = [jobs.c[name] for name in ("id", "state", "reason", "owner", "created", "model_seconds")]
+    recent = jobs.c.ended.is_(None) | (jobs.c.ended >= scope.since) | jobs.c.state.not_in(ENDED)
+    statement = select(*columns, prompt).where(recent).order_by(jobs.c.created, jobs.c.id)
+    if scope.queue is not None:
+        statement = statement.where(jobs.c.queue == scope.queue)
+    if scope.batch is not None:
+        statement = statement.where(
+            jobs.c.id.in_(select(entries.c.job).where(entries.c.batch == scope.batch))
+        )
+    return {row.id: row for row in connection.execute(statement)}
+
+
+def _spent(connection: Connection, since: float, moment: float) -> dict[str, _Spent]:
+    statement = (
+        select(attempts, members.c.slots)
+        .join(members, members.c.attempt == attempts.c.id)
+        .where((attempts.c.ended.is_(None)) | (attempts.c.ended >= since))
+        .order_by(attempts.c.created)
+    )
+    found: dict[str, _Spent] = defaultdict(_Spent)
+    for row in connection.execute(statement):
+        each = found[row.job]
+        end = moment if row.ended is None else row.ended
+        seconds = (end - max(since, row.created)) * len(row.slots)
+        each.seconds += seconds
+        each.attempts = max(each.attempts, row.fence)
+        if row.ended is not None and row.reason != "done":
+            each.lost += seconds
+            each.failed_on = row.failed_node or each.failed_on
+    return found
+
+
+def _batches(connection: Connection, scope: Scope) -> dict[str, list[str]]:
+    """Job -> names of its batches."""
+    statement = select(entries.c.job, entries.c.batch, batches.c.name).join(
+        batches, batches.c.id == entries.c.batch
+    )
+    if scope.batch is not None:
+        statement = statement.where(entries.c.batch == scope.batch)
+    found: dict[str, list[str]] = defaultdict(list)
+    for row in connection.execute(statement):
+        found[row.job].append(f"{row.batch} ({row.name})")
+    return found
+
+
+def _added_up(
+    chosen: dict[str, Any], mine: dict[str, _Spent], names: dict[str, list[str]]
+) -> dict[str, dict[str, float]]:
+    """Name -> jobs, done, failed, model and slot seconds. A job of two batches counts in both."""
+    found: dict[str, dict[str, float]] = {}
+    for job, row in chosen.items():
+        for name in names.get(job, []):
+            empty = {"jobs": 0.0, "done": 0.0, "failed": 0.0, "model_seconds": 0.0, "slot_seconds": 0.0}
+            line = found.setdefault(name, empty)
+            line["jobs"] += 1
+            line["done"] += row.state == "done"
+            line["failed"] += row.state == "failed"
+            line["model_seconds"] += row.model_seconds
+            line["slot_seconds"] += mine[job].seconds
+    return found
+
+
+def headline(report: dict[str, Any]) -> str:
+    """One line: what a subject or a chat message says."""
+    counts = ", ".join(f"{count:,} {state}" for state, count in sorted(report["jobs"].items()))
+    return f"Chorale: {counts or 'no jobs'}"
+
+
+def as_html(report: dict[str, Any]) -> str:
+    """A page of its own, readable in a mail."""
+    figures = [
+        ("model hours", report["model_seconds"] / 3600),
+        ("slot hours", report["slot_seconds"] / 3600),
+        ("of them lost", report["lost_slot_seconds"] / 3600),
+        ("idle slot hours", report["idle_slot_seconds"] / 3600),
+    ]
+    parts = [f"<h1>{html.escape(headline(report))}</h1>"]
+    parts.append(_table(("figure", "value"), [(name, f"{value:.2f}") for name, value in figures]))
+    for title in ("batches", "owners"):
+        rows = [
+            (name, f"{line['jobs']:.0f}", f"{line['done']:.0f}", f"{line['failed']:.0f}",
+             f"{line['slot_seconds'] / 3600:.2f}")
+            for name, line in report[title].items()
+        ]  # fmt: skip
+        parts.append(f"<h2>{title}</h2>" + _table(("name", "jobs", "done", "failed", "slot hours"), rows))
+    if report["failed"]:
+        failed = [(row["job"], row["prompt"], row["reason"], row["node"] or "-") for row in report["failed"]]
+        parts.append("<h2>failed</h2>" + _table(("job", "prompt", "reason", "node"), failed))
+    if report["slowest"]:
+        slow = [(row["job"], row["prompt"], f"{row['slot_seconds']:.0f} s") for row in report["slowest"]]
+        parts.append("<h2>slowest</h2>" + _table(("job", "prompt", "slot seconds"), slow))
+    return _HEAD + "".join(parts)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    def line(cells: tuple[str, ...], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return "<table>" + line(head, "th") + "".join(line(row, "td") for row in rows) + "</table>"

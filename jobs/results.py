@@ -1,0 +1,44 @@
+"""The results of a batch, row by row, as a shop reads them back: output.jsonl and errors.jsonl."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sqlalchemy import select
+
+from jobs.farm import Farm, images_folder
+from jobs.state.tables import batches, entries, jobs
+from render.errors import BadInput
+from render.picture.manifest import KEY
+
+
+def write_results(farm: Farm, batch: str, folder: Path) -> dict[str, int]:
+    """Write both files; how many rows each has. Raises `BadInput` for an unknown batch."""
+    columns = (jobs.c.id, jobs.c.digest, jobs.c.state, jobs.c.reason, jobs.c.root)
+    rows = (
+        select(entries.c.row, entries.c.custom_id, *columns)
+        .join(jobs, jobs.c.id == entries.c.job)
+        .where(entries.c.batch == batch)
+        .order_by(entries.c.row)
+    )
+    counts = {"output": 0, "errors": 0}
+    images = images_folder(farm.settings)
+    with farm.database.read() as connection:
+        if connection.execute(select(batches.c.id).where(batches.c.id == batch)).first() is None:
+            raise BadInput("batch", batch, "is not known; chorale batches shows those that are")
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            (folder / "output.jsonl").open("w", encoding="utf-8") as output,
+            (folder / "errors.jsonl").open("w", encoding="utf-8") as errors,
+        ):
+            for row in connection.execute(rows):
+                line = {"custom_id": row.custom_id, "row": row.row, "job": row.id, "digest": row.digest}
+                if row.state == "done":
+                    line |= {"root": row.root, "manifest": str(images / row.digest / KEY)}
+                else:
+                    line |= {"state": row.state, "reason": row.reason}
+                file, name = (output, "output") if row.state == "done" else (errors, "errors")
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                counts[name] += 1
+    return counts

@@ -1,0 +1,121 @@
+"""Every example in the README and in the commands' help is run, with sizes made small and ids made real."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from jobs.cli.main import cli
+from tests.support.cli import CHORALE, last_json, start, wait_until
+
+ROOT = Path(__file__).parent.parent.parent
+FOREVER = ("agent", "up")
+"""Commands that run until they are stopped."""
+SMALL = (("--size", "128x128"), ("--steps", "1"))
+
+
+def examples() -> list[str]:
+    found = []
+    for command in cli.commands.values():
+        text = (command.epilog or "").partition(":")[2]
+        found += [part.strip() for part in text.split("; ")]
+    readme = (ROOT / "README.md").read_text()
+    for block in re.findall(r"```\n(.*?)```", readme, re.DOTALL):
+        found += [line.partition("   #")[0].strip() for line in block.splitlines()]
+    return sorted({line for line in found if line.startswith("chorale ")})
+
+
+def test_every_command_has_an_example() -> None:
+    shown = {shlex.split(line)[1] for line in examples()}
+    assert cli.commands.keys() - shown == set()
+
+
+class Home:
+    """A farm with a done job, a node, and an image in out/vase."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {"XDG_DATA_HOME": str(folder), "CHORALE_WARM_S": "0"}
+        (folder / "examples").symlink_to(ROOT / "examples")
+        (folder / "out").mkdir()
+
+    done: tuple[str, str]
+    """(job, batch) of the done one."""
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*CHORALE, *words],
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            env=os.environ | self.environment,
+            timeout=120,
+        )
+
+    def submit(self, prompt: str) -> tuple[str, str]:
+        """(job, batch) of a new image."""
+        receipt = last_json(self.run("submit", prompt, "--size", "128x128", "--steps", "1", "--json").stdout)
+        listed = last_json(self.run("list", "--batch", receipt["batch"], "--json").stdout)
+        return listed["jobs"][0]["id"], receipt["batch"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    made = Home(tmp_path_factory.mktemp("home"))
+    rendered = made.run("render", "a vase", "--size", "128x128", "--steps", "1", "--out", "out/vase")
+    assert rendered.returncode == 0, rendered.stderr
+    made.done = made.submit("a done vase")
+    farm = start("up", "--slots", "1", **made.environment, CHORALE_NODE="n1")
+    try:
+        finished = made.run("wait", made.done[0], "--timeout", "100")
+        assert finished.returncode == 0, finished.stderr
+    finally:
+        farm.send_signal(signal.SIGTERM)
+        farm.communicate(timeout=60)
+    return made
+
+
+@pytest.mark.parametrize("line", examples())
+def test_the_example_works(home: Home, line: str) -> None:
+    words = shlex.split(line)[1:]
+    if words[0] in FOREVER:
+        process = start(*_own_address(words), **home.environment)
+        wait_until(lambda: any(node["up"] for node in _nodes(home)), 30)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+        return
+    finished = home.run(*_prepared(home, words))
+    assert finished.returncode == 0, (line, finished.stderr)
+
+
+def _prepared(home: Home, words: list[str]) -> list[str]:
+    """The same command, small, about things that are there."""
+    verb = words[0]
+    done, batch = home.done
+    if "3fa9" in words and verb in ("cancel", "pause", "resume", "retry", "priority"):
+        done, _ = home.submit(f"for {' '.join(words)}")
+        before = {"resume": "pause", "retry": "cancel"}.get(verb)
+        if before:
+            home.run(before, done)
+    words = [done if word == "3fa9" else batch if word == "8c1f00aa3b52" else word for word in words]
+    if verb in ("render", "submit"):
+        for flag, value in SMALL:
+            words += [flag, value]
+        words += ["--out", f"out/{abs(hash(tuple(words)))}"] if verb == "render" else []
+    if verb == "watch":
+        words += ["--until-done", "--batch", batch]
+    return words
+
+
+def _own_address(words: list[str]) -> list[str]:
+    return ["127.0.0.1" if word == "10.0.0.11" else word for word in words]
+
+
+def _nodes(home: Home) -> list[dict[str, object]]:
+    nodes: list[dict[str, object]] = last_json(home.run("nodes", "--json").stdout)["nodes"]
+    return nodes
