@@ -1,9 +1,9 @@
-# Four commands for people and CI alike; each makes the environment it needs.
+# Commands for people and CI alike; each makes the environment it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench chaos clean
 
 demo: $(READY)  ## a small farm renders a picture with two ranks, verifies it, says where it is
 	@$(BIN)/python examples/demo.py
@@ -15,6 +15,9 @@ check: $(READY)  ## style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+chaos: $(READY)  ## three hosts, forty jobs, sixty faults; the table goes into bench/RESULTS.md
+	@$(BIN)/python -m bench.chaos $(ARGS)
 
 bench: $(READY)  ## measure, and write the figures into bench/RESULTS.md
 	@$(BIN)/python -m bench $(ARGS)

@@ -10,6 +10,7 @@ SettingError           the root of what is wrong with the settings
 ServiceError           the root of what a service has done to us
   BrokerUnreachable    no broker at the address
   DatabaseUnreachable  no database at the address, or none that lets us in
+  NotifyFailed         a message to people that could not be delivered
 """
 
 from __future__ import annotations
@@ -57,3 +58,7 @@ class BrokerUnreachable(ServiceError):
 
 class DatabaseUnreachable(ServiceError):
     """The database does not answer."""
+
+
+class NotifyFailed(ServiceError):
+    """A message could not be delivered."""

@@ -15,6 +15,13 @@ _PART = ".part-"
 """Begins the names of files that are being written; a crash may leave some, and they are never listed."""
 
 
+_PASSING = frozenset(
+    getattr(errno, name)
+    for name in ("EIO", "EINTR", "EAGAIN", "ETIMEDOUT", "EROFS", "ESTALE", "ENOTCONN", "EHOSTDOWN", "ENODEV")
+)
+"""What a shared folder says while its server is away, or after its disk was mounted for reading only."""
+
+
 class LocalStore:
     """The `Store` protocol over a folder. The folder is made at the first write."""
 
@@ -105,6 +112,6 @@ def _translated(key: str) -> Iterator[None]:
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorePermanent(f"{key}: the disk is full; free some space and render again") from exc
-        if exc.errno in (errno.EIO, errno.EINTR, errno.EAGAIN, errno.ETIMEDOUT):
+        if exc.errno in _PASSING:
             raise StoreRetryable(f"{key}: {exc.strerror}; try again") from exc
         raise StorePermanent(f"{key}: {exc.strerror}") from exc

@@ -23,6 +23,7 @@ from celery import Celery
 
 from infra.errors import ServiceError
 from jobs.farm import Farm
+from jobs.morning import send_due, wanted
 from jobs.node.tasks import BELL, bell_path, make_app, queue_of, ring
 from jobs.place.dispatcher import dispatch
 from jobs.state.attempts import LEASE_S, unclaimed
@@ -33,6 +34,8 @@ _ROUND_S = 1.0
 _OFFER_S = 0.6
 """For so long warm groups may take a new attempt before a group is started for it."""
 _RENEW_S = 2.0
+_REPORT_S = 10.0
+"""Between two looks for ended batches and closed queues, where reports are wanted."""
 _STOP_S = 15.0
 
 
@@ -54,6 +57,7 @@ class Agent:
     _supervisors: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _offered: set[str] = field(default_factory=set)
     _renewed: float = 0.0
+    _reported: float = 0.0
     _steady_since: float = field(default_factory=time.monotonic)
     _worker: subprocess.Popen[bytes] | None = None
     _app: Celery | None = None
@@ -102,6 +106,9 @@ class Agent:
         # Right after the database was away all leases look old; their holders get the time to renew them.
         steady = time.monotonic() - self._steady_since > LEASE_S
         bells = dispatch(self.farm.database, self.name, sweeping=steady)
+        if wanted(self.farm.settings) and time.monotonic() - self._reported > _REPORT_S:
+            self._reported = time.monotonic()
+            send_due(self.farm)
         with self.farm.database.read() as connection:
             waiting = unclaimed(connection, self.name)
         for attempt in waiting:

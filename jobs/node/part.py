@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from infra.errors import ServiceError
-from jobs.errors import GroupBrokeOff, JobError, JobStopped, LostRace
+from jobs.errors import UNREACHABLE, GroupBrokeOff, JobError, JobStopped, LostRace
 from jobs.farm import Farm, images_folder, logs_folder
 from jobs.image_folder import finished_image, marker_text
 from jobs.node.hardware import gpu_count, interface_of
@@ -72,12 +72,17 @@ class Part:
             node = f", since node {self.claimed.node} ends" if self.leaving() else ""
             self._fail(f"{exc}{node}", None, None)
         except GroupBrokeOff as exc:
-            # With mates, the node whose rank failed knows the reason; its word should come first.
-            if self.claimed.nodes > 1:
+            if self.claimed.nodes == 1:
+                self._fail(_last_line(exc), self.claimed.node)
+            else:
+                # The node whose rank failed knows the reason, and its word should come first. If none comes,
+                # a node or the network between them is gone, and the job is not to blame.
                 time.sleep(_MATES_S)
-            self._fail(_last_line(exc), self.claimed.node if self.claimed.nodes == 1 else None)
+                self._fail(_last_line(exc), None, "outages")
         except JobError as exc:
-            self._fail(str(exc), self.claimed.node)
+            # A service that is away is nobody's fault on this node.
+            away = exc.code == UNREACHABLE
+            self._fail(str(exc), None if away else self.claimed.node, "outages" if away else "attempts")
         except Exception as exc:
             traceback.print_exc()
             self._fail(f"{type(exc).__name__}: {exc}".splitlines()[0], self.claimed.node)

@@ -85,6 +85,7 @@ class _Rank:
         import torch
 
         from infra.store.local import LocalStore
+        from infra.store.patient import PatientStore
         from render.denoise.checkpoints import Keeper
         from render.denoise.group import choose_device, join
         from render.engine import render_image
@@ -99,7 +100,7 @@ class _Rank:
         spec = Spec.from_mapping(request.spec)
         adapter = self._adapter(request, device, spec.dtype)
         self._group = self._group or join(device)
-        sink = LocalStore(Path(request.out))
+        sink = PatientStore(LocalStore(Path(request.out)))
         say = _voice(self.report)
         keeper: Keeper = Keeper(
             sink,

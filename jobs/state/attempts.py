@@ -28,9 +28,10 @@ START_S = 60.0
 """A group that is not complete after so long is released."""
 _BACKOFF_S = 2.0
 """Doubles with each attempt."""
+_MOST_DOUBLINGS = 5
 
 
-Tally = Literal["attempts", "losses"]
+Tally = Literal["attempts", "losses", "outages"]
 Verdict = Literal["go on", "stop", "leave"]
 """Of a supervisor's beat: stop after the step and keep what is done, or leave at once."""
 _INTERRUPTED = ("paused", "queued")
@@ -227,9 +228,9 @@ def fail(
 ) -> None:
     """End an attempt without an image, and put its job back into the queue, or fail it after too many.
 
-    `tally` says what it counts as: an attempt that failed by the job's own fault, or one that was lost (a
-    node that died, a group that never met), of which it takes many more; None for a stop that was asked
-    for. Harmless when the attempt has ended, or the job has been cancelled.
+    `tally` says what it counts as: an attempt that failed by the job's own fault, or one that was lost with
+    its node or by an outage, of which it takes many more; None for a stop that was asked for. Harmless when
+    the attempt has ended, or the job has been cancelled.
     """
     # The job before the attempt, as everywhere, so that two of us never wait for each other; and locked, so
     # that nobody changes it between this look and our change.
@@ -237,13 +238,15 @@ def fail(
     row = connection.execute(wanted.where(attempts.c.id == attempt).with_for_update(of=jobs)).one()
     if not _end(connection, attempt, reason, node) or row.state not in HOLDING or row.fence != row.own:
         return
-    tries, losses = row.attempts + (tally == "attempts"), row.losses + (tally == "losses")
+    tries, losses = row.attempts + (tally == "attempts"), row.losses + (tally in ("losses", "outages"))
     tallies = {"attempts": tries, "losses": losses}
     if tries >= MOST_ATTEMPTS or losses >= MOST_LOSSES:
         text = f"gave up after {tries + losses} attempts: {reason}"
         change(connection, row.id, row.state, "failed", text, under=row.own, **tallies)
         return
-    pause = _BACKOFF_S * 2**tries if tally == "attempts" else 0.0
+    # A lost node's job goes on at once, on another; what else there was may need some time to pass.
+    doublings = min(tries + losses, _MOST_DOUBLINGS)
+    pause = _BACKOFF_S * 2**doublings if tally in ("attempts", "outages") else 0.0
     later = now() + pause
     change(connection, row.id, row.state, "queued", reason, under=row.own, not_before=later, **tallies)
 

@@ -94,6 +94,11 @@ def stop_closed(connection: Connection, moment: float | None = None) -> int:
     return stopped
 
 
+def is_open(window: str, moment: float) -> bool:
+    """Is a time window open at a moment?"""
+    return TimeWindow.parse(window).is_open(moment)
+
+
 def _opening(window: str | None, moment: float) -> dict[str, Any]:
     if window is None:
         return {"open": True, "changes": None}

@@ -38,6 +38,8 @@ queues = Table(
     Column("time_window", String(128)),
     Column("paused", Boolean, nullable=False, default=False),
     Column("shares", JSON, nullable=False, default=dict),
+    # Since when its window has been seen open; None while it is closed.
+    Column("opened", Double),
 )
 
 batches = Table(
@@ -48,6 +50,8 @@ batches = Table(
     Column("owner", String(128), nullable=False),
     Column("queue", String(64), nullable=False),
     Column("created", Double, nullable=False),
+    # When its report was sent, where reports are wanted.
+    Column("reported", Double),
 )
 
 jobs = Table(

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 CHORALE = [sys.executable, "-m", "jobs.cli.main"]
 
@@ -19,12 +19,14 @@ def chorale(*arguments: str, timeout: float = 300) -> subprocess.CompletedProces
     return subprocess.run([*CHORALE, *arguments], capture_output=True, text=True, timeout=timeout)
 
 
-def start(*arguments: str, prefix: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
+def start(
+    *arguments: str, prefix: tuple[str, ...] = (), log: IO[str] | None = None, **environment: str
+) -> subprocess.Popen[str]:
     """Start in a session of its own, as a terminal or a service would."""
     return subprocess.Popen(
         [*prefix, *CHORALE, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=log or subprocess.PIPE,
+        stderr=log or subprocess.PIPE,
         text=True,
         start_new_session=True,
         env=os.environ | environment,

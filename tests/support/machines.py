@@ -22,12 +22,24 @@ class Machines:
         self.agents: dict[str, subprocess.Popen[str]] = {}
 
     def boot(
-        self, name: str, slots: int = 1, address: str | None = None, prefix: tuple[str, ...] = ()
+        self,
+        name: str,
+        slots: int = 1,
+        address: str | None = None,
+        prefix: tuple[str, ...] = (),
+        wait: bool = True,
     ) -> None:
-        """Start an agent, on another host where a prefix says so, and wait until the farm knows it."""
+        """Start an agent, on another host where a prefix says so, and wait until the farm knows it.
+
+        Its processes carry a mark of the node beside the farm's.
+        """
         address = address or f"127.0.0.{len(self.agents) + 2}"
         words = ("agent", "--name", name, "--slots", str(slots), "--address", address)
-        self.agents[name] = start(*words, prefix=prefix, **self.environment)
+        own = {f"{self.mark}_{name}": "1"}
+        with (Path(self.environment["XDG_DATA_HOME"]) / f"{name}.log").open("a") as log:
+            self.agents[name] = start(*words, prefix=prefix, log=log, **self.environment, **own)
+        if not wait:
+            return
         wait_until(lambda: any(node["name"] == name and node["up"] for node in self.call("nodes")["nodes"]))
 
     def call(self, *words: str) -> dict[str, Any]:

@@ -41,35 +41,52 @@ def postgres_binaries() -> Path | None:
     return found[-1].parent if found else Path(on_path).parent if on_path else None
 
 
-@contextmanager
-def postgres_server(folder: Path, address: str = "127.0.0.1") -> Iterator[str]:
-    """A private PostgreSQL at an address of ours; yields its URL."""
-    binaries = postgres_binaries()
-    require(binaries, "PostgreSQL's server", "postgresql")
-    assert binaries is not None
-    port, data = free_port(), folder / "postgres"
-    data.mkdir()
-    user = _server_user(data)
+class Postgres:
+    """A private PostgreSQL at an address of ours, in a folder of its own."""
 
-    def call(program: str, *arguments: str) -> None:
+    def __init__(self, folder: Path, address: str = "127.0.0.1") -> None:
+        binaries = postgres_binaries()
+        require(binaries, "PostgreSQL's server", "postgresql")
+        assert binaries is not None
+        self._binaries, self._data = binaries, folder / "postgres"
+        self._address, self._port = address, free_port()
+        self.url = f"postgresql://chorale@{address}:{self._port}/postgres"
+        self._data.mkdir()
+        self._user = _server_user(self._data)
+        self._call("initdb", "-D", str(self._data), "-U", "chorale", "-A", "trust", "--no-sync")
+        with (self._data / "pg_hba.conf").open("a") as rules:
+            rules.write("host all all 10.77.0.0/24 trust\n")
+
+    def start(self) -> None:
+        options = f"-p {self._port} -c listen_addresses={self._address}"
+        options += f" -c unix_socket_directories={self._data} -c fsync=off"
+        log = str(self._data / "log")
+        self._call("pg_ctl", "-D", str(self._data), "-l", log, "-o", options, "-w", "start")
+
+    def stop(self) -> None:
+        """At once, as when its machine fails."""
+        self._call("pg_ctl", "-D", str(self._data), "-m", "immediate", "-w", "stop")
+
+    def _call(self, program: str, *arguments: str) -> None:
         subprocess.run(
-            [str(binaries / program), *arguments],
+            [str(self._binaries / program), *arguments],
             check=True,
             capture_output=True,
-            user=user,
-            cwd=data,
+            user=self._user,
+            cwd=self._data,
             timeout=120,
         )
 
-    call("initdb", "-D", str(data), "-U", "chorale", "-A", "trust", "--no-sync")
-    with (data / "pg_hba.conf").open("a") as rules:
-        rules.write("host all all 10.77.0.0/24 trust\n")
-    options = f"-p {port} -c listen_addresses={address} -c unix_socket_directories={data} -c fsync=off"
-    call("pg_ctl", "-D", str(data), "-l", str(data / "log"), "-o", options, "-w", "start")
+
+@contextmanager
+def postgres_server(folder: Path, address: str = "127.0.0.1") -> Iterator[str]:
+    """A PostgreSQL for as long as the block lasts; yields its URL."""
+    server = Postgres(folder, address)
+    server.start()
     try:
-        yield f"postgresql://chorale@{address}:{port}/postgres"
+        yield server.url
     finally:
-        call("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
+        server.stop()
 
 
 def _server_user(data: Path) -> str | None:
@@ -84,22 +101,38 @@ def _server_user(data: Path) -> str | None:
     return "postgres"
 
 
+class Redis:
+    """A private Redis at an address of ours, with a password and without a memory of what was."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self._folder, self._address, self._port = folder, address, free_port()
+        self.url = f"redis://:rehearsal@{address}:{self._port}/0"
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = ["--bind", self._address, "--port", str(self._port), "--requirepass", "rehearsal"]
+        self._server = subprocess.Popen(
+            [redis_executable(), *options, "--save", "", "--dir", str(self._folder)],
+            stdout=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+        )
+        wait_until(lambda: _answers(self._address, self._port), 10)
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
+
+
 @contextmanager
 def redis_server(folder: Path, address: str) -> Iterator[str]:
-    """A private Redis at an address of ours, with a password; yields its URL."""
-    port, password = free_port(), "rehearsal"
-    options = ["--bind", address, "--port", str(port), "--requirepass", password, "--save", ""]
-    server = subprocess.Popen(
-        [redis_executable(), *options, "--dir", str(folder)],
-        stdout=subprocess.DEVNULL,
-        stdin=subprocess.DEVNULL,
-    )
+    """A Redis for as long as the block lasts; yields its URL."""
+    server = Redis(folder, address)
+    server.start()
     try:
-        wait_until(lambda: _answers(address, port), 10)
-        yield f"redis://:{password}@{address}:{port}/0"
+        yield server.url
     finally:
-        server.kill()
-        server.wait()
+        server.stop()
 
 
 def _answers(address: str, port: int) -> bool:

@@ -1,4 +1,4 @@
-"""Measured rates, and the work that each job means"""
+"""Measured rates, the work that each job means, and what has been reported"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -20,9 +20,17 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.add_column(sa.Column("work", sa.Double(), nullable=True))
+    with op.batch_alter_table("batches", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("reported", sa.Double(), nullable=True))
+    with op.batch_alter_table("queues", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("opened", sa.Double(), nullable=True))
 
 
 def downgrade() -> None:
+    with op.batch_alter_table("queues", schema=None) as batch_op:
+        batch_op.drop_column("opened")
+    with op.batch_alter_table("batches", schema=None) as batch_op:
+        batch_op.drop_column("reported")
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.drop_column("work")
     op.drop_table("rates")

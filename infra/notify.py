@@ -1,0 +1,56 @@
+"""Messages to people: a webhook (JSON with a `text`, as chat services take it) and mail over SMTP."""
+
+from __future__ import annotations
+
+import json
+import smtplib
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from email.message import EmailMessage
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from infra.errors import BadSetting, NotifyFailed
+
+_TIMEOUT_S = 10.0
+
+
+def post(url: str, text: str, document: Mapping[str, Any]) -> None:
+    """POST `{"text": ..., "report": ...}`; raises `BadSetting` and `NotifyFailed`."""
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise BadSetting("report_webhook", url, "is not a URL of the web; use https://...")
+    body = json.dumps({"text": text, "report": document}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+            answer.read()
+    except (OSError, urllib.error.URLError) as exc:
+        problem = f"the webhook did not take the report ({exc}); check CHORALE_REPORT_WEBHOOK"
+        raise NotifyFailed(problem) from exc
+
+
+def mail(smtp_url: str, to: str, subject: str, text: str, page: str) -> None:
+    """Send one mail by `smtp://[user:password@]host[:port]` or `smtps://...`, as plain text and HTML.
+
+    With a user name the connection is encrypted first. Raises `BadSetting` and `NotifyFailed`.
+    """
+    server = urlsplit(smtp_url)
+    if server.scheme not in ("smtp", "smtps") or not server.hostname:
+        raise BadSetting("smtp_url", server.hostname, "is no mail server; use smtp://user:password@host:587")
+    message = EmailMessage()
+    message["From"] = unquote(server.username or "") or f"chorale@{server.hostname}"
+    message["To"], message["Subject"] = to, subject
+    message.set_content(text)
+    message.add_alternative(page, subtype="html")
+    kind = smtplib.SMTP_SSL if server.scheme == "smtps" else smtplib.SMTP
+    try:
+        with kind(server.hostname, server.port or 0, timeout=_TIMEOUT_S) as connection:
+            if server.username:
+                if server.scheme == "smtp":
+                    connection.starttls()
+                connection.login(unquote(server.username), unquote(server.password or ""))
+            connection.send_message(message)
+    except (OSError, smtplib.SMTPException) as exc:
+        problem = f"the mail server did not take the report ({exc}); check CHORALE_SMTP_URL"
+        raise NotifyFailed(problem) from exc
