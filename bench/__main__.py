@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from bench import image, panorama, seams
+from bench import farm, image, panorama, seams
 from bench.table import as_markdown, write_section
 
 SECTIONS = {
@@ -15,6 +15,7 @@ SECTIONS = {
     "panorama": ("Against StableDiffusionPanoramaPipeline", panorama.rows),
     "seams": ("Seams", seams.rows),
     "memory": ("Memory", image.memory_rows),
+    "farm": ("Farm", farm.rows),
     "large": ("Large pictures", image.large_rows),
 }
 

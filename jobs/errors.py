@@ -19,11 +19,11 @@ class JobError(Exception):
 
 
 class GroupFailed(JobError):
-    """A group of ranks ended without an image."""
+    """A group of ranks ended without an image; by an `outage` of what it needs, or by a fault of its own."""
 
-    def __init__(self, text: str, code: int = FAILED) -> None:
+    def __init__(self, text: str, code: int = FAILED, *, outage: bool = False) -> None:
         super().__init__(text)
-        self.code = code
+        self.code, self.outage = code, outage
 
 
 class GroupBrokeOff(GroupFailed):

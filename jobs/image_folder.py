@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ def finished_image(out: Path, digest: str) -> dict[str, Any] | None:
     if (out / KEY).exists():
         manifest = read_manifest(out)
         _check_owner(out, manifest.get("digest"), digest, "another spec's image")
+        # Left where a render was killed between the manifest, which is last, and its own cleaning up.
+        shutil.rmtree(out / "work", ignore_errors=True)
         return manifest
     if (out / MARKER).exists():
         try:

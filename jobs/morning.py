@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, exists, select, update
 
 from infra.database import now
-from infra.errors import ServiceError
+from infra.errors import ServiceError, SettingError
 from infra.notify import mail, post
 from infra.settings import Settings
 from jobs.farm import Farm
@@ -20,6 +20,8 @@ from jobs.report import Scope, as_html, headline, make_report
 from jobs.state.machine import ENDED
 from jobs.state.queues import is_open
 from jobs.state.tables import batches, entries, jobs, queues
+
+_NEWS_S = 3600.0
 
 
 def wanted(settings: Settings) -> bool:
@@ -31,10 +33,11 @@ def send_due(farm: Farm, moment: float | None = None) -> int:
     """Send what is due; how many reports that were. `moment` is when the windows are looked at."""
     with farm.database.write() as connection:
         due = [*_ended_batches(connection), *_closed_queues(connection, moment)]
-        reports = [(title, make_report(connection, scope)) for title, scope in due]
-    for title, report in reports:
+    for title, scope in due:
+        with farm.database.read() as connection:
+            report = make_report(connection, scope)
         _send(farm.settings, title, report)
-    return len(reports)
+    return len(due)
 
 
 def _ended_batches(connection: Connection) -> list[tuple[str, Scope]]:
@@ -43,8 +46,16 @@ def _ended_batches(connection: Connection) -> list[tuple[str, Scope]]:
         .where(entries.c.batch == batches.c.id, jobs.c.id == entries.c.job, jobs.c.state.not_in(ENDED))
         .correlate(batches)
     )
-    filled = exists().where(entries.c.batch == batches.c.id).correlate(batches)
-    open_ones = select(batches.c.id, batches.c.name).where(batches.c.reported.is_(None), filled, ~living)
+    # One that ended long before anybody wanted reports is no news.
+    news = batches.c.submitted > now() - _NEWS_S
+    news |= (
+        exists()
+        .where(entries.c.batch == batches.c.id, jobs.c.id == entries.c.job, jobs.c.ended > now() - _NEWS_S)
+        .correlate(batches)
+    )
+    open_ones = select(batches.c.id, batches.c.name).where(
+        batches.c.reported.is_(None), batches.c.submitted.is_not(None), news, ~living
+    )
     found = []
     for row in list(connection.execute(open_ones.with_for_update())):
         connection.execute(update(batches).where(batches.c.id == row.id).values(reported=now()))
@@ -76,5 +87,5 @@ def _send(settings: Settings, title: str, report: dict[str, Any]) -> None:
             post(settings.report_webhook, subject, report)
         if settings.report_mail:
             mail(settings.smtp_url, settings.report_mail, subject, subject, as_html(report))
-    except ServiceError as exc:
+    except (ServiceError, SettingError) as exc:
         print(f"chorale: {exc}", file=sys.stderr, flush=True)

@@ -161,7 +161,7 @@ def render_image(
         group,
         sink,
         device=device,
-        records=None if keeper is None else Records(sink, spec.digest(adapter.facts.digest)),
+        records=None if keeper is None else Records(sink, keeper.identity),
         on_progress=lambda done, total: on_news({"kind": "tiles", "done": done, "total": total}),
     )
     check_picture(pyramid)

@@ -23,6 +23,7 @@ class _Litter:
     path: Path
     why: str
     size: int
+    changed: float
 
 
 @click.command(epilog="Examples: chorale gc; chorale gc --older-than 7 --yes")
@@ -37,13 +38,16 @@ def gc(farm: Farm, as_json: bool, older_than: float, yes: bool) -> None:
     Finished images are never touched, nor is the work of a job that may still go on.
     """
     before = time.time() - older_than * 86_400
-    found = [litter for litter in [*_work(farm), *_logs(farm)] if litter.path.stat().st_mtime < before]
+    found = [litter for litter in [*_work(farm), *_logs(farm)] if litter.changed < before]
     total = sum(litter.size for litter in found)
     for litter in found:
         if not as_json:
             click.echo(f"{litter.size / 1e6:9.2f} MB  {litter.path}  ({litter.why})")
         if yes:
-            shutil.rmtree(litter.path) if litter.path.is_dir() else litter.path.unlink(missing_ok=True)
+            if litter.path.is_dir():
+                shutil.rmtree(litter.path, ignore_errors=True)
+            else:
+                litter.path.unlink(missing_ok=True)
     if as_json:
         print_json({"removed": yes, "bytes": total, "paths": [str(litter.path) for litter in found]})
     elif not found:
@@ -56,12 +60,12 @@ def gc(farm: Farm, as_json: bool, older_than: float, yes: bool) -> None:
 def _work(farm: Farm) -> list[_Litter]:
     with farm.database.read() as connection:
         living = set(connection.execute(select(jobs.c.digest).where(jobs.c.state.not_in(ENDED))).scalars())
-    found = []
+    found: list[_Litter] = []
     for work in images_folder(farm.settings).glob("*/work"):
         if (work.parent / KEY).exists():
-            found.append(_Litter(work, "its image is finished", _size(work)))
+            found += _litter(work, "its image is finished")
         elif work.parent.name not in living:
-            found.append(_Litter(work, "its job has ended", _size(work)))
+            found += _litter(work, "its job has ended")
     return found
 
 
@@ -70,11 +74,17 @@ def _logs(farm: Farm) -> list[_Litter]:
         living = set(connection.execute(select(jobs.c.id).where(jobs.c.state.not_in(ENDED))).scalars())
     files = [*(default_home() / "logs").glob("*-*-*.log"), *logs_folder(farm.settings).glob("*-*-*.log")]
     return [
-        _Litter(path, "an old log", path.stat().st_size)
+        litter
         for path in files
         if path.name.partition("-")[0] not in living
+        for litter in _litter(path, "an old log")
     ]
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _litter(path: Path, why: str) -> list[_Litter]:
+    """One, or none where a render has just removed it."""
+    try:
+        files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
+        return [_Litter(path, why, sum(each.stat().st_size for each in files), path.stat().st_mtime)]
+    except FileNotFoundError:
+        return []

@@ -10,6 +10,7 @@ import click
 from jobs.cli.farm_options import ago, counted, farm_options, print_json, print_table, whoami
 from jobs.farm import Farm
 from jobs.state.actions import VERBS, act, act_on_all, set_priority
+from jobs.state.leases import wait_for_placing
 from jobs.state.machine import STATES
 from jobs.state.queries import Filter, count_jobs, find_job, job_ids, list_jobs, show_job
 from render.errors import BadInput
@@ -77,6 +78,7 @@ def _verb_command(verb: str, text: str) -> click.Command:
             raise BadInput("job", None, f"is missing; name the jobs to {verb}, or a --batch or --queue")
         if ids:
             with farm.database.write() as connection:
+                wait_for_placing(connection)
                 for job in sorted(find_job(connection, beginning) for beginning in ids):
                     act(connection, verb, job, whoami())
             done = len(ids)

@@ -15,6 +15,7 @@ from jobs.state.machine import ENDED
 from jobs.state.queries import find_job, show_job
 
 _LOOK_S = 0.3
+_LAST_WORDS_S = 2.0
 
 
 @click.command(epilog="Examples: chorale logs 3fa9; chorale logs 3fa9 -f; chorale logs 3fa9 --attempt 1")
@@ -32,14 +33,16 @@ def logs(farm: Farm, as_json: bool, job: str, attempt: int | None, follow: bool)
         print_json({"job": found, "logs": {path.name: path.read_text(errors="replace") for path in files}})
         return
     shown: dict[str, int] = {}
+    over = False
     while True:
-        with farm.database.read() as connection:
-            over = show_job(connection, found)["state"] in ENDED
         for path in _files(farm, name):
             _print_new(path, shown)
         if over or not follow:
             break
-        time.sleep(_LOOK_S)
+        with farm.database.read() as connection:
+            over = show_job(connection, found)["state"] in ENDED
+        # The last words come a moment after the end, from another machine by way of the store.
+        time.sleep(_LAST_WORDS_S if over else _LOOK_S)
     if not shown:
         raise JobError(f"there are no logs of job {found} here yet; chorale show {found} tells its state")
 

@@ -10,11 +10,13 @@ from dataclasses import replace
 import click
 
 from infra.broker import embedded_redis
-from infra.settings import default_home, read_settings
+from infra.errors import BadSetting
+from infra.settings import Settings, default_home, read_settings
 from jobs.cli.farm_options import farm_options, print_json, print_table
 from jobs.farm import Farm, images_folder, open_farm
 from jobs.node.agent import Agent
 from jobs.node.hardware import gpu_count, smallest_vram_bytes
+from jobs.node.request import CHECKPOINT_S, WARM_S
 from jobs.state.nodes import list_nodes, set_draining
 from render.errors import BadInput
 
@@ -93,6 +95,7 @@ def _drain(farm: Farm, as_json: bool, node: str, draining: bool) -> None:
 
 def _agent(farm: Farm, slots: int | None, broker_url: str | None) -> Agent:
     settings, gpus = farm.settings, gpu_count()
+    _check(settings)
     name = settings.node or socket.gethostname()
     if "/" in name or not name.strip():
         raise BadInput("name", name, "is no name for a node; use letters, digits, dots and dashes")
@@ -106,6 +109,16 @@ def _agent(farm: Farm, slots: int | None, broker_url: str | None) -> Agent:
         vram_bytes=smallest_vram_bytes() if gpus else None,
         broker_url=broker_url,
     )
+
+
+def _check(settings: Settings) -> None:
+    """Tell what is wrong with the settings now, not in the middle of the night."""
+    settings.seconds("checkpoint_s", CHECKPOINT_S)
+    settings.seconds("warm_s", WARM_S)
+    if settings.report_mail and not settings.smtp_url:
+        raise BadSetting(
+            "smtp_url", "nothing", "is set; mail needs one, such as smtp://user:password@host:587"
+        )
 
 
 def _run(made: Agent) -> None:

@@ -24,6 +24,7 @@ from celery import Celery
 from infra.errors import ServiceError
 from jobs.farm import Farm
 from jobs.morning import send_due, wanted
+from jobs.node.desk import remove_stale_desks
 from jobs.node.tasks import BELL, bell_path, make_app, queue_of, ring
 from jobs.place.dispatcher import dispatch
 from jobs.state.attempts import LEASE_S, unclaimed
@@ -57,16 +58,18 @@ class Agent:
     _supervisors: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _offered: set[str] = field(default_factory=set)
     _renewed: float = 0.0
-    _reported: float = 0.0
     _steady_since: float = field(default_factory=time.monotonic)
     _worker: subprocess.Popen[bytes] | None = None
     _app: Celery | None = None
 
     def run(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
+        remove_stale_desks()
         if self.broker_url is not None:
             self._app = make_app(self.broker_url)
             threading.Thread(target=self._listen, daemon=True, name="bell").start()
+        if wanted(self.farm.settings):
+            threading.Thread(target=self._report, daemon=True, name="reports").start()
         with self.farm.database.write() as connection:
             register(
                 connection,
@@ -83,6 +86,14 @@ class Agent:
                 self._woken.clear()
         finally:
             self._go()
+
+    def _report(self) -> None:
+        """In a thread of its own: who takes reports may be slow to answer."""
+        while not self._ended.wait(_REPORT_S):
+            try:
+                send_due(self.farm)
+            except ServiceError as exc:
+                print(f"chorale: {exc}", file=sys.stderr, flush=True)
 
     def stop(self, *_: Any) -> None:
         """End after this round; may be called from a signal handler."""
@@ -106,9 +117,6 @@ class Agent:
         # Right after the database was away all leases look old; their holders get the time to renew them.
         steady = time.monotonic() - self._steady_since > LEASE_S
         bells = dispatch(self.farm.database, self.name, sweeping=steady)
-        if wanted(self.farm.settings) and time.monotonic() - self._reported > _REPORT_S:
-            self._reported = time.monotonic()
-            send_due(self.farm)
         with self.farm.database.read() as connection:
             waiting = unclaimed(connection, self.name)
         for attempt in waiting:

@@ -12,7 +12,8 @@ from sqlalchemy import Connection
 
 from infra.database import Database
 from infra.errors import ServiceError
-from jobs.state.attempts import Assignment, beat
+from jobs.errors import LostRace
+from jobs.state.attempts import Assignment, beat, publish
 
 BEAT_S = 2.0
 PATIENCE_S = 30.0
@@ -41,6 +42,8 @@ class Heart:
     part: Assignment
     progress: float | None = None
     """Share of the work that is done; told to the farm with the next beat."""
+    publishing: bool = False
+    """All steps are done; told to the farm with the next beat."""
     stopping: bool = False
     """The job shall go on later: keep what is done, and end."""
     lost: str | None = None
@@ -59,6 +62,11 @@ class Heart:
             try:
                 with self.database.write() as connection:
                     verdict = beat(connection, self.part, self.progress)
+                    if self.publishing and verdict == "go on":
+                        publish(connection, self.part)
+            except LostRace as exc:
+                self.lost = str(exc)
+                continue
             except ServiceError as exc:
                 if time.monotonic() - heard > PATIENCE_S:
                     self.lost = str(exc)

@@ -50,7 +50,9 @@ class Reporter:
             self._socket.sendto(json.dumps(news | {"rank": self._rank}).encode()[:_LARGEST], self._path)
 
     def insist(self, news: dict[str, Any]) -> None:
-        """Send a message that must not be lost to a full queue, waiting a little for room."""
-        self._socket.settimeout(2.0)
-        self(news)
+        """Send a message that must not be lost to a full queue: wait for room while anybody listens."""
+        data = json.dumps(news | {"rank": self._rank}).encode()[:_LARGEST]
+        with contextlib.suppress(OSError):
+            self._socket.setblocking(True)
+            self._socket.sendto(data, self._path)
         self._socket.setblocking(False)

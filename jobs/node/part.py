@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection
-
-from infra.errors import ServiceError
-from jobs.errors import UNREACHABLE, GroupBrokeOff, JobError, JobStopped, LostRace
+from infra.errors import ServiceError, StoreError
+from jobs.errors import GroupBrokeOff, GroupFailed, JobError, JobStopped, LostRace
 from jobs.farm import Farm, images_folder, logs_folder
 from jobs.image_folder import finished_image, marker_text
 from jobs.node.hardware import gpu_count, interface_of
@@ -47,13 +45,18 @@ class Part:
     logs: Path
     leaving: Callable[[], bool]
     """Has this node been asked to end?"""
+    idle_since: float | None = None
+    """Monotonic time at which the group was done with the picture before."""
+    ended: float | None = None
+    """Monotonic time at which it was done with this one."""
     next: Assignment | None = None
     """What the group shall render after this, claimed already."""
     _heart: Heart = field(init=False)
     _log: AttemptLog = field(init=False)
+    _finished: bool = False
     _stages: int = 1
-    _publishing: bool = False
-    _published: bool = False
+    _heard: bool = False
+    """Have the ranks said anything about this request?"""
     _model_seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -79,23 +82,27 @@ class Part:
                 # a node or the network between them is gone, and the job is not to blame.
                 time.sleep(_MATES_S)
                 self._fail(_last_line(exc), None, "outages")
+        except (ServiceError, StoreError, OSError) as exc:
+            self._fail(f"{type(exc).__name__}: {exc}".splitlines()[0], None, "outages")
         except JobError as exc:
-            # A service that is away is nobody's fault on this node.
-            away = exc.code == UNREACHABLE
-            self._fail(str(exc), None if away else self.claimed.node, "outages" if away else "attempts")
+            # What the ranks need and is away is not their node's fault, nor the job's.
+            outage = isinstance(exc, GroupFailed) and exc.outage
+            self._fail(str(exc), None if outage else self.claimed.node, "outages" if outage else "attempts")
         except Exception as exc:
             traceback.print_exc()
             self._fail(f"{type(exc).__name__}: {exc}".splitlines()[0], self.claimed.node)
         finally:
             self._heart.stop()
             self._log.collect(logs_folder(self.farm.settings))
-            if self.next is None:
+            # A part of a finished group does not let go: its attempt may not have been ended yet.
+            if not self._finished:
                 with contextlib.suppress(ServiceError):
                     patiently(self.farm.database, lambda connection: let_go(connection, self.claimed))
         return None
 
     def _fail(self, reason: str, node: str | None, tally: Tally | None = "attempts") -> None:
-        self._log.say(f"ended: {reason}")
+        with contextlib.suppress(OSError):
+            self._log.say(f"ended: {reason}")
         patiently(
             self.farm.database,
             lambda connection: fail(connection, self.claimed.attempt, reason, node, tally),
@@ -108,14 +115,12 @@ class Part:
             return None
         point = f"{part.address}:{_free_port(part.address)}" if part.place == 0 else None
         patiently(self.farm.database, lambda connection: make_ready(connection, part, point))
-        while (
-            met := patiently(self.farm.database, lambda connection: meeting_point(connection, part))
-        ) is None:
+        while (met := self._meeting_point()) is None:
             if self._tick():
                 raise JobStopped("stopped before the group was complete")
             time.sleep(0.2)
         if part.place == 0:
-            self._move("placing", "rendering", f"group of {part.nodes} nodes is complete")
+            self._begin()
         if part.nodes == 1:
             return None
         host, _, port = met.rpartition(":")
@@ -126,6 +131,14 @@ class Part:
             port=int(port),
             interface=interface_of(part.address),
         )
+
+    def _meeting_point(self) -> str | None:
+        try:
+            with self.farm.database.read() as connection:
+                return meeting_point(connection, self.claimed)
+        except ServiceError:
+            # The heart knows when to give up.
+            return None
 
     def _render(self, rendezvous: Rendezvous | None) -> RankGroup | None:
         part = self.claimed
@@ -138,6 +151,7 @@ class Part:
         done = finished_image(out, part.digest) if part.place == 0 else None
         if done is not None:
             self._finish(done["root"])
+            self._finished = True
             return self.group
         request = Request(
             spec=part.spec,
@@ -155,21 +169,34 @@ class Part:
         group = self.group or RankGroup(len(part.slots), rendezvous=rendezvous, gpus=gpus)
         stays = False
         try:
-            done = group.render(request, self._hear, on_tick=self._tick)
+            if self.idle_since is not None:
+                self._log.say(f"taken over after {time.monotonic() - self.idle_since:.3f} s")
+            done = self._rendered_by(group, request)
+            self.ended = time.monotonic()
             if part.place == 0:
                 assert done is not None
                 self._finish(done["root"])
+            self._finished = True
             stays = not request.last
         finally:
             if not stays:
                 group.close()
         return group if stays else None
 
+    def _rendered_by(self, group: RankGroup, request: Request) -> dict[str, Any] | None:
+        """Render; where a warm group turns out to be dead before it has begun, with new processes."""
+        was_warm = group.alive()
+        try:
+            return group.render(request, self._hear, on_tick=self._tick)
+        except GroupBrokeOff:
+            if not was_warm or self._heard:
+                raise
+        group.close()
+        return group.render(request, self._hear, on_tick=self._tick)
+
     def _finish(self, root: str) -> None:
         """Say that the image is there; a group that stays takes the next job in the same transaction."""
         part, seconds = self.claimed, self._model_seconds
-        if not self._published:
-            self._move("rendering", "publishing", "all steps done")
         if part.nodes > 1 or self.leaving():
             patiently(self.farm.database, lambda connection: finish(connection, part, root, seconds))
         else:
@@ -181,6 +208,7 @@ class Part:
     def _hear(self, news: dict[str, Any]) -> None:
         """Take the ranks' news; never touches the database, which may be away just now."""
         self._log.hear(news)
+        self._heard = True
         if news["kind"] == "stage":
             self._stages = news["stages"]
         elif news["kind"] == "step":
@@ -192,27 +220,21 @@ class Part:
                 share = news["step"] / news["steps"]
                 self._heart.progress = 0.95 * (before + 4.0 ** news["stage"] * share) / whole
         elif news["kind"] == "tiles" and self.claimed.place == 0:
-            self._publishing = True
+            self._heart.publishing = True
 
     def _tick(self) -> bool:
         """Should the ranks stop after their step? Raises `Superseded` when this attempt has been ended."""
         if self._heart.lost is not None:
             raise Superseded(self._heart.lost)
-        if self._publishing and not self._published:
-            with contextlib.suppress(ServiceError):
-                self._move("rendering", "publishing", "all steps done", patient=False)
-                self._published = True
         return self._heart.stopping or self.leaving()
 
-    def _move(self, old: str, new: str, reason: str, *, patient: bool = True) -> None:
-        def work(connection: Connection) -> None:
-            change(connection, self.claimed.job, old, new, reason, under=self.claimed.fence)
-
-        if patient:
-            patiently(self.farm.database, work)
-        else:
-            with self.farm.database.write() as connection:
-                work(connection)
+    def _begin(self) -> None:
+        part = self.claimed
+        reason = f"group of {part.nodes} nodes is complete"
+        patiently(
+            self.farm.database,
+            lambda connection: change(connection, part.job, "placing", "rendering", reason, under=part.fence),
+        )
 
 
 def _last_line(exc: Exception) -> str:

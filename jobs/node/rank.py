@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.node.desk import news_path, request_path
 from jobs.node.lifeline import PARENT, die_with_parent
 from jobs.node.news import Reporter
-from jobs.node.request import Request, news_path, request_path
+from jobs.node.request import Request
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,7 @@ def main() -> int:
     desk = Path(sys.argv[1])
     report = Reporter(str(news_path(desk)), int(os.environ["RANK"]))
     report.insist({"kind": "started", "pid": os.getpid()})
+    from infra.errors import ServiceError, StoreError
     from jobs.errors import KNOWN, exit_code
     from render.denoise.group import leave
     from render.errors import Stopped
@@ -50,7 +52,8 @@ def main() -> int:
         report.insist({"kind": "stopped", "text": str(exc)})
         return 0
     except KNOWN as exc:
-        report.insist({"kind": "error", "code": exit_code(exc), "text": str(exc)})
+        outage = isinstance(exc, (StoreError, ServiceError))
+        report.insist({"kind": "error", "code": exit_code(exc), "text": str(exc), "outage": outage})
         return exit_code(exc)
     finally:
         leave()
@@ -89,6 +92,7 @@ class _Rank:
         from render.denoise.checkpoints import Keeper
         from render.denoise.group import choose_device, join
         from render.engine import render_image
+        from render.errors import RenderFailed
         from render.spec import Spec
 
         if request.log is not None:
@@ -105,6 +109,7 @@ class _Rank:
         keeper: Keeper = Keeper(
             sink,
             spec.digest(request.facts.digest),
+            device,
             every_s=request.checkpoint_s,
             stop=self.stop.is_set,
             on_kept=lambda kept, error: say(
@@ -118,7 +123,13 @@ class _Rank:
         )
         if self._group.rank == 0:
             sink.put("spec.json", request.marker.encode(), "application/json")
-        render_image(spec, adapter, self._group, sink, device=device, on_news=say, keeper=keeper)
+        try:
+            render_image(spec, adapter, self._group, sink, device=device, on_news=say, keeper=keeper)
+        except torch.OutOfMemoryError as exc:
+            raise RenderFailed(
+                f"rank {self._group.rank} has not enough memory on {device}; use more ranks or a smaller "
+                "window_batch"
+            ) from exc
 
     def _adapter(self, request: Request, device: torch.device, dtype: str) -> Adapter:
         from render.models import load_adapter

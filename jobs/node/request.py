@@ -10,6 +10,8 @@ from typing import Any
 from render.models.adapter import ModelFacts
 
 CHECKPOINT_S = 30.0
+WARM_S = 20.0
+"""So long a group without work keeps its model loaded, unless CHORALE_WARM_S says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +44,3 @@ class Request:
     def read(cls, path: Path) -> Request:
         values = json.loads(path.read_text(encoding="utf-8"))
         return cls(**values | {"facts": ModelFacts(**values["facts"])})
-
-
-def request_path(desk: Path, number: int) -> Path:
-    """Where the group's requests lie, numbered from 1."""
-    return desk / f"request-{number}.json"
-
-
-def news_path(desk: Path) -> Path:
-    """The socket on which the group's ranks are heard."""
-    return desk / "news"

@@ -22,11 +22,10 @@ from jobs.farm import Farm, open_farm
 from jobs.node.heart import patiently
 from jobs.node.lifeline import die_with_parent
 from jobs.node.part import Part
+from jobs.node.request import WARM_S
 from jobs.node.torchrun import RankGroup
-from jobs.state.attempts import Assignment, adopt, claim
+from jobs.state.attempts import Assignment, claim, offered
 
-_WARM_S = 20.0
-"""So long a group without work keeps its model loaded, unless CHORALE_WARM_S says otherwise."""
 _LOOK_S = 0.25
 """Between two looks for work while the group is idle."""
 
@@ -59,13 +58,15 @@ class _Supervisor:
 
     def run(self, first: Assignment) -> None:
         current: Assignment | None = first
+        ended: float | None = None
         try:
             while current is not None:
-                part = Part(self.farm, current, self._group, self.home, lambda: self._leaving)
+                part = Part(self.farm, current, self._group, self.home, lambda: self._leaving, ended)
                 kept = part.run()
                 if kept is None and self._group is not None:
                     self._group.close()
                 self._group = kept
+                ended = part.ended if part.next is not None else None
                 current = part.next or self._next(current)
         finally:
             if self._group is not None:
@@ -73,12 +74,16 @@ class _Supervisor:
 
     def _next(self, last: Assignment) -> Assignment | None:
         """Keep the group warm for a while, in case its slots get more work."""
-        end = time.monotonic() + self.farm.settings.seconds("warm_s", _WARM_S)
+        end = time.monotonic() + self.farm.settings.seconds("warm_s", WARM_S)
         while self._group is not None and self._group.alive() and not self._leaving:
-            with contextlib.suppress(ServiceError), self.farm.database.write() as connection:
-                given, free = adopt(connection, last, self.name)
-                if given is not None or not free:
-                    return given
+            with contextlib.suppress(ServiceError):
+                with self.farm.database.read() as connection:
+                    attempt, free = offered(connection, last)
+                if attempt is not None:
+                    with self.farm.database.write() as connection:
+                        return claim(connection, attempt, last.node, self.name)
+                if not free:
+                    return None
             if time.monotonic() > end:
                 break
             time.sleep(_LOOK_S)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import GroupBrokeOff, GroupFailed, JobCancelled, JobStopped, JobTimedOut
+from jobs.node.desk import Desk, request_path
 from jobs.node.news import NewsDesk
-from jobs.node.request import Request, news_path, request_path
+from jobs.node.request import Request
 
 GRACE = 5.0
 """Seconds between asking a group to end and killing it."""
@@ -71,6 +71,7 @@ class RankGroup:
         """
         if self._running is None:
             self._running = _Running(self.ranks, self._rendezvous, self._gpus)
+            self._requests = 0
         self._requests += 1
         request.write(request_path(self._running.desk, self._requests))
         done = self._running.until_done(request, on_news, timeout, on_tick)
@@ -116,10 +117,10 @@ class _Running:
     """A started group: its processes, and the desk where it gets requests and leaves news."""
 
     def __init__(self, ranks: int, rendezvous: Rendezvous | None, gpus: tuple[int, ...] | None) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="chorale-")
-        self.desk = Path(self._folder.name)
+        self._desk = Desk()
+        self.desk = self._desk.path
         self._log = self.desk / "log"
-        self._news = NewsDesk(news_path(self.desk))
+        self._news = NewsDesk(self._desk.news)
         self._process = _start(self.desk, ranks, rendezvous, gpus, self._log)
         self._pids: set[int] = set()
         self._asked: set[int] = set()
@@ -145,7 +146,7 @@ class _Running:
             if on_tick():
                 self._ask_to_stop()
             if self._error is not None:
-                raise GroupFailed(self._error["text"], self._error["code"])
+                raise GroupFailed(self._error["text"], self._error["code"], outage=self._error["outage"])
             news = self._news.next(0.1)
             if news is not None:
                 heard = time.monotonic()
@@ -157,6 +158,9 @@ class _Running:
                 raise JobTimedOut(f"timeout: the render was not done in {timeout:g} s; nothing was published")
             if time.monotonic() - heard > HUNG_S:
                 raise GroupBrokeOff(f"no rank has been heard of for {HUNG_S:g} s; the group is taken to hang")
+        if self._done is not None:
+            # However its processes have ended after that: the image is there.
+            return self._done
         if self._stopped is not None:
             raise JobStopped(self._stopped)
         if not self.alive() and (self._process.returncode != 0 or not request.last):
@@ -164,7 +168,7 @@ class _Running:
             raise GroupBrokeOff(
                 f"the group of ranks broke off; nothing was published. Its last words:\n{words}"
             )
-        return self._done
+        return None
 
     def stop(self) -> None:
         """TERM to torchrun, which passes it on; KILL after the grace. Ranks die with it, see lifeline."""
@@ -181,7 +185,7 @@ class _Running:
         while any(_alive(pid) for pid in self._pids) and time.monotonic() < end:
             time.sleep(0.02)
         self._news.close()
-        self._folder.cleanup()
+        self._desk.close()
 
     def _take(self, news: dict[str, Any]) -> None:
         if news["kind"] == "started":

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, exists, func, select
 
-from infra.database import Database, insert_unless_there, now
+from infra.database import Database, now
 from jobs.errors import LostRace
 from jobs.place.placement import AGEING_S, Decision, Node, Running, Want, place
 from jobs.state.attempts import bad_nodes, reserve, sweep
+from jobs.state.leases import DISPATCHER, hold_lease
 from jobs.state.queues import DEFAULT_PRIORITY, queue_rules, stop_closed
 from jobs.state.rates import Rates, read_rates, slot_seconds_left
-from jobs.state.tables import attempts, jobs, leases, members, nodes, queues
+from jobs.state.tables import attempts, jobs, members, nodes, queues
 
 LEASE_S = 5.0
 Bell = tuple[str, str, int]
@@ -32,7 +33,7 @@ def dispatch(
     `moment` is when the queues' time windows are looked at, in seconds since the epoch; now unless told.
     """
     with database.write() as connection:
-        if not hold_lease(connection, "dispatcher", holder, LEASE_S):
+        if not hold_lease(connection, DISPATCHER, holder, LEASE_S):
             return []
         if sweeping:
             sweep(connection)
@@ -52,31 +53,12 @@ def decide(connection: Connection, moment: float | None = None) -> Decision:
     rules = queue_rules(connection, moment)
     rates = read_rates(connection)
     up, running = _nodes(connection), _running(connection, rates)
-    if sum(node.slots for node in up) <= sum(sum(group.slots.values()) for group in running):
+    held = sum(group.slots.get(node.name, 0) for group in running for node in up)
+    if sum(node.slots for node in up) <= held:
         return Decision(placed=())
     groups = Counter(group.queue for group in running)
     closed = [queue.name for queue in rules if not queue.takes(groups[queue.name])]
     return place(up, running, _wants(connection, closed, up, rates), rules)
-
-
-def wait_for_placing(connection: Connection) -> None:
-    """Keep every dispatcher from placing until this transaction ends."""
-    connection.execute(select(leases.c.holder).where(leases.c.name == "dispatcher").with_for_update())
-
-
-def hold_lease(connection: Connection, name: str, holder: str, seconds: float) -> bool:
-    """Take a lease that is free or over, or renew one's own; the row is locked until the transaction ends."""
-    moment = now()
-    free = (leases.c.holder == holder) | (leases.c.until < moment)
-    taken = connection.execute(
-        update(leases).where(leases.c.name == name, free).values(holder=holder, until=moment + seconds)
-    )
-    if taken.rowcount == 1:
-        return True
-    fresh = insert_unless_there(connection, leases).values(name=name, holder=holder, until=moment + seconds)
-    connection.execute(fresh)
-    now_held: str = connection.execute(select(leases.c.holder).where(leases.c.name == name)).scalar_one()
-    return now_held == holder
 
 
 def _nodes(connection: Connection) -> list[Node]:
@@ -137,10 +119,12 @@ def _wants(connection: Connection, closed: list[str], up: list[Node], rates: Rat
     columns = [jobs.c[name] for name in names]
     named = (base.label("base"), points.label("points"), waited.label("waited"), turn.label("turn"))
     ready = (jobs.c.not_before.is_(None)) | (jobs.c.not_before <= moment)
+    # A group that keeps a checkpoint of it just now comes to its end first.
+    stopping = exists().where(attempts.c.job == jobs.c.id, attempts.c.ended.is_(None))
     waiting = (
         select(*columns, *named)
         .outerjoin(queues, queues.c.name == jobs.c.queue)
-        .where(jobs.c.state == "queued", jobs.c.queue.not_in(closed), ready)
+        .where(jobs.c.state == "queued", jobs.c.queue.not_in(closed), ready, ~stopping)
         .subquery()
     )
     first = select(waiting).where(waiting.c.turn <= _OF_EACH)

@@ -13,6 +13,7 @@ from jobs.state.windows import TimeWindow
 
 HORIZON_S = 60 * 86_400.0
 """A queue that is not empty after so long has no end worth telling."""
+_TICK_S = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ def forecast(loads: Iterable[Load], slots: int, moment: float) -> dict[str, floa
     ends: dict[str, float | None] = {load.queue: None for load in loads}
     at, horizon = moment, moment + HORIZON_S
     while at < horizon and slots > 0:
-        for queue in [name for name, seconds in left.items() if seconds <= 1e-6]:
+        for queue in [name for name, seconds in left.items() if seconds <= 0]:
             ends[queue] = at
             del left[queue]
         if not left:
@@ -48,7 +49,9 @@ def forecast(loads: Iterable[Load], slots: int, moment: float) -> dict[str, floa
             break
         until = min(events)
         for queue, count in given.items():
-            left[queue] = max(0.0, left[queue] - count * (until - at))
+            rest = left[queue] - count * (until - at)
+            # Seconds since the epoch are no finer than a quarter of a microsecond.
+            left[queue] = rest if rest > count * _TICK_S else 0.0
         at = until
     return ends
 

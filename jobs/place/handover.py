@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from jobs.errors import LostRace
-from jobs.place.dispatcher import decide, wait_for_placing
+from jobs.place.dispatcher import decide
 from jobs.state.attempts import Assignment, claim, finish, make_ready, reserve
+from jobs.state.leases import wait_for_placing
 from jobs.state.machine import change
+from jobs.state.tables import attempts, members
 
 
 def finish_and_take_next(
@@ -22,6 +24,8 @@ def finish_and_take_next(
     Raises `LostRace` when the job is no longer this attempt's.
     """
     wait_for_placing(connection)
+    if (taken := _taken(connection, part)) is not None:
+        return taken
     finish(connection, part, root, model_seconds)
     wanted = {part.node: len(part.slots)}
     placed = next((group for group in decide(connection).placed if group.slots == wanted), None)
@@ -37,3 +41,18 @@ def finish_and_take_next(
     make_ready(connection, given, None)
     change(connection, given.job, "placing", "rendering", reason, under=given.fence)
     return replace(given, begun=True)
+
+
+def _taken(connection: Connection, part: Assignment) -> Assignment | None:
+    """What this supervisor has taken already, where the answer to its first try was lost on the way."""
+    mine = (
+        select(attempts.c.id)
+        .join(members, members.c.attempt == attempts.c.id)
+        .where(attempts.c.ended.is_(None), members.c.claimed_by == part.supervisor)
+        .where(attempts.c.id != part.attempt)
+    )
+    attempt = connection.execute(mine).scalar()
+    if attempt is None:
+        return None
+    given = claim(connection, attempt, part.node, part.supervisor)
+    return None if given is None else replace(given, begun=True)

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, select, update
 
 from infra.database import Database
 from jobs.errors import IllegalChange, LostRace
+from jobs.state.leases import wait_for_placing
 from jobs.state.machine import ALLOWED, change
 from jobs.state.tables import jobs
 
@@ -49,6 +50,7 @@ def act_on_all(database: Database, verb: str, chosen: Iterable[str], who: str) -
     done, rest = 0, iter(sorted(chosen))
     while part := list(islice(rest, _AT_A_TIME)):
         with database.write() as connection:
+            wait_for_placing(connection)
             for job in part:
                 with contextlib.suppress(IllegalChange, LostRace):
                     act(connection, verb, job, who)

@@ -116,9 +116,11 @@ def unclaimed(connection: Connection, node: str) -> list[str]:
 
 def claim(connection: Connection, attempt: str, node: str, supervisor: str) -> Assignment | None:
     """Take a node's part of an attempt; None when another supervisor has it or the attempt has ended."""
+    # Ours: the answer to a first try may have been lost on the way.
+    unclaimed_or_ours = members.c.claimed_by.is_(None) | (members.c.claimed_by == supervisor)
     taken = connection.execute(
         update(members)
-        .where(_member(attempt, node), members.c.claimed_by.is_(None), _living(attempt))
+        .where(_member(attempt, node), unclaimed_or_ours, _living(attempt))
         .values(claimed_by=supervisor, lease_until=now() + LEASE_S)
     )
     if taken.rowcount != 1:
@@ -146,8 +148,8 @@ def claim(connection: Connection, attempt: str, node: str, supervisor: str) -> A
     )
 
 
-def adopt(connection: Connection, last: Assignment, supervisor: str) -> tuple[Assignment | None, bool]:
-    """Claim a new attempt on the very slots of one that is over: (claimed, are the slots still free?)."""
+def offered(connection: Connection, last: Assignment) -> tuple[str | None, bool]:
+    """What waits for the very slots of an attempt that is over: (attempt, are the slots still free?)."""
     holding = (
         select(members.c.attempt, members.c.slots, members.c.claimed_by)
         .join(attempts, attempts.c.id == members.c.attempt)
@@ -158,9 +160,7 @@ def adopt(connection: Connection, last: Assignment, supervisor: str) -> tuple[As
             continue
         alone = select(func.count()).where(members.c.attempt == row.attempt)
         fits = tuple(row.slots) == last.slots and connection.execute(alone).scalar_one() == 1
-        if not fits or row.claimed_by is not None:
-            return None, False
-        return claim(connection, row.attempt, last.node, supervisor), False
+        return (row.attempt if fits and row.claimed_by is None else None), False
     return None, True
 
 
@@ -176,7 +176,9 @@ def beat(connection: Connection, part: Assignment, progress: float | None = None
     if held.rowcount != 1:
         return "leave"
     if progress is not None:
-        connection.execute(update(jobs).where(ours).values(progress=progress))
+        # What is further than ever before was not lost in vain: a long job may lose many nodes on its way.
+        further = ours & (jobs.c.progress < progress)
+        connection.execute(update(jobs).where(further).values(progress=progress, losses=0))
     return "go on" if state in HOLDING else "stop"
 
 
@@ -205,8 +207,16 @@ def meeting_point(connection: Connection, part: Assignment) -> str | None:
     return point
 
 
+def publish(connection: Connection, part: Assignment) -> None:
+    """rendering > publishing, unless that has been said already; raises `LostRace`."""
+    state = connection.execute(select(jobs.c.state).where(jobs.c.id == part.job).with_for_update()).scalar()
+    if state != "publishing":
+        change(connection, part.job, "rendering", "publishing", "all steps done", under=part.fence)
+
+
 def finish(connection: Connection, part: Assignment, root: str, model_seconds: float) -> None:
-    """publishing > done. Raises `LostRace` when the job is no longer this attempt's."""
+    """The image is there: > done. Raises `LostRace` when the job is no longer this attempt's."""
+    publish(connection, part)
     seconds = jobs.c.model_seconds + model_seconds
     change(
         connection,
@@ -240,7 +250,8 @@ def fail(
         return
     tries, losses = row.attempts + (tally == "attempts"), row.losses + (tally in ("losses", "outages"))
     tallies = {"attempts": tries, "losses": losses}
-    if tries >= MOST_ATTEMPTS or losses >= MOST_LOSSES:
+    # Outages end by themselves, and then everything goes on.
+    if tries >= MOST_ATTEMPTS or (losses >= MOST_LOSSES and tally == "losses"):
         text = f"gave up after {tries + losses} attempts: {reason}"
         change(connection, row.id, row.state, "failed", text, under=row.own, **tallies)
         return

@@ -6,9 +6,9 @@ second buys of it is learned from finished jobs, recent ones counting most.
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, select, update
 
-from infra.database import now
+from infra.database import insert_unless_there, now
 from jobs.state.tables import attempts, jobs, members, nodes, rates
 
 _KEPT = 0.9
@@ -37,9 +37,9 @@ def learn(connection: Connection, attempt: str) -> None:
         "work": rates.c.work * _KEPT + row.work,
         "slot_seconds": rates.c.slot_seconds * _KEPT + spent,
     }
-    if connection.execute(update(rates).where(ours).values(**values)).rowcount == 0:
-        first = {"work": row.work, "slot_seconds": spent}
-        connection.execute(insert(rates).values(model=row.model, device=held[0].device, **first))
+    empty = {"model": row.model, "device": held[0].device, "work": 0.0, "slot_seconds": 0.0}
+    connection.execute(insert_unless_there(connection, rates).values(**empty))
+    connection.execute(update(rates).where(ours).values(**values))
 
 
 def read_rates(connection: Connection) -> Rates:

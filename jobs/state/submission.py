@@ -11,9 +11,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, update
 
 from infra.database import Database, insert_unless_there, now
+from jobs.state.leases import wait_for_placing
 from jobs.state.machine import change
 from jobs.state.tables import batches, entries, events, jobs
 from render.models.adapter import ModelFacts
@@ -80,12 +81,15 @@ def submit(database: Database, asked: Iterable[Asked], name: str, terms: Terms) 
         }
         with database.write() as connection:
             _submit_part(connection, part, rows, receipt)
+    with database.write() as connection:
+        connection.execute(update(batches).where(batches.c.id == receipt.batch).values(submitted=now()))
     return receipt
 
 
 def _submit_part(
     connection: Connection, part: list[Asked], rows: dict[str, dict[str, Any]], receipt: Receipt
 ) -> None:
+    wait_for_placing(connection)
     states = select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(list(rows)))
     known = {found.id: found.state for found in connection.execute(states)}
     fresh = [row for job, row in rows.items() if job not in known]

@@ -50,6 +50,8 @@ batches = Table(
     Column("owner", String(128), nullable=False),
     Column("queue", String(64), nullable=False),
     Column("created", Double, nullable=False),
+    # When its last row was in.
+    Column("submitted", Double),
     # When its report was sent, where reports are wanted.
     Column("reported", Double),
 )

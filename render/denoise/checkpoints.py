@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntFlag
+from importlib.metadata import version
 
 import torch
 from safetensors import SafetensorError
@@ -43,11 +44,11 @@ class Checkpoint:
     stage: int
     canvas: Canvas
 
-    def pack(self, digest: str) -> bytes:
-        """As safetensors, with the spec's digest and a checksum."""
+    def pack(self, identity: str) -> bytes:
+        """As safetensors, with what `identity_of` says and a checksum."""
         planes = self.canvas.planes.contiguous()
         facts = {
-            "digest": digest,
+            "identity": identity,
             "stage": self.stage,
             "step": self.canvas.step,
             "heard": self.canvas.heard,
@@ -56,8 +57,8 @@ class Checkpoint:
         return save({"planes": planes}, metadata={"chorale": json.dumps(facts)})
 
     @classmethod
-    def unpack(cls, data: bytes, digest: str) -> Checkpoint | None:
-        """Read it again; None for another spec's, a damaged one, or one of a version that we cannot read."""
+    def unpack(cls, data: bytes, identity: str) -> Checkpoint | None:
+        """Read it again; None for one of another identity, and for a damaged one."""
         try:
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             facts = json.loads(header["__metadata__"]["chorale"])
@@ -65,14 +66,21 @@ class Checkpoint:
             stage, step, heard = (int(facts[name]) for name in ("stage", "step", "heard"))
         except (ValueError, KeyError, TypeError, SafetensorError):
             return None
-        if facts.get("digest") != digest or facts.get("sha256") != _checksum(planes):
+        if facts.get("identity") != identity or facts.get("sha256") != _checksum(planes):
             return None
         area = Rect(y=0, x=0, height=planes.shape[2], width=planes.shape[3])
         return cls(stage=stage, canvas=Canvas(step=step, planes=planes, area=area, heard=heard))
 
 
+def identity_of(digest: str, device: torch.device) -> str:
+    """Whose unfinished work it is: other devices and other versions would go on with other last bits."""
+    return f"{digest} {device.type} torch-{torch.__version__} chorale-{version('chorale')}"
+
+
 class Keeper:
-    """Keeps an image's checkpoints in its sink. Rank 0's clock says when; all ranks take part.
+    """Keeps the checkpoints of the image with a spec's `digest` in its sink.
+
+    Rank 0's clock says when; all ranks take part.
 
     `stop` is asked before each step on every rank: if anybody's says so, all ranks keep a checkpoint after
     that step and end there. `on_kept` hears of each attempt to store one: its error, or None.
@@ -82,12 +90,14 @@ class Keeper:
         self,
         sink: Sink,
         digest: str,
+        device: torch.device,
         *,
         every_s: float,
         stop: Callable[[], bool] = lambda: False,
         on_kept: Callable[[Checkpoint, Exception | None], None] = lambda kept, error: None,
     ) -> None:
-        self._sink, self._digest, self._every_s = sink, digest, every_s
+        self._sink, self._every_s = sink, every_s
+        self.identity = identity_of(digest, device)
         self._stop, self._on_kept = stop, on_kept
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._storing: Future[None] | None = None
@@ -130,7 +140,7 @@ class Keeper:
     def _store(self, kept: Checkpoint) -> None:
         error: Exception | None = None
         try:
-            self._sink.put(KEY, kept.pack(self._digest), "application/octet-stream")
+            self._sink.put(KEY, kept.pack(self.identity), "application/octet-stream")
         except Exception as exc:  # Whatever it was, the render goes on: there will be a next checkpoint.
             error = exc
         self._on_kept(kept, error)
@@ -138,7 +148,7 @@ class Keeper:
     def _read(self) -> Checkpoint | None:
         if self._sink.size(KEY) is None:
             return None
-        return Checkpoint.unpack(self._sink.get(KEY), self._digest)
+        return Checkpoint.unpack(self._sink.get(KEY), self.identity)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,14 +21,14 @@ Tiles = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Records:
-    """The records of one image, in its sink. `digest` is the spec's."""
+    """The records of one image, in its sink; `identity` says whose they are, as a checkpoint's does."""
 
     sink: Sink
-    digest: str
+    identity: str
 
     def keep(self, block: Rect, tiles: Tiles, learned: bytes) -> None:
         """Store a record; the block's tiles are in the sink already."""
-        header = json.dumps({"digest": self.digest, "tiles": tiles}).encode()
+        header = json.dumps({"identity": self.identity, "tiles": tiles}).encode()
         data = zlib.compress(len(header).to_bytes(8, "big") + header + learned, 1)
         self.sink.put(_key(block), data, "application/octet-stream")
 
@@ -42,7 +42,7 @@ class Records:
             header = json.loads(data[8 : 8 + length])
         except (zlib.error, ValueError):
             return None
-        if header["digest"] != self.digest:
+        if header["identity"] != self.identity:
             return None
         if any(self.sink.size(key) != tile["bytes"] for key, tile in header["tiles"].items()):
             return None

@@ -1,5 +1,9 @@
 """The forecast of queues, with a simulated clock."""
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from jobs.place.forecast import Load, forecast
 from jobs.state.windows import TimeWindow
 
@@ -25,6 +29,19 @@ def test_a_window_stops_the_work_until_the_next_night() -> None:
     (ends,) = forecast([Load(queue="q", priority=50, slot_seconds=6 * HOUR, window=night)], 1, NOON).values()
     assert ends is not None
     assert abs(ends - (NOON + 10 * HOUR + 24 * HOUR + 2 * HOUR)) < 1
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.1, 1e6), st.integers(0, 100)), min_size=1, max_size=5), st.integers(1, 500)
+)
+def test_every_forecast_comes_to_an_end(work: list[tuple[float, int]], slots: int) -> None:
+    loads = [
+        Load(queue=str(number), priority=priority, slot_seconds=seconds)
+        for number, (seconds, priority) in enumerate(work)
+    ]
+    ends = forecast(loads, slots, 1.76e9)
+    total = sum(seconds for seconds, _ in work)
+    assert max(end or float("inf") for end in ends.values()) == pytest.approx(1.76e9 + total / slots, abs=0.1)
 
 
 def test_without_slots_or_while_paused_there_is_no_end() -> None:

@@ -13,7 +13,6 @@ from jobs.state.actions import act
 from jobs.state.attempts import (
     MOST_ATTEMPTS,
     Assignment,
-    adopt,
     beat,
     claim,
     fail,
@@ -21,6 +20,7 @@ from jobs.state.attempts import (
     let_go,
     make_ready,
     meeting_point,
+    offered,
 )
 from jobs.state.machine import change
 from jobs.state.nodes import register, set_draining
@@ -265,7 +265,7 @@ def test_a_warm_group_takes_the_next_job_of_its_slots(farm: Database) -> None:
         assert beat(connection, taken) == "go on"
         change(connection, second, "rendering", "publishing", "", under=taken.fence)
         assert finish_and_take_next(connection, taken, "root", 1.0) is None
-        assert adopt(connection, taken, "s") == (None, True)
+        assert offered(connection, taken) == (None, True)
 
 
 def test_a_warm_group_gives_way_to_a_better_claim(farm: Database) -> None:
@@ -282,7 +282,7 @@ def test_a_warm_group_gives_way_to_a_better_claim(farm: Database) -> None:
     assert finished(farm, first, part) is None, "the slot is kept for the group of two"
 
 
-def test_an_idle_group_adopts_what_is_placed_on_its_slots_or_sees_that_they_are_taken(farm: Database) -> None:
+def test_an_idle_group_sees_what_is_placed_on_its_slots_or_sees_that_they_are_taken(farm: Database) -> None:
     with farm.write() as connection:
         set_draining(connection, "b", True)
     (first,) = ask(farm)
@@ -294,6 +294,6 @@ def test_an_idle_group_adopts_what_is_placed_on_its_slots_or_sees_that_they_are_
     ask(farm, count=2)
     ((_, following, _),) = dispatch(farm, "a")
     with farm.write() as connection:
-        taken, _ = adopt(connection, part, "s")
-        assert taken is not None and taken.attempt == following
-        assert adopt(connection, part, "other") == (None, False)
+        assert offered(connection, part) == (following, False)
+        assert claim(connection, following, node, "s") is not None
+        assert offered(connection, part) == (None, False)

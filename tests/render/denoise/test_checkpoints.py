@@ -59,7 +59,7 @@ class Ranks:
 
 
 def _render(spec: Spec, group: Group, sink: MemorySink, every_s: float, stop: Any, listen: Any) -> str | None:
-    keeper = Keeper(sink, spec.digest("toy"), every_s=every_s, stop=stop)
+    keeper = Keeper(sink, spec.digest("toy"), CPU, every_s=every_s, stop=stop)
     try:
         report = render_image(spec, ToyModel(), group, sink, device=CPU, on_news=listen, keeper=keeper)
     except Stopped:
@@ -129,7 +129,7 @@ def test_a_checkpoint_that_cannot_be_stored_costs_nothing_but_itself() -> None:
             super().put(key, data, content_type)
 
     errors: list[Exception | None] = []
-    keeper = Keeper(Full(), SPEC.digest("toy"), every_s=0, on_kept=lambda kept, error: errors.append(error))
+    keeper = Keeper(Full(), "digest", CPU, every_s=0, on_kept=lambda kept, error: errors.append(error))
     report = render_image(SPEC, ToyModel(), SoloGroup(), Full(), device=CPU, keeper=keeper)
     assert report.root == root_of(SPEC)
     assert errors and all(isinstance(error, OSError) for error in errors)
@@ -167,7 +167,7 @@ def test_blocks_that_are_stored_are_not_decoded_again() -> None:
             return super().decode(latents)
 
     def render(model: Counting) -> str:
-        keeper = Keeper(sink, spec.digest("toy"), every_s=0)
+        keeper = Keeper(sink, spec.digest("toy"), CPU, every_s=0)
         return render_image(spec, model, SoloGroup(), sink, device=CPU, keeper=keeper).root
 
     with pytest.raises(OSError, match="down"):

@@ -21,6 +21,7 @@ def upgrade() -> None:
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.add_column(sa.Column("work", sa.Double(), nullable=True))
     with op.batch_alter_table("batches", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("submitted", sa.Double(), nullable=True))
         batch_op.add_column(sa.Column("reported", sa.Double(), nullable=True))
     with op.batch_alter_table("queues", schema=None) as batch_op:
         batch_op.add_column(sa.Column("opened", sa.Double(), nullable=True))
@@ -31,6 +32,7 @@ def downgrade() -> None:
         batch_op.drop_column("opened")
     with op.batch_alter_table("batches", schema=None) as batch_op:
         batch_op.drop_column("reported")
+        batch_op.drop_column("submitted")
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.drop_column("work")
     op.drop_table("rates")

@@ -1,0 +1,147 @@
+"""The farm's own figures: submission, listing, placement, hand-over between jobs on a warm group."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.table import Row
+from infra.database import Database
+from jobs.place.dispatcher import dispatch
+from jobs.state.attempts import claim, finish, make_ready
+from jobs.state.machine import change
+from jobs.state.nodes import register, renew
+from jobs.state.queries import Filter, count_jobs, list_jobs
+from jobs.state.schema import upgrade
+from jobs.state.submission import Asked, Terms, submit
+from render.spec import Spec
+from tests.support.services import postgres_binaries, postgres_server
+
+CHORALE = [sys.executable, "-m", "jobs.cli.main"]
+MANY = 100_000
+PLACEMENTS = 2_000
+NODES = 100
+WARM_JOBS = 40
+
+
+def rows() -> list[Row]:
+    with tempfile.TemporaryDirectory(prefix="farm-") as name:
+        folder = Path(name)
+        return [*_submission(folder), *_placements(folder), *_hand_over(folder)]
+
+
+def _submission(folder: Path) -> Iterator[Row]:
+    """A file of 100,000 rows through the command line, then what looking at them costs."""
+    file = folder / "many.jsonl"
+    with file.open("w") as lines:
+        for number in range(MANY):
+            row = {"custom_id": str(number), "prompt": f"vase {number}", "seed": number}
+            lines.write(json.dumps(row) + "\n")
+    url = f"sqlite:///{folder / 'many.db'}"
+    started = time.perf_counter()
+    words = ["submit", str(file), "--size", "512x512", "--database-url", url, "--json"]
+    subprocess.run([*CHORALE, *words], check=True, stdout=subprocess.DEVNULL)
+    yield Row(f"{MANY:,} rows submitted: seconds", time.perf_counter() - started, "<= 60")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    yield Row(f"{MANY:,} rows submitted: peak MiB", peak, "<= 300")
+    database = Database(url)
+
+    def look() -> float:
+        started = time.perf_counter()
+        with database.read() as connection:
+            count_jobs(connection, Filter())
+            list_jobs(connection, Filter(), 50)
+        return (time.perf_counter() - started) * 1000
+
+    yield Row(f"list and watch at {MANY:,} jobs: ms", median(look() for _ in range(5)), "<= 200")
+    with database.write() as connection:
+        register(connection, "n", address="127.0.0.1", slots=1, device="cpu", vram_bytes=None)
+    started = time.perf_counter()
+    dispatch(database, "n")
+    yield Row(f"a dispatcher's round at {MANY:,} jobs: ms", (time.perf_counter() - started) * 1000, "")
+    database.close()
+
+
+def _placements(folder: Path) -> Iterator[Row]:
+    """Jobs that take no time, from the queue to done, on a hundred nodes."""
+    with _clean(Database(f"sqlite:///{folder / 'place.db'}")) as database:
+        yield Row("no-op placements on SQLite: per second", _placed_per_second(database), ">= 50")
+    if postgres_binaries() is None:
+        return
+    with postgres_server(folder) as url, _clean(Database(url)) as database:
+        yield Row("no-op placements on PostgreSQL: per second", _placed_per_second(database), ">= 200")
+
+
+@contextmanager
+def _clean(database: Database) -> Iterator[Database]:
+    upgrade(database)
+    yield database
+    database.close()
+
+
+def _placed_per_second(database: Database) -> float:
+    names = [f"n{number}" for number in range(NODES)]
+    with database.write() as connection:
+        for name in names:
+            register(connection, name, address="127.0.0.1", slots=1, device="cpu", vram_bytes=None)
+    specs = (Spec(prompt="a vase", seed=number, width=128, height=128) for number in range(PLACEMENTS))
+    asked = (Asked(row=number, custom_id=str(number), spec=spec) for number, spec in enumerate(specs))
+    submit(database, asked, "no-op", Terms(owner="bench", ranks=1))
+    started, done = time.perf_counter(), 0
+    while done < PLACEMENTS:
+        with database.write() as connection:
+            for name in names:
+                renew(connection, name)
+        for node, attempt, _ in dispatch(database, names[0]):
+            with database.write() as connection:
+                part = claim(connection, attempt, node, "bench")
+                assert part is not None
+                make_ready(connection, part, "127.0.0.1:1")
+                change(connection, part.job, "placing", "rendering", "", under=part.fence)
+                change(connection, part.job, "rendering", "publishing", "", under=part.fence)
+                finish(connection, part, "root", 0.0)
+            done += 1
+    return PLACEMENTS / (time.perf_counter() - started)
+
+
+def _hand_over(folder: Path) -> Iterator[Row]:
+    """Native-size pictures on one warm group: what passes between two of them, as their logs tell."""
+    home = {"XDG_DATA_HOME": str(folder / "home"), "CHORALE_NODE": "n"}
+    file = folder / "batch.jsonl"
+    rows: list[dict[str, Any]] = [
+        {"custom_id": str(number), "prompt": "a red vase", "seed": number} for number in range(WARM_JOBS)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def call(*words: str) -> dict[str, Any]:
+        said = subprocess.run(
+            [*CHORALE, *words, "--json"], env=os.environ | home, stdout=subprocess.PIPE, check=True
+        )
+        answer: dict[str, Any] = json.loads(said.stdout.splitlines()[-1])
+        return answer
+
+    batch = call("submit", str(file), "--size", "128x128", "--ranks", "1")["batch"]
+    words = [*CHORALE, "up", "--slots", "1"]
+    farm = subprocess.Popen(words, env=os.environ | home, stderr=subprocess.DEVNULL)
+    try:
+        call("wait", "--batch", batch, "--timeout", "600")
+    finally:
+        farm.terminate()
+        farm.wait(60)
+    texts = [log.read_text() for log in (folder / "home" / "chorale" / "logs").glob("*-*-*.log")]
+    gaps = [float(gap) for text in texts for gap in re.findall(r"taken over after ([\d.]+) s", text)]
+    assert len(gaps) >= WARM_JOBS // 2, "the group was not warm"
+    model = [sum(map(float, re.findall(r"model ([\d.]+) s", text))) for text in texts]
+    yield Row("warm hand-over: ms", median(gaps) * 1000, "")
+    yield Row("warm hand-over over a native picture's model time", median(gaps) / median(model), "<= 0.05")
