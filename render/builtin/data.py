@@ -23,7 +23,13 @@ ZOOMS = 16.0
 WHOLE = {(128, 128): 30, (128, 192): 9, (192, 128): 9, (96, 96): 4, (168, 168): 6,
          (96, 168): 5, (168, 96): 5, (104, 152): 6, (152, 104): 6}  # fmt: skip
 """Buckets of whole pictures (height, width) and their weights; the rest of 100 are crops."""
-CROPS = 20
+CROPS = 42
+"""With these weights three photographs in ten are crops."""
+MARGIN = 24
+"""Pixels drawn around a crop as far as the picture goes: an encoder pads at the edge of what it gets, which
+shows in the outermost latents, and a window inside a larger canvas has no such edge."""
+DRAWN = NATIVE + 2 * MARGIN
+"""Side of what is drawn for a crop."""
 
 
 def random_scene(draw: np.random.Generator) -> Scene:
@@ -46,13 +52,21 @@ def _place(draw: np.random.Generator) -> tuple[tuple[int, int], tuple[int, int, 
         return kind, (0, 0, *kind)
     base = list(WHOLE)[int(draw.integers(len(WHOLE)))]
     zoom = 2.0 ** draw.uniform(0.6, np.log2(ZOOMS))
-    height, width = (max(NATIVE, round(side * zoom / 8) * 8) for side in base)
+    height, width = (max(DRAWN, round(side * zoom / 8) * 8) for side in base)
     centre = draw.normal(0.5, 0.16, 2) if draw.random() < 0.55 else draw.random(2)
     y, x = (
         int(np.clip(at * side - NATIVE / 2, 0, side - NATIVE)) // 8 * 8
         for at, side in zip(centre, (height, width), strict=True)
     )
     return (height, width), (y, x, NATIVE, NATIVE)
+
+
+def _with_margin(size: tuple[int, int], crop: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """What is drawn for a crop: always of one size, at the edge of the picture where the crop is near it."""
+    if crop[2:] == size:
+        return crop
+    y, x = (min(max(at - MARGIN, 0), length - DRAWN) for at, length in zip(crop[:2], size, strict=True))
+    return y, x, DRAWN, DRAWN
 
 
 def draw_part(out: Path, part: int, count: int, seed: int) -> None:
@@ -62,9 +76,12 @@ def draw_part(out: Path, part: int, count: int, seed: int) -> None:
     for _ in range(count):
         scene = random_scene(draw)
         (height, width), crop = _place(draw)
-        group = groups.setdefault(crop[2:], {"pixels": [], "mask": [], "place": [], "caption": []})
-        group["pixels"].append(photo(scene, height, width, crop))
-        group["mask"].append(mask(scene, height, width, crop))
+        drawn = _with_margin((height, width), crop)
+        empty: dict[str, list[object]] = {"pixels": [], "mask": [], "place": [], "corner": [], "caption": []}
+        group = groups.setdefault(drawn[2:], empty)
+        group["pixels"].append(photo(scene, height, width, drawn))
+        group["mask"].append(mask(scene, height, width, drawn))
+        group["corner"].append(drawn[:2])
         group["place"].append((height, width, crop[0], crop[1], crop[2], crop[3]))
         group["caption"].append(
             json.dumps([caption(scene, draw), scene.product, scene.colour, scene.backdrop])

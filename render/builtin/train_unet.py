@@ -62,10 +62,17 @@ def encode_all(parts: Parts, vae: Any, tokenizer: Any, device: str) -> None:
             with torch.autocast(device, torch.bfloat16):
                 latents.append(encoder(batch.float() / 127.5 - 1).half().cpu().numpy())
         places = group["place"].astype(np.float32)
+        # A crop's own latents, from those of what was drawn around it.
+        corners = (group["place"][:, 2:4] - group["corner"]) // 8
+        tall, wide = group["place"][0, 4:6] // 8
+        whole = np.concatenate(latents)
+        own = np.stack(
+            [each[:, y : y + tall, x : x + wide] for each, (y, x) in zip(whole, corners, strict=True)]
+        )
         captions = [json.loads(text)[0] for text in group["caption"]]
         ids = tokens(tokenizer, captions).numpy()
         group.clear()
-        group["latents"], group["place"], group["ids"] = np.concatenate(latents), places, ids
+        group["latents"], group["place"], group["ids"] = own, places, ids
 
 
 def loss_of(model: nn.Module, rows: dict[str, Any], blank: Tensor, alphas: Tensor, device: str) -> Tensor:

@@ -15,6 +15,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 from torch.nn import functional
 
+from render.builtin.data import DRAWN, NATIVE
 from render.builtin.folder import new_vae
 from render.builtin.training import Parts, Training
 
@@ -93,7 +94,7 @@ def main(
     vae = vae.float().to(device).to(memory_format=torch.channels_last)
     if decoder_only:
         vae.encoder.requires_grad_(False)
-    parts = Parts(data, sizes=[(128, 128)])
+    parts = Parts(data, sizes=[(NATIVE, NATIVE), (DRAWN, DRAWN)])
     training = Training("vae", vae, state, steps=steps, rate=rate, decay=0.9995)
     for draw in training:
         pixels, weight = crops(parts.batch(draw, batch), draw)

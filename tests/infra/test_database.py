@@ -1,5 +1,9 @@
 """What a database can do to us comes as one sentence."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from sqlalchemy import text
 
@@ -25,3 +29,13 @@ def test_a_folder_that_is_missing_is_unreachable() -> None:
     database = Database("sqlite:////nowhere/at/all/farm.db")
     with pytest.raises(DatabaseUnreachable), database.write() as connection:
         connection.execute(text("select 1"))
+
+
+def test_many_processes_may_open_a_new_database_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys; from infra.database import Database; from jobs.state.schema import upgrade; "
+        "upgrade(Database(sys.argv[1]))"
+    )
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    openers = [subprocess.Popen([sys.executable, "-c", code, url], stderr=subprocess.PIPE) for _ in range(5)]
+    assert [opener.communicate()[1] for opener in openers] == [b""] * 5
