@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -138,3 +139,33 @@ def redis_server(folder: Path, address: str) -> Iterator[str]:
 def _answers(address: str, port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((address, port)) == 0
+
+
+@contextmanager
+def rabbitmq_server(folder: Path) -> Iterator[str]:
+    """A private RabbitMQ on a loopback port, with an epmd of its own; yields its URL."""
+    program = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+    require(program.exists(), "RabbitMQ", "rabbitmq-server")
+    port, epmd = free_port(), str(free_port())
+    environment = os.environ | {
+        "HOME": str(folder),
+        "ERL_EPMD_PORT": epmd,
+        "RABBITMQ_NODENAME": f"chorale{port}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(free_port()),
+        "RABBITMQ_MNESIA_BASE": str(folder / "rabbit"),
+        "RABBITMQ_LOG_BASE": str(folder / "rabbit-log"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+    }
+    quiet = subprocess.DEVNULL
+    server = subprocess.Popen(
+        [str(program)], env=environment, stdout=quiet, stderr=quiet, start_new_session=True
+    )
+    try:
+        wait_until(lambda: _answers("127.0.0.1", port), 60)
+        yield f"amqp://guest:guest@127.0.0.1:{port}//"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        subprocess.run(["epmd", "-port", epmd, "-kill"], capture_output=True)

@@ -1,4 +1,4 @@
-"""The doorbell over a real Redis: rung, lost, doubled, wiped; the database decides."""
+"""The doorbell over a real Redis and a real RabbitMQ: rung, lost, doubled, wiped; the database decides."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import pytest
 from infra.broker import check_broker_url, embedded_redis
 from infra.errors import BadSetting
 from jobs.node.tasks import BELL, bell_path, launch, make_app, queue_of, ring
+from tests.support.services import rabbitmq_server
 
 
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[str]:
-    with embedded_redis(tmp_path / "broker") as url:
+@pytest.fixture(params=["redis", "rabbitmq"])
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with (
+        embedded_redis(tmp_path / "broker") if request.param == "redis" else rabbitmq_server(tmp_path) as url
+    ):
         yield url
 
 

@@ -1,0 +1,82 @@
+"""gc and the results of a batch: what they touch, and what they never do."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from infra.database import Database
+from jobs.cli.main import cli
+from jobs.state.machine import change
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "chorale"
+
+
+def chorale(*arguments: str) -> Any:
+    result = CliRunner().invoke(cli, [*arguments, "--json"], catch_exceptions=False)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def submitted(prompt: str) -> dict[str, Any]:
+    batch = chorale("submit", prompt, "--size", "128x128")["batch"]
+    job = chorale("list", "--batch", batch)["jobs"][0]["id"]
+    return {"batch": batch} | chorale("show", job)
+
+
+def unfinished(home: Path, digest: str, days: float, *, manifest: bool = False) -> Path:
+    work = home / "images" / digest / "work"
+    work.mkdir(parents=True)
+    (work / "checkpoint.safetensors").write_bytes(b"x" * 1000)
+    if manifest:
+        (work.parent / "manifest.json").write_text("{}")
+    moment = work.stat().st_mtime - days * 86_400
+    os.utime(work, (moment, moment))
+    return work
+
+
+def test_gc_takes_only_what_nobody_needs_and_only_when_told(home: Path) -> None:
+    living, cancelled = submitted("a living one"), submitted("a cancelled one")
+    chorale("cancel", cancelled["id"])
+    kept = unfinished(home, living["digest"], 30)
+    ended = unfinished(home, cancelled["digest"], 30)
+    finished = unfinished(home, "f" * 64, 30, manifest=True)
+    fresh = unfinished(home, "e" * 64, 1)
+    told = chorale("gc")
+    assert sorted(told["paths"]) == sorted([str(ended), str(finished)]) and told["bytes"] == 2000
+    assert ended.exists()
+    assert chorale("gc", "--yes")["removed"] is True
+    assert [path.exists() for path in (kept, ended, finished, fresh)] == [True, False, False, True]
+    assert (finished.parent / "manifest.json").exists()
+
+
+def test_the_results_of_a_batch_name_every_row_once(home: Path) -> None:
+    catalog = Path("catalog.jsonl")
+    rows = [{"custom_id": name, "prompt": f"a {name} vase"} for name in ("red", "blue", "white")]
+    catalog.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    batch = chorale("submit", str(catalog), "--size", "128x128")["batch"]
+    jobs = {job["prompt"]: job["id"] for job in chorale("list")["jobs"]}
+    database = Database(f"sqlite:///{home / 'farm.db'}")
+    with database.write() as connection:
+        for old, new in (("queued", "placing"), ("placing", "rendering"), ("rendering", "publishing")):
+            change(connection, jobs["a red vase"], old, new, "")
+        change(connection, jobs["a red vase"], "publishing", "done", "", root="abc")
+    database.close()
+    chorale("cancel", jobs["a blue vase"])
+    assert chorale("batches", batch, "--results", "night") == {
+        "batch": batch,
+        "results": "night",
+        "output": 1,
+        "errors": 2,
+    }
+    (done,) = [json.loads(line) for line in Path("night/output.jsonl").read_text().splitlines()]
+    assert (done["custom_id"], done["root"]) == ("red", "abc")
+    errors = [json.loads(line) for line in Path("night/errors.jsonl").read_text().splitlines()]
+    assert {row["custom_id"]: row["state"] for row in errors} == {"blue": "cancelled", "white": "queued"}
