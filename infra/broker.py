@@ -42,7 +42,7 @@ def embedded_redis(folder: Path) -> Iterator[str]:
     options += ["--save", "", "--appendonly", "no", "--dir", str(folder)]
     with (folder / "redis.log").open("ab") as log:
         server = subprocess.Popen(
-            [redis_executable(), *options],
+            [*_dying_with_us(), redis_executable(), *options],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
@@ -62,6 +62,12 @@ def embedded_redis(folder: Path) -> Iterator[str]:
             server.wait(5)
         except subprocess.TimeoutExpired:
             server.kill()
+
+
+def _dying_with_us() -> list[str]:
+    """What makes a command end with this process even when that is killed (util-linux; elsewhere nothing)."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
 
 
 def redis_executable() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from sqlalchemy import Connection, exists, func, select
+from sqlalchemy import Connection, exists, select
 
 from infra.database import Database, now
 from jobs.errors import LostRace
@@ -106,46 +106,53 @@ def _running(connection: Connection, rates: Rates) -> list[Running]:
 
 
 def _wants(connection: Connection, closed: list[str], up: list[Node], rates: Rates) -> list[Want]:
-    """The waiting jobs that come first of each queue and owner, those of closed queues left out."""
-    moment = now()
-    waited = moment - jobs.c.created
-    base = func.coalesce(jobs.c.priority, queues.c.priority, DEFAULT_PRIORITY)
-    points = base + waited / AGEING_S
-    # A few of each, so that one owner's fifty thousand do not hide everybody else's.
-    turn = func.row_number().over(
-        partition_by=(jobs.c.queue, jobs.c.owner), order_by=(points.desc(), jobs.c.created, jobs.c.id)
-    )
-    names = ("id", "owner", "queue", "least_ranks", "most_ranks", "memory_bytes", "model", "work", "progress")
-    columns = [jobs.c[name] for name in names]
-    named = (base.label("base"), points.label("points"), waited.label("waited"), turn.label("turn"))
-    ready = (jobs.c.not_before.is_(None)) | (jobs.c.not_before <= moment)
-    # A group that keeps a checkpoint of it just now comes to its end first.
-    stopping = exists().where(attempts.c.job == jobs.c.id, attempts.c.ended.is_(None))
-    waiting = (
-        select(*columns, *named)
-        .outerjoin(queues, queues.c.name == jobs.c.queue)
-        .where(jobs.c.state == "queued", jobs.c.queue.not_in(closed), ready, ~stopping)
-        .subquery()
-    )
-    first = select(waiting).where(waiting.c.turn <= _OF_EACH)
-    first = first.order_by(waiting.c.points.desc(), waiting.c.id).limit(_LOOKED_AT)
-    rows: list[Any] = list(connection.execute(first))
-    avoid = bad_nodes(connection, [row.id for row in rows])
+    """The waiting jobs that come first, those of closed queues left out."""
+    rows = _first_in_line(connection, closed)
+    avoid = bad_nodes(connection, [row.id for row, _, _ in rows])
     return [
         Want(
             job=row.id,
             owner=row.owner,
             queue=row.queue,
-            priority=row.base,
-            waited=max(0.0, row.waited),
+            priority=priority,
+            waited=waited,
             least=row.least_ranks,
             most=row.most_ranks,
             memory_bytes=None if row.memory_bytes is None else int(row.memory_bytes),
             lasts=_lasts(row, rates),
             avoid=_avoidable(avoid.get(row.id, frozenset()), row.least_ranks, up),
         )
-        for row in rows
+        for row, priority, waited in rows
     ]
+
+
+def _first_in_line(connection: Connection, closed: list[str]) -> list[tuple[Any, int, float]]:
+    """(job, its priority, seconds that it has waited), the most urgent first.
+
+    A few of each line, so that one owner's fifty thousand do not hide everybody else's, and so that the
+    index alone leads to them, however many wait.
+    """
+    moment: float = connection.execute(select(now())).scalar_one()
+    own = dict(connection.execute(select(queues.c.name, queues.c.priority)).all())
+    queued = (jobs.c.state == "queued") & jobs.c.queue.not_in(closed)
+    lines = select(jobs.c.queue, jobs.c.owner, jobs.c.priority).where(queued).distinct()
+    names = ("id", "owner", "queue", "least_ranks", "most_ranks", "memory_bytes", "model", "work", "progress")
+    columns = [jobs.c[name] for name in (*names, "created")]
+    ready = (jobs.c.not_before.is_(None)) | (jobs.c.not_before <= moment)
+    # A group that keeps a checkpoint of it just now comes to its end first.
+    stopping = exists().where(attempts.c.job == jobs.c.id, attempts.c.ended.is_(None))
+    found: list[tuple[Any, int, float]] = []
+    for line in connection.execute(lines).all():
+        among = (jobs.c.state == "queued") & (jobs.c.queue == line.queue) & (jobs.c.owner == line.owner)
+        same = jobs.c.priority.is_(None) if line.priority is None else jobs.c.priority == line.priority
+        first = select(*columns).where(among, same, ready, ~stopping)
+        first = first.order_by(jobs.c.created, jobs.c.id).limit(_OF_EACH)
+        priority = line.priority
+        if priority is None:
+            priority = own.get(line.queue, DEFAULT_PRIORITY)
+        found += [(row, priority, max(0.0, moment - row.created)) for row in connection.execute(first).all()]
+    found.sort(key=lambda each: (-each[1] - each[2] / AGEING_S, each[0].id))
+    return found[:_LOOKED_AT]
 
 
 def _lasts(row: Any, rates: Rates) -> float | None:

@@ -88,6 +88,7 @@ jobs = Table(
     # Latents that its evaluations cover over all steps; what slot seconds are estimated from.
     Column("work", Double),
     Index(None, "state", "queue", "created"),
+    Index(None, "state", "queue", "owner", "priority", "created"),
     Index(None, "created"),
 )
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from infra.broker import check_broker_url, embedded_redis
 from infra.errors import BadSetting
 from jobs.node.tasks import BELL, bell_path, launch, make_app, queue_of, ring
+from tests.support.cli import processes_with, start, wait_until
 from tests.support.services import rabbitmq_server
 
 
@@ -77,3 +80,13 @@ def test_the_embedded_redis_is_ours_alone_and_goes_with_us(tmp_path: Path) -> No
 def test_brokers_that_lose_tasks_are_refused(url: str) -> None:
     with pytest.raises(BadSetting, match="broker_url"):
         check_broker_url(url)
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv (util-linux)")
+def test_the_embedded_redis_ends_with_a_farm_that_is_killed(tmp_path: Path) -> None:
+    mark = f"CHORALE_TEST_{uuid4().hex}"
+    farm = start("up", "--slots", "1", XDG_DATA_HOME=str(tmp_path), **{mark: "1"})
+    wait_until(lambda: any("redis" in line for line in processes_with(mark).values()), 30)
+    farm.kill()
+    farm.communicate(timeout=30)
+    wait_until(lambda: not processes_with(mark), 20)

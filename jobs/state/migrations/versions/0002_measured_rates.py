@@ -20,6 +20,11 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.add_column(sa.Column("work", sa.Double(), nullable=True))
+        batch_op.create_index(
+            batch_op.f("ix_jobs_state_jobs_queue_jobs_owner_jobs_priority_jobs_created"),
+            ["state", "queue", "owner", "priority", "created"],
+            unique=False,
+        )
     with op.batch_alter_table("batches", schema=None) as batch_op:
         batch_op.add_column(sa.Column("submitted", sa.Double(), nullable=True))
         batch_op.add_column(sa.Column("reported", sa.Double(), nullable=True))
@@ -34,5 +39,6 @@ def downgrade() -> None:
         batch_op.drop_column("reported")
         batch_op.drop_column("submitted")
     with op.batch_alter_table("jobs", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_jobs_state_jobs_queue_jobs_owner_jobs_priority_jobs_created"))
         batch_op.drop_column("work")
     op.drop_table("rates")
