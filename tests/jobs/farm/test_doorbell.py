@@ -9,14 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
 from infra.broker import check_broker_url, embedded_redis
 from infra.errors import BadSetting
 from jobs.node.tasks import BELL, bell_path, launch, make_app, queue_of, ring
-from tests.support.cli import processes_with, start, wait_until
+from tests.support.cli import start, wait_until
 from tests.support.services import rabbitmq_server
 
 
@@ -84,9 +83,14 @@ def test_brokers_that_lose_tasks_are_refused(url: str) -> None:
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv (util-linux)")
 def test_the_embedded_redis_ends_with_a_farm_that_is_killed(tmp_path: Path) -> None:
-    mark = f"CHORALE_TEST_{uuid4().hex}"
-    farm = start("up", "--slots", "1", XDG_DATA_HOME=str(tmp_path), **{mark: "1"})
-    wait_until(lambda: any("redis" in line for line in processes_with(mark).values()), 30)
+    farm = start("up", "--slots", "1", XDG_DATA_HOME=str(tmp_path))
+    path = tmp_path / "chorale" / "broker" / "redis.sock"
+
+    def answers() -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(path)) == 0
+
+    wait_until(answers, 30)
     farm.kill()
     farm.communicate(timeout=30)
-    wait_until(lambda: not processes_with(mark), 20)
+    wait_until(lambda: not answers(), 20)
