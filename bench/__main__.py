@@ -12,6 +12,7 @@ from bench.table import as_markdown, write_section
 
 SECTIONS = {
     "speed": ("Engine", image.speed_rows),
+    "placement": ("Placement changes nothing", image.placement_rows),
     "panorama": ("Against StableDiffusionPanoramaPipeline", panorama.rows),
     "seams": ("Seams", seams.rows),
     "memory": ("Memory", image.memory_rows),

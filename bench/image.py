@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.launch import run_case
 from bench.table import Row
+from render.spec import BLENDS
 
 SPEC: dict[str, Any] = {"prompt": "a red vase on a wooden table", "seed": 7}
 
@@ -33,6 +34,18 @@ def speed_rows() -> list[Row]:
         Row("one rank at 1024x1024: wall over bare forwards and decodes", overhead, "<= 1.05"),
         Row("two ranks at 1024x1024: times as fast as one", speedup, ">= 1.85"),
     ]
+
+
+def placement_rows() -> list[Row]:
+    """Promise 1 at a size that the test suite has no time for."""
+    size = {"width": 2048, "height": 2048, "steps": 4}
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        for blend in BLENDS:
+            results = [_image(Path(name), f"{blend}{n}", n, blend=blend, **size) for n in (1, 2, 3, 4)]
+            roots = {result["root"] for result in results}
+            rows.append(Row(f"2048x2048, {blend}, ranks 1 to 4: different roots", len(roots), "<= 1"))
+    return rows
 
 
 def memory_rows() -> list[Row]:

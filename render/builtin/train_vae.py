@@ -25,6 +25,9 @@ ON_PRODUCT = 0.7
 """Share of the crops that hold a piece of the product; backdrops are smoother and learn by themselves."""
 LATENT_NOISE = 0.07
 """Spread of the noise on the latents, so that a decoder has seen latents that are not quite right."""
+LATENT_DRIFT = 0.15
+"""Spread of slow noise on them: what a denoiser gets wrong is wrong over many latents, and a decoder that has
+not seen it turns a wall that is a little too dim into a patch of another colour."""
 
 
 def loss_of(pixels: Tensor, weight: Tensor, vae: Any, device: str) -> tuple[Tensor, Tensor]:
@@ -35,7 +38,11 @@ def loss_of(pixels: Tensor, weight: Tensor, vae: Any, device: str) -> tuple[Tens
     # Only the networks run in half precision: poolings are slow in it on a CPU, and losses want the bits.
     with torch.autocast(device, torch.bfloat16):
         latents = vae.encoder(pixels * 2 - 1)
-        again = vae.decoder(latents + torch.randn_like(latents) * LATENT_NOISE)
+        drift = functional.interpolate(
+            torch.randn((*latents.shape[:2], 2, 2), device=device), latents.shape[2:], mode="bilinear"
+        )
+        noise = torch.randn_like(latents) * LATENT_NOISE + drift.to(latents.dtype) * LATENT_DRIFT
+        again = vae.decoder(latents + noise)
     latents = latents.float()
     spread = (latents.mean((0, 2, 3)) ** 2 + (latents.std((0, 2, 3)) - 1) ** 2).mean()
     error = ((again.float() + 1) / 2 - pixels).contiguous()
