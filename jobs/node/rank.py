@@ -168,4 +168,8 @@ def _write_to(log: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not by way of the interpreter's end: there gloo's threads now and then abort a process that is done.
+    os._exit(code)
