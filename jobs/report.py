@@ -144,6 +144,18 @@ def _added_up(
     return found
 
 
+def total_rows(totals: dict[str, dict[str, float]]) -> list[tuple[str, ...]]:
+    """Of batches or owners, as text: name, jobs, done, failed, slot hours."""
+    return [
+        (
+            name,
+            *(f"{line[count]:.0f}" for count in ("jobs", "done", "failed")),
+            f"{line['slot_seconds'] / 3600:.2f}",
+        )
+        for name, line in totals.items()
+    ]
+
+
 def headline(report: dict[str, Any]) -> str:
     """One line: what a subject or a chat message says."""
     counts = ", ".join(f"{count:,} {state}" for state, count in sorted(report["jobs"].items()))
@@ -161,11 +173,7 @@ def as_html(report: dict[str, Any]) -> str:
     parts = [f"<h1>{html.escape(headline(report))}</h1>"]
     parts.append(_table(("figure", "value"), [(name, f"{value:.2f}") for name, value in figures]))
     for title in ("batches", "owners"):
-        rows = [
-            (name, f"{line['jobs']:.0f}", f"{line['done']:.0f}", f"{line['failed']:.0f}",
-             f"{line['slot_seconds'] / 3600:.2f}")
-            for name, line in report[title].items()
-        ]  # fmt: skip
+        rows = total_rows(report[title])
         parts.append(f"<h2>{title}</h2>" + _table(("name", "jobs", "done", "failed", "slot hours"), rows))
     if report["failed"]:
         failed = [(row["job"], row["prompt"], row["reason"], row["node"] or "-") for row in report["failed"]]

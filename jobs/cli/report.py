@@ -11,7 +11,7 @@ import click
 from jobs.cli.farm_options import farm_options, print_json, print_table
 from jobs.estimate import estimate
 from jobs.farm import Farm
-from jobs.report import Scope, as_html, headline, make_report
+from jobs.report import Scope, as_html, headline, make_report, total_rows
 from render.errors import BadInput
 
 _UNITS = {"h": "hours", "d": "days", "m": "minutes"}
@@ -47,12 +47,7 @@ def report(
         f"idle {made['idle_slot_seconds'] / 3600:.2f} h, {made['retries']} retries"
     )
     for title in ("batches", "owners"):
-        rows = [
-            (name, f"{line['jobs']:.0f}", f"{line['done']:.0f}", f"{line['failed']:.0f}",
-             f"{line['slot_seconds'] / 3600:.2f}")
-            for name, line in made[title].items()
-        ]  # fmt: skip
-        print_table(title, ("name", "jobs", "done", "failed", "slot hours"), rows)
+        print_table(title, ("name", "jobs", "done", "failed", "slot hours"), total_rows(made[title]))
     if made["failed"]:
         failed = [(row["job"], row["node"] or "-", row["reason"], row["prompt"]) for row in made["failed"]]
         print_table("failed", ("job", "node", "reason", "prompt"), failed)

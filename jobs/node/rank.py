@@ -24,7 +24,6 @@ from jobs.node.request import Request
 if TYPE_CHECKING:
     import torch
 
-    from render.denoise.checkpoints import Keeper
     from render.denoise.group import Group
     from render.models.adapter import Adapter
 
@@ -106,7 +105,7 @@ class _Rank:
         self._group = self._group or join(device)
         sink = PatientStore(LocalStore(Path(request.out)))
         say = _voice(self.report)
-        keeper: Keeper = Keeper(
+        keeper = Keeper(
             sink,
             spec.digest(request.facts.digest),
             device,
