@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from render.denoise.checkpoints import KEY as CHECKPOINT
 from tests.support.cli import CHORALE, last_json, processes_with, start, wait_until
 
 
@@ -55,6 +56,10 @@ class Machines:
 
     def logs(self) -> Path:
         return Path(self.environment["XDG_DATA_HOME"]) / "chorale" / "logs"
+
+    def checkpoint(self) -> Path | None:
+        """A checkpoint of an unfinished image in the farm's own store."""
+        return next((Path(self.environment["XDG_DATA_HOME"]) / "chorale").rglob(CHECKPOINT), None)
 
     def count(self, state: str) -> int:
         return len(self.call("list", "--state", state)["jobs"])
