@@ -158,7 +158,7 @@ class _Chaos:
     def strike(self, count: int) -> None:
         """So many faults, drawn in turns from shuffled lists, so that each kind comes as often as others."""
         names: list[str] = []
-        for _ in range(count):
+        while sum(self.struck.values()) < count:
             if not names:
                 names = sorted(name for name in dir(self) if name.startswith("fault_"))
                 self.draw.shuffle(names)
@@ -338,9 +338,15 @@ class _Chaos:
         return self.draw.choice(there) if there else None
 
     def _pass(self, seconds: float) -> None:
-        """Let time go by, and undo what is due."""
+        """Let time go by, and undo what is due. An agent that has ended is started again.
+
+        One that finds no database when it starts ends with a sentence, and service managers start it again.
+        """
         end = time.monotonic() + seconds
         while True:
+            for number in range(NODES):
+                if number not in self._down and self.farm.agents[f"n{number}"].poll() is not None:
+                    self._boot_later(number)
             for due in [entry for entry in self._later if entry[0] <= time.monotonic()]:
                 self._later.remove(due)
                 due[1]()
