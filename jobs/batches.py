@@ -17,11 +17,11 @@ from typing import Any
 import yaml
 
 from render.errors import BadInput
-from render.spec import Spec, parse_size
+from render.spec import Spec, beside, parse_size
 
 ENDINGS = (".csv", ".jsonl", ".yaml", ".yml")
 _KINDS: dict[str, type] = {"int": int, "float": float, "str": str}
-_TYPES = {f.name: _KINDS[str(f.type)] for f in fields(Spec)}
+_TYPES = {f.name: _KINDS.get(str(f.type), str) for f in fields(Spec)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class BatchReader:
             wanted[name] = _parsed(name, value)
         if "size" in wanted:
             wanted["width"], wanted["height"] = parse_size(str(wanted.pop("size")))
-        return wanted
+        return beside(self.path, wanted)
 
 
 def _template_words(template: str | None) -> frozenset[str]:

@@ -1,0 +1,32 @@
+"""The engine: a spec and a process group in, a tile pyramid out. Importing this package imports no torch.
+
+from render import ParallelizedDiffusionPipeline      one image on many ranks, in one call
+from render import MiniParallelDiffusion              the same mathematics in one readable file
+from render import CrossSpatialAttention              tiles that listen to each other
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from render.denoise.attention import CrossSpatialAttention
+    from render.mini import MiniParallelDiffusion
+    from render.pipeline import ParallelizedDiffusionPipeline, RenderedImage
+
+__all__ = ["CrossSpatialAttention", "MiniParallelDiffusion", "ParallelizedDiffusionPipeline", "RenderedImage"]
+
+_HOMES = {
+    "CrossSpatialAttention": "render.denoise.attention",
+    "MiniParallelDiffusion": "render.mini",
+    "ParallelizedDiffusionPipeline": "render.pipeline",
+    "RenderedImage": "render.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Looked up when asked for, so that checking a spec does not load torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 
 from render.denoise.canvas import Canvas, Piece
-from render.denoise.cascade import area_to_enlarge, enlarge, first_canvas, next_canvas
+from render.denoise.cascade import (
+    area_to_enlarge,
+    enlarge,
+    first_canvas,
+    next_canvas,
+    pixels_below,
+    pixels_given,
+)
 from render.denoise.checkpoints import KEY as CHECKPOINT
 from render.denoise.checkpoints import Keeper, Wish
 from render.denoise.group import Group
@@ -121,12 +128,15 @@ def _start(loop: StageLoop, below: Denoised | None, group: Group) -> Canvas:
     """The rank's part of a stage's canvas before its first step."""
     stage, facts, seed = loop.stage, loop.adapter.facts, loop.spec.seed
     box = loop.tiling(group).boxes[group.rank]
-    if below is None:
+    if below is not None:
+        piece = below.piece(area_to_enlarge(below.seat.tiling.grid, stage, facts, group))
+        pixels = pixels_below(piece, stage, loop.adapter, loop.device)
+    elif loop.spec.init is not None:
+        pixels = pixels_given(loop.spec.init, stage)
+    else:
         return first_canvas(stage, loop.schedule, seed, facts.latent_channels, box)
-    piece = below.piece(area_to_enlarge(below.seat.tiling.grid, stage, facts, group))
-    return next_canvas(
-        enlarge(piece, stage, loop.adapter, group, loop.device, box), stage, loop.schedule, seed
-    )
+    enlarged = enlarge(pixels, stage, loop.adapter, group, loop.device, box)
+    return next_canvas(enlarged, stage, loop.schedule, seed, anchored=loop.spec.skip_residual > 0)
 
 
 def render_image(

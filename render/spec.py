@@ -18,14 +18,17 @@ from typing import Any
 import yaml
 
 from render.errors import BadInput
+from render.source import LARGEST_SIDE, Source, open_source
 
 SAMPLERS = ("euler", "euler-ancestral", "ddim", "dpmpp-2m", "lcm")
 BLENDS = ("overlap", "shift")
 DTYPES = ("float32", "bfloat16", "float16")
 FORMATS = {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_500}
 """Output formats and the longest side in pixels that each can hold as one exported file."""
-LARGEST_SIDE = 131_072
-DIGEST_VERSION = 1
+SHAPE_TOLERANCE = 0.02
+"""A picture to start from may differ so much from the image's shape; it is stretched by that."""
+DIGEST_VERSION = 2
+_REALS = ("guidance_scale", "strength", "skip_residual")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,12 @@ class Spec:
     format: str = "png"
     quality: int = 90
     strength: float = 0.45
-    """How far each cascade stage after the first is noised before it is denoised again, 0 < s <= 1."""
+    """How far each cascade stage that starts from a picture is noised before it is denoised again,
+    0 < s <= 1: all but the first stage, and the first one too where `init` is given."""
+    skip_residual: float = 0.0
+    """How firmly a stage is held to the one below while it is denoised, 0 to 1; fades over its steps."""
+    init: Source | None = None
+    """A picture to start from, in place of noise (image to image)."""
     window_batch: int = 4
     """Most evaluations (of a window, without or with the prompt) per model call. Kernels round differently
     at other batch shapes, so it is part of the image."""
@@ -58,6 +66,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         _check_text(self)
+        _check_init(self.init)
         _check_size("width", self.width, self.format)
         _check_size("height", self.height, self.format)
         _check_whole("seed", self.seed, 0, 2**63 - 1)
@@ -69,17 +78,24 @@ class Spec:
             raise BadInput("tile_size", self.tile_size, "is not a power of two; use 256, 512 or 1024")
         _check_real("guidance_scale", self.guidance_scale, 0.0, 100.0)
         _check_real("strength", self.strength, 0.01, 1.0)
+        _check_real("skip_residual", self.skip_residual, 0.0, 1.0)
+        if self.init is not None:
+            _check_shape(self.init, self.width, self.height)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Spec:
-        """Build a spec from names and values; unknown names are refused with the nearest known one."""
+        """Build a spec from names and values; unknown names are refused with the nearest known one.
+
+        `init` may be a path: the picture is read then, and the image gets its size unless another is given.
+        """
         known = [f.name for f in fields(cls)]
         for key in values:
             if key not in known:
                 raise BadInput("key", key, f"is unknown; {_nearest(str(key), known)}")
         if "prompt" not in values:
             raise BadInput("prompt", None, "is missing; say what to render")
-        return cls(**{name: _coerced(name, value) for name, value in values.items()})
+        given = {name: _coerced(name, value) for name, value in values.items()}
+        return cls(**_size_of(given.get("init")) | given)
 
     def with_changes(self, **changes: Any) -> Spec:
         """A new, validated spec with some values replaced."""
@@ -88,6 +104,9 @@ class Spec:
     def canonical_json(self, model_digest: str) -> str:
         """Every value written out, keys sorted, no spaces; the model enters by the digest of its weights."""
         document = asdict(self) | {"model": model_digest, "version": DIGEST_VERSION}
+        if self.init is not None:
+            # Where it lies does not touch a pixel.
+            del document["init"]["path"]
         return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     def digest(self, model_digest: str) -> str:
@@ -117,7 +136,15 @@ def read_spec_file(path: Path) -> dict[str, Any]:
         ) from exc
     if not isinstance(values, dict):
         raise BadInput("spec", str(path), "holds no names and values; write e.g. prompt: a red vase")
-    return values
+    return beside(path, values)
+
+
+def beside(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a file, with the paths that it names taken from where it lies."""
+    found = dict(values)
+    if isinstance(found.get("init"), str):
+        found["init"] = str(file.parent / found["init"])
+    return found
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -134,9 +161,37 @@ def _is_whole(text: str) -> bool:
 
 def _coerced(name: str, value: Any) -> Any:
     # YAML and JSON write 4 where 4.0 is meant, and the digest must not tell them apart.
-    if name in ("guidance_scale", "strength") and isinstance(value, int) and not isinstance(value, bool):
+    if name in _REALS and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if name == "init" and isinstance(value, str):
+        return open_source(Path(value))
+    if name == "init" and isinstance(value, Mapping):
+        return Source(**value)
     return value
+
+
+def _size_of(init: Source | None) -> dict[str, int]:
+    """The image's size where only a picture to start from tells it: the nearest multiples of 8 px."""
+    if init is None:
+        return {}
+    return {"width": max(8, round(init.width / 8) * 8), "height": max(8, round(init.height / 8) * 8)}
+
+
+def _check_init(init: object) -> None:
+    if init is not None and not isinstance(init, Source):
+        raise BadInput("init", init, "is no path; name a png, jpeg, webp or tiff")
+
+
+def _check_shape(init: Source, width: int, height: int) -> None:
+    fitting = max(8, round(width * init.height / init.width / 8) * 8)
+    # A size has to be a multiple of 8, which a small picture's shape may not allow any better.
+    if abs(height - fitting) > max(8, SHAPE_TOLERANCE * fitting):
+        raise BadInput(
+            "init",
+            init.path,
+            f"is {init.width}x{init.height}, another shape than {width}x{height}; use --size "
+            f"{width}x{fitting}, or crop it",
+        )
 
 
 def _check_text(spec: Spec) -> None:

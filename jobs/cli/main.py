@@ -19,6 +19,7 @@ from jobs.cli.queues import batches, queues
 from jobs.cli.render import render
 from jobs.cli.report import estimate_command, report
 from jobs.cli.submit import submit_command
+from jobs.cli.upscale import upscale
 from jobs.cli.verify import verify
 from jobs.cli.watch import wait, watch
 from jobs.errors import BAD_INPUT, CANCELLED, KNOWN, exit_code
@@ -38,7 +39,7 @@ def cli() -> None:
     """
 
 
-_ONE_IMAGE = (render, plan, verify, export, doctor)
+_ONE_IMAGE = (render, upscale, plan, verify, export, doctor)
 _JOBS = (submit_command, list_command, show, watch, wait, logs, cancel, pause, resume, retry, priority)
 _FARM = (queues, batches, estimate_command, report, nodes, drain, undrain, agent, up, gc)
 for _command in (*_ONE_IMAGE, *_JOBS, *_FARM):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from jobs.node.lifeline import PARENT, die_with_parent
+from render.lifeline import PARENT, die_with_parent
 
 
 def main() -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.node.desk import news_path, request_path
-from jobs.node.lifeline import PARENT, die_with_parent
 from jobs.node.news import Reporter
 from jobs.node.request import Request
+from render.lifeline import PARENT, die_with_parent
 
 if TYPE_CHECKING:
     import torch

@@ -20,11 +20,11 @@ from infra.errors import ServiceError
 from infra.settings import read_settings
 from jobs.farm import Farm, open_farm
 from jobs.node.heart import patiently
-from jobs.node.lifeline import die_with_parent
 from jobs.node.part import Part
 from jobs.node.request import WARM_S
 from jobs.node.torchrun import RankGroup
 from jobs.state.attempts import Assignment, claim, offered
+from render.lifeline import die_with_parent
 
 _LOOK_S = 0.25
 """Between two looks for work while the group is idle."""

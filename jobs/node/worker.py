@@ -6,7 +6,7 @@ import sys
 
 from celery.__main__ import main as celery
 
-from jobs.node.lifeline import die_with_parent
+from render.lifeline import die_with_parent
 
 
 def main() -> None:

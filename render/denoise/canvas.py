@@ -16,14 +16,16 @@ class Canvas:
     """A canvas between two steps, on the host: all of it, or the area that one rank has asked for.
 
     `planes` is [1 + history, C, area.height, area.width] float32: the latents in the variance-exploding
-    frame, then the earlier predictions that a multistep sampler looks back on, newest first.
-    `heard` says how many of those are there yet.
+    frame, then the earlier predictions that a multistep sampler looks back on, newest first, then what the
+    stage is anchored to. `heard` says how many predictions are there yet.
     """
 
     step: int
     planes: Tensor
     area: Rect
     heard: int = 0
+    anchored: bool = False
+    """The last plane is the enlarged picture that the stage started from, before it was noised."""
 
     @property
     def latents(self) -> Tensor:

@@ -3,11 +3,13 @@
 A stage above the first decodes the one below, enlarges its pixels, encodes them again and noises them to
 the spec's strength (SDEdit, Meng et al. 2022; DemoFusion, Du et al. 2024, does the like on latents). The
 work is laid out in refinement tiles by the spec; ranks take turns, and what they make is gathered tile by
-tile, each rank keeping what it holds of the new canvas.
+tile, each rank keeping what it holds of the new canvas. A picture that the spec gives to start from takes
+the place of the stage below.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -20,7 +22,10 @@ from render.denoise.noise import INITIAL, normal
 from render.models.adapter import Adapter, ModelFacts, NoiseSchedule
 from render.plan.geometry import Grid, Rect, bounding, grown
 from render.plan.stages import Stage
+from render.source import Source
 
+Pixels = Callable[[Rect], Tensor]
+"""An area of the new canvas, in its latents -> [1, 3, H, W] pixels in [0, 1] to encode there."""
 LARGEST_REFINE_TILE = 64
 """Longest side of a refinement tile on the new canvas, in latents; small canvases are cut in four."""
 _BICUBIC_REACH = 3
@@ -33,11 +38,14 @@ def first_canvas(stage: Stage, schedule: NoiseSchedule, seed: int, channels: int
     return Canvas(step=0, planes=noise[None], area=area)
 
 
-def next_canvas(enlarged: Piece, stage: Stage, schedule: NoiseSchedule, seed: int) -> Canvas:
+def next_canvas(
+    enlarged: Piece, stage: Stage, schedule: NoiseSchedule, seed: int, *, anchored: bool = False
+) -> Canvas:
     """Enlarged latents of the stage below, noised to the stage's first step."""
     noise = _noise(stage, seed, len(enlarged.latents), enlarged.area)
     noised = noise.mul_(schedule.sigmas[stage.first_step]).add_(enlarged.latents)
-    return Canvas(step=stage.first_step, planes=noised[None], area=enlarged.area)
+    planes = [noised, enlarged.latents] if anchored else [noised]
+    return Canvas(step=stage.first_step, planes=torch.stack(planes), area=enlarged.area, anchored=anchored)
 
 
 def area_to_enlarge(below: Grid, stage: Stage, facts: ModelFacts, group: Group) -> Rect:
@@ -47,22 +55,39 @@ def area_to_enlarge(below: Grid, stage: Stage, facts: ModelFacts, group: Group) 
     )
 
 
-def enlarge(
-    below: Piece, stage: Stage, adapter: Adapter, group: Group, device: torch.device, area: Rect
-) -> Piece:
-    """A piece of the stage below -> the rank's `area` of the new canvas, on the host.
+def pixels_below(below: Piece, stage: Stage, adapter: Adapter, device: torch.device) -> Pixels:
+    """The stage below, decoded and enlarged; `below` holds at least `area_to_enlarge`."""
+    return partial(_enlarged_pixels, below, stage=stage, adapter=adapter, device=device)
 
-    `below` holds at least `area_to_enlarge`. All ranks must call it; their areas may differ.
+
+def pixels_given(source: Source, stage: Stage) -> Pixels:
+    """The picture that the spec gives to start from, at the stage's size."""
+
+    def pixels(wide: Rect) -> Tensor:
+        pixel = stage.width // stage.grid.width
+        area = Rect(y=wide.y * pixel, x=wide.x * pixel, height=wide.height * pixel, width=wide.width * pixel)
+        cut = torch.from_numpy(source.pixels(area, stage.width, stage.height).copy())
+        return cut.permute(2, 0, 1)[None].float() / 255
+
+    return pixels
+
+
+def enlarge(
+    pixels: Pixels, stage: Stage, adapter: Adapter, group: Group, device: torch.device, area: Rect
+) -> Piece:
+    """The rank's `area` of the new canvas, on the host, encoded from `pixels`.
+
+    All ranks must call it; their areas may differ.
     """
     mine = _share(stage, group)
-    channels, side = len(below.latents), _refine_side(stage)
+    channels, side = adapter.facts.latent_channels, _refine_side(stage)
     fresh = torch.empty((channels, area.height, area.width))
     # In turns of one tile from each rank, so that nobody holds more than a turn beside its own area.
     for turn in range(-(-len(_refine_tiles(stage)) // group.world_size)):
         message = torch.zeros((channels, *side), device=device)
         if turn < len(mine):
             tile = mine[turn]
-            message[:, : tile.height, : tile.width] = _refined(below, tile, stage, adapter, device)
+            message[:, : tile.height, : tile.width] = _refined(pixels, tile, stage, adapter)
         messages = group.all_gather(message).wait().cpu()
         for rank, made in enumerate(messages):
             theirs = _share(stage, group, rank)
@@ -112,16 +137,16 @@ def _with_halo(tile: Rect, stage: Stage, facts: ModelFacts) -> Rect:
     return grown(tile, facts.decode_halo, stage.grid.whole)
 
 
-def _refined(below: Piece, tile: Rect, stage: Stage, adapter: Adapter, device: torch.device) -> Tensor:
+def _refined(pixels: Pixels, tile: Rect, stage: Stage, adapter: Adapter) -> Tensor:
     """New latents [C, tile.height, tile.width] of one refinement tile."""
     wide = _with_halo(tile, stage, adapter.facts)
-    fresh = adapter.encode(_enlarged_pixels(below, wide, stage, adapter, device))[0]
+    fresh = adapter.encode(pixels(wide))[0]
     top, left = tile.y - wide.y, tile.x - wide.x
     return fresh[:, top : top + tile.height, left : left + tile.width]
 
 
 def _enlarged_pixels(
-    below: Piece, wide: Rect, stage: Stage, adapter: Adapter, device: torch.device
+    below: Piece, wide: Rect, *, stage: Stage, adapter: Adapter, device: torch.device
 ) -> Tensor:
     """[1, 3, H, W] pixels of the area `wide` (in the new canvas's latents), from the stage below."""
     pixel = adapter.facts.scale_factor

@@ -52,6 +52,7 @@ class Checkpoint:
             "stage": self.stage,
             "step": self.canvas.step,
             "heard": self.canvas.heard,
+            "anchored": self.canvas.anchored,
             "sha256": _checksum(planes),
         }
         return save({"planes": planes}, metadata={"chorale": json.dumps(facts)})
@@ -63,13 +64,16 @@ class Checkpoint:
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             facts = json.loads(header["__metadata__"]["chorale"])
             planes = load(data)["planes"]
-            stage, step, heard = (int(facts[name]) for name in ("stage", "step", "heard"))
+            stage, step, heard, anchored = (
+                int(facts[name]) for name in ("stage", "step", "heard", "anchored")
+            )
         except (ValueError, KeyError, TypeError, SafetensorError):
             return None
         if facts.get("identity") != identity or facts.get("sha256") != _checksum(planes):
             return None
         area = Rect(y=0, x=0, height=planes.shape[2], width=planes.shape[3])
-        return cls(stage=stage, canvas=Canvas(step=step, planes=planes, area=area, heard=heard))
+        canvas = Canvas(step=step, planes=planes, area=area, heard=heard, anchored=bool(anchored))
+        return cls(stage=stage, canvas=canvas)
 
 
 def identity_of(digest: str, device: torch.device) -> str:
@@ -124,13 +128,14 @@ class Keeper:
         kept = self._read() if group.rank == 0 else None
         facts = b""
         if kept is not None:
-            numbers = kept.stage, kept.canvas.step, kept.canvas.heard
-            facts = json.dumps([*numbers, list(kept.canvas.planes.shape)]).encode()
+            canvas = kept.canvas
+            numbers = kept.stage, canvas.step, canvas.heard, canvas.anchored
+            facts = json.dumps([*numbers, list(canvas.planes.shape)]).encode()
         said = group.all_gather_bytes(facts)[0]
         if not said:
             return None
-        stage, step, heard, shape = json.loads(said)
-        return Found(stage=stage, step=step, heard=heard, shape=tuple(shape), kept=kept)
+        stage, step, heard, anchored, shape = json.loads(said)
+        return Found(stage=stage, step=step, heard=heard, anchored=anchored, shape=tuple(shape), kept=kept)
 
     def close(self) -> None:
         """Wait until what is being stored is stored."""
@@ -158,6 +163,7 @@ class Found:
     stage: int
     step: int
     heard: int
+    anchored: bool
     shape: tuple[int, ...]
     kept: Checkpoint | None
 
@@ -169,7 +175,7 @@ class Found:
         for number in range(planes * channels):
             own[number] = group.all_gather(self._plane(number, device)).wait()[0].cpu()[rows, cols]
         mine = own.view(planes, channels, area.height, area.width)
-        return Canvas(step=self.step, planes=mine, area=area, heard=self.heard)
+        return Canvas(step=self.step, planes=mine, area=area, heard=self.heard, anchored=self.anchored)
 
     def _plane(self, number: int, device: torch.device) -> Tensor:
         if self.kept is None:

@@ -21,7 +21,8 @@ from render.denoise.canvas import Canvas, gather_planes, within
 from render.denoise.exchange import make_exchange
 from render.denoise.fuse import FixedPoint, pass_weights
 from render.denoise.group import Group
-from render.denoise.noise import normal
+from render.denoise.noise import INITIAL, normal
+from render.denoise.residual import held_to, residual_share
 from render.errors import RenderFailed
 from render.models.adapter import Adapter, NoiseSchedule, WindowPlace
 from render.plan.geometry import Rect, Tiling
@@ -116,6 +117,8 @@ class Seat:
     state: samplers.SamplerState = field(init=False)
     weights: tuple[float, ...] = field(init=False)
     fixed: FixedPoint = field(init=False)
+    anchor: Tensor | None = field(init=False)
+    """What the stage started from, before it was noised; None where nothing is held to it."""
 
     def __post_init__(self, canvas: Canvas) -> None:
         self.step = canvas.step
@@ -126,6 +129,8 @@ class Seat:
         rows, cols = within(self.box, canvas.area)
         planes = canvas.planes[:, :, rows, cols].to(self.loop.device, copy=True)
         self.state = samplers.SamplerState(planes[0], tuple(planes[1 : 1 + canvas.heard]))
+        self.anchor = planes[-1] if canvas.anchored else None
+        self._anchor_noise = None if self.anchor is None else self._normal(INITIAL)
 
     def advance(self, word: int = 0) -> tuple[StepTimes, int]:
         """One step of the sampler on all that this rank holds; also the word that the ranks agree on."""
@@ -135,6 +140,7 @@ class Seat:
         exchange = make_exchange(self.tiling, self.group.rank, offset, self.loop.device)
         sums = torch.zeros(self.state.x.shape, dtype=torch.int32, device=self.loop.device)
         first, then = self._batches(offset)
+        self._hold_to_anchor()
 
         self._predict(first, step, offset, sums, times)
         gathering = exchange.start(sums.flatten(1), self.group, word)
@@ -160,9 +166,25 @@ class Seat:
     def gather(self, area: Rect | None = None) -> Canvas:
         """Bring the canvas together, or the area that this rank asks for; all ranks must call it."""
         wanted = self.tiling.grid.whole if area is None else area
-        planes = torch.stack([self.state.x, *self.state.history])
+        anchor = [] if self.anchor is None else [self.anchor]
+        planes = torch.stack([self.state.x, *self.state.history, *anchor])
         gathered = gather_planes(planes, self.tiling, self.group, wanted)
-        return Canvas(step=self.step, planes=gathered, area=wanted, heard=len(self.state.history))
+        return Canvas(
+            step=self.step,
+            planes=gathered,
+            area=wanted,
+            heard=len(self.state.history),
+            anchored=self.anchor is not None,
+        )
+
+    def _hold_to_anchor(self) -> None:
+        """Bring the latents nearer to what the stage started from, less and less as it goes on."""
+        if self.anchor is None or self._anchor_noise is None:
+            return
+        share = residual_share(self.loop.spec.skip_residual, self.loop.stage, self.step)
+        sigma = self.loop.schedule.sigmas[self.step]
+        held = held_to(self.state.x, self.anchor, self._anchor_noise, sigma, share)
+        self.state = samplers.SamplerState(held, self.state.history)
 
     def _batches(self, offset: tuple[int, int]) -> tuple[list[list[_Evaluation]], list[list[_Evaluation]]]:
         """The rank's evaluations in batches: those that hold all border windows, then the rest."""
@@ -246,6 +268,9 @@ class Seat:
     def _noise(self, step: int) -> Tensor | None:
         if self.loop.spec.sampler not in samplers.STOCHASTIC:
             return None
+        return self._normal(step)
+
+    def _normal(self, step: int) -> Tensor:
         channels = self.state.x.shape[0]
         values = normal(self.loop.spec.seed, self.loop.stage.index, step, channels, self.box)
         return torch.from_numpy(values).to(self.loop.device)

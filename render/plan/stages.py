@@ -46,15 +46,23 @@ class Stage:
 
 
 def make_stages(spec: Spec, facts: ModelFacts) -> tuple[Stage, ...]:
-    """Sizes halve from the image's own size down to the model's native area, in multiples of a latent."""
+    """Sizes halve from the image's own size down to the model's native area, in multiples of a latent.
+
+    Where a picture is given to start from, they halve down to its size instead: it stands for the stages
+    below, so that what it shows is kept and the first stage enlarges it twice at most.
+    """
     sizes = _sizes(spec, facts)
     return tuple(_stage(spec, facts, index, *size) for index, size in enumerate(sizes))
 
 
 def _sizes(spec: Spec, facts: ModelFacts) -> list[tuple[int, int]]:
     native, pixel = facts.native_size, facts.scale_factor
+    side = math.sqrt(spec.width * spec.height)
     # Half a halving too many would make the first stage half the native area; rounded down, it is twice.
-    halvings = max(0, math.ceil(math.log2(math.sqrt(spec.width * spec.height) / native) - 0.5))
+    halvings = max(0, math.ceil(math.log2(side / native) - 0.5))
+    if spec.init is not None:
+        given = math.sqrt(spec.init.width * spec.init.height)
+        halvings = max(0, math.ceil(math.log2(side / given) - 0.5) - 1)
     # A very long picture is not squeezed until its short side is below half the native size: the model
     # has never seen such pictures, and a row of windows serves it better.
     while halvings and min(spec.width, spec.height) / 2**halvings < native / 2:
@@ -80,7 +88,8 @@ def _stage(spec: Spec, facts: ModelFacts, index: int, width: int, height: int) -
         rows=_axis(latent_height, window_height, moving), cols=_axis(latent_width, window_width, moving)
     )
     passes = 2 if spec.guidance_scale > 1 and not facts.takes_guidance else 1
-    first_step = 0 if index == 0 else spec.steps - max(1, round(spec.steps * spec.strength))
+    from_noise = index == 0 and spec.init is None
+    first_step = 0 if from_noise else spec.steps - max(1, round(spec.steps * spec.strength))
     return Stage(
         index=index,
         width=width,

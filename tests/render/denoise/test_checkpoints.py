@@ -83,6 +83,14 @@ def test_a_stopped_render_goes_on_with_other_ranks(blend: str, sampler: str, ran
     assert image.render(ranks[1]) == root_of(spec)
 
 
+def test_what_a_stage_is_held_to_is_kept_too() -> None:
+    spec = replace(SPEC, skip_residual=0.6, sampler="dpmpp-2m")
+    image = Ranks(spec)
+    assert image.render(2, stop_after=8) is None
+    assert image.render(3) == root_of(spec)
+    assert root_of(spec) != root_of(replace(spec, skip_residual=0.0))
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5)), max_size=4), st.integers(1, 4))
 def test_however_often_it_stops_no_step_is_computed_twice(stops: list[tuple[int, int]], last: int) -> None:

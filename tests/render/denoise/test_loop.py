@@ -1,10 +1,13 @@
 """The step loop: one rank is the oracle; groups may change between two steps."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from render.denoise.canvas import Canvas
 from render.denoise.cascade import first_canvas
@@ -13,6 +16,7 @@ from render.denoise.loop import StageLoop
 from render.engine import render_latents
 from render.errors import RenderFailed
 from render.plan.stages import make_stages
+from render.source import open_source
 from render.spec import BLENDS, SAMPLERS, Spec
 from tests.support.groups import ThreadGroup, run_ranks, thread_groups
 from tests.support.models import ToyModel
@@ -37,6 +41,31 @@ def test_ranks_do_not_change_a_bit(blend: str, sampler: str, ranks: int) -> None
     alone = latents_of(spec, SoloGroup())
     for together in run_ranks(ranks, lambda group: latents_of(spec, group)):
         assert torch.equal(alone, together)
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_ranks_do_not_change_a_bit_of_what_starts_from_a_picture(
+    blend: str, sampler: str, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (80, 112, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "init.png")
+    source = open_source(tmp_path / "init.png")
+    spec = spec_of(blend=blend, sampler=sampler, init=source, skip_residual=0.7)
+    stages = make_stages(spec, ToyModel().facts)
+    assert [(stage.width, stage.first_step) for stage in stages] == [(224, 3), (448, 3)]
+    alone = latents_of(spec, SoloGroup())
+    for together in run_ranks(3, lambda group: latents_of(spec, group)):
+        assert torch.equal(alone, together)
+
+
+def test_a_held_stage_ends_nearer_to_the_one_below() -> None:
+    ends = {}
+    for share in (0.0, 0.3, 1.0):
+        spec = spec_of(skip_residual=share, strength=1.0, steps=12)
+        free = latents_of(replace(spec, strength=0.01), SoloGroup())
+        ends[share] = float((latents_of(spec, SoloGroup()) - free).abs().mean())
+    assert ends[0.0] > ends[0.3] > ends[1.0]
 
 
 class _Gone(Exception):

@@ -1,0 +1,44 @@
+"""`chorale upscale`: a picture made larger, with detail that a model adds and content that stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.cli.render import render
+from render.errors import BadInput
+from render.picture.parameters import read_parameters
+from render.source import open_source
+
+_STRENGTH = "0.3"
+"""Enough for new detail, too little for new things."""
+_RESIDUAL = "0.5"
+
+
+@click.command(
+    epilog='Example: chorale upscale examples/vase.webp --scale 2 --prompt "a red vase on a wooden table" '
+    "--out out/large"
+)
+@click.argument("picture", type=click.Path(path_type=Path))
+@click.option("--scale", default="2", show_default=True, help="2, 4 or 8 times as wide and high.")
+@click.option("--prompt", default=None, help="What the picture shows. [its own metadata, where it has any]")
+@click.option("--strength", default=_STRENGTH, show_default=True, help="How much may be repainted.")
+@click.option("--skip-residual", default=_RESIDUAL, show_default=True, help="How firmly content is held.")
+@click.pass_context
+def upscale(context: click.Context, /, picture: Path, scale: str, prompt: str | None, **options: Any) -> None:
+    """Enlarge a picture in tiles: each doubling keeps what is there and adds detail to it."""
+    if scale not in ("2", "4", "8"):
+        raise BadInput("scale", scale, "is not 2, 4 or 8")
+    source = open_source(picture)
+    prompt = prompt or read_parameters(picture).get("prompt")
+    if not prompt:
+        raise BadInput("prompt", prompt, 'is not in the picture; say what it shows, as in --prompt "a vase"')
+    width, height = (max(8, round(side * int(scale) / 8) * 8) for side in (source.width, source.height))
+    context.invoke(render, prompt=prompt, init=str(picture), size=f"{width}x{height}", **options)
+
+
+for _parameter in render.params:
+    if _parameter.name not in {"init", "size", "spec_file", "strength", "skip_residual", "prompt"}:
+        upscale.params.append(_parameter)

@@ -1,0 +1,210 @@
+"""The Python face of the engine: one image on many ranks, in one call.
+
+    from render import ParallelizedDiffusionPipeline
+
+    pipeline = ParallelizedDiffusionPipeline("builtin", num_modules=2)
+    image = pipeline.generate_image("a red vase on a wooden table", resolution=(1024, 1024), seed=7)
+    image.pil().save("vase.png")
+
+The ranks are started for each image and end with it. For queues of images use the farm (`chorale up`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from render.errors import BadInput, RenderFailed
+from render.models.adapter import ModelFacts
+from render.models.folder import read_facts, resolve_model
+from render.picture.blocks import tile_key
+from render.picture.encode import ENDINGS
+from render.picture.export import export_image
+from render.picture.folder import read_manifest
+from render.picture.manifest import KEY
+from render.plan.plan import make_plan
+from render.spec import Spec
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_GRACE_S = 5.0
+_LAST_WORDS = 12
+LARGEST_PIL = 2**28
+"""Pixels that `RenderedImage.pil` brings into memory at once; a larger picture is exported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedImage:
+    """A finished image: its folder holds the tile pyramid, the manifest and a preview."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def root(self) -> str:
+        """Digest over all tiles: two images with the same root are the same, bit for bit."""
+        return str(self.manifest["root"])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.manifest["width"], self.manifest["height"]
+
+    def pil(self) -> Image.Image:
+        """The picture at full size in memory; raises `BadInput` above `LARGEST_PIL` pixels."""
+        from PIL import Image
+
+        width, height = self.size
+        if width * height > LARGEST_PIL:
+            raise BadInput("size", f"{width}x{height}", "is too large for memory; use export()")
+        picture = Image.new("RGB", (width, height))
+        side, level = self.manifest["tile_size"], len(self.manifest["levels"]) - 1
+        ending = ENDINGS[self.manifest["format"]]
+        for y in range(0, height, side):
+            for x in range(0, width, side):
+                with Image.open(self.folder / tile_key(level, x // side, y // side, ending)) as tile:
+                    picture.paste(tile, (x, y))
+        return picture
+
+    def export(self, target: str | Path, **options: Any) -> Path:
+        """Write it as one .png, .tif, .jpg or .webp, in bounded memory; see `export_image`."""
+        return export_image(self.folder, Path(target), **options)
+
+
+class ParallelizedDiffusionPipeline:
+    """Renders images with `num_modules` ranks on this machine, each on its own region of the canvas."""
+
+    def __init__(
+        self,
+        model: str = "builtin",
+        *,
+        num_modules: int | None = None,
+        tile_size: int = 512,
+        device: str = "auto",
+    ) -> None:
+        """Opens nothing yet. `model` is `builtin`, a local folder or a hub id; `num_modules` is the number
+        of ranks, by default one per GPU or CPU core; `tile_size` the side of a pyramid tile in pixels.
+        """
+        if num_modules is not None and not 1 <= num_modules <= 1024:
+            raise BadInput("num_modules", num_modules, "is not from 1 to 1024")
+        self.model, self.num_modules, self.tile_size, self.device = model, num_modules, tile_size, device
+
+    def generate_image(
+        self,
+        prompt: str,
+        resolution: tuple[int, int] = (4096, 4096),
+        *,
+        out: str | Path | None = None,
+        on_news: Callable[[dict[str, Any]], None] = lambda news: None,
+        **options: Any,
+    ) -> RenderedImage:
+        """Render one image of (width, height) pixels; `options` are other fields of the spec, as `seed`.
+
+        It goes into the folder `out`, by default `out/DIGEST`. One that is finished there is returned as it
+        is. `on_news` hears of stages, steps and tiles.
+        Raises `BadInput` for a value that cannot be rendered, `RenderFailed` when the render breaks off.
+        """
+        values = {"prompt": prompt, "model": self.model, "tile_size": self.tile_size} | options
+        spec = Spec.from_mapping(values | dict(zip(("width", "height"), resolution, strict=True)))
+        path = resolve_model(spec.model)
+        facts = read_facts(path)
+        digest = spec.digest(facts.digest)
+        folder = Path("out") / digest[:16] if out is None else Path(out)
+        done = _finished(folder, digest)
+        if done is None:
+            ranks = min(self.num_modules or _processors(), make_plan(spec, facts, 1).useful_ranks)
+            _render(spec, path, facts, folder, ranks, self.device, on_news)
+            done = read_manifest(folder)
+        return RenderedImage(folder=folder, manifest=done)
+
+
+def _finished(folder: Path, digest: str) -> dict[str, Any] | None:
+    """The manifest if this very image is there; raises `BadInput` when the folder holds another one."""
+    if not (folder / KEY).exists():
+        return None
+    manifest = read_manifest(folder)
+    if manifest.get("digest") != digest:
+        raise BadInput("out", str(folder), "holds another spec's image; name another folder")
+    return manifest
+
+
+def _processors() -> int:
+    return len(list(Path("/dev").glob("nvidia[0-9]*"))) or len(os.sched_getaffinity(0))
+
+
+def _render(
+    spec: Spec,
+    model: Path,
+    facts: ModelFacts,
+    folder: Path,
+    ranks: int,
+    device: str,
+    on_news: Callable[[dict[str, Any]], None],
+) -> None:
+    """Start the ranks with torchrun, and listen to the first one until all have ended."""
+    case = {"spec": asdict(spec), "model": str(model), "facts": asdict(facts), "device": device}
+    words = ["--standalone", "--nproc-per-node", str(ranks), "-m", "render.rank"]
+    error: dict[str, Any] | None = None
+    with _started(words, json.dumps(case | {"out": str(folder.absolute())})) as (process, last_words):
+        assert process.stdout is not None
+        for line in process.stdout:
+            news = _news(line)
+            if news is None:
+                last_words.append(line.rstrip())
+            elif news["kind"] == "error":
+                error = error or news
+            else:
+                on_news(news)
+        process.wait()
+    if error is not None:
+        raise BadInput(*error["bad"]) if error["bad"] else RenderFailed(error["text"])
+    if not (folder / KEY).exists():
+        text = "\n".join(last_words[-_LAST_WORDS:])
+        raise RenderFailed(f"the group of ranks broke off; nothing was published. Its last words:\n{text}")
+
+
+@contextlib.contextmanager
+def _started(words: list[str], case: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """torchrun with its ranks; all of them have ended when the block is left, whatever the reason."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *words, case],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    try:
+        yield process, []
+    finally:
+        if process.poll() is None:
+            # TERM first: torchrun passes it on to its ranks, which live in sessions of their own.
+            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def _news(line: str) -> dict[str, Any] | None:
+    """What a rank says is one JSON object per line; anything else is a library's chatter."""
+    if not line.startswith('{"kind":'):
+        return None
+    try:
+        found: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return found

@@ -1,0 +1,64 @@
+"""One rank of `ParallelizedDiffusionPipeline`, started by torchrun: `python -m render.rank CASE`.
+
+It says what happens as lines of JSON on stdout. The farm has a rank of its own, `jobs.node.rank`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from render.lifeline import die_with_parent
+
+
+def main() -> int:
+    """Render the case with the other ranks; 0 when it is published."""
+    die_with_parent()
+    import torch
+
+    from render.denoise.checkpoints import Keeper
+    from render.denoise.group import choose_device, join
+    from render.engine import render_image
+    from render.errors import BadInput, RenderError
+    from render.models import load_adapter
+    from render.models.adapter import ModelFacts
+    from render.picture.folder import FolderSink
+    from render.spec import Spec
+
+    case = json.loads(sys.argv[1])
+    facts, rank = ModelFacts(**case["facts"]), int(os.environ["RANK"])
+    try:
+        device = choose_device(case["device"], int(os.environ["LOCAL_RANK"]))
+        if device.type == "cpu":
+            torch.set_num_threads(1)
+        spec = Spec.from_mapping(case["spec"])
+        adapter = load_adapter(Path(case["model"]), device, spec.dtype, facts)
+        sink = FolderSink(Path(case["out"]))
+        keeper = Keeper(sink, spec.digest(facts.digest), device, every_s=30.0)
+        listen = _say if rank == 0 else _say_nothing
+        render_image(spec, adapter, join(device), sink, device=device, on_news=listen, keeper=keeper)
+    except (RenderError, OSError) as exc:
+        bad = [exc.field, exc.value, exc.fix] if isinstance(exc, BadInput) else None
+        _say({"kind": "error", "text": str(exc), "bad": bad})
+        return 1
+    return 0
+
+
+def _say(news: dict[str, Any]) -> None:
+    # In one write, so that the lines of two ranks do not mix.
+    sys.stdout.write(json.dumps(news, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def _say_nothing(news: dict[str, Any]) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    # Not by way of the interpreter's end: there gloo's threads now and then abort a process that is done.
+    os._exit(code)
