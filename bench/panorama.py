@@ -89,7 +89,7 @@ def our_loop(model: Path, case: dict[str, Any], device: torch.device) -> tuple[S
     schedule = adapter.schedule(spec.sampler, spec.steps)
     text = adapter.encode_prompt(spec.prompt, "", True)
     canvas = first_canvas(stage, schedule, spec.seed, facts.latent_channels, stage.grid.whole)
-    loop = StageLoop(spec=spec, stage=stage, schedule=schedule, adapter=adapter, text=text, device=device)
+    loop = StageLoop(spec=spec, stage=stage, schedule=schedule, adapter=adapter, texts=(text,), device=device)
     return loop, canvas
 
 

@@ -85,13 +85,17 @@ def render_latents(
     """
     stages = make_stages(spec, adapter.facts)
     schedule = adapter.schedule(spec.sampler, spec.steps)
-    text = adapter.encode_prompt(spec.prompt, spec.negative_prompt, stages[0].passes == 2)
+    prompts = (spec.prompt, *(box.prompt for box in spec.boxes))
+    guided = stages[0].passes == 2
+    texts = tuple(adapter.encode_prompt(prompt, spec.negative_prompt, guided) for prompt in prompts)
     seconds = {"model": 0.0, "wait": 0.0, "fuse": 0.0, "enlarge": 0.0}
     done: Denoised | None = None
     found = None if keeper is None else keeper.find(group)
     for stage in stages[0 if found is None else found.stage :]:
         on_news(_stage_news(stage, len(stages)))
-        loop = StageLoop(spec=spec, stage=stage, schedule=schedule, adapter=adapter, text=text, device=device)
+        loop = StageLoop(
+            spec=spec, stage=stage, schedule=schedule, adapter=adapter, texts=texts, device=device
+        )
         group = group if done is None else done.group
         started = time.perf_counter()
         # In a list, so that the loop can let go of it: a canvas is the largest thing that a rank holds.
@@ -130,7 +134,10 @@ def _start(loop: StageLoop, below: Denoised | None, group: Group) -> Canvas:
     box = loop.tiling(group).boxes[group.rank]
     if below is not None:
         piece = below.piece(area_to_enlarge(below.seat.tiling.grid, stage, facts, group))
-        pixels = pixels_below(piece, stage, loop.adapter, loop.device)
+        init = loop.spec.init
+        # A stage larger than the picture finds no detail in it.
+        source = init if init is not None and stage.width <= init.width else None
+        pixels = pixels_below(piece, stage, loop.adapter, loop.device, source)
     elif loop.spec.init is not None:
         pixels = pixels_given(loop.spec.init, stage)
     else:

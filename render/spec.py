@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from render.box import Box
 from render.errors import BadInput
 from render.source import LARGEST_SIDE, Source, open_source
 
@@ -58,6 +59,8 @@ class Spec:
     """How firmly a stage is held to the one below while it is denoised, 0 to 1; fades over its steps."""
     init: Source | None = None
     """A picture to start from, in place of noise (image to image)."""
+    boxes: tuple[Box, ...] = ()
+    """Prompts for parts of the picture."""
     window_batch: int = 4
     """Most evaluations (of a window, without or with the prompt) per model call. Kernels round differently
     at other batch shapes, so it is part of the image."""
@@ -67,6 +70,8 @@ class Spec:
     def __post_init__(self) -> None:
         _check_text(self)
         _check_init(self.init)
+        if not isinstance(self.boxes, tuple) or not all(isinstance(box, Box) for box in self.boxes):
+            raise BadInput("boxes", self.boxes, "is no list of boxes; write e.g. 0,0,0.5,1: a red vase")
         _check_size("width", self.width, self.format)
         _check_size("height", self.height, self.format)
         _check_whole("seed", self.seed, 0, 2**63 - 1)
@@ -163,6 +168,8 @@ def _coerced(name: str, value: Any) -> Any:
     # YAML and JSON write 4 where 4.0 is meant, and the digest must not tell them apart.
     if name in _REALS and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if name == "boxes" and isinstance(value, (list, tuple)):
+        return tuple(Box.from_any(each) for each in value)
     if name == "init" and isinstance(value, str):
         return open_source(Path(value))
     if name == "init" and isinstance(value, Mapping):

@@ -40,6 +40,12 @@ def spec_options(command: Command) -> Command:
     for flag, _, text in reversed(_FLAGS):
         command = click.option(flag, default=None, help=text)(command)
     command = click.option(
+        "--box",
+        "boxes",
+        multiple=True,
+        help='A prompt for a part of the picture, "x,y,width,height: prompt" in shares of it. May repeat.',
+    )(command)
+    command = click.option(
         "--size", default=None, help="WIDTHxHEIGHT in pixels, multiples of 8. [1024x1024]"
     )(command)
     command = click.option(
@@ -67,11 +73,13 @@ def given_values(options: dict[str, Any]) -> dict[str, Any]:
     spec_file = options.pop("spec_file")
     if spec_file is not None:
         values.update(read_spec_file(spec_file))
-    prompt, size = options.pop("prompt"), options.pop("size")
+    prompt, size, boxes = options.pop("prompt"), options.pop("size"), options.pop("boxes")
     if prompt is not None:
         values["prompt"] = prompt
     if size is not None:
         values["width"], values["height"] = parse_size(size)
+    if boxes:
+        values["boxes"] = list(boxes)
     for flag, kind, _ in _FLAGS:
         name = flag[2:].replace("-", "_")
         text = options.pop(name)

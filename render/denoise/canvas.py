@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from render.denoise.group import Group
-from render.plan.geometry import Rect, Tiling
+from render.plan.geometry import Rect
+from render.plan.tiling import Tiling
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,10 @@
 A stage above the first decodes the one below, enlarges its pixels, encodes them again and noises them to
 the spec's strength (SDEdit, Meng et al. 2022; DemoFusion, Du et al. 2024, does the like on latents). The
 work is laid out in refinement tiles by the spec; ranks take turns, and what they make is gathered tile by
-tile, each rank keeping what it holds of the new canvas. A picture that the spec gives to start from takes
-the place of the stage below.
+tile, each rank keeping what it holds of the new canvas. A picture that the spec gives to start from stands
+in for the stage below the first one. Later stages carry over what was changed, not what was there: the
+picture's own detail, which the stage below could not hold, is put back (a Laplacian pyramid, Burt and
+Adelson 1983).
 """
 
 from __future__ import annotations
@@ -55,21 +57,24 @@ def area_to_enlarge(below: Grid, stage: Stage, facts: ModelFacts, group: Group) 
     )
 
 
-def pixels_below(below: Piece, stage: Stage, adapter: Adapter, device: torch.device) -> Pixels:
-    """The stage below, decoded and enlarged; `below` holds at least `area_to_enlarge`."""
-    return partial(_enlarged_pixels, below, stage=stage, adapter=adapter, device=device)
+def pixels_below(
+    below: Piece, stage: Stage, adapter: Adapter, device: torch.device, source: Source | None = None
+) -> Pixels:
+    """The stage below, decoded and enlarged, with the detail of `source` where that is given.
+
+    `below` holds at least `area_to_enlarge`.
+    """
+    enlarged = partial(_enlarged_pixels, below, stage=stage, adapter=adapter, device=device)
+    if source is None:
+        return lambda wide: enlarged(wide).clamp_(0.0, 1.0)
+    given = pixels_given(source, stage)
+    return lambda wide: (enlarged(wide, source=source) + given(wide).to(device)).clamp_(0.0, 1.0)
 
 
 def pixels_given(source: Source, stage: Stage) -> Pixels:
     """The picture that the spec gives to start from, at the stage's size."""
 
-    def pixels(wide: Rect) -> Tensor:
-        pixel = stage.width // stage.grid.width
-        area = Rect(y=wide.y * pixel, x=wide.x * pixel, height=wide.height * pixel, width=wide.width * pixel)
-        cut = torch.from_numpy(source.pixels(area, stage.width, stage.height).copy())
-        return cut.permute(2, 0, 1)[None].float() / 255
-
-    return pixels
+    return partial(_given_pixels, source, stage.grid.whole, stage.width // stage.grid.width)
 
 
 def enlarge(
@@ -145,22 +150,35 @@ def _refined(pixels: Pixels, tile: Rect, stage: Stage, adapter: Adapter) -> Tens
     return fresh[:, top : top + tile.height, left : left + tile.width]
 
 
+def _given_pixels(source: Source, canvas: Rect, pixel: int, area: Rect) -> Tensor:
+    """[1, 3, H, W] pixels of an area of the canvas (in latents), from a picture scaled to the canvas."""
+    inside = Rect(y=area.y * pixel, x=area.x * pixel, height=area.height * pixel, width=area.width * pixel)
+    cut = source.pixels(inside, canvas.width * pixel, canvas.height * pixel)
+    return torch.from_numpy(cut.copy()).permute(2, 0, 1)[None].float() / 255
+
+
 def _enlarged_pixels(
-    below: Piece, wide: Rect, *, stage: Stage, adapter: Adapter, device: torch.device
+    below: Piece,
+    wide: Rect,
+    *,
+    stage: Stage,
+    adapter: Adapter,
+    device: torch.device,
+    source: Source | None = None,
 ) -> Tensor:
-    """[1, 3, H, W] pixels of the area `wide` (in the new canvas's latents), from the stage below."""
+    """[1, 3, H, W] pixels of the area `wide` (in the new canvas's latents), from the stage below; with a
+    source, by how much they differ from it."""
     pixel = adapter.facts.scale_factor
     area = _source(below.canvas, wide, stage, adapter.facts)
     picture = adapter.decode(below.read(area)[None].to(device))
+    if source is not None:
+        picture = picture - _given_pixels(source, below.canvas, pixel, area).to(device)
     y, x = _places(below.canvas, wide, stage, pixel)
     # grid_sample wants places in [-1, 1] over the decoded area's edges.
     place_y = (y - area.y * pixel + 0.5) / (area.height * pixel) * 2 - 1
     place_x = (x - area.x * pixel + 0.5) / (area.width * pixel) * 2 - 1
     places = torch.stack(torch.meshgrid(place_x, place_y, indexing="xy"), dim=-1)[None].to(device)
-    enlarged = functional.grid_sample(
-        picture, places, mode="bicubic", padding_mode="border", align_corners=False
-    )
-    return enlarged.clamp_(0.0, 1.0)
+    return functional.grid_sample(picture, places, mode="bicubic", padding_mode="border", align_corners=False)
 
 
 def _places(below: Rect, wide: Rect, stage: Stage, pixel: int) -> tuple[Tensor, Tensor]:

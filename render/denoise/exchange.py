@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from render.denoise.group import Gathering, Group
-from render.plan.geometry import Flat, Tiling
+from render.plan.geometry import Flat
+from render.plan.tiling import Tiling
 
 
 @dataclass(frozen=True, kw_only=True)

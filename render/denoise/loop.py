@@ -25,8 +25,10 @@ from render.denoise.noise import INITIAL, normal
 from render.denoise.residual import held_to, residual_share
 from render.errors import RenderFailed
 from render.models.adapter import Adapter, NoiseSchedule, WindowPlace
-from render.plan.geometry import Rect, Tiling
+from render.plan.geometry import Layer, Rect
+from render.plan.layers import area_of, layer_shares
 from render.plan.stages import Stage
+from render.plan.tiling import Tiling
 from render.spec import Spec
 
 
@@ -57,7 +59,8 @@ class StageLoop:
     stage: Stage
     schedule: NoiseSchedule
     adapter: Adapter
-    text: Any
+    texts: tuple[Any, ...]
+    """The encoded prompts: the image's own, then those of its boxes."""
     device: torch.device
 
     def run(
@@ -91,13 +94,14 @@ class StageLoop:
 
     def tiling(self, group: Group) -> Tiling:
         """The stage dealt out to a group."""
-        return Tiling(grid=self.stage.grid, world_size=group.world_size, passes=self.stage.passes)
+        return self.stage.tiling(group.world_size)
 
 
 @dataclass(frozen=True)
 class _Evaluation:
     """One window under one condition: what a row of a model call is."""
 
+    layer: int
     window: Rect
     turn: int
     """Number of the pass."""
@@ -131,6 +135,7 @@ class Seat:
         self.state = samplers.SamplerState(planes[0], tuple(planes[1 : 1 + canvas.heard]))
         self.anchor = planes[-1] if canvas.anchored else None
         self._anchor_noise = None if self.anchor is None else self._normal(INITIAL)
+        self._shares = self._layer_shares()
 
     def advance(self, word: int = 0) -> tuple[StepTimes, int]:
         """One step of the sampler on all that this rank holds; also the word that the ranks agree on."""
@@ -187,18 +192,28 @@ class Seat:
         self.state = samplers.SamplerState(held, self.state.history)
 
     def _batches(self, offset: tuple[int, int]) -> tuple[list[list[_Evaluation]], list[list[_Evaluation]]]:
-        """The rank's evaluations in batches: those that hold all border windows, then the rest."""
+        """The rank's evaluations in batches: those that hold all border windows, then the rest.
+
+        Each batch is of one layer, whose windows have one shape and one prompt.
+        """
         windows = self.tiling.windows_of(self.group.rank)
         shared = dict(zip(windows, self.tiling.border_windows(self.group.rank, offset), strict=True))
-        border: list[_Evaluation] = []
-        inner: list[_Evaluation] = []
-        for row, col, turn in self.tiling.evaluations_of(self.group.rank):
-            evaluation = _Evaluation(self.tiling.grid.window(row, col, offset), turn)
-            (border if shared[row, col] else inner).append(evaluation)
-        ordered, size = border + inner, self.loop.stage.batch
-        batches = [ordered[at : at + size] for at in range(0, len(ordered), size)]
-        split = -(-len(border) // size)
-        return batches[:split], batches[split:]
+        first: list[list[_Evaluation]] = []
+        then: list[list[_Evaluation]] = []
+        size = self.loop.stage.batch
+        for layer in range(len(self.tiling.layers)):
+            border: list[_Evaluation] = []
+            inner: list[_Evaluation] = []
+            for window, turn in self.tiling.evaluations_of(self.group.rank):
+                if window[0] == layer:
+                    evaluation = _Evaluation(layer, self.tiling.window(window, offset), turn)
+                    (border if shared[window] else inner).append(evaluation)
+            ordered = border + inner
+            batches = [ordered[at : at + size] for at in range(0, len(ordered), size)]
+            split = -(-len(border) // size)
+            first += batches[:split]
+            then += batches[split:]
+        return first, then
 
     def _predict(
         self,
@@ -220,13 +235,14 @@ class Seat:
         stage, schedule, adapter = self.loop.stage, self.loop.schedule, self.loop.adapter
         # Kernels round differently at other batch shapes, so the last batch is filled up, not shortened.
         filled = batch + [batch[-1]] * (stage.batch - len(batch))
+        layer = self.tiling.layers[batch[0].layer]
         latents = torch.stack([self._view(self.state.x, evaluation.window) for evaluation in filled])
         latents = latents * samplers.input_scale(schedule.sigmas[step])
         prediction = adapter.predict(
             latents,
             schedule.timesteps[step],
-            self.loop.text,
-            [self._place(evaluation.window) for evaluation in filled],
+            self.loop.texts[layer.text],
+            [self._place(evaluation.window, layer) for evaluation in filled],
             [evaluation.turn for evaluation in filled],
             self.loop.spec.guidance_scale,
         )
@@ -241,26 +257,40 @@ class Seat:
     def _add(
         self, batch: list[_Evaluation], prediction: Tensor, offset: tuple[int, int], sums: Tensor
     ) -> None:
-        grid = self.tiling.grid
-        rows = dict(zip(grid.rows.starts(offset[0]), grid.rows.weights(offset[0]), strict=True))
-        cols = dict(zip(grid.cols.starts(offset[1]), grid.cols.weights(offset[1]), strict=True))
+        layer = self.tiling.layers[batch[0].layer]
+        (at_y, at_x), axes = layer.offset(offset), layer.grid
+        rows = dict(zip(axes.rows.starts(at_y), axes.rows.weights(at_y), strict=True))
+        cols = dict(zip(axes.cols.starts(at_x), axes.cols.weights(at_x), strict=True))
         for evaluation, answer in zip(batch, prediction, strict=True):
             window = evaluation.window
-            blend = torch.from_numpy(rows[window.y][:, None] * cols[window.x][None, :])
+            blend = torch.from_numpy(rows[window.y - layer.y][:, None] * cols[window.x - layer.x][None, :])
             weight = (blend * self.weights[evaluation.turn]).to(answer.device)
+            if self._shares is not None:
+                weight = weight * self._view(self._shares, window)[evaluation.layer]
             self._view(sums, window).add_(self.fixed.encode(answer, weight))
 
     def _view(self, plane: Tensor, window: Rect) -> Tensor:
         y, x = window.y - self.box.y, window.x - self.box.x
         return plane[:, y : y + window.height, x : x + window.width]
 
-    def _place(self, window: Rect) -> WindowPlace:
+    def _layer_shares(self) -> Tensor | None:
+        """[layers, box] what each layer's prediction counts; None where there is one layer alone."""
+        stage = self.loop.stage
+        if not stage.patches:
+            return None
+        height, width = stage.grid.height, stage.grid.width
+        boxes = [self.loop.spec.boxes[patch.text - 1] for patch in stage.patches]
+        shares = layer_shares([(box, area_of(box, height, width)) for box in boxes], height, width)
+        return torch.from_numpy(shares[:, *self.box.slices].copy()).to(self.loop.device)
+
+    def _place(self, window: Rect, layer: Layer) -> WindowPlace:
+        """Where a window lies in its layer's picture: a box is a picture of its own to the model."""
         pixel = self.loop.adapter.facts.scale_factor
         return WindowPlace(
-            picture_height=self.loop.stage.height,
-            picture_width=self.loop.stage.width,
-            pixel_y=window.y * pixel,
-            pixel_x=window.x * pixel,
+            picture_height=layer.grid.height * pixel,
+            picture_width=layer.grid.width * pixel,
+            pixel_y=(window.y - layer.y) * pixel,
+            pixel_x=(window.x - layer.x) * pixel,
             height=window.height * pixel,
             width=window.width * pixel,
         )

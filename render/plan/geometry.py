@@ -1,17 +1,14 @@
-"""Windows, regions and borders on one canvas: pure integer geometry, no torch, no process.
+"""Windows on one canvas: pure integer geometry, no torch, no process.
 
 Vocabulary (all lengths in latents; `row`/`col` count windows, `y`/`x` count latents):
 
     window   one model evaluation's field; its place comes from the spec, never from the rank count
-    pass     one condition under which a window is evaluated: with guidance there are two, without and with
-             the prompt, and each is an evaluation of its own
     cell     the part of the canvas that one window stands for; cells partition the canvas
-    region   the cells of the windows whose first pass a rank evaluates; regions partition the canvas
-    hold     what a rank keeps up to date: every latent that one of its windows may read, at any step
-    border   what a rank computes and some other rank holds; exactly that is gathered, and no more
+    layer    a grid of windows over the canvas, or over a part of it that has a prompt of its own
 
 In the `overlap` blend the grid stands still. In the `shift` blend it moves by an offset at each step;
-windows that would leave the canvas are pushed back in, so the two sides of a picture never meet.
+windows that would leave the canvas are pushed back in, so the two sides of a picture never meet. What ranks
+do with windows is in `tiling`.
 """
 
 from __future__ import annotations
@@ -177,176 +174,31 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tiling:
-    """A grid dealt out to `world_size` ranks.
-
-    Windows are put in an order that goes down one strip of columns after another, and each stands there
-    once for each of its passes; each rank takes an unbroken run of these evaluations, so the ranks' loads
-    differ by one evaluation at most whatever their number, and the number of strips is chosen so that
-    regions are compact and borders short. Two ranks may share a window: one takes the first pass.
-    """
+class Layer:
+    """A grid of windows whose corner lies at (y, x) of the canvas. `text` numbers the prompt that its
+    windows are evaluated under: 0 is the image's own."""
 
     grid: Grid
-    world_size: int
-    passes: int = 1
-
-    def __post_init__(self) -> None:
-        if self.world_size < 1:
-            raise ValueError(f"world_size {self.world_size} is below 1")
-        if self.passes < 1:
-            raise ValueError(f"passes {self.passes} is below 1")
-
-    @cached_property
-    def strips(self) -> int:
-        if self.world_size == 1:
-            return 1
-        candidates = range(1, min(self.grid.cols.count, self.world_size) + 1)
-        return min(candidates, key=lambda strips: (self._held_area(strips), strips))
+    y: int = 0
+    x: int = 0
+    text: int = 0
 
     @property
-    def evaluations(self) -> int:
-        """Windows times passes: the model's work at a step."""
-        return self.grid.windows * self.passes
+    def area(self) -> Rect:
+        """The part of the canvas that it covers."""
+        return Rect(y=self.y, x=self.x, height=self.grid.height, width=self.grid.width)
 
-    def evaluations_of(self, rank: int) -> tuple[tuple[int, int, int], ...]:
-        """(row, col, pass) of what the rank evaluates, in order."""
-        order = _strip_order(self.grid.rows.count, self.grid.cols.count, self.strips)
-        places = (divmod(number, self.passes) for number in range(*self._run(rank)))
-        return tuple((int(order[at, 0]), int(order[at, 1]), turn) for at, turn in places)
+    def offset(self, offset: tuple[int, int]) -> tuple[int, int]:
+        """Where this grid stands when the canvas's own stands at `offset`."""
+        return offset[0] % self.grid.rows.offsets, offset[1] % self.grid.cols.offsets
 
-    def windows_of(self, rank: int) -> tuple[tuple[int, int], ...]:
-        """(row, col) of the windows of which the rank evaluates one pass or more, in order."""
-        return tuple(dict.fromkeys((row, col) for row, col, _ in self.evaluations_of(rank)))
+    def window(self, row: int, col: int, offset: tuple[int, int] = (0, 0)) -> Rect:
+        """A window on the canvas."""
+        own = self.grid.window(row, col, self.offset(offset))
+        return Rect(y=own.y + self.y, x=own.x + self.x, height=own.height, width=own.width)
 
-    @cached_property
-    def owners(self) -> NDArray[np.int32]:
-        """[height, width]: the rank whose region a latent lies in."""
-        table = np.empty((self.grid.rows.count, self.grid.cols.count), np.int32)
-        order = _strip_order(self.grid.rows.count, self.grid.cols.count, self.strips)
-        for rank in range(self.world_size):
-            # A shared window's cell belongs to the rank of its first pass.
-            first, end = (-(-bound // self.passes) for bound in self._run(rank))
-            table[order[first:end, 0], order[first:end, 1]] = rank
-        tall = np.repeat(table, np.diff(self.grid.rows.cuts), axis=0)
-        return np.repeat(tall, np.diff(self.grid.cols.cuts), axis=1)
-
-    def region(self, rank: int) -> Flat:
-        """Flat canvas indices of the rank's region, ascending."""
-        return np.flatnonzero(self.owners == rank)
-
-    @cached_property
-    def boxes(self) -> tuple[Rect, ...]:
-        """Per rank, the smallest rectangle around its hold (height 0 for a rank without windows)."""
-        return tuple(self._box(rank, self.strips) for rank in range(self.world_size))
-
-    def hold(self, rank: int) -> Mask:
-        """Which latents of the rank's box it holds: [box.height, box.width]."""
-        return self._painted(rank, self.boxes[rank], None)
-
-    def footprint(self, rank: int, offset: tuple[int, int]) -> Mask:
-        """Which latents of the rank's box its windows cover at this offset."""
-        return self._painted(rank, self.boxes[rank], offset)
-
-    def neighbours(self, rank: int) -> tuple[int, ...]:
-        """The ranks whose boxes meet this rank's box."""
-        mine = self.boxes[rank]
-        return tuple(
-            other
-            for other, box in enumerate(self.boxes)
-            if other != rank and mine.area and box.area and _meet(mine, box)
-        )
-
-    def held_by_others(self, rank: int) -> Mask:
-        """Which latents of the rank's box some other rank holds."""
-        return _held_by_others(self, rank)
-
-    def border(self, rank: int, offset: tuple[int, int] = (0, 0)) -> Flat:
-        """Flat canvas indices, ascending, of what the rank computes at this offset and others hold."""
-        box = self.boxes[rank]
-        rows, cols = np.nonzero(self.footprint(rank, offset) & self.held_by_others(rank))
-        return (rows + box.y) * self.grid.width + (cols + box.x)
-
-    def border_windows(self, rank: int, offset: tuple[int, int] = (0, 0)) -> tuple[bool, ...]:
-        """For each of the rank's windows: does any other rank need some of what it computes?"""
-        box, shared = self.boxes[rank], self.held_by_others(rank)
-        flags = []
-        for row, col in self.windows_of(rank):
-            window = self.grid.window(row, col, offset)
-            inside = shared[
-                window.y - box.y : window.y - box.y + window.height,
-                window.x - box.x : window.x - box.x + window.width,
-            ]
-            flags.append(bool(inside.any()))
-        return tuple(flags)
-
-    def _run(self, rank: int) -> tuple[int, int]:
-        total = self.evaluations
-        return total * rank // self.world_size, total * (rank + 1) // self.world_size
-
-    def _painted(self, rank: int, box: Rect, offset: tuple[int, int] | None) -> Mask:
-        mask = np.zeros((box.height, box.width), np.bool_)
-        for (top, bottom), (left, right) in self.spans(rank, offset):
-            mask[top - box.y : bottom - box.y, left - box.x : right - box.x] = True
-        return mask
-
-    def spans(
-        self, rank: int, offset: tuple[int, int] | None
-    ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-        """Per window of the rank, its [first, end) rows and columns: at an offset, or over all offsets."""
-        rows, cols = self.grid.rows, self.grid.cols
-        if offset is None:
-            row_spans, col_spans = rows.reach, cols.reach
-        else:
-            row_spans = tuple((start, start + rows.window) for start in rows.starts(offset[0]))
-            col_spans = tuple((start, start + cols.window) for start in cols.starts(offset[1]))
-        return [(row_spans[row], col_spans[col]) for row, col in self.windows_of(rank)]
-
-    def _box(self, rank: int, strips: int) -> Rect:
-        first, end = self._run(rank)
-        if first == end:
-            return Rect(y=0, x=0, height=0, width=0)
-        order = _strip_order(self.grid.rows.count, self.grid.cols.count, strips)
-        run = order[first // self.passes : -(-end // self.passes)]
-        (top, left), (bottom, right) = run.min(axis=0), run.max(axis=0)
+    def reach(self, top: int, left: int, bottom: int, right: int) -> Rect:
+        """What the windows from (top, left) to (bottom, right) may read on the canvas over all offsets."""
         y, x = self.grid.rows.reach[top][0], self.grid.cols.reach[left][0]
-        return Rect(
-            y=y,
-            x=x,
-            height=self.grid.rows.reach[bottom][1] - y,
-            width=self.grid.cols.reach[right][1] - x,
-        )
-
-    def _held_area(self, strips: int) -> int:
-        return sum(self._box(rank, strips).area for rank in range(self.world_size))
-
-
-@lru_cache(maxsize=1100)
-def _held_by_others(tiling: Tiling, rank: int) -> Mask:
-    box = tiling.boxes[rank]
-    mask = np.zeros((box.height, box.width), np.bool_)
-    for other in tiling.neighbours(rank):
-        for (top, bottom), (left, right) in tiling.spans(other, None):
-            rows = slice(max(top - box.y, 0), max(bottom - box.y, 0))
-            cols = slice(max(left - box.x, 0), max(right - box.x, 0))
-            mask[rows, cols] = True
-    return mask
-
-
-@lru_cache(maxsize=64)
-def _strip_order(rows: int, cols: int, strips: int) -> NDArray[np.int64]:
-    """[rows * cols, 2]: (row, col) of all windows, strip after strip, row by row inside a strip."""
-    bounds = [cols * strip // strips for strip in range(strips + 1)]
-    parts = []
-    for left, right in pairwise(bounds):
-        row, col = np.mgrid[0:rows, left:right]
-        parts.append(np.stack([row.ravel(), col.ravel()], axis=1))
-    return np.concatenate(parts)
-
-
-def _meet(one: Rect, two: Rect) -> bool:
-    return (
-        one.y < two.y + two.height
-        and two.y < one.y + one.height
-        and one.x < two.x + two.width
-        and two.x < one.x + one.width
-    )
+        end_y, end_x = self.grid.rows.reach[bottom][1], self.grid.cols.reach[right][1]
+        return Rect(y=y + self.y, x=x + self.x, height=end_y - y, width=end_x - x)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from render.models.adapter import ModelFacts
-from render.plan.geometry import Tiling
 from render.plan.stages import Stage, make_stages
+from render.plan.tiling import Tiling
 from render.spec import Spec
 
 WIRE_BYTES = 4
@@ -32,7 +32,7 @@ class StagePlan:
 
     @property
     def windows(self) -> int:
-        return self.stage.grid.windows
+        return self.tiling.windows
 
     @property
     def steps(self) -> int:
@@ -90,10 +90,12 @@ class Plan:
         """Latents that all evaluations of all steps cover: what the time of a render is proportional to."""
         return sum(
             stage.steps
-            * stage.tiling.evaluations
-            * stage.stage.grid.rows.window
-            * stage.stage.grid.cols.window
+            * stage.tiling.passes
+            * layer.grid.windows
+            * layer.grid.rows.window
+            * layer.grid.cols.window
             for stage in self.stages
+            for layer in stage.tiling.layers
         )
 
     @cached_property
@@ -107,7 +109,7 @@ def make_plan(spec: Spec, facts: ModelFacts, world_size: int) -> Plan:
     stages = tuple(
         StagePlan(
             stage=stage,
-            tiling=Tiling(grid=stage.grid, world_size=world_size, passes=stage.passes),
+            tiling=stage.tiling(world_size),
             channels=facts.latent_channels,
         )
         for stage in make_stages(spec, facts)

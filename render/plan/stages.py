@@ -7,7 +7,9 @@ import math
 from dataclasses import dataclass
 
 from render.models.adapter import ModelFacts
-from render.plan.geometry import Axis, Grid
+from render.plan.geometry import Axis, Grid, Layer
+from render.plan.layers import area_of
+from render.plan.tiling import Tiling
 from render.spec import Spec
 
 OVERLAP_SHARE = 4
@@ -15,6 +17,10 @@ OVERLAP_SHARE = 4
 SHIFT_SHARE = 16
 """`shift` blend: a sixteenth is, just enough for a soft edge."""
 
+ENLARGED = math.sqrt(2)
+"""From this factor on a picture to start from is enlarged rather than painted anew."""
+LEAST_BOX_SHARE = 4
+"""A box shows from the stage on where its shorter side is a quarter of a window: no model composes less."""
 BATCH_SHARES = 8
 """A stage's model calls are cut so that eight ranks find work at once, even in the first, smallest one."""
 
@@ -35,6 +41,12 @@ class Stage:
     grid: Grid
     passes: int = 1
     """Evaluations of each window: 2 with classifier-free guidance, without and with the prompt."""
+    patches: tuple[Layer, ...] = ()
+    """The spec's boxes that are large enough at this stage; `text` is 1 for the first one."""
+
+    def tiling(self, world_size: int) -> Tiling:
+        """The stage dealt out to a number of ranks."""
+        return Tiling(grid=self.grid, world_size=world_size, passes=self.passes, patches=self.patches)
 
     def offset(self, seed: int, step: int) -> tuple[int, int]:
         """Where the grid stands at a step: a function of (seed, stage, step) alone."""
@@ -48,8 +60,9 @@ class Stage:
 def make_stages(spec: Spec, facts: ModelFacts) -> tuple[Stage, ...]:
     """Sizes halve from the image's own size down to the model's native area, in multiples of a latent.
 
-    Where a picture is given to start from, they halve down to its size instead: it stands for the stages
-    below, so that what it shows is kept and the first stage enlarges it twice at most.
+    Where a picture is to be enlarged, they halve down to its size instead: it stands for the stages below,
+    so that what it shows is kept. One that keeps its size is painted anew from the native size upwards,
+    since windows of a large picture know too little of it to agree on something new.
     """
     sizes = _sizes(spec, facts)
     return tuple(_stage(spec, facts, index, *size) for index, size in enumerate(sizes))
@@ -60,9 +73,9 @@ def _sizes(spec: Spec, facts: ModelFacts) -> list[tuple[int, int]]:
     side = math.sqrt(spec.width * spec.height)
     # Half a halving too many would make the first stage half the native area; rounded down, it is twice.
     halvings = max(0, math.ceil(math.log2(side / native) - 0.5))
-    if spec.init is not None:
-        given = math.sqrt(spec.init.width * spec.init.height)
-        halvings = max(0, math.ceil(math.log2(side / given) - 0.5) - 1)
+    enlarging = 1.0 if spec.init is None else side / math.sqrt(spec.init.width * spec.init.height)
+    if enlarging >= ENLARGED:
+        halvings = max(0, math.ceil(math.log2(enlarging) - 0.5) - 1)
     # A very long picture is not squeezed until its short side is below half the native size: the model
     # has never seen such pictures, and a row of windows serves it better.
     while halvings and min(spec.width, spec.height) / 2**halvings < native / 2:
@@ -79,14 +92,8 @@ def _sizes(spec: Spec, facts: ModelFacts) -> list[tuple[int, int]]:
 def _stage(spec: Spec, facts: ModelFacts, index: int, width: int, height: int) -> Stage:
     latent_width, latent_height = width // facts.scale_factor, height // facts.scale_factor
     native = facts.native_size // facts.scale_factor
-    # A canvas of about native area is one window of its own shape, as a pipeline would render it.
-    whole = latent_width * latent_height <= 2 * native * native
-    window_width = latent_width if whole else min(native, latent_width)
-    window_height = latent_height if whole else min(native, latent_height)
     moving = spec.blend == "shift"
-    grid = Grid(
-        rows=_axis(latent_height, window_height, moving), cols=_axis(latent_width, window_width, moving)
-    )
+    grid = _grid(latent_height, latent_width, native, moving)
     passes = 2 if spec.guidance_scale > 1 and not facts.takes_guidance else 1
     from_noise = index == 0 and spec.init is None
     first_step = 0 if from_noise else spec.steps - max(1, round(spec.steps * spec.strength))
@@ -99,6 +106,30 @@ def _stage(spec: Spec, facts: ModelFacts, index: int, width: int, height: int) -
         batch=min(spec.window_batch, max(1, grid.windows * passes // BATCH_SHARES)),
         grid=grid,
         passes=passes,
+        patches=_patches(spec, latent_height, latent_width, native),
+    )
+
+
+def _grid(height: int, width: int, native: int, moving: bool) -> Grid:
+    # A canvas of about native area is one window of its own shape, as a pipeline would render it.
+    whole = width * height <= 2 * native * native
+    window_width = width if whole else min(native, width)
+    window_height = height if whole else min(native, height)
+    return Grid(rows=_axis(height, window_height, moving), cols=_axis(width, window_width, moving))
+
+
+def _patches(spec: Spec, height: int, width: int, native: int) -> tuple[Layer, ...]:
+    """A box's composition starts at the first stage where its shorter side is a share of a window."""
+    areas = ((text, area_of(box, height, width)) for text, box in enumerate(spec.boxes, start=1))
+    return tuple(
+        Layer(
+            grid=_grid(area.height, area.width, native, spec.blend == "shift"),
+            y=area.y,
+            x=area.x,
+            text=text,
+        )
+        for text, area in areas
+        if min(area.height, area.width) >= native / LEAST_BOX_SHARE
     )
 
 

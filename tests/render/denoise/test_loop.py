@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from render.box import Box
 from render.denoise.canvas import Canvas
 from render.denoise.cascade import first_canvas
 from render.denoise.group import Gathering, Group, SoloGroup
@@ -16,7 +17,7 @@ from render.denoise.loop import StageLoop
 from render.engine import render_latents
 from render.errors import RenderFailed
 from render.plan.stages import make_stages
-from render.source import open_source
+from render.source import Source, open_source
 from render.spec import BLENDS, SAMPLERS, Spec
 from tests.support.groups import ThreadGroup, run_ranks, thread_groups
 from tests.support.models import ToyModel
@@ -43,20 +44,44 @@ def test_ranks_do_not_change_a_bit(blend: str, sampler: str, ranks: int) -> None
         assert torch.equal(alone, together)
 
 
+def _noisy_picture(path: Path, height: int, width: int) -> Source:
+    noise = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    return open_source(path)
+
+
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("side", "widths"), [(80, [224, 448]), (320, [112, 224, 448])])
 def test_ranks_do_not_change_a_bit_of_what_starts_from_a_picture(
-    blend: str, sampler: str, tmp_path: Path
+    blend: str, sampler: str, side: int, widths: list[int], tmp_path: Path
 ) -> None:
-    noise = np.random.default_rng(1).integers(0, 256, (80, 112, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "init.png")
-    source = open_source(tmp_path / "init.png")
+    source = _noisy_picture(tmp_path / "init.png", side, side * 7 // 5)
     spec = spec_of(blend=blend, sampler=sampler, init=source, skip_residual=0.7)
     stages = make_stages(spec, ToyModel().facts)
-    assert [(stage.width, stage.first_step) for stage in stages] == [(224, 3), (448, 3)]
+    assert [(stage.width, stage.first_step) for stage in stages] == [(width, 3) for width in widths]
     alone = latents_of(spec, SoloGroup())
     for together in run_ranks(3, lambda group: latents_of(spec, group)):
         assert torch.equal(alone, together)
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_ranks_do_not_change_a_bit_of_a_picture_with_boxes(blend: str, ranks: int) -> None:
+    left = Box(prompt="a red vase", x=0.0, y=0.1, width=0.55, height=0.9)
+    right = Box(prompt="a blue bottle, tall", x=0.5, y=0.0, width=0.5, height=0.8, weight=0.7)
+    spec = spec_of(blend=blend, boxes=(left, right))
+    alone = latents_of(spec, SoloGroup())
+    for together in run_ranks(ranks, lambda group: latents_of(spec, group)):
+        assert torch.equal(alone, together)
+    assert not torch.equal(alone, latents_of(replace(spec, boxes=()), SoloGroup()))
+
+
+def test_a_box_of_the_whole_picture_is_the_picture_of_its_prompt() -> None:
+    whole = Box(prompt="a red vase", x=0.0, y=0.0, width=1.0, height=1.0)
+    boxed = latents_of(spec_of(prompt="something else", boxes=(whole,)), SoloGroup())
+    plain = latents_of(spec_of(prompt="a red vase"), SoloGroup())
+    assert torch.equal(boxed, plain)
 
 
 def test_a_held_stage_ends_nearer_to_the_one_below() -> None:
@@ -128,7 +153,7 @@ def test_a_canvas_between_two_steps_is_all_that_newcomers_need(blend: str, sampl
             stage=replace(stage, steps=until),
             schedule=schedule,
             adapter=ToyModel(),
-            text=0.1,
+            texts=(0.1,),
             device=CPU,
         )
         return loop.run(canvas, group).gather()

@@ -68,7 +68,7 @@ def our_latents(adapter: Any, schedule: Any, sampler: str, guidance: float, nega
     assert stage.grid.windows == 1
     text = adapter.encode_prompt(PROMPT, negative, stage.passes == 2)
     loop = StageLoop(
-        spec=spec, stage=stage, schedule=schedule, adapter=adapter, text=text, device=torch.device("cpu")
+        spec=spec, stage=stage, schedule=schedule, adapter=adapter, texts=(text,), device=torch.device("cpu")
     )
     generator = torch.Generator().manual_seed(3)
     drawn = patch(

@@ -1,13 +1,12 @@
 """Windows cover the canvas, regions partition the work, a border is what a neighbour needs and no more."""
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from render.plan.geometry import Axis, Grid, Tiling
+from render.plan.geometry import Axis, Grid, Layer
+from render.plan.tiling import Tiling
 
 
 @st.composite
@@ -23,7 +22,25 @@ def tilings(draw: st.DrawFn, most_ranks: int = 12) -> Tiling:
     moving = draw(st.booleans())
     # Small enough axes that a mask per rank stays cheap.
     grid = Grid(rows=draw(_small_axis(moving)), cols=draw(_small_axis(moving)))
-    return Tiling(grid=grid, world_size=draw(st.integers(1, most_ranks)), passes=draw(st.integers(1, 2)))
+    return Tiling(
+        grid=grid,
+        world_size=draw(st.integers(1, most_ranks)),
+        passes=draw(st.integers(1, 2)),
+        patches=tuple(draw(_patch(grid, moving)) for _ in range(draw(st.integers(0, 2)))),
+    )
+
+
+@st.composite
+def _patch(draw: st.DrawFn, under: Grid, moving: bool) -> Layer:
+    axes = []
+    for length in (under.height, under.width):
+        window = draw(st.integers(2, min(10, length)))
+        side = draw(st.integers(window, length))
+        overlap = 0 if side == window else draw(st.integers(0, window // 2))
+        axes.append(Axis(length=side, window=window, overlap=overlap, moving=moving))
+    y = draw(st.integers(0, under.height - axes[0].length))
+    x = draw(st.integers(0, under.width - axes[1].length))
+    return Layer(grid=Grid(rows=axes[0], cols=axes[1]), y=y, x=x, text=1)
 
 
 @st.composite
@@ -71,8 +88,13 @@ def test_a_moving_grid_takes_every_latent_as_an_edge() -> None:
 @given(tilings(most_ranks=40))
 def test_regions_partition_the_work(tiling: Tiling) -> None:
     dealt = [each for rank in range(tiling.world_size) for each in tiling.evaluations_of(rank)]
-    rows, cols, passes = tiling.grid.rows.count, tiling.grid.cols.count, tiling.passes
-    assert sorted(dealt) == list(itertools.product(range(rows), range(cols), range(passes)))
+    assert sorted(dealt) == [
+        ((number, row, col), turn)
+        for number, layer in enumerate(tiling.layers)
+        for row in range(layer.grid.rows.count)
+        for col in range(layer.grid.cols.count)
+        for turn in range(tiling.passes)
+    ]
     loads = [len(tiling.evaluations_of(rank)) for rank in range(tiling.world_size)]
     assert max(loads) - min(loads) <= 1
     places = np.concatenate([tiling.region(rank) for rank in range(tiling.world_size)])
@@ -97,8 +119,8 @@ def test_a_border_is_what_a_neighbour_needs_and_no_more(tiling: Tiling, data: st
     holds = [_on_canvas(tiling, rank, tiling.hold(rank)) for rank in ranks]
     for rank in ranks:
         computed = np.zeros((grid.height, grid.width), bool)
-        for row, col in tiling.windows_of(rank):
-            computed[grid.window(row, col, offset).slices] = True
+        for window in tiling.windows_of(rank):
+            computed[tiling.window(window, offset).slices] = True
         assert not (computed & ~holds[rank]).any(), "a rank holds all that its windows read"
         others = np.zeros_like(computed)
         for other in ranks:
@@ -119,11 +141,8 @@ def test_border_windows_are_those_that_others_need(tiling: Tiling, data: st.Data
     )
     for rank in range(tiling.world_size):
         border = set(tiling.border(rank, offset).tolist())
-        for (row, col), needed in zip(
-            tiling.windows_of(rank), tiling.border_windows(rank, offset), strict=True
-        ):
-            window = grid.window(row, col, offset)
-            y, x = np.mgrid[window.slices]
+        for window, needed in zip(tiling.windows_of(rank), tiling.border_windows(rank, offset), strict=True):
+            y, x = np.mgrid[tiling.window(window, offset).slices]
             assert needed == bool(border & set((y * grid.width + x).ravel().tolist()))
 
 

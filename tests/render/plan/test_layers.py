@@ -1,0 +1,75 @@
+"""Boxes: their shares sum to one everywhere, and each prompt rules inside its own box."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from render.box import Box
+from render.errors import BadInput
+from render.plan.layers import area_of, layer_shares
+from render.plan.stages import make_stages
+from render.spec import Spec
+from tests.support.models import ToyModel
+
+SHARES = st.floats(0, 1)
+
+
+@st.composite
+def boxes(draw: st.DrawFn) -> Box:
+    width, height = (draw(st.floats(0.1, 1)) for _ in range(2))
+    return Box(
+        prompt="a vase",
+        x=draw(st.floats(0, 1 - width)),
+        y=draw(st.floats(0, 1 - height)),
+        width=width,
+        height=height,
+        weight=draw(st.floats(0.1, 1)),
+        feather=draw(st.floats(0, 0.5)),
+    )
+
+
+@given(st.lists(boxes(), max_size=4), st.integers(8, 60), st.integers(8, 60))
+def test_shares_sum_to_one(asked: list[Box], height: int, width: int) -> None:
+    placed = [(box, area_of(box, height, width)) for box in asked]
+    shares = layer_shares(placed, height, width)
+    np.testing.assert_allclose(shares.sum(axis=0), 1.0, atol=1e-5)
+    assert shares.min() >= 0
+    for share, (_, area) in zip(shares[1:], placed, strict=True):
+        outside = np.ones((height, width), bool)
+        outside[area.slices] = False
+        assert not share[outside].any()
+
+
+def test_a_box_rules_in_its_middle_and_at_the_canvas_edge() -> None:
+    box = Box(prompt="a vase", x=0.0, y=0.0, width=0.5, height=1.0)
+    shares = layer_shares([(box, area_of(box, 32, 64))], 32, 64)
+    assert shares[1, 16, 0] == shares[1, 16, 16] == 1.0
+    assert 0 < shares[1, 16, 31] < 0.1
+    assert shares[0, 16, 40] == 1.0
+
+
+def test_small_boxes_wait_for_a_stage_that_can_show_them() -> None:
+    box = Box(prompt="a vase", x=0.4, y=0.4, width=0.1, height=0.1)
+    stages = make_stages(Spec(prompt="a table", width=1024, height=1024, boxes=(box,)), ToyModel().facts)
+    assert [len(stage.patches) for stage in stages] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("0,0,0.5: a vase", "is not x,y,width,height: prompt"),
+        ("a vase", "is not x,y,width,height: prompt"),
+        ("0,0,nan,1: a vase", "is not x,y,width,height: prompt"),
+        ("0,0,0.5,1:", "has no prompt"),
+        ("0,0,0,1: a vase", "is empty"),
+        ("0.6,0,0.5,1: a vase", "leaves the picture"),
+        ("0,0,2,1: a vase", "not a share from 0 to 1"),
+        ({"prompt": "a vase", "x": 0, "y": 0, "width": 1}, "lacks height"),
+        ({"prompt": "a vase", "left": 0}, "'left' is unknown"),
+        (7, "is no box"),
+    ],
+)
+def test_bad_boxes_are_refused(value: object, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        Spec.from_mapping({"prompt": "a table", "boxes": [value]})
