@@ -8,7 +8,7 @@ import pynvml
 
 
 class Gpus:
-    """The GPUs in the driver's order, which is that of the node's slots. Opens the driver at the first look."""
+    """The GPUs in the driver's order, which is that of the node's slots; opened at the first look."""
 
     def __init__(self) -> None:
         self._handles: list[object] | None = None

@@ -45,7 +45,7 @@ class Ledger:
     ) -> None:
         self.node = node
         self.registry = CollectorRegistry(auto_describe=False)
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._ranks = _RankGauges(node)
         self._measured: dict[str, Counter | Histogram] = {
             series.name: _made(series, self.registry) for series in MEASURED
@@ -77,6 +77,12 @@ class Ledger:
             else:
                 for value in values:
                     own.observe(value)
+
+    def count_lost(self, node: str) -> None:
+        """An attempt was lost with a node, which cannot tell of it itself."""
+        lost = self._measured["chorale_group_restarts_total"]
+        assert isinstance(lost, Counter)
+        lost.labels(node=node, reason="lost").inc()
 
     def serve(self, address: str) -> tuple[str, Callable[[], None]]:
         """Serve `/metrics` at HOST:PORT, 0 for any free port: (its URL, what ends it).
@@ -141,14 +147,16 @@ class _Asked(Collector):
         self._known, self._ask = known, ask
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        families = {each.name: GaugeMetricFamily(each.name, each.help, labels=each.labels) for each in self._known}
+        families = {
+            each.name: GaugeMetricFamily(each.name, each.help, labels=each.labels) for each in self._known
+        }
         labels = {each.name: each.labels for each in self._known}
         for name, given, value in self._ask():
             families[name].add_metric([given[label] for label in labels[name]], value)
         yield from families.values()
 
 
-@dataclass
+@dataclass(eq=False)
 class _RankGauges(Collector):
     """The last word of each living rank; it ends with its process, whose number nobody is told."""
 

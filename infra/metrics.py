@@ -63,7 +63,9 @@ MEASURED = (
     _counter("chorale_model_calls_total", "Batches of windows that the model has seen.", "slot", "model"),
     _counter("chorale_model_seconds_total", "Seconds in calls of the model.", "slot", "model"),
     _counter("chorale_border_bytes_total", "Bytes of border latents said to the other ranks.", "slot"),
-    _seconds("chorale_image_seconds", "Seconds from a group's first step to the manifest.", _IMAGE_S, "model"),
+    _seconds(
+        "chorale_image_seconds", "Seconds from a group's first step to the manifest.", _IMAGE_S, "model"
+    ),
     _seconds(
         "chorale_step_seconds",
         "Seconds of a step by phase (model, wait, fuse), and of a decoded block (decode, encode, upload).",
@@ -89,7 +91,9 @@ MEASURED = (
         "reason",
     ),
     _seconds(
-        "chorale_recovery_seconds", "Seconds from a failed attempt's end to the next one's first step.", _LONG_S
+        "chorale_recovery_seconds",
+        "Seconds from a failed attempt's end to the next one's first step.",
+        _LONG_S,
     ),
     _seconds(
         "chorale_first_step_seconds",
