@@ -26,7 +26,15 @@ from prometheus_client.registry import Collector
 
 from infra.errors import BadSetting
 from infra.gpus import Gpus
-from infra.metrics import BUILD, DEVICE_GAUGES, FARM_GAUGES, MEASURED, RANK_GAUGES, Series
+from infra.metrics import (
+    BUILD,
+    DEVICE_GAUGES,
+    FARM_GAUGES,
+    MEASURED,
+    RANK_GAUGES,
+    RESTART_REASONS,
+    Series,
+)
 
 Value = tuple[str, Mapping[str, str], float]
 """Name of a series, its labels, and its value."""
@@ -50,6 +58,9 @@ class Ledger:
         self._measured: dict[str, Counter | Histogram] = {
             series.name: _made(series, self.registry) for series in MEASURED
         }
+        for reason in RESTART_REASONS:
+            # A counter that begins at 1 has not grown, as Prometheus sees it.
+            self._measured["chorale_group_restarts_total"].labels(node=node, reason=reason)
         look = (gpus or Gpus()).look
 
         def devices() -> Iterator[Value]:

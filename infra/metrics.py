@@ -51,6 +51,9 @@ def _farm(name: str, help: str, *labels: str) -> Series:
     return Series(name=name, kind="gauge", help=help, labels=labels)
 
 
+RESTART_REASONS = ("broke_off", "failed", "lost", "outage", "stopped")
+"""The group died without a word, told of a fault, was lost with its node, lacked a service, was stopped."""
+
 MEASURED = (
     _counter("chorale_images_total", "Images that were finished, counted where rank 0 is.", "model"),
     _counter("chorale_pixels_total", "Pixels that the slot's rank has decoded.", "slot", "model"),
