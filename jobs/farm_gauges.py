@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,9 +60,11 @@ class FarmGauges:
         try:
             with self._database.read() as connection:
                 values = [*read_gauges(connection), _value("chorale_database_up", 1)]
-        except ServiceError:
+        except Exception as exc:
             # What was last known would look like the truth.
             values = [_value("chorale_database_up", 0)]
+            if not isinstance(exc, ServiceError):
+                traceback.print_exc()
         took = time.monotonic() - started
         with self._lock:
             self._values = values
@@ -94,8 +97,9 @@ def _nodes(connection: Connection, moment: float) -> Iterator[Value]:
 
 
 def _queues(connection: Connection, moment: float) -> Iterator[Value]:
-    waiting = select(jobs.c.queue, func.min(jobs.c.created)).where(jobs.c.state == "queued")
-    oldest = dict(connection.execute(waiting.group_by(jobs.c.queue)).tuples().all())
+    first = func.min(jobs.c.created).label("first")
+    waiting = select(jobs.c.queue, first).where(jobs.c.state == "queued").group_by(jobs.c.queue)
+    oldest = {row.queue: row.first for row in connection.execute(waiting)}
     for queue in list_queues(connection):
         name, counts = queue["name"], queue["jobs"]
         since = oldest.get(name)
