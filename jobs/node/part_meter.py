@@ -41,12 +41,12 @@ class PartMeter:
         self._meter.tell("chorale_first_step_seconds", placed + since, model=model)
         if failed is not None:
             self._meter.tell("chorale_recovery_seconds", failed + since)
-        self._meter.send()
+        self._meter.send(insist=True)
 
     def on_start(self) -> None:
         """Processes are started for the group."""
         self._meter.tell("chorale_group_starts_total")
-        self._meter.send()
+        self._meter.send(insist=True)
 
     def on_failure(self, exc: Exception) -> None:
         """The attempt ends without an image, or the group that was warm turns out to be dead."""

@@ -44,6 +44,13 @@ class RankMeter:
         if self.meter.due():
             self.meter.send()
 
+    def _on_stage(self, news: Mapping[str, Any]) -> None:
+        """Counters begin at nothing: Prometheus does not see the growth of one that begins with it."""
+        for name in ("pixels", "steps", "model_calls", "model_seconds"):
+            self.meter.tell(f"chorale_{name}_total", 0, slot=self.slot, model=self.model)
+        if self.rank == 0:
+            self.meter.tell("chorale_images_total", 0, model=self.model)
+
     def _on_step(self, news: Mapping[str, Any]) -> None:
         tell, slot, model = self.meter.tell, self.slot, self.model
         tell("chorale_steps_total", slot=slot, model=model)
