@@ -19,7 +19,7 @@ from infra.metrics import KINDS
 
 SOCKET = "CHORALE_METRICS_SOCKET"
 """Environment variable of supervisors and ranks: the socket of their agent."""
-_EVERY_S = 0.25
+_EVERY_S = 1.0
 _AT_ONCE = 1_000
 """Values in one message, which keeps it below what a datagram may hold."""
 _LABELS = 8
