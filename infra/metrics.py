@@ -66,9 +66,7 @@ MEASURED = (
     _counter("chorale_model_calls_total", "Batches of windows that the model has seen.", "slot", "model"),
     _counter("chorale_model_seconds_total", "Seconds in calls of the model.", "slot", "model"),
     _counter("chorale_border_bytes_total", "Bytes of border latents said to the other ranks.", "slot"),
-    _seconds(
-        "chorale_image_seconds", "Seconds from a group's first step to the manifest.", _IMAGE_S, "model"
-    ),
+    _seconds("chorale_image_seconds", "Seconds of the attempt that finished an image.", _IMAGE_S, "model"),
     _seconds(
         "chorale_step_seconds",
         "Seconds of a step by phase (model, wait, fuse), and of a decoded block (decode, encode, upload).",
@@ -110,7 +108,7 @@ MEASURED = (
 RANK_GAUGES = (
     _slot("chorale_vram_allocated_bytes", "GPU memory that the rank's tensors take, by torch."),
     _slot("chorale_vram_reserved_bytes", "GPU memory that the rank's allocator holds, by torch."),
-    _slot("chorale_vram_peak_bytes", "The most that the rank's tensors have taken in this image, by torch."),
+    _slot("chorale_vram_peak_bytes", "The most that the rank's tensors have taken since it began, by torch."),
     _slot("chorale_rank_resident_bytes", "Host memory of the rank's process (RSS), on GPUs and CPUs alike."),
     _slot("chorale_rank_resident_peak_bytes", "The most host memory that the rank's process has had."),
 )
@@ -165,3 +163,4 @@ def names() -> frozenset[str]:
 
 
 KINDS = {series.name: series.kind for series in every_series()}
+"""Of each series, by its name in the table."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import traceback
 
 from infra.ledger import DEFAULT_ADDRESS, OFF, AddressTaken, Ledger, parse_address
 from jobs.farm import Farm
@@ -70,6 +71,10 @@ class MetricsDesk(contextlib.ExitStack):
 
     def _listen(self, desk: NewsDesk, ledger: Ledger) -> None:
         while not self._ended.is_set():
-            told = desk.next(_LOOK_S)
-            if told is not None:
-                ledger.take(told["measures"], told["pid"])
+            try:
+                told = desk.next(_LOOK_S)
+                if told is not None:
+                    ledger.take(told["measures"], told["pid"])
+            except (ValueError, KeyError, TypeError):
+                # No message of ours; it must not cost the node its metrics.
+                traceback.print_exc()
