@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from bench import farm, image, panorama, seams
+from bench import farm, image, metrics, panorama, seams
 from bench.table import as_markdown, write_section
 
 SECTIONS = {
@@ -17,6 +17,7 @@ SECTIONS = {
     "seams": ("Seams", seams.rows),
     "memory": ("Memory", image.memory_rows),
     "farm": ("Farm", farm.rows),
+    "metrics": ("Metrics", metrics.rows),
     "large": ("Large pictures", image.large_rows),
 }
 

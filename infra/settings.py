@@ -34,6 +34,8 @@ class Settings:
     model: str = ""
     node: str = ""
     address: str = ""
+    metrics_address: str = ""
+    """HOST:PORT of an agent's `/metrics`, or off."""
     tokens_file: str = ""
     report_webhook: str = ""
     report_mail: str = ""

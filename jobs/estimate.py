@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from infra.database import now
 from jobs.place.forecast import Load, forecast
@@ -23,11 +23,22 @@ def estimate(connection: Connection) -> list[dict[str, Any]]:
     moment = connection.execute(select(now())).scalar_one()
     slots = sum(node["slots"] for node in list_nodes(connection) if node["up"] and not node["draining"])
     known, tallies = read_rates(connection), defaultdict[str, _Tally](_Tally)
-    living = select(
-        jobs.c.queue, jobs.c.model, jobs.c.work, jobs.c.progress, jobs.c.most_ranks, jobs.c.deadline
-    ).where(jobs.c.state.not_in((*ENDED, "paused")))
-    for row in connection.execute(living):
-        tallies[row.queue].add(row, slot_seconds_left(known, row.model, row.work, row.progress))
+    # Added up by the database: there may be a hundred thousand of them.
+    living = jobs.c.state.not_in((*ENDED, "paused"))
+    work = select(
+        jobs.c.queue,
+        jobs.c.model,
+        func.count().label("jobs"),
+        func.count(jobs.c.work).label("planned"),
+        func.sum(jobs.c.work * (1 - jobs.c.progress)).label("work"),
+        func.max(jobs.c.most_ranks).label("most_ranks"),
+    )
+    for row in connection.execute(work.where(living).group_by(jobs.c.queue, jobs.c.model)):
+        tallies[row.queue].add(row, slot_seconds_left(known, row.model, row.work, 0.0))
+    due = select(jobs.c.queue, jobs.c.deadline, func.count().label("jobs"))
+    due = due.where(living, jobs.c.deadline.is_not(None)).group_by(jobs.c.queue, jobs.c.deadline)
+    for row in connection.execute(due):
+        tallies[row.queue].deadlines[row.deadline] = row.jobs
     rules = {queue["name"]: queue for queue in list_queues(connection)}
     loads = [_load(name, tally, rules[name]) for name, tally in sorted(tallies.items())]
     ends = forecast(loads, slots, moment)
@@ -40,17 +51,15 @@ class _Tally:
     def __init__(self) -> None:
         self.jobs = self.unknown = self.most_ranks = 0
         self.slot_seconds = 0.0
-        self.deadlines: list[float] = []
+        self.deadlines: dict[float, int] = {}
+        """Jobs by their deadline."""
 
     def add(self, row: Any, slot_seconds: float | None) -> None:
-        self.jobs += 1
+        """Take in the jobs of one model; those without a plan are of unknown length."""
+        self.jobs += row.jobs
         self.most_ranks = max(self.most_ranks, row.most_ranks)
-        if slot_seconds is None:
-            self.unknown += 1
-        else:
-            self.slot_seconds += slot_seconds
-        if row.deadline is not None:
-            self.deadlines.append(row.deadline)
+        self.unknown += row.jobs if slot_seconds is None else row.jobs - row.planned
+        self.slot_seconds += slot_seconds or 0.0
 
 
 def _load(name: str, tally: _Tally, rules: dict[str, Any]) -> Load:
@@ -78,5 +87,7 @@ def _line(load: Load, tally: _Tally, ends: float | None, moment: float) -> dict[
         "ends": ends,
         "closes": closes,
         "fits": ends is not None and not tally.unknown and (closes is None or ends <= closes),
-        "deadlines_missed": sum(ends is None or deadline < ends for deadline in tally.deadlines),
+        "deadlines_missed": sum(
+            count for deadline, count in tally.deadlines.items() if ends is None or deadline < ends
+        ),
     }

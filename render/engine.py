@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -171,6 +171,7 @@ def render_image(
     cut = make_cut(spec, adapter.facts)
     piece = denoised.piece(cut.latents_of(group.rank, group.world_size, adapter.facts))
     del denoised
+    tiles = _TilesReporter(on_news)
     pyramid = publish_pyramid(
         piece,
         adapter,
@@ -179,7 +180,7 @@ def render_image(
         sink,
         device=device,
         records=None if keeper is None else Records(sink, keeper.identity),
-        on_progress=lambda done, total: on_news({"kind": "tiles", "done": done, "total": total}),
+        on_progress=tiles,
     )
     check_picture(pyramid)
     elapsed = time.perf_counter() - started
@@ -198,7 +199,10 @@ def render_image(
             sink.delete(CHECKPOINT)
             forget_records(sink, cut)
     report = ImageReport(digest=manifest["digest"], root=manifest["root"], manifest=manifest, seconds=elapsed)
-    on_news({"kind": "done", "digest": report.digest, "root": report.root, "seconds": elapsed})
+    rest = tiles.since_last(pyramid.seconds)
+    on_news(
+        {"kind": "done", "digest": report.digest, "root": report.root, "seconds": elapsed, "phases": rest}
+    )
     return report
 
 
@@ -209,7 +213,7 @@ class _StepReporter:
         self._stage, self._on_news, self._seconds = stage, on_news, seconds
 
     def __call__(self, done: int, times: StepTimes) -> None:
-        phases = asdict(times)
+        phases = times.phases()
         for phase, spent in phases.items():
             self._seconds[phase] += spent
         first, last = self._stage.first_step, self._stage.steps
@@ -221,8 +225,27 @@ class _StepReporter:
                 "steps": last - first,
                 "seconds": sum(phases.values()),
                 "phases": phases,
+                "exchange": times.exchange,
+                "calls": times.calls,
+                "border_bytes": times.border_bytes,
             }
         )
+
+
+class _TilesReporter:
+    """Turns the pyramid's progress into news, with the phases' seconds since the last one."""
+
+    def __init__(self, on_news: OnNews) -> None:
+        self._on_news = on_news
+        self._told: dict[str, float] = {}
+
+    def __call__(self, done: int, total: int, pixels: int, seconds: dict[str, float]) -> None:
+        phases = self.since_last(seconds)
+        self._on_news({"kind": "tiles", "done": done, "total": total, "pixels": pixels, "phases": phases})
+
+    def since_last(self, seconds: dict[str, float]) -> dict[str, float]:
+        told, self._told = self._told, seconds
+        return {phase: spent - told.get(phase, 0.0) for phase, spent in seconds.items()}
 
 
 def _stage_news(stage: Stage, stages: int) -> dict[str, Any]:

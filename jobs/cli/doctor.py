@@ -30,7 +30,7 @@ class Finding:
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 @click.pass_context
 def doctor(context: click.Context, as_json: bool) -> None:
-    """Look at this machine: Python, torch, devices, transports, model, disk, broker."""
+    """Look at this machine: Python, torch, devices, transports, model, disk, broker, GPU metrics."""
     findings = [check() for check in CHECKS]
     healthy = all(finding.here or not finding.needed for finding in findings)
     if as_json:
@@ -68,6 +68,17 @@ def _cuda() -> Finding:
     return Finding(name="cuda", here=True, detail=", ".join(names))
 
 
+def _driver() -> Finding:
+    from infra.gpus import driver_version
+
+    version = driver_version()
+    missing = (
+        "NVML is not here (it comes with NVIDIA's driver): metrics tell nothing of GPUs, only ranks' RSS"
+    )
+    detail = missing if version is None else f"NVML, driver {version}"
+    return Finding(name="gpu metrics", here=version is not None, needed=False, detail=detail)
+
+
 def _transports() -> Finding:
     import torch.distributed as dist
 
@@ -103,4 +114,13 @@ def _broker() -> Finding:
     return Finding(name="broker", here=path is not None, needed=False, detail=detail)
 
 
-CHECKS: tuple[Callable[[], Finding], ...] = (_python, _torch, _cuda, _transports, _model, _disk, _broker)
+CHECKS: tuple[Callable[[], Finding], ...] = (
+    _python,
+    _torch,
+    _cuda,
+    _driver,
+    _transports,
+    _model,
+    _disk,
+    _broker,
+)

@@ -11,24 +11,41 @@ import click
 
 from infra.broker import embedded_redis
 from infra.errors import BadSetting
+from infra.ledger import DEFAULT_ADDRESS
 from infra.settings import Settings, default_home, read_settings
 from jobs.cli.farm_options import farm_options, print_json, print_table
 from jobs.farm import Farm, images_folder, open_farm
 from jobs.node.agent import Agent
 from jobs.node.hardware import gpu_count, smallest_vram_bytes
+from jobs.node.metrics_desk import MetricsDesk
 from jobs.node.request import CHECKPOINT_S, WARM_S
 from jobs.state.nodes import list_nodes, set_draining
 from render.errors import BadInput
+
+_metrics_option = click.option(
+    "--metrics-address",
+    metavar="HOST:PORT|off",
+    default=None,
+    help=f"Where it serves /metrics. [CHORALE_METRICS_ADDRESS, else {DEFAULT_ADDRESS} if free]",
+)
 
 
 @click.command(epilog="Example: chorale agent --name n1 --slots 4 --address 10.0.0.11")
 @click.option("--name", default=None, help="The node's name. [CHORALE_NODE, else the host's]")
 @click.option("--slots", type=click.IntRange(1, 1024), default=None, help="Ranks at once. [GPUs, else cores]")
 @click.option("--address", default=None, help="Where other nodes reach it. [CHORALE_ADDRESS]")
+@_metrics_option
 @click.option("--database-url", default=None, help="The farm's database. [CHORALE_DATABASE_URL]")
-def agent(name: str | None, slots: int | None, address: str | None, database_url: str | None) -> None:
+def agent(
+    name: str | None,
+    slots: int | None,
+    address: str | None,
+    metrics_address: str | None,
+    database_url: str | None,
+) -> None:
     """Run this machine as a node of the farm until Ctrl-C."""
-    settings = read_settings({"database_url": database_url, "node": name, "address": address})
+    flags = {"database_url": database_url, "node": name, "address": address}
+    settings = read_settings(flags | {"metrics_address": metrics_address})
     with open_farm(settings) as farm:
         made = _agent(farm, slots, settings.broker_url or None)
         click.echo(f"node {made.name} with {made.slots} slots at {made.address}; Ctrl-C stops it", err=True)
@@ -37,9 +54,10 @@ def agent(name: str | None, slots: int | None, address: str | None, database_url
 
 @click.command(epilog="Example: chorale up --slots 2")
 @click.option("--slots", type=click.IntRange(1, 1024), default=None, help="Ranks at once. [GPUs, else cores]")
-def up(slots: int | None) -> None:
+@_metrics_option
+def up(slots: int | None, metrics_address: str | None) -> None:
     """Run a whole farm on this machine until Ctrl-C: embedded database and broker, one node."""
-    settings = replace(read_settings({}), database_url="")
+    settings = replace(read_settings({"metrics_address": metrics_address}), database_url="")
     with open_farm(settings) as farm, embedded_redis(default_home() / "broker") as broker_url:
         made = _agent(farm, slots, broker_url)
         click.echo(f"a farm of {made.slots} slots; images go to {images_folder(settings)}", err=True)
@@ -99,13 +117,15 @@ def _agent(farm: Farm, slots: int | None, broker_url: str | None) -> Agent:
     name = settings.node or socket.gethostname()
     if "/" in name or not name.strip():
         raise BadInput("name", name, "is no name for a node; use letters, digits, dots and dashes")
+    device = "cuda" if gpus else "cpu"
     return Agent(
         farm=farm,
         name=name,
         slots=slots or gpus or len(os.sched_getaffinity(0)),
         address=settings.address or "127.0.0.1",
-        device="cuda" if gpus else "cpu",
+        device=device,
         home=default_home() / "logs",
+        metrics=MetricsDesk(farm, name, device, settings.metrics_address),
         vram_bytes=smallest_vram_bytes() if gpus else None,
         broker_url=broker_url,
     )

@@ -25,6 +25,7 @@ from infra.errors import ServiceError
 from jobs.farm import Farm
 from jobs.morning import send_due, wanted
 from jobs.node.desk import remove_stale_desks
+from jobs.node.metrics_desk import MetricsDesk
 from jobs.node.tasks import BELL, bell_path, make_app, queue_of, ring
 from jobs.place.dispatcher import dispatch
 from jobs.state.attempts import LEASE_S, unclaimed
@@ -50,6 +51,7 @@ class Agent:
     address: str
     device: str
     home: Path
+    metrics: MetricsDesk
     vram_bytes: int | None = None
     broker_url: str | None = None
     """Without one nobody rings, and the agent only looks by itself."""
@@ -63,8 +65,14 @@ class Agent:
     _app: Celery | None = None
 
     def run(self) -> None:
+        """Raises `BadSetting` when `/metrics` cannot be served, before the farm knows of this node."""
         self.home.mkdir(parents=True, exist_ok=True)
         remove_stale_desks()
+        # Metrics end last, so that they hear of how the supervisors ended.
+        with self.metrics:
+            self._run()
+
+    def _run(self) -> None:
         if self.broker_url is not None:
             self._app = make_app(self.broker_url)
             threading.Thread(target=self._listen, daemon=True, name="bell").start()
@@ -116,7 +124,8 @@ class Agent:
         self._keep_worker()
         # Right after the database was away all leases look old; their holders get the time to renew them.
         steady = time.monotonic() - self._steady_since > LEASE_S
-        bells = dispatch(self.farm.database, self.name, sweeping=steady)
+        lost = self.metrics.count_lost
+        bells = dispatch(self.farm.database, self.name, sweeping=steady, on_lost=lost)
         with self.farm.database.read() as connection:
             waiting = unclaimed(connection, self.name)
         for attempt in waiting:
@@ -171,7 +180,7 @@ class Agent:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"CHORALE_DATABASE_URL": self.farm.url},
+                env=os.environ | {"CHORALE_DATABASE_URL": self.farm.url} | self.metrics.environment,
             )
 
     def _go(self) -> None:

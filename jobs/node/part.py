@@ -18,6 +18,7 @@ from jobs.image_folder import finished_image, marker_text
 from jobs.node.hardware import gpu_count, interface_of
 from jobs.node.heart import Heart, patiently
 from jobs.node.log import AttemptLog
+from jobs.node.part_meter import PartMeter
 from jobs.node.request import CHECKPOINT_S, Request
 from jobs.node.torchrun import RankGroup, Rendezvous
 from jobs.place.handover import finish_and_take_next
@@ -53,6 +54,7 @@ class Part:
     """What the group shall render after this, claimed already."""
     _heart: Heart = field(init=False)
     _log: AttemptLog = field(init=False)
+    _meter: PartMeter = field(init=False)
     _finished: bool = False
     _stages: int = 1
     _heard: bool = False
@@ -62,35 +64,38 @@ class Part:
     def __post_init__(self) -> None:
         self._heart = Heart(self.farm.database, self.claimed)
         self._log = AttemptLog(self.logs, self.claimed)
+        self._meter = PartMeter(self.claimed)
 
     def run(self) -> RankGroup | None:
         """The group, if it can be kept warm; None when it has ended."""
         self._heart.start()
         self._log.begin()
+        self._meter.begin(self.farm.database)
         try:
             return self._render(self._stand_by())
         except (Superseded, LostRace) as exc:
             self._log.say(f"left: {exc}")
         except JobStopped as exc:
-            node = f", since node {self.claimed.node} ends" if self.leaving() else ""
-            self._fail(f"{exc}{node}", None, None)
+            why = f", since node {self.claimed.node} ends" if self.leaving() else ""
+            self._fail(exc, f"{exc}{why}", None, None)
         except GroupBrokeOff as exc:
             if self.claimed.nodes == 1:
-                self._fail(_last_line(exc), self.claimed.node)
+                self._fail(exc, _last_line(exc), self.claimed.node)
             else:
                 # The node whose rank failed knows the reason, and its word should come first. If none comes,
                 # a node or the network between them is gone, and the job is not to blame.
                 time.sleep(_MATES_S)
-                self._fail(_last_line(exc), None, "outages")
+                self._fail(exc, _last_line(exc), None, "outages")
         except (ServiceError, StoreError, OSError) as exc:
-            self._fail(f"{type(exc).__name__}: {exc}".splitlines()[0], None, "outages")
+            self._fail(exc, f"{type(exc).__name__}: {exc}".splitlines()[0], None, "outages")
         except JobError as exc:
             # What the ranks need and is away is not their node's fault, nor the job's.
             outage = isinstance(exc, GroupFailed) and exc.outage
-            self._fail(str(exc), None if outage else self.claimed.node, "outages" if outage else "attempts")
+            node = None if outage else self.claimed.node
+            self._fail(exc, str(exc), node, "outages" if outage else "attempts")
         except Exception as exc:
             traceback.print_exc()
-            self._fail(f"{type(exc).__name__}: {exc}".splitlines()[0], self.claimed.node)
+            self._fail(exc, f"{type(exc).__name__}: {exc}".splitlines()[0], self.claimed.node)
         finally:
             self._heart.stop()
             self._log.collect(logs_folder(self.farm.settings))
@@ -100,7 +105,8 @@ class Part:
                     patiently(self.farm.database, lambda connection: let_go(connection, self.claimed))
         return None
 
-    def _fail(self, reason: str, node: str | None, tally: Tally | None = "attempts") -> None:
+    def _fail(self, exc: Exception, reason: str, node: str | None, tally: Tally | None = "attempts") -> None:
+        self._meter.on_failure(exc)
         with contextlib.suppress(OSError):
             self._log.say(f"ended: {reason}")
         patiently(
@@ -161,6 +167,7 @@ class Part:
             out=str(out),
             marker=marker_text(part.digest, spec.canonical_json(facts.digest)),
             checkpoint_s=self.farm.settings.seconds("checkpoint_s", CHECKPOINT_S),
+            slots=part.slots,
             log=str(self._log.path),
             # A group of one node stays; the ranks of several would have to agree on what comes next.
             last=part.nodes > 1,
@@ -186,12 +193,16 @@ class Part:
     def _rendered_by(self, group: RankGroup, request: Request) -> dict[str, Any] | None:
         """Render; where a warm group turns out to be dead before it has begun, with new processes."""
         was_warm = group.alive()
+        if not was_warm:
+            self._meter.on_start()
         try:
             return group.render(request, self._hear, on_tick=self._tick)
-        except GroupBrokeOff:
+        except GroupBrokeOff as exc:
             if not was_warm or self._heard:
                 raise
+            self._meter.on_failure(exc)
         group.close()
+        self._meter.on_start()
         return group.render(request, self._hear, on_tick=self._tick)
 
     def _finish(self, root: str) -> None:
@@ -208,6 +219,7 @@ class Part:
     def _hear(self, news: dict[str, Any]) -> None:
         """Take the ranks' news; never touches the database, which may be away just now."""
         self._log.hear(news)
+        self._meter.on_news(news)
         self._heard = True
         if news["kind"] == "stage":
             self._stages = news["stages"]

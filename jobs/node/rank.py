@@ -13,11 +13,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.node.desk import news_path, request_path
+from jobs.node.meter import Meter
 from jobs.node.news import Reporter
+from jobs.node.rank_meter import RankMeter, model_label
 from jobs.node.request import Request
 from render.lifeline import PARENT, die_with_parent
 
@@ -45,8 +48,9 @@ def main() -> int:
     from render.denoise.group import leave
     from render.errors import Stopped
 
+    rank = _Rank(report, stop)
     try:
-        _serve(_Rank(report, stop), desk)
+        _serve(rank, desk)
     except Stopped as exc:
         report.insist({"kind": "stopped", "text": str(exc)})
         return 0
@@ -55,6 +59,7 @@ def main() -> int:
         report.insist({"kind": "error", "code": exit_code(exc), "text": str(exc), "outage": outage})
         return exit_code(exc)
     finally:
+        rank.meter.send(insist=True)
         leave()
     return 0
 
@@ -79,6 +84,7 @@ class _Rank:
 
     report: Reporter
     stop: threading.Event
+    meter: Meter = field(default_factory=Meter.from_environment)
     _group: Group | None = None
     _loaded: tuple[tuple[Any, ...], Adapter] | None = field(default=None)
 
@@ -87,11 +93,13 @@ class _Rank:
         import torch
 
         from infra.store.local import LocalStore
+        from infra.store.observed import ObservedStore
         from infra.store.patient import PatientStore
         from render.denoise.checkpoints import Keeper
         from render.denoise.group import choose_device, join
         from render.engine import render_image
         from render.errors import RenderFailed
+        from render.memory import device_memory
         from render.spec import Spec
 
         if request.log is not None:
@@ -103,20 +111,30 @@ class _Rank:
         spec = Spec.from_mapping(request.spec)
         adapter = self._adapter(request, device, spec.dtype)
         self._group = self._group or join(device)
-        sink = PatientStore(LocalStore(Path(request.out)))
-        say = _voice(self.report)
+        local_rank = int(os.environ["LOCAL_RANK"])
+        measure = RankMeter(
+            meter=self.meter,
+            slot=request.slots[local_rank] if request.slots else local_rank,
+            model=model_label(spec.model),
+            rank=self._group.rank,
+            memory=partial(device_memory, device),
+        )
+        sink = PatientStore(ObservedStore(LocalStore(Path(request.out)), measure.on_request))
+        say = _voice(self.report, measure)
         keeper = Keeper(
             sink,
             spec.digest(request.facts.digest),
             device,
             every_s=request.checkpoint_s,
             stop=self.stop.is_set,
-            on_kept=lambda kept, error: say(
+            on_kept=lambda kept: say(
                 {
                     "kind": "checkpoint",
-                    "stage": kept.stage,
-                    "step": kept.canvas.step,
-                    "error": None if error is None else str(error),
+                    "stage": kept.checkpoint.stage,
+                    "step": kept.checkpoint.canvas.step,
+                    "bytes": kept.bytes,
+                    "seconds": kept.seconds,
+                    "error": None if kept.error is None else str(kept.error),
                 }
             ),
         )
@@ -142,11 +160,13 @@ class _Rank:
         return self._loaded[1]
 
 
-def _voice(report: Reporter) -> Callable[[dict[str, Any]], None]:
-    """Every rank works on the same steps; one on each node telling is enough. Each has its own tiles."""
+def _voice(report: Reporter, measure: RankMeter) -> Callable[[dict[str, Any]], None]:
+    """Every rank works on the same steps; one on each node telling is enough. Each has its own tiles, and is
+    measured by itself."""
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
 
     def say(news: dict[str, Any]) -> None:
+        measure(news)
         if news["kind"] == "done":
             if rank == 0:
                 report.insist(news)

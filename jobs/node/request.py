@@ -29,6 +29,8 @@ class Request:
     """Text of its spec.json."""
     checkpoint_s: float = CHECKPOINT_S
     """Seconds between checkpoints."""
+    slots: tuple[int, ...] = ()
+    """Numbers of this node's slots, by local rank; the local ranks themselves where there is no farm."""
     log: str | None = None
     """File at whose end the ranks write what they print; with torchrun's own words unless told."""
     last: bool = True

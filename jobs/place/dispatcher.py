@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, exists, select
@@ -25,18 +26,25 @@ _LOOKED_AT = 500
 
 
 def dispatch(
-    database: Database, holder: str, *, sweeping: bool = True, moment: float | None = None
+    database: Database,
+    holder: str,
+    *,
+    sweeping: bool = True,
+    moment: float | None = None,
+    on_lost: Callable[[str], None] = lambda node: None,
 ) -> list[Bell]:
     """One round, if `holder` has or gets the dispatcher's lease; the bells to ring once it is committed.
 
     Without `sweeping` nobody is given up: right after the database was away, all leases look old.
     `moment` is when the queues' time windows are looked at, in seconds since the epoch; now unless told.
+    `on_lost` hears of each attempt that was lost, by its node's name.
     """
     with database.write() as connection:
         if not hold_lease(connection, DISPATCHER, holder, LEASE_S):
             return []
         if sweeping:
-            sweep(connection)
+            for node in sweep(connection):
+                on_lost(node)
         stop_closed(connection, moment)
         bells: list[Bell] = []
         for group in decide(connection, moment).placed:

@@ -34,6 +34,9 @@ _MOST_DOUBLINGS = 5
 Tally = Literal["attempts", "losses", "outages"]
 Verdict = Literal["go on", "stop", "leave"]
 """Of a supervisor's beat: stop after the step and keep what is done, or leave at once."""
+_WENT_ANOTHER_WAY = "the job is"
+_NO_FAILURE = ("stopped", _WENT_ANOTHER_WAY)
+"""So begin the reasons of attempts that ended because people or time windows wanted it."""
 _INTERRUPTED = ("paused", "queued")
 """States of a job that shall go on later, with an attempt that still lives."""
 
@@ -207,6 +210,19 @@ def meeting_point(connection: Connection, part: Assignment) -> str | None:
     return point
 
 
+def ages(connection: Connection, part: Assignment) -> tuple[float, float | None]:
+    """Seconds since the attempt was placed, and since the one before it ended, where that was a failure."""
+    own = (attempts.c.job == part.job) & (attempts.c.fence == part.fence)
+    placed: float = connection.execute(select(now() - attempts.c.created).where(own)).scalar_one()
+    before = (attempts.c.job == part.job) & (attempts.c.fence == part.fence - 1)
+    last = connection.execute(
+        select((now() - attempts.c.ended).label("ago"), attempts.c.reason).where(before)
+    )
+    row = last.one_or_none()
+    failed = row is not None and row.ago is not None and not row.reason.startswith(_NO_FAILURE)
+    return placed, row.ago if row is not None and failed else None
+
+
 def publish(connection: Connection, part: Assignment) -> None:
     """rendering > publishing, unless that has been said already; raises `LostRace`."""
     state = connection.execute(select(jobs.c.state).where(jobs.c.id == part.job).with_for_update()).scalar()
@@ -262,10 +278,10 @@ def fail(
     change(connection, row.id, row.state, "queued", reason, under=row.own, not_before=later, **tallies)
 
 
-def sweep(connection: Connection) -> int:
-    """End the attempts that nobody answers for any more; how many those were."""
+def sweep(connection: Connection) -> list[str]:
+    """End the attempts that nobody answers for any more; the nodes that did not, one for each attempt."""
     for row in list(connection.execute(_left_over())):
-        _end(connection, row.id, f"the job is {row.state}", None)
+        _end(connection, row.id, f"{_WENT_ANOTHER_WAY} {row.state}", None)
     silent = (
         select(attempts.c.id, members.c.node, members.c.claimed_by)
         .join(members, members.c.attempt == attempts.c.id)
@@ -277,7 +293,7 @@ def sweep(connection: Connection) -> int:
     for row in lost:
         what = "was never started" if row.claimed_by is None else "has not been heard of"
         fail(connection, row.id, f"node {row.node} {what}", row.node, "losses")
-    return len({row.id for row in lost})
+    return list({row.id: row.node for row in reversed(lost)}.values())
 
 
 def bad_nodes(connection: Connection, job_ids: list[str], failures: int = 2) -> dict[str, frozenset[str]]:

@@ -81,13 +81,24 @@ def identity_of(digest: str, device: torch.device) -> str:
     return f"{digest} {device.type} torch-{torch.__version__} chorale-{version('chorale')}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What came of an attempt to store a checkpoint."""
+
+    checkpoint: Checkpoint
+    bytes: int
+    """0 when it was not stored."""
+    seconds: float
+    error: Exception | None
+
+
 class Keeper:
     """Keeps the checkpoints of the image with a spec's `digest` in its sink.
 
     Rank 0's clock says when; all ranks take part.
 
     `stop` is asked before each step on every rank: if anybody's says so, all ranks keep a checkpoint after
-    that step and end there. `on_kept` hears of each attempt to store one: its error, or None.
+    that step and end there. `on_kept` hears of each attempt to store one.
     """
 
     def __init__(
@@ -98,7 +109,7 @@ class Keeper:
         *,
         every_s: float,
         stop: Callable[[], bool] = lambda: False,
-        on_kept: Callable[[Checkpoint, Exception | None], None] = lambda kept, error: None,
+        on_kept: Callable[[Kept], None] = lambda kept: None,
     ) -> None:
         self._sink, self._every_s = sink, every_s
         self.identity = identity_of(digest, device)
@@ -142,13 +153,16 @@ class Keeper:
         if self._storing is not None:
             self._storing.result()
 
-    def _store(self, kept: Checkpoint) -> None:
-        error: Exception | None = None
+    def _store(self, checkpoint: Checkpoint) -> None:
+        started, stored, error = time.monotonic(), 0, None
         try:
-            self._sink.put(KEY, kept.pack(self.identity), "application/octet-stream")
+            data = checkpoint.pack(self.identity)
+            self._sink.put(KEY, data, "application/octet-stream")
+            stored = len(data)
         except Exception as exc:  # Whatever it was, the render goes on: there will be a next checkpoint.
             error = exc
-        self._on_kept(kept, error)
+        seconds = time.monotonic() - started
+        self._on_kept(Kept(checkpoint=checkpoint, bytes=stored, seconds=seconds, error=error))
 
     def _read(self) -> Checkpoint | None:
         if self._sink.size(KEY) is None:

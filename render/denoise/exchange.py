@@ -35,6 +35,10 @@ class Exchange:
     number follows them: the word."""
     inlets: tuple[Inlet, ...]
 
+    def message_bytes(self, channels: int) -> int:
+        """Size of what this rank says, padding included."""
+        return 4 * channels * (self.longest + 1)
+
     def start(self, sums: Tensor, group: Group, word: int = 0) -> Gathering | None:
         """Start to gather; `sums` is [C, box] int32, complete at the outlet's places. None when alone.
 

@@ -34,11 +34,21 @@ from render.spec import Spec
 
 @dataclass
 class StepTimes:
-    """Seconds that this rank spent in the phases of a step."""
+    """Seconds that this rank spent in the phases of a step, and what it did in them."""
 
     model: float = 0.0
     wait: float = 0.0
     fuse: float = 0.0
+    exchange: float = 0.0
+    """Seconds from the start of the gather until it was taken; the model works meanwhile. 0 when alone."""
+    calls: int = 0
+    """Batches that the model has seen."""
+    border_bytes: int = 0
+    """Bytes that were said to the others."""
+
+    def phases(self) -> dict[str, float]:
+        """The seconds that add up to the step."""
+        return {"model": self.model, "wait": self.wait, "fuse": self.fuse}
 
 
 OnStep = Callable[[int, StepTimes], None]
@@ -148,11 +158,16 @@ class Seat:
         self._hold_to_anchor()
 
         self._predict(first, step, offset, sums, times)
+        gather_started = time.perf_counter()
         gathering = exchange.start(sums.flatten(1), self.group, word)
         self._predict(then, step, offset, sums, times)
         started = time.perf_counter()
         word |= exchange.finish(gathering, sums.flatten(1))
-        times.wait += time.perf_counter() - started
+        ended = time.perf_counter()
+        times.wait += ended - started
+        if gathering is not None:
+            times.exchange = ended - gather_started
+            times.border_bytes = exchange.message_bytes(sums.shape[0])
 
         started = time.perf_counter()
         prediction = self.fixed.decode(sums)
@@ -229,6 +244,7 @@ class Seat:
             ended = time.perf_counter()
             self._add(batch, prediction, offset, sums)
             times.model += ended - started
+            times.calls += 1
             times.fuse += time.perf_counter() - ended
 
     def _call_model(self, batch: list[_Evaluation], step: int) -> Tensor:

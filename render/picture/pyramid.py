@@ -38,8 +38,9 @@ PREVIEW_SIDE = 1024
 _WAITING_TILES = 8
 """Encoded tiles that may wait for the sink; bounds a rank's memory when the sink is slow."""
 
-OnProgress = Callable[[int, int], None]
-"""Called with blocks done and blocks in all of this rank."""
+OnProgress = Callable[[int, int, int, dict[str, float]], None]
+"""Called with blocks done and blocks in all of this rank, pixels that were decoded for the last one (0 where
+it was known), and the rank's seconds so far, by phase."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ def publish_pyramid(
     *,
     device: torch.device,
     records: Records | None = None,
-    on_progress: OnProgress = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total, pixels, seconds: None,
 ) -> PyramidReport:
     """Decode the rank's blocks from its piece of the finished canvas, and write all tiles of all levels.
 
@@ -89,7 +90,8 @@ def publish_pyramid(
                 learned = share.like().take(block, pixels, writer).pack()
                 writer.put_record(block, learned)
                 share.add(learned)
-            on_progress(number + 1, len(mine))
+            decoded = 0 if known is not None else block.width * block.height
+            on_progress(number + 1, len(mine), decoded, _seconds(share, writer))
         everything = _exchange(share, group)
         if group.rank == 0:
             _write_top(cut, everything, spec, writer)
@@ -115,7 +117,7 @@ class _Writer:
         self._block: list[str] = []
         """Keys of the tiles since the last record."""
         self.tiles: dict[str, dict[str, Any]] = {}
-        self.seconds = 0.0
+        self.seconds = {"encode": 0.0, "upload": 0.0}
 
     def __enter__(self) -> _Writer:
         return self
@@ -164,11 +166,13 @@ class _Writer:
         started = time.perf_counter()
         try:
             data = encode(pixels, self._spec.format, self._spec.quality)
+            encoded = time.perf_counter()
+            self.seconds["encode"] += encoded - started
             self._sink.put(key, data, CONTENT_TYPES[self._spec.format])
+            self.seconds["upload"] += time.perf_counter() - encoded
             self.tiles[key] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         finally:
             self._room.release()
-            self.seconds += time.perf_counter() - started
 
 
 @dataclass
@@ -306,5 +310,9 @@ def _report(cut: Cut, share: _Share, everything: _Share, writer: _Writer, group:
         rows=everything.rows,
         darkest=everything.darkest,
         brightest=everything.brightest,
-        seconds={"decode": share.decode_seconds, "encode": writer.seconds},
+        seconds=_seconds(share, writer),
     )
+
+
+def _seconds(share: _Share, writer: _Writer) -> dict[str, float]:
+    return {"decode": share.decode_seconds} | writer.seconds

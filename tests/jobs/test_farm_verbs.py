@@ -1,6 +1,7 @@
 """The farm's verbs from the command line, over an embedded database."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ def test_queues_are_made_shown_and_deleted(capsys: pytest.CaptureFixture[str]) -
         (("queues", "q", "--share", "anna"), "share: 'anna'"),
         (("queues", "--pause"), "queue"),
         (("list", "--database-url", "nonsense"), "database_url"),
+        (("agent", "--metrics-address", "everywhere"), "metrics_address: everywhere is not HOST:PORT"),
     ],
 )
 def test_mistakes_are_told_and_nothing_is_queued(
@@ -115,6 +117,24 @@ def test_mistakes_are_told_and_nothing_is_queued(
     code, text = refused(capsys, *words)
     assert code == 2 and part in text and "Traceback" not in text
     assert chorale("list")["jobs"] == [] and chorale("queues")["queues"] == []
+
+
+@pytest.mark.parametrize("asked", ["flag", "environment"])
+def test_an_agent_whose_metrics_port_is_taken_does_not_join(
+    asked: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        words = ["agent", "--name", "n1", "--slots", "1"]
+        if asked == "flag":
+            words += ["--metrics-address", address]
+        else:
+            monkeypatch.setenv("CHORALE_METRICS_ADDRESS", address)
+        code, text = refused(capsys, *words)
+    assert code == 2 and f"metrics_address: {address} cannot be listened on" in text
+    assert chorale("nodes")["nodes"] == []
 
 
 def test_what_is_finished_cannot_be_resumed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
 import signal
 import socket
 import subprocess
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,6 +143,70 @@ def redis_server(folder: Path, address: str) -> Iterator[str]:
 def _answers(address: str, port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((address, port)) == 0
+
+
+class Prometheus:
+    """A private Prometheus on the loopback that scrapes addresses of ours each second."""
+
+    def __init__(self, folder: Path, targets: list[str], rules: Path) -> None:
+        require(shutil.which("prometheus"), "Prometheus", "prometheus")
+        self._folder, self._port = folder, free_port()
+        config = {
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": [str(rules / "*.yaml")],
+            "scrape_configs": [{"job_name": "chorale", "static_configs": [{"targets": targets}]}],
+        }
+        # JSON is YAML.
+        (folder / "prometheus.yaml").write_text(json.dumps(config))
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = [f"--config.file={self._folder / 'prometheus.yaml'}"]
+        options += [f"--storage.tsdb.path={self._folder / 'tsdb'}"]
+        options += [f"--web.listen-address=127.0.0.1:{self._port}"]
+        with (self._folder / "prometheus.log").open("ab") as log:
+            self._server = subprocess.Popen(
+                ["prometheus", *options], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        wait_until(lambda: _answers("127.0.0.1", self._port), 30)
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.terminate()
+            self._server.wait()
+
+    def ask(self, promql: str) -> dict[str, float]:
+        """The value of each series of an instant query, by its labels as Prometheus writes them."""
+        found = self._get("query", query=promql)["result"]
+        return {_written(series["metric"]): float(series["value"][1]) for series in found}
+
+    def rules(self) -> dict[str, str]:
+        """Health of each rule, by its name."""
+        return {
+            rule["name"]: rule["health"] for group in self._get("rules")["groups"] for rule in group["rules"]
+        }
+
+    def _get(self, what: str, **parameters: str) -> Any:
+        url = f"http://127.0.0.1:{self._port}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return json.load(answer)["data"]
+
+
+def _written(labels: dict[str, str]) -> str:
+    return ",".join(
+        f"{name}={value}" for name, value in sorted(labels.items()) if name not in ("instance", "job")
+    )
+
+
+@contextmanager
+def prometheus_server(folder: Path, targets: list[str], rules: Path) -> Iterator[Prometheus]:
+    """A Prometheus for as long as the block lasts."""
+    server = Prometheus(folder, targets, rules)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 @contextmanager

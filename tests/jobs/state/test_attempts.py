@@ -13,6 +13,7 @@ from jobs.state.actions import act
 from jobs.state.attempts import (
     MOST_ATTEMPTS,
     Assignment,
+    ages,
     beat,
     claim,
     fail,
@@ -173,6 +174,33 @@ def test_a_node_that_a_job_has_failed_on_twice_is_avoided_where_there_is_another
                 )
             )
     assert [node for node, *_ in dispatch(farm, "a")] == ["b"]
+
+
+def test_an_attempt_knows_since_when_its_job_was_without_a_group(farm: Database) -> None:
+    ask(farm)
+    reasons: list[str | None] = [None, "the group broke off: killed", "stopped after step 3 of stage 1"]
+    for last in reasons:
+        ((node, attempt, _),) = dispatch(farm, "a")
+        part = claimed(farm, attempt, node)
+        assert part is not None
+        with farm.write() as connection:
+            placed, failed = ages(connection, part)
+            assert 0 <= placed < 60
+            assert (failed is not None) == (last is not None and last.startswith("the group"))
+            coming = reasons[min(part.fence, len(reasons) - 1)]
+            fail(connection, attempt, str(coming), None, None)
+            connection.execute(update(jobs).values(not_before=None))
+
+
+def test_lost_attempts_are_told_with_their_node(farm: Database) -> None:
+    ask(farm)
+    ((node, attempt, _),) = dispatch(farm, "a")
+    claimed(farm, attempt, node)
+    with farm.write() as connection:
+        connection.execute(update(members).values(lease_until=now() - 1))
+    lost: list[str] = []
+    dispatch(farm, "a", on_lost=lost.append)
+    assert lost == [node]
 
 
 def test_a_cancelled_job_frees_its_slots(farm: Database) -> None:

@@ -137,7 +137,7 @@ def test_a_checkpoint_that_cannot_be_stored_costs_nothing_but_itself() -> None:
             super().put(key, data, content_type)
 
     errors: list[Exception | None] = []
-    keeper = Keeper(Full(), "digest", CPU, every_s=0, on_kept=lambda kept, error: errors.append(error))
+    keeper = Keeper(Full(), "digest", CPU, every_s=0, on_kept=lambda kept: errors.append(kept.error))
     report = render_image(SPEC, ToyModel(), SoloGroup(), Full(), device=CPU, keeper=keeper)
     assert report.root == root_of(SPEC)
     assert errors and all(isinstance(error, OSError) for error in errors)

@@ -1,0 +1,147 @@
+"""What metrics cost: in a rank's step, in its agent, and at a scrape."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from bench.table import Row
+from infra.database import Database
+from infra.ledger import Ledger
+from jobs.farm_gauges import FarmGauges, read_gauges
+from jobs.node.meter import Meter, metrics_path
+from jobs.node.news import NewsDesk
+from jobs.node.rank_meter import RankMeter
+from jobs.state.schema import upgrade
+from jobs.state.submission import Asked, Terms, submit
+from render.denoise.group import SoloGroup
+from render.engine import render_latents
+from render.memory import device_memory
+from render.models import load_adapter
+from render.models.folder import read_facts, resolve_model
+from render.spec import Spec
+
+SPEC = Spec(prompt="a red vase", width=256, height=256, steps=100, strength=1.0, seed=7)
+"""Small, so that its steps are short and what comes with each of them weighs most."""
+MANY = 100_000
+SCRAPES = 50
+
+
+def rows() -> list[Row]:
+    with tempfile.TemporaryDirectory(prefix="metrics-") as name:
+        return [*_steps(Path(name)), *_scrapes(Path(name))]
+
+
+class _InTurns:
+    """Hands every second step to the meter; knows what each step and each call took."""
+
+    def __init__(self, hear: RankMeter) -> None:
+        self._hear = hear
+        self._last = time.perf_counter()
+        self.steps: dict[bool, list[float]] = {True: [], False: []}
+        """Seconds from step to step, what is done between them included, by whether they were measured."""
+        self.calls: list[float] = []
+        """Processor seconds of each call of the meter, which never waits: other processes do not count."""
+
+    def __call__(self, news: Mapping[str, Any]) -> None:
+        if news["kind"] != "step":
+            self._hear(news)
+            return
+        measured = news["step"] % 2 == 0
+        if measured:
+            started = time.thread_time()
+            self._hear(news)
+            self.calls.append(time.thread_time() - started)
+        ended = time.perf_counter()
+        if news["step"] > 1:
+            self.steps[measured].append(ended - self._last)
+        self._last = ended
+
+
+def _steps(folder: Path) -> Iterator[Row]:
+    model = resolve_model(SPEC.model)
+    device = torch.device("cpu")
+    torch.set_num_threads(1)
+    adapter = load_adapter(model, device, SPEC.dtype, read_facts(model))
+    with _agent(folder) as (path, cpu_seconds):
+        meter = Meter(str(path))
+        memory = partial(device_memory, device)
+        turns = _InTurns(RankMeter(meter=meter, slot=0, model="builtin", rank=0, memory=memory))
+        before = cpu_seconds()
+        render_latents(SPEC, adapter, SoloGroup(), device=device, on_news=turns)
+        meter.send(insist=True)
+        agent = (cpu_seconds() - before) / len(turns.calls)
+    bare = median(turns.steps[False])
+    hook = sum(turns.calls) / len(turns.calls)
+    yield Row("a step without metrics: ms", bare * 1000, "")
+    yield Row("what a rank does for metrics in a step: ms", hook * 1000, "")
+    yield Row("the same, per cent of the step", 100 * hook / bare, "<= 0.5")
+    yield Row("what its agent does for that, on any core: per cent of the step", 100 * agent / bare, "<= 0.5")
+    yield Row("steps with metrics over steps without, in turns", median(turns.steps[True]) / bare, "")
+
+
+@contextmanager
+def _agent(folder: Path) -> Iterator[tuple[Path, Any]]:
+    """A process that listens as an agent does: its socket, and what tells its processor time."""
+    process = subprocess.Popen([sys.executable, "-m", "bench.metrics", str(folder)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+
+    def cpu_seconds() -> float:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    try:
+        yield metrics_path(folder), cpu_seconds
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _listen(folder: Path) -> None:
+    ledger, desk = Ledger("n", "cpu"), NewsDesk(metrics_path(folder))
+    print("listening", flush=True)
+    while True:
+        told = desk.next(1.0)
+        if told is not None:
+            ledger.take(told["measures"], told["pid"])
+
+
+def _scrapes(folder: Path) -> Iterator[Row]:
+    database = Database(f"sqlite:///{folder / 'farm.db'}")
+    upgrade(database)
+    specs = (Spec(prompt=f"vase {number}", width=128, height=128) for number in range(MANY))
+    asked = (Asked(row=number, custom_id=str(number), spec=spec) for number, spec in enumerate(specs))
+    submit(database, asked, "many", Terms(owner="bench"))
+    started = time.perf_counter()
+    with database.read() as connection:
+        list(read_gauges(connection))
+    yield Row(f"a look into the database at {MANY:,} jobs: ms", (time.perf_counter() - started) * 1000, "")
+    url, close = Ledger("n", "cpu", FarmGauges(database)).serve("127.0.0.1:0")
+
+    def scrape() -> float:
+        started = time.perf_counter()
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            answer.read()
+        return (time.perf_counter() - started) * 1000
+
+    scrape()
+    yield Row(f"a scrape at {MANY:,} jobs: ms", median(scrape() for _ in range(SCRAPES)), "<= 50")
+    close()
+    database.close()
+
+
+if __name__ == "__main__":
+    _listen(Path(sys.argv[1]))

@@ -1,0 +1,46 @@
+"""What the NVIDIA driver says of this machine's GPUs; nothing where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pynvml
+
+
+class Gpus:
+    """The GPUs in the driver's order, which is that of the node's slots; opened at the first look."""
+
+    def __init__(self) -> None:
+        self._handles: list[object] | None = None
+
+    def look(self) -> Iterator[tuple[str, int, float]]:
+        """(name of the series, number of the GPU, value); what a device does not tell is left out."""
+        for number, handle in enumerate(self._opened()):
+            try:
+                memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+                yield "chorale_vram_used_bytes", number, float(memory.used)
+                yield "chorale_vram_total_bytes", number, float(memory.total)
+                busy = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
+                yield "chorale_gpu_utilization_ratio", number, busy / 100
+            except pynvml.NVMLError:
+                # A device in partitions tells no utilisation; one that fell off the bus tells nothing.
+                continue
+
+    def _opened(self) -> list[object]:
+        if self._handles is None:
+            try:
+                pynvml.nvmlInit()
+                count = pynvml.nvmlDeviceGetCount()
+                self._handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(count)]
+            except pynvml.NVMLError:
+                self._handles = []
+        return self._handles
+
+
+def driver_version() -> str | None:
+    """The driver's version, None where there is no driver."""
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None
