@@ -86,8 +86,8 @@ class _Rank:
         """Render one image with the other ranks."""
         import torch
 
-        from infra.store.local import LocalStore
-        from infra.store.patient import PatientStore
+        from infra.settings import read_settings
+        from infra.store.open import open_store
         from render.denoise.checkpoints import Keeper
         from render.denoise.group import choose_device, join
         from render.engine import render_image
@@ -103,7 +103,7 @@ class _Rank:
         spec = Spec.from_mapping(request.spec)
         adapter = self._adapter(request, device, spec.dtype)
         self._group = self._group or join(device)
-        sink = PatientStore(LocalStore(Path(request.out)))
+        sink = open_store(request.out, read_settings({}), patience_s=request.patience_s)
         say = _voice(self.report)
         keeper = Keeper(
             sink,
@@ -120,8 +120,6 @@ class _Rank:
                 }
             ),
         )
-        if self._group.rank == 0:
-            sink.put("spec.json", request.marker.encode(), "application/json")
         try:
             render_image(spec, adapter, self._group, sink, device=device, on_news=say, keeper=keeper)
         except torch.OutOfMemoryError as exc:

@@ -39,7 +39,7 @@ def export_image(
     Raises `BadInput` for the user's mistakes, `RenderFailed` when the file cannot be written.
     """
     manifest = read_manifest(folder)
-    _check_target(manifest, target, force)
+    check_target(manifest, target, force)
     import pyvips
 
     picture = _joined(folder, manifest, pyvips)
@@ -62,7 +62,8 @@ def export_image(
     return target
 
 
-def _check_target(manifest: dict[str, Any], target: Path, force: bool) -> None:
+def check_target(manifest: dict[str, Any], target: Path, force: bool) -> None:
+    """Raise `BadInput` unless the image could be exported there."""
     limit = LIMITS.get(target.suffix.lower())
     if limit is None:
         raise BadInput("target", str(target), f"has an unknown ending; use one of {', '.join(LIMITS)}")

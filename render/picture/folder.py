@@ -1,4 +1,4 @@
-"""A published image in a local folder: what `verify` and `export` read. Torch-free."""
+"""A published image's manifest as it is read back: what `verify` and `export` begin with. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,16 +10,27 @@ from render.errors import BadInput
 from render.picture.manifest import KEY
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an image's folder; raises `BadInput` when there is none or it cannot be read."""
-    if not folder.is_dir():
-        raise BadInput("folder", str(folder), "is not a folder; give the one that chorale render wrote")
+def parse_manifest(data: bytes | None, where: str) -> dict[str, Any]:
+    """The manifest of the image at `where`; raises `BadInput` when there is none or it cannot be read."""
+    if data is None:
+        raise BadInput("image", where, f"has no {KEY}; give what chorale render wrote, once it is finished")
     try:
-        manifest = json.loads((folder / KEY).read_bytes())
-    except FileNotFoundError as exc:
-        raise BadInput("folder", str(folder), f"has no {KEY}; the image is not finished") from exc
-    except (OSError, ValueError) as exc:
-        raise BadInput("folder", str(folder), f"has a {KEY} that cannot be read; render again") from exc
+        manifest = json.loads(data)
+    except ValueError as exc:
+        raise BadInput("image", where, f"has a {KEY} that cannot be read; render again") from exc
     if not isinstance(manifest, dict) or "tiles" not in manifest or "root" not in manifest:
-        raise BadInput("folder", str(folder), f"has a {KEY} that is not an image's; render again")
+        raise BadInput("image", where, f"has a {KEY} that is not an image's; render again")
     return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an image in a local folder; raises `BadInput`."""
+    if not folder.is_dir():
+        raise BadInput("image", str(folder), "is not a folder; give the one that chorale render wrote")
+    try:
+        data = (folder / KEY).read_bytes()
+    except FileNotFoundError:
+        data = None
+    except OSError as exc:
+        raise BadInput("image", str(folder), f"has a {KEY} that cannot be read; render again") from exc
+    return parse_manifest(data, str(folder))

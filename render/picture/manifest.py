@@ -79,9 +79,18 @@ def build_manifest(
 
 
 def write_manifest(manifest: Mapping[str, Any], sink: Sink) -> None:
-    """Put the manifest in place; harmless when the same image is there already."""
+    """Put the manifest in place; harmless when the same picture is there already.
+
+    Raises `RenderFailed` when another one is.
+    """
     data = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False).encode()
-    sink.put_if_absent(KEY, data, "application/json")
+    if not sink.put_if_absent(KEY, data, "application/json"):
+        # Another attempt at the same image: it took other seconds, but must have come to the same pixels.
+        there = json.loads(sink.get(KEY))
+        if there.get("root") != manifest["root"]:
+            raise RenderFailed(
+                f"another picture (root {str(there.get('root'))[:16]}) has been published in its place"
+            )
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:

@@ -38,7 +38,7 @@ def unfinished(home: Path, digest: str, days: float, *, manifest: bool = False) 
     if manifest:
         (work.parent / "manifest.json").write_text("{}")
     moment = work.stat().st_mtime - days * 86_400
-    os.utime(work, (moment, moment))
+    os.utime(work / "checkpoint.safetensors", (moment, moment))
     return work
 
 

@@ -117,7 +117,7 @@ class Redis:
             stdout=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
         )
-        wait_until(lambda: _answers(self._address, self._port), 10)
+        wait_until(lambda: answers(self._address, self._port), 10)
 
     def stop(self) -> None:
         if self._server is not None:
@@ -136,7 +136,7 @@ def redis_server(folder: Path, address: str) -> Iterator[str]:
         server.stop()
 
 
-def _answers(address: str, port: int) -> bool:
+def answers(address: str, port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((address, port)) == 0
 
@@ -163,7 +163,7 @@ def rabbitmq_server(folder: Path) -> Iterator[str]:
         [str(program)], env=environment, stdout=quiet, stderr=quiet, start_new_session=True
     )
     try:
-        wait_until(lambda: _answers("127.0.0.1", port), 60)
+        wait_until(lambda: answers("127.0.0.1", port), 60)
         yield f"amqp://guest:guest@127.0.0.1:{port}//"
     finally:
         os.killpg(server.pid, signal.SIGKILL)

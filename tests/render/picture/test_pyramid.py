@@ -16,6 +16,7 @@ from render.denoise.group import SoloGroup
 from render.engine import render_image
 from render.errors import BadInput, RenderFailed
 from render.picture.export import export_image
+from render.picture.folder import read_manifest
 from render.picture.pyramid import publish_pyramid
 from render.picture.seams import Steps, add_block
 from render.picture.verify import verify_image
@@ -111,14 +112,14 @@ def image(tmp_path: Path) -> Path:
 
 
 def test_verify_finds_what_was_done_to_a_picture(image: Path) -> None:
-    assert verify_image(image).passes
+    assert verify_image(LocalStore(image), read_manifest(image)).passes
     tile = image / "image_files/9/1_1.png"
     data = bytearray(tile.read_bytes())
     data[100] ^= 1
     tile.write_bytes(bytes(data))
     (image / "image_files/9/0_0.png").unlink()
     (image / "image_files/9/99_99.png").write_bytes(b"x")
-    report = verify_image(image)
+    report = verify_image(LocalStore(image), read_manifest(image))
     assert not report.passes
     assert report.altered == ("image_files/9/1_1.png",)
     assert report.missing == ("image_files/9/0_0.png",)
@@ -169,7 +170,7 @@ def test_a_flat_picture_is_not_published() -> None:
 
 def test_a_sink_that_fails_fails_the_render() -> None:
     class Full(MemorySink):
-        def put(self, key: str, data: bytes, content_type: str) -> None:
+        def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
             if "/9/" in key:
                 raise OSError(28, "No space left on device")
             super().put(key, data, content_type)
