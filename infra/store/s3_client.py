@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,7 +43,7 @@ class S3Options:
         return cls(
             endpoint_url=_endpoint(settings.s3_endpoint_url),
             region=settings.s3_region or None,
-            ca_bundle=settings.s3_ca_bundle or None,
+            ca_bundle=_file(settings.s3_ca_bundle),
             checksums=chosen["s3_checksums"],
             addressing=chosen["s3_addressing"],
             conditional_writes=chosen["s3_conditional_writes"] == "yes",
@@ -55,6 +56,12 @@ def _choice(settings: Settings, name: str) -> str:
     if value not in _CHOICES[name]:
         raise BadSetting(name, value, f"is unknown; use one of {', '.join(_CHOICES[name])}")
     return value
+
+
+def _file(path: str) -> str | None:
+    if path and not Path(path).is_file():
+        raise BadSetting("s3_ca_bundle", path, "is not a file; name one of certificates in PEM form")
+    return path or None
 
 
 def _endpoint(url: str) -> str | None:

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from infra.settings import read_settings
+from infra.store.base import Store
 from infra.store.local import LocalStore
 from infra.store.open import open_store
-from jobs.download import OnProgress, fetch_tiles, full_level
+from jobs.download import fetch_tiles, full_level
 from jobs.image_store import READ_PATIENCE_S, published_image
 from render.errors import BadInput
 from render.picture.export import check_target, export_image
-from render.picture.manifest import KEY
 
 
 @click.command(epilog="Examples: chorale export out/vase vase.tif; chorale export s3://studio/vase vase.png")
@@ -33,40 +33,44 @@ def export(image: str, target: Path, quality: int, force: bool) -> None:
     """
     if not 1 <= quality <= 100:
         raise BadInput("quality", quality, "is not a whole number from 1 to 100")
-    with Progress(transient=True, console=Console(stderr=True)) as progress:
-        fetching = progress.add_task("fetching", total=None, visible=False)
-        task = progress.add_task("exporting", total=100)
-
-        def on_fetched(done: int, total: int) -> None:
-            progress.update(fetching, completed=done, total=total, visible=True)
-
-        with _local_folder(image, target, force, on_fetched) as folder:
-            export_image(
-                folder,
-                target,
-                quality=quality,
-                force=force,
-                on_progress=lambda per_cent: progress.update(task, completed=per_cent),
+    settings = read_settings({})
+    store = open_store(image, settings, field="image")
+    manifest = published_image(store)
+    check_target(manifest, target, force)
+    with (
+        Progress(transient=True, console=Console(stderr=True)) as progress,
+        _on_this_machine(store, target) as local,
+    ):
+        if local is not store:
+            task = progress.add_task("fetching", total=None)
+            patient = open_store(image, settings, patience_s=READ_PATIENCE_S)
+            fetch_tiles(
+                patient,
+                manifest,
+                full_level(manifest),
+                local,
+                lambda done, total: progress.update(task, completed=done, total=total),
             )
+        export = progress.add_task("exporting", total=100)
+        export_image(
+            local.folder,
+            manifest,
+            target,
+            quality=quality,
+            force=force,
+            on_progress=lambda per_cent: progress.update(export, completed=per_cent),
+        )
     click.echo(f"{target} ({target.stat().st_size / 2**20:.1f} MiB)")
 
 
 @contextmanager
-def _local_folder(image: str, target: Path, force: bool, on_fetched: OnProgress) -> Iterator[Path]:
-    """Where the image's full level is, on this machine.
+def _on_this_machine(store: Store, target: Path) -> Iterator[LocalStore]:
+    """The store itself, or a folder beside the target for what is fetched.
 
-    libvips reads many tiles at once and cannot wait for a network in the middle, so they are fetched first.
+    libvips reads many tiles at once and cannot wait for a network in the middle.
     """
-    settings = read_settings({})
-    store = open_store(image, settings, field="image")
     if isinstance(store, LocalStore):
-        yield store.folder
+        yield store
         return
-    manifest = published_image(store)
-    check_target(manifest, target, force)
     with tempfile.TemporaryDirectory(prefix=".chorale-", dir=target.parent) as name:
-        local = LocalStore(Path(name))
-        patient = open_store(image, settings, patience_s=READ_PATIENCE_S)
-        fetch_tiles(patient, manifest, full_level(manifest), local, on_fetched)
-        local.put(KEY, patient.get(KEY), "application/json")
-        yield local.folder
+        yield LocalStore(Path(name))

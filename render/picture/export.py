@@ -12,7 +12,6 @@ from typing import Any
 from render.errors import BadInput, RenderFailed
 from render.picture.blocks import tile_key
 from render.picture.encode import ENDINGS, srgb_profile, xmp
-from render.picture.folder import read_manifest
 
 LIMITS = {
     ".png": 2**31 - 1,
@@ -27,6 +26,7 @@ LIMITS = {
 
 def export_image(
     folder: Path,
+    manifest: dict[str, Any],
     target: Path,
     *,
     quality: int = 90,
@@ -38,7 +38,6 @@ def export_image(
     A .tif is a pyramidal BigTIFF. Everything that can be refused is refused before any work.
     Raises `BadInput` for the user's mistakes, `RenderFailed` when the file cannot be written.
     """
-    manifest = read_manifest(folder)
     check_target(manifest, target, force)
     import pyvips
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from render.errors import RenderFailed
+from render.errors import BadInput, RenderFailed
 from render.models.adapter import ModelFacts
 from render.picture.seams import seam_score
 from render.sink import Sink
@@ -76,6 +76,19 @@ def build_manifest(
         "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def parse_manifest(data: bytes | None, where: str) -> dict[str, Any]:
+    """The manifest of the image at `where`; raises `BadInput` when there is none or it cannot be read."""
+    if data is None:
+        raise BadInput("image", where, f"has no {KEY}; give what chorale render wrote, once it is finished")
+    try:
+        manifest = json.loads(data)
+    except ValueError as exc:
+        raise BadInput("image", where, f"has a {KEY} that cannot be read; render again") from exc
+    if not isinstance(manifest, dict) or "tiles" not in manifest or "root" not in manifest:
+        raise BadInput("image", where, f"has a {KEY} that is not an image's; render again")
+    return manifest
 
 
 def write_manifest(manifest: Mapping[str, Any], sink: Sink) -> None:
