@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from bench import farm, image, panorama, seams
+from bench import farm, image, panorama, seams, store
 from bench.table import as_markdown, write_section
 
 SECTIONS = {
@@ -17,6 +17,8 @@ SECTIONS = {
     "seams": ("Seams", seams.rows),
     "memory": ("Memory", image.memory_rows),
     "farm": ("Farm", farm.rows),
+    "store": ("Object store", store.rows),
+    "faults": ("Faults between a rank and its store", store.fault_lines),
     "large": ("Large pictures", image.large_rows),
 }
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,12 @@ from typing import Any
 import botocore.auth
 import pytest
 import pyvips
+from click.testing import CliRunner
 
 from infra.store.s3_client import make_client
-from jobs.cli.main import main
+from jobs.cli.main import cli, main
 from tests.support.buckets import Bucket, credentials
-from tests.support.cli import CHORALE, last_json, start, wait_until
+from tests.support.cli import last_json, start, wait_until
 from tests.support.faults import Fault, fault_proxy
 
 SMALL = ("a red vase", "--size", "256x192", "--steps", "3", "--tile-size", "64", "--seed", "3")
@@ -42,11 +41,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def chorale(*words: str, **environment: str) -> dict[str, Any]:
-    finished = subprocess.run(
-        [*CHORALE, *words, "--json"], capture_output=True, text=True, env=os.environ | environment
-    )
-    assert finished.returncode == 0, finished.stderr
-    return last_json(finished.stdout)
+    result = CliRunner().invoke(cli, [*words, "--json"], env=environment, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return last_json(result.stdout)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
@@ -69,14 +66,14 @@ def test_an_image_in_a_bucket_is_the_image_in_a_folder(bucket: Bucket, root: str
     assert (copy["root"], copy["tiles"]) == (root, len(tiles))
     assert chorale("verify", "copy")["passes"] is True
     assert chorale("download", url, "copy")["bytes"] < copy["bytes"], "tiles that are there are kept"
-    subprocess.run([*CHORALE, "export", url, "vase.tif"], check=True, capture_output=True)
-    subprocess.run([*CHORALE, "export", "copy", "copy.tif"], check=True, capture_output=True)
+    for image, target in ((url, "vase.tif"), ("copy", "copy.tif")):
+        assert CliRunner().invoke(cli, ["export", image, target]).exit_code == 0
     vase, other = pyvips.Image.new_from_file("vase.tif"), pyvips.Image.new_from_file("copy.tif")
     assert (vase.width, vase.height) == (256, 192) and (vase - other).abs().max() == 0
     store.put(sorted(tiles)[0], b"torn", "image/png")
     store.delete(sorted(tiles)[1])
-    torn = subprocess.run([*CHORALE, "verify", url], capture_output=True, text=True)
-    assert torn.returncode == 3
+    torn = CliRunner().invoke(cli, ["verify", url])
+    assert torn.exit_code == 3
     assert f"altered: {sorted(tiles)[0]}" in torn.stdout and f"missing: {sorted(tiles)[1]}" in torn.stdout
     assert not list(tmp_path.glob(".*")), "no temporary files are left"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -81,25 +82,32 @@ FAULTS: dict[str, Callable[[FaultProxy], None]] = {
 }
 
 
+@cache
+def _undisturbed() -> tuple[str, frozenset[str]]:
+    """Its root, and all its files."""
+    sink = MemorySink()
+    root = render_image(SPEC, ToyModel(), SoloGroup(), sink, device=torch.device("cpu")).root
+    return root, frozenset(sink.files)
+
+
 def try_fault(bucket: Bucket, name: str, begin: Callable[[FaultProxy], None] | None = None) -> Outcome:
     """Render, publish and verify with the fault between us and the bucket.
 
     This process must have the bucket's credentials.
     """
-    wanted = MemorySink()
-    root = render_image(SPEC, ToyModel(), SoloGroup(), wanted, device=torch.device("cpu")).root
+    root, wanted = _undisturbed()
     with fault_proxy(bucket.endpoint) as proxy:
         store = bucket.at(proxy.url).store(bucket.fresh_url(), patience_s=PATIENCE_S)
         (begin or FAULTS[name])(proxy)
         report = render_image(SPEC, ToyModel(), SoloGroup(), store, device=torch.device("cpu"))
         whole = verify_image(store, report.manifest).passes
         found = {entry.key for entry in store.entries()}
-    requests = len(wanted.files) + 2 + len(report.manifest["tiles"])
+    requests = len(wanted) + 2 + len(report.manifest["tiles"])
     return Outcome(
         fault=name,
         tries=len(proxy.requests) - requests,
         done=whole,
         same_root=report.root == root,
-        lost=len(wanted.files.keys() - found),
-        doubled=len(found - wanted.files.keys()),
+        lost=len(wanted - found),
+        doubled=len(found - wanted),
     )

@@ -56,6 +56,8 @@ class FaultProxy:
         """(method, path) of all, in the order in which they came."""
         self.faults: list[Fault] = []
         self.bytes_per_s = float("inf")
+        self.delay_s = 0.0
+        """The link's delay there and back, which a connection, a request and its Expect each wait for."""
         self.unheeded = b"expect:"
         """A header that the server never sees, besides Expect, which is answered here."""
         self.url = ""
@@ -107,6 +109,7 @@ class FaultProxy:
         self._open.add(writer)
         broken = (OSError, asyncio.IncompleteReadError, asyncio.CancelledError, ValueError)
         with contextlib.suppress(*broken):
+            await asyncio.sleep(self.delay_s)
             server = await asyncio.open_connection(*self._upstream)
             self._open.add(server[1])
             while await self._pass_on(reader, writer, *server):
@@ -130,6 +133,7 @@ class FaultProxy:
         if self._is_cut:
             return False
         if head.headers.get(b"expect"):
+            await asyncio.sleep(self.delay_s)
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         head.body = await _read_body(reader, head.headers)
         fault = self._next_fault(method, unquote(path))
@@ -140,7 +144,7 @@ class FaultProxy:
             return True
         if kind == "reset":
             return False
-        await asyncio.sleep(len(head.body) / self.bytes_per_s)
+        await asyncio.sleep(self.delay_s + len(head.body) / self.bytes_per_s)
         server_writer.write(head.raw(b"expect:", self.unheeded))
         answer = await _read_head(server_reader)
         no_body = method == "HEAD" or answer.head[0].split(b" ")[1] in (b"204", b"304")
