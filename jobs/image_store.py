@@ -23,6 +23,11 @@ def claim(store: Store, digest: str, canonical_spec: str) -> None:
     store.put(MARKER, text.encode(), "application/json")
 
 
+def disclaim(store: Store) -> None:
+    """Take a claim back, of an image that has turned out not to be possible."""
+    store.delete(MARKER)
+
+
 def finished_image(store: Store, digest: str) -> dict[str, Any] | None:
     """The manifest if this very image is finished there; None if it can be rendered (again) there.
 

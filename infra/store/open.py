@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote
@@ -45,6 +46,8 @@ def check_reach(store: Store) -> None:
 def _backend(url: str, settings: Settings, field: str, tries: int) -> Store:
     scheme, there, rest = url.partition("://")
     if not there:
+        if re.match(r"(s3|file):", url):
+            raise BadSetting(field, url, "lacks the slashes; use s3://bucket/prefix or file:///folder")
         return LocalStore(Path(url))
     if scheme == "file":
         if not rest.startswith("/"):

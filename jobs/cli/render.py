@@ -17,7 +17,8 @@ from infra.store.local import LocalStore
 from infra.store.open import open_store
 from jobs.cli.progress import RenderProgress
 from jobs.cli.spec_options import spec_options, take_spec
-from jobs.image_store import claim, finished_image, published_image
+from jobs.errors import BAD_INPUT, GroupFailed
+from jobs.image_store import claim, disclaim, finished_image, published_image
 from jobs.node.request import CHECKPOINT_S, PATIENCE_S, Request
 from jobs.node.torchrun import RankGroup, cancellable
 from render.errors import BadInput
@@ -100,6 +101,10 @@ def render(
         claim(target, digest, spec.canonical_json(facts.digest))
         try:
             news = group.render(request, on_news, timeout=timeout)
+        except GroupFailed as exc:
+            if exc.code == BAD_INPUT:
+                disclaim(target)
+            raise
         finally:
             group.close()
     assert news is not None, "a group of one node holds rank 0"

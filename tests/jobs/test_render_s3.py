@@ -157,6 +157,7 @@ def test_a_bucket_that_is_not_there_and_a_clock_that_is_wrong(
         ("s3://studio/a//b", "unusable prefix"),
         ("s3://studio/../b", "unusable prefix"),
         ("gs://studio/x", "no known store"),
+        ("s3:/studio/x", "lacks the slashes"),
         ("file://x", "not file:///a/folder"),
     ],
 )
