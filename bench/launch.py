@@ -9,14 +9,9 @@ import sys
 from typing import Any
 
 
-def run_case(
-    case: dict[str, Any],
-    ranks: int = 1,
-    prefix: tuple[str, ...] = (),
-    environment: dict[str, str] | None = None,
-) -> dict[str, Any]:
-    """One measurement by real processes with one thread each; the worker's JSON. With a prefix, on another
-    host."""
+def run_case(case: dict[str, Any], ranks: int = 1, prefix: tuple[str, ...] = ()) -> dict[str, Any]:
+    """One measurement by real processes with one thread each; the worker's JSON. A prefix puts it on
+    another host."""
     launcher = [*prefix, sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
@@ -24,7 +19,7 @@ def run_case(
         [*launcher, "-m", "bench.worker", json.dumps(case)],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     if finished.returncode:
         raise RuntimeError(finished.stderr[-3000:])

@@ -65,6 +65,7 @@ def image(case: dict[str, Any], group: Group, device: torch.device) -> dict[str,
         "above_model": max(peaks),
         "root": report.root,
         "seams": report.manifest["seams"],
+        "timings": report.manifest["timings"],
     }
 
 

@@ -51,14 +51,14 @@ def export(image: str, target: Path, quality: int, force: bool) -> None:
                 local,
                 lambda done, total: progress.update(task, completed=done, total=total),
             )
-        export = progress.add_task("exporting", total=100)
+        task = progress.add_task("exporting", total=100)
         export_image(
             local.folder,
             manifest,
             target,
             quality=quality,
             force=force,
-            on_progress=lambda per_cent: progress.update(export, completed=per_cent),
+            on_progress=lambda per_cent: progress.update(task, completed=per_cent),
         )
     click.echo(f"{target} ({target.stat().st_size / 2**20:.1f} MiB)")
 
