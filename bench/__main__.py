@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from bench import farm, image, metrics, panorama, seams
+from bench import farm, image, metrics, panorama, seams, store
 from bench.table import as_markdown, write_section
 
 SECTIONS = {
@@ -18,6 +18,8 @@ SECTIONS = {
     "memory": ("Memory", image.memory_rows),
     "farm": ("Farm", farm.rows),
     "metrics": ("Metrics", metrics.rows),
+    "store": ("Object store", store.rows),
+    "faults": ("Faults between a rank and its store", store.fault_lines),
     "large": ("Large pictures", image.large_rows),
 }
 

@@ -9,9 +9,10 @@ import sys
 from typing import Any
 
 
-def run_case(case: dict[str, Any], ranks: int = 1) -> dict[str, Any]:
-    """One measurement by real processes with one thread each; the worker's JSON."""
-    launcher = [sys.executable]
+def run_case(case: dict[str, Any], ranks: int = 1, prefix: tuple[str, ...] = ()) -> dict[str, Any]:
+    """One measurement by real processes with one thread each; the worker's JSON. A prefix puts it on
+    another host."""
+    launcher = [*prefix, sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     finished = subprocess.run(

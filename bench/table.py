@@ -36,17 +36,20 @@ def hardware() -> str:
     return f"{name}, {os.cpu_count()} cores, {versions}"
 
 
-def as_markdown(title: str, command: str, rows: Sequence[Row]) -> str:
+def as_markdown(title: str, command: str, rows: Sequence[Row] | Sequence[str]) -> str:
+    """A section; `rows` are figures, or the lines of a table of another kind."""
     today = datetime.now(UTC).date().isoformat()
     lines = [
         f"## {title}",
         "",
         f"{today}, {hardware()}. `{command}`",
         "",
-        "| figure | measured | wanted | holds |",
     ]
-    lines += ["|---|---|---|---|"]
-    lines += [f"| {row.name} | {row.value:.3f} | {row.wanted} | {row.holds()} |" for row in rows]
+    if rows and isinstance(rows[0], Row):
+        lines += ["| figure | measured | wanted | holds |", "|---|---|---|---|"]
+    for row in rows:
+        is_figure = isinstance(row, Row)
+        lines.append(f"| {row.name} | {row.value:.3f} | {row.wanted} | {row.holds()} |" if is_figure else row)
     return "\n".join(lines) + "\n"
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from infra.store.local import LocalStore
+from infra.settings import read_settings
+from infra.store.open import open_store
 from render.denoise.group import Group, SoloGroup, join, leave
 from render.engine import render_image
 from render.models import load_adapter
@@ -53,7 +54,8 @@ def image(case: dict[str, Any], group: Group, device: torch.device) -> dict[str,
     loaded = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     started = time.perf_counter()
-    report = render_image(spec, adapter, group, LocalStore(Path(case["out"])), device=device)
+    sink = open_store(case["out"], read_settings({}), patience_s=60.0)
+    report = render_image(spec, adapter, group, sink, device=device)
     seconds = time.perf_counter() - started
     above = _memory("VmHWM") - loaded
     peaks = [int(peak) for peak in group.all_gather_bytes(str(above).encode())]
@@ -63,6 +65,7 @@ def image(case: dict[str, Any], group: Group, device: torch.device) -> dict[str,
         "above_model": max(peaks),
         "root": report.root,
         "seams": report.manifest["seams"],
+        "timings": report.manifest["timings"],
     }
 
 

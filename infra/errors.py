@@ -5,6 +5,7 @@ StoreError             the root
   StoreDenied          no permission
   StorePermanent       trying again will not help (a full disk, a bad name)
   StoreRetryable       trying again may help
+  StoreUnusable        nothing can be done with this store: no bucket, no credentials, another region's, TLS
 SettingError           the root of what is wrong with the settings
   BadSetting           a value that cannot be
 ServiceError           the root of what a service has done to us
@@ -34,6 +35,10 @@ class StorePermanent(StoreError):
 
 class StoreRetryable(StoreError):
     """Trying again may help."""
+
+
+class StoreUnusable(StoreError):
+    """The store as a whole cannot be used as it is set up; the text says what to mend."""
 
 
 class SettingError(Exception):

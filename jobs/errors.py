@@ -5,7 +5,7 @@ Codes: 0 done, 2 bad input, 3 failed, 4 cancelled, 5 timed out, 6 a service unre
 
 from __future__ import annotations
 
-from infra.errors import ServiceError, SettingError, StoreError, StoreRetryable
+from infra.errors import ServiceError, SettingError, StoreDenied, StoreError, StoreRetryable, StoreUnusable
 from render.errors import RenderError
 from render.errors import exit_code as render_exit_code
 
@@ -72,4 +72,5 @@ def exit_code(error: BaseException) -> int:
         return render_exit_code(error)
     if isinstance(error, SettingError):
         return BAD_INPUT
-    return UNREACHABLE if isinstance(error, (StoreRetryable, ServiceError)) else FAILED
+    away = (StoreRetryable, StoreUnusable, StoreDenied, ServiceError)
+    return UNREACHABLE if isinstance(error, away) else FAILED

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from infra.database import Database
-from infra.errors import BadSetting
 from infra.settings import Settings, default_home
+from infra.store.base import Store
+from infra.store.observed import Observer
+from infra.store.open import open_store
 from jobs.state.schema import upgrade
 
 
@@ -23,18 +24,17 @@ class Farm:
     """The database's, for processes that we start."""
 
 
-def images_folder(settings: Settings) -> Path:
-    """Where finished images go, each into a folder named by its digest."""
-    if not settings.store_url:
-        return default_home() / "images"
-    if not settings.store_url.startswith("file://"):
-        raise BadSetting("store_url", settings.store_url, "is not file:///a/folder; S3 is not in yet")
-    return Path(settings.store_url.removeprefix("file://"))
+LOGS = "logs"
+"""Folder of the farm's store where the logs of ended attempts are collected from all nodes."""
 
 
-def logs_folder(settings: Settings) -> Path:
-    """Where the logs of ended attempts are collected from all nodes."""
-    return images_folder(settings) / "logs"
+def open_images(settings: Settings, *, patience_s: float = 0.0, observe: Observer | None = None) -> Store:
+    """The farm's store: finished images, each in a folder named by its digest, and `LOGS`.
+
+    Raises `BadSetting`; nothing is asked of the store yet.
+    """
+    url = settings.store_url or str(default_home() / "images")
+    return open_store(url, settings, patience_s=patience_s, observe=observe)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from jobs.farm import Farm, images_folder
+from jobs.farm import Farm, open_images
 from jobs.state.tables import batches, entries, jobs
 from render.errors import BadInput
 from render.picture.manifest import KEY
@@ -23,7 +23,7 @@ def write_results(farm: Farm, batch: str, folder: Path) -> dict[str, int]:
         .order_by(entries.c.row)
     )
     counts = {"output": 0, "errors": 0}
-    images = images_folder(farm.settings)
+    images = open_images(farm.settings)
     with farm.database.read() as connection:
         if connection.execute(select(batches.c.id).where(batches.c.id == batch)).first() is None:
             raise BadInput("batch", batch, "is not known; chorale batches shows those that are")
@@ -35,7 +35,7 @@ def write_results(farm: Farm, batch: str, folder: Path) -> dict[str, int]:
             for row in connection.execute(rows):
                 line = {"custom_id": row.custom_id, "row": row.row, "job": row.id, "digest": row.digest}
                 if row.state == "done":
-                    line |= {"root": row.root, "manifest": str(images / row.digest / KEY)}
+                    line |= {"root": row.root, "manifest": images.within(row.digest).url(KEY)}
                 else:
                     line |= {"state": row.state, "reason": row.reason}
                 file, name = (output, "output") if row.state == "done" else (errors, "errors")

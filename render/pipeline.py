@@ -28,8 +28,7 @@ from render.models.folder import read_facts, resolve_model
 from render.picture.blocks import tile_key
 from render.picture.encode import ENDINGS
 from render.picture.export import export_image
-from render.picture.folder import read_manifest
-from render.picture.manifest import KEY
+from render.picture.manifest import KEY, parse_manifest
 from render.plan.plan import make_plan
 from render.spec import Spec
 
@@ -77,7 +76,7 @@ class RenderedImage:
 
     def export(self, target: str | Path, **options: Any) -> Path:
         """Write it as one .png, .tif, .jpg or .webp, in bounded memory; see `export_image`."""
-        return export_image(self.folder, Path(target), **options)
+        return export_image(self.folder, self.manifest, Path(target), **options)
 
 
 class ParallelizedDiffusionPipeline:
@@ -123,7 +122,7 @@ class ParallelizedDiffusionPipeline:
         if done is None:
             ranks = min(self.num_modules or _processors(), make_plan(spec, facts, 1).useful_ranks)
             _render(spec, path, facts, folder, ranks, self.device, on_news)
-            done = read_manifest(folder)
+            done = _manifest(folder)
         return RenderedImage(folder=folder, manifest=done)
 
 
@@ -131,10 +130,14 @@ def _finished(folder: Path, digest: str) -> dict[str, Any] | None:
     """The manifest if this very image is there; raises `BadInput` when the folder holds another one."""
     if not (folder / KEY).exists():
         return None
-    manifest = read_manifest(folder)
+    manifest = _manifest(folder)
     if manifest.get("digest") != digest:
         raise BadInput("out", str(folder), "holds another spec's image; name another folder")
     return manifest
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return parse_manifest((folder / KEY).read_bytes(), str(folder))
 
 
 def _processors() -> int:

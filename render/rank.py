@@ -23,9 +23,9 @@ def main() -> int:
     from render.denoise.group import choose_device, join
     from render.engine import render_image
     from render.errors import BadInput, RenderError
+    from render.folder_sink import FolderSink
     from render.models import load_adapter
     from render.models.adapter import ModelFacts
-    from render.picture.folder import FolderSink
     from render.spec import Spec
 
     case = json.loads(sys.argv[1])

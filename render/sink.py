@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 
 class Sink(Protocol):
     """Takes whole files by key, and gives back those of unfinished work.
 
-    A key is a relative path such as `image_files/10/0_1.png`.
+    A key is a relative path such as `image_files/10/0_1.png`. All methods may be called from several
+    threads at once: tiles are stored beside each other.
     """
 
-    def put(self, key: str, data: bytes, content_type: str) -> None:
-        """Store `data` whole or not at all, replacing what was there."""
+    def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
+        """Store `data` whole or not at all, replacing what was there.
+
+        `immutable` promises that this key will never hold other bytes.
+        """
         ...
 
     def size(self, key: str) -> int | None:
@@ -28,5 +33,27 @@ class Sink(Protocol):
         ...
 
     def put_if_absent(self, key: str, data: bytes, content_type: str) -> bool:
-        """Store `data` unless the key exists; False when it does."""
+        """Store `data` unless the key exists with other bytes; False when it does."""
+        ...
+
+
+class Entry(Protocol):
+    """One file in a listing."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+
+class Source(Protocol):
+    """Where a published image is read from."""
+
+    def get(self, key: str) -> bytes:
+        """A file that is there."""
+        ...
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """All files whose keys start with `prefix`, sorted."""
         ...

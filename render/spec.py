@@ -19,7 +19,7 @@ import yaml
 
 from render.box import Box
 from render.errors import BadInput
-from render.source import LARGEST_SIDE, Source, open_source
+from render.init_picture import LARGEST_SIDE, InitPicture, open_picture
 
 SAMPLERS = ("euler", "euler-ancestral", "ddim", "dpmpp-2m", "lcm")
 BLENDS = ("overlap", "shift")
@@ -57,7 +57,7 @@ class Spec:
     0 < s <= 1: all but the first stage, and the first one too where `init` is given."""
     skip_residual: float = 0.0
     """How firmly a stage is held to the one below while it is denoised, 0 to 1; fades over its steps."""
-    init: Source | None = None
+    init: InitPicture | None = None
     """A picture to start from, in place of noise (image to image)."""
     boxes: tuple[Box, ...] = ()
     """Prompts for parts of the picture."""
@@ -171,13 +171,13 @@ def _coerced(name: str, value: Any) -> Any:
     if name == "boxes" and isinstance(value, (list, tuple)):
         return tuple(Box.from_any(each) for each in value)
     if name == "init" and isinstance(value, str):
-        return open_source(Path(value))
+        return open_picture(Path(value))
     if name == "init" and isinstance(value, Mapping):
-        return Source(**value)
+        return InitPicture(**value)
     return value
 
 
-def _size_of(init: Source | None) -> dict[str, int]:
+def _size_of(init: InitPicture | None) -> dict[str, int]:
     """The image's size where only a picture to start from tells it: the nearest multiples of 8 px."""
     if init is None:
         return {}
@@ -185,11 +185,11 @@ def _size_of(init: Source | None) -> dict[str, int]:
 
 
 def _check_init(init: object) -> None:
-    if init is not None and not isinstance(init, Source):
+    if init is not None and not isinstance(init, InitPicture):
         raise BadInput("init", init, "is no path; name a png, jpeg, webp or tiff")
 
 
-def _check_shape(init: Source, width: int, height: int) -> None:
+def _check_shape(init: InitPicture, width: int, height: int) -> None:
     fitting = max(8, round(width * init.height / init.width / 8) * 8)
     # A size has to be a multiple of 8, which a small picture's shape may not allow any better.
     if abs(height - fitting) > max(8, SHAPE_TOLERANCE * fitting):

@@ -9,7 +9,7 @@ import pytest
 
 TOP = Path(__file__).parent.parent
 ALLOWED = {"render": {"render"}, "infra": {"infra"}, "jobs": {"jobs", "render", "infra"}}
-HEAVY = ("torch", "diffusers", "transformers", "pyvips")
+HEAVY = ("torch", "diffusers", "transformers", "pyvips", "boto3", "botocore")
 LIGHT = (
     "jobs.cli.main",
     "render.spec",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from infra.errors import StoreDenied, StoreError, StoreMissing, StorePermanent, StoreRetryable
+from infra.store.base import Entry, checked_key
 
 _PART = ".part-"
 """Begins the names of files that are being written; a crash may leave some, and they are never listed."""
@@ -31,7 +34,7 @@ class LocalStore:
     def __repr__(self) -> str:
         return f"LocalStore({str(self.folder)!r})"
 
-    def put(self, key: str, data: bytes, content_type: str) -> None:
+    def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
         with _translated(key):
             path = self._path(key)
             os.replace(self._written(path, data), path)
@@ -44,7 +47,7 @@ class LocalStore:
                 # A hard link fails where the name exists, which a rename would silently replace.
                 os.link(part, path)
             except FileExistsError:
-                return False
+                return path.read_bytes() == data
             finally:
                 part.unlink()
             return True
@@ -53,6 +56,11 @@ class LocalStore:
         with _translated(key):
             return self._path(key).read_bytes()
 
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        with _translated(key), self._path(key).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
     def size(self, key: str) -> int | None:
         with _translated(key):
             try:
@@ -60,12 +68,21 @@ class LocalStore:
             except FileNotFoundError:
                 return None
 
-    def keys(self, prefix: str = "") -> Iterator[str]:
-        found = (
-            path for path in self.folder.rglob("*") if path.is_file() and not path.name.startswith(_PART)
-        )
-        names = (path.relative_to(self.folder).as_posix() for path in found)
-        yield from sorted(name for name in names if name.startswith(prefix))
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        # From the deepest folder that the prefix names: the store's root may hold very many files.
+        top = self.folder / prefix.rpartition("/")[0]
+        names = (path.relative_to(self.folder).as_posix() for path in top.rglob("*"))
+        for key in sorted(name for name in names if name.startswith(prefix)):
+            path = self.folder / key
+            with contextlib.suppress(FileNotFoundError):
+                state = path.stat()
+                if stat.S_ISREG(state.st_mode) and not path.name.startswith(_PART):
+                    yield Entry(key=key, size=state.st_size, modified=state.st_mtime)
+
+    def folders(self) -> Iterator[str]:
+        with _translated("listing"):
+            there = self.folder.iterdir() if self.folder.is_dir() else iter(())
+            yield from sorted(path.name for path in there if path.is_dir())
 
     def delete(self, key: str) -> None:
         with _translated(key):
@@ -78,11 +95,17 @@ class LocalStore:
                 except OSError:
                     break
 
+    def presign(self, key: str, seconds: int) -> str | None:
+        return None
+
+    def url(self, key: str = "") -> str:
+        return str(self.folder / key)
+
+    def within(self, folder: str) -> LocalStore:
+        return LocalStore(self._path(folder))
+
     def _path(self, key: str) -> Path:
-        parts = Path(key).parts
-        if not parts or Path(key).is_absolute() or ".." in parts:
-            raise StorePermanent(f"key: {key!r} does not name a file below the store; use a relative path")
-        return self.folder / key
+        return self.folder / checked_key(key)
 
     def _written(self, path: Path, data: bytes) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,65 +1,63 @@
-"""A store that tells of each request to the one below it."""
+"""A store that tells somebody about each call: what, how it ended, how many bytes and seconds."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
-from infra.errors import StoreDenied, StoreError, StoreMissing, StoreRetryable
+from infra.errors import StoreDenied, StoreMissing, StoreRetryable
 from infra.store.base import Store
+from infra.store.wrapped import WrappedStore
 
-Observe = Callable[[str, str, float, int], None]
-"""Called with the operation, its outcome (ok, missing, denied, retryable, permanent), seconds and bytes."""
+Result = TypeVar("Result")
 
 
-class ObservedStore:
-    """The `Store` protocol over another store. `observe` may be called from any thread, and must not wait."""
+@dataclass(frozen=True, kw_only=True)
+class StoreCall:
+    """One call of a store. Each try of a patient store is one; what S3's client repeats by itself is not."""
 
-    def __init__(self, store: Store, observe: Observe) -> None:
-        self._store, self._observe = store, observe
+    operation: str
+    """The method's name: put, put_if_absent, get, get_range, size, entries, folders or delete."""
+    outcome: str
+    """ok, missing, denied, retryable or permanent."""
+    bytes: int
+    """Sent, or for a get received."""
+    seconds: float
 
-    def put(self, key: str, data: bytes, content_type: str) -> None:
-        with self._observed("put") as size:
-            self._store.put(key, data, content_type)
-            size.append(len(data))
 
-    def put_if_absent(self, key: str, data: bytes, content_type: str) -> bool:
-        with self._observed("put_if_absent") as size:
-            fresh = self._store.put_if_absent(key, data, content_type)
-            size.append(len(data) if fresh else 0)
-            return fresh
+Observer = Callable[[StoreCall], None]
+"""Called in the thread that made the call."""
 
-    def get(self, key: str) -> bytes:
-        with self._observed("get") as size:
-            data = self._store.get(key)
-            size.append(len(data))
-            return data
 
-    def size(self, key: str) -> int | None:
-        with self._observed("size"):
-            return self._store.size(key)
+class ObservedStore(WrappedStore):
+    """The `Store` protocol over another store, with an observer."""
 
-    def keys(self, prefix: str = "") -> Iterator[str]:
-        with self._observed("keys"):
-            yield from self._store.keys(prefix)
+    def __init__(self, store: Store, observe: Observer) -> None:
+        super().__init__(store)
+        self._observe = observe
 
-    def delete(self, key: str) -> None:
-        with self._observed("delete"):
-            self._store.delete(key)
+    def _around(self, store: Store) -> Store:
+        return ObservedStore(store, self._observe)
 
-    @contextmanager
-    def _observed(self, operation: str) -> Iterator[list[int]]:
-        started, size, outcome = time.perf_counter(), list[int](), "ok"
+    def _call(self, operation: str, sent: int, work: Callable[[], Result]) -> Result:
+        started, outcome, carried = time.perf_counter(), "permanent", sent
         try:
-            yield size
-        except StoreError as exc:
-            outcome = _outcome(exc)
+            result = work()
+            outcome = "ok"
+            if isinstance(result, bytes):
+                carried = len(result)
+            return result
+        except StoreMissing:
+            outcome = "missing"
+            raise
+        except StoreDenied:
+            outcome = "denied"
+            raise
+        except StoreRetryable:
+            outcome = "retryable"
             raise
         finally:
-            self._observe(operation, outcome, time.perf_counter() - started, sum(size))
-
-
-def _outcome(exc: StoreError) -> str:
-    known = {StoreMissing: "missing", StoreDenied: "denied", StoreRetryable: "retryable"}
-    return next((name for kind, name in known.items() if isinstance(exc, kind)), "permanent")
+            seconds = time.perf_counter() - started
+            self._observe(StoreCall(operation=operation, outcome=outcome, bytes=carried, seconds=seconds))

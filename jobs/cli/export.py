@@ -2,32 +2,75 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.progress import Progress
 
+from infra.settings import read_settings
+from infra.store.base import Store
+from infra.store.local import LocalStore
+from infra.store.open import open_store
+from jobs.download import fetch_tiles, full_level
+from jobs.image_store import READ_PATIENCE_S, published_image
 from render.errors import BadInput
-from render.picture.export import export_image
+from render.picture.export import check_target, export_image
 
 
-@click.command(epilog="Example: chorale export out/vase vase.tif")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.command(epilog="Examples: chorale export out/vase vase.tif; chorale export s3://studio/vase vase.png")
+@click.argument("image")
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--quality", default=90, show_default=True, help="Quality of jpg and webp, 1 to 100.")
 @click.option("--force", is_flag=True, help="Replace the target if it exists.")
-def export(folder: Path, target: Path, quality: int, force: bool) -> None:
-    """Write an image as one .png, .tif (pyramidal BigTIFF), .webp or .jpg, in bounded memory."""
+def export(image: str, target: Path, quality: int, force: bool) -> None:
+    """Write an image as one .png, .tif (pyramidal BigTIFF), .webp or .jpg, in bounded memory.
+
+    IMAGE is a folder, or s3://bucket/prefix; then its tiles pass through a temporary folder beside TARGET.
+    """
     if not 1 <= quality <= 100:
         raise BadInput("quality", quality, "is not a whole number from 1 to 100")
-    with Progress(transient=True, console=Console(stderr=True)) as progress:
+    settings = read_settings({})
+    store = open_store(image, settings, field="image")
+    manifest = published_image(store)
+    check_target(manifest, target, force)
+    with (
+        Progress(transient=True, console=Console(stderr=True)) as progress,
+        _on_this_machine(store, target) as local,
+    ):
+        if local is not store:
+            task = progress.add_task("fetching", total=None)
+            patient = open_store(image, settings, patience_s=READ_PATIENCE_S)
+            fetch_tiles(
+                patient,
+                manifest,
+                full_level(manifest),
+                local,
+                lambda done, total: progress.update(task, completed=done, total=total),
+            )
         task = progress.add_task("exporting", total=100)
         export_image(
-            folder,
+            local.folder,
+            manifest,
             target,
             quality=quality,
             force=force,
             on_progress=lambda per_cent: progress.update(task, completed=per_cent),
         )
     click.echo(f"{target} ({target.stat().st_size / 2**20:.1f} MiB)")
+
+
+@contextmanager
+def _on_this_machine(store: Store, target: Path) -> Iterator[LocalStore]:
+    """The store itself, or a folder beside the target for what is fetched.
+
+    libvips reads many tiles at once and cannot wait for a network in the middle.
+    """
+    if isinstance(store, LocalStore):
+        yield store
+        return
+    with tempfile.TemporaryDirectory(prefix=".chorale-", dir=target.parent) as name:
+        yield LocalStore(Path(name))

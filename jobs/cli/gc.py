@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 from sqlalchemy import select
 
 from infra.settings import default_home
+from infra.store.base import Entry, Store
+from infra.store.local import LocalStore
 from jobs.cli.farm_options import farm_options, print_json
-from jobs.farm import Farm, images_folder, logs_folder
+from jobs.farm import LOGS, Farm, open_images
 from jobs.state.machine import ENDED
 from jobs.state.tables import jobs
 from render.picture.manifest import KEY
 
+_LOG = re.compile(rf"{LOGS}/[^/]+-[^/]+-[^/]+\.log")
+_AT_ONCE = 16
+"""Images that are looked into at the same time; a store may be far away and hold very many."""
+
 
 @dataclass(frozen=True)
 class _Litter:
-    path: Path
+    where: str
     why: str
     size: int
     changed: float
+    remove: Callable[[], None]
 
 
 @click.command(epilog="Examples: chorale gc; chorale gc --older-than 7 --yes")
@@ -42,14 +50,11 @@ def gc(farm: Farm, as_json: bool, older_than: float, yes: bool) -> None:
     total = sum(litter.size for litter in found)
     for litter in found:
         if not as_json:
-            click.echo(f"{litter.size / 1e6:9.2f} MB  {litter.path}  ({litter.why})")
+            click.echo(f"{litter.size / 1e6:9.2f} MB  {litter.where}  ({litter.why})")
         if yes:
-            if litter.path.is_dir():
-                shutil.rmtree(litter.path, ignore_errors=True)
-            else:
-                litter.path.unlink(missing_ok=True)
+            litter.remove()
     if as_json:
-        print_json({"removed": yes, "bytes": total, "paths": [str(litter.path) for litter in found]})
+        print_json({"removed": yes, "bytes": total, "paths": [litter.where for litter in found]})
     elif not found:
         click.echo("there is nothing to remove")
     else:
@@ -60,31 +65,37 @@ def gc(farm: Farm, as_json: bool, older_than: float, yes: bool) -> None:
 def _work(farm: Farm) -> list[_Litter]:
     with farm.database.read() as connection:
         living = set(connection.execute(select(jobs.c.digest).where(jobs.c.state.not_in(ENDED))).scalars())
-    found: list[_Litter] = []
-    for work in images_folder(farm.settings).glob("*/work"):
-        if (work.parent / KEY).exists():
-            found += _litter(work, "its image is finished")
-        elif work.parent.name not in living:
-            found += _litter(work, "its job has ended")
-    return found
+    images = open_images(farm.settings)
+
+    def look(digest: str) -> _Litter | None:
+        image = images.within(digest)
+        work = list(image.entries("work/"))
+        if not work:
+            return None
+        if image.size(KEY) is not None:
+            return _litter(image, "work", work, "its image is finished")
+        return None if digest in living else _litter(image, "work", work, "its job has ended")
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        looked = pool.map(look, (name for name in images.folders() if name != LOGS))
+        return [litter for litter in looked if litter is not None]
 
 
 def _logs(farm: Farm) -> list[_Litter]:
     with farm.database.read() as connection:
         living = set(connection.execute(select(jobs.c.id).where(jobs.c.state.not_in(ENDED))).scalars())
-    files = [*(default_home() / "logs").glob("*-*-*.log"), *logs_folder(farm.settings).glob("*-*-*.log")]
     return [
-        litter
-        for path in files
-        if path.name.partition("-")[0] not in living
-        for litter in _litter(path, "an old log")
+        _litter(store, entry.key, [entry], "an old log")
+        for store in (LocalStore(default_home()), open_images(farm.settings))
+        for entry in store.entries(f"{LOGS}/")
+        if _LOG.fullmatch(entry.key) and entry.key.removeprefix(f"{LOGS}/").partition("-")[0] not in living
     ]
 
 
-def _litter(path: Path, why: str) -> list[_Litter]:
-    """One, or none where a render has just removed it."""
-    try:
-        files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
-        return [_Litter(path, why, sum(each.stat().st_size for each in files), path.stat().st_mtime)]
-    except FileNotFoundError:
-        return []
+def _litter(store: Store, name: str, files: Sequence[Entry], why: str) -> _Litter:
+    def remove() -> None:
+        for file in files:
+            store.delete(file.key)
+
+    size, changed = sum(file.size for file in files), max(file.modified for file in files)
+    return _Litter(store.url(name), why, size, changed, remove)

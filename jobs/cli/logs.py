@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import click
 
 from infra.settings import default_home
+from infra.store.base import Store
 from jobs.cli.farm_options import farm_options, print_json
 from jobs.errors import JobError
-from jobs.farm import Farm, logs_folder
+from jobs.farm import LOGS, Farm, open_images
 from jobs.state.machine import ENDED
 from jobs.state.queries import find_job, show_job
 
@@ -27,41 +29,60 @@ def logs(farm: Farm, as_json: bool, job: str, attempt: int | None, follow: bool)
     """Show a job's logs: those of this machine live, those of others once an attempt has ended."""
     with farm.database.read() as connection:
         found = find_job(connection, job)
-    name = f"{found}-{'*' if attempt is None else f'{attempt:04d}'}-*.log"
+    number = "*" if attempt is None else f"{attempt:04d}"
+    reader = _Reader(open_images(farm.settings), f"{found}-{number}-*.log")
     if as_json:
-        files = _files(farm, name)
-        print_json({"job": found, "logs": {path.name: path.read_text(errors="replace") for path in files}})
+        texts = {name: text.decode(errors="replace") for name, text in reader.new(True)}
+        print_json({"job": found, "logs": texts})
         return
-    shown: dict[str, int] = {}
-    over = False
+    over, first = False, True
     while True:
-        for path in _files(farm, name):
-            _print_new(path, shown)
+        for name, text in reader.new(first or over):
+            if reader.last != name:
+                click.echo(f"==> {name} <==")
+                reader.last = name
+            click.echo(text.decode(errors="replace"), nl=False)
         if over or not follow:
             break
         with farm.database.read() as connection:
             over = show_job(connection, found)["state"] in ENDED
         # The last words come a moment after the end, from another machine by way of the store.
         time.sleep(_LAST_WORDS_S if over else _LOOK_S)
-    if not shown:
+        first = False
+    if reader.last is None:
         raise JobError(f"there are no logs of job {found} here yet; chorale show {found} tells its state")
 
 
-def _files(farm: Farm, name: str) -> list[Path]:
-    """By attempt; a file that is here and among the collected ones is taken once, from here."""
-    collected = {path.name: path for path in logs_folder(farm.settings).glob(name)}
-    return [path for _, path in sorted((collected | {p.name: p for p in _own().glob(name)}).items())]
+class _Reader:
+    """Gives the new text of a job's logs; of one that is here and among the collected ones, that of here."""
 
+    def __init__(self, images: Store, pattern: str) -> None:
+        self._images, self._pattern = images, pattern
+        self._read: dict[str, int] = {}
+        self.last: str | None = None
+        """Name of the log that was shown last."""
 
-def _own() -> Path:
-    return default_home() / "logs"
+    def new(self, collected: bool) -> list[tuple[str, bytes]]:
+        """(name, text) by attempt; `collected` asks the store too, which may be far away."""
+        found = [(path.name, self._tail(path)) for path in (default_home() / "logs").glob(self._pattern)]
+        if collected:
+            found += self._of_others({name for name, _ in found})
+        return sorted((name, text) for name, text in found if text)
 
+    def _tail(self, path: Path) -> bytes:
+        with path.open("rb") as file:
+            file.seek(self._read.get(path.name, 0))
+            text = file.read()
+        self._read[path.name] = self._read.get(path.name, 0) + len(text)
+        return text
 
-def _print_new(path: Path, shown: dict[str, int]) -> None:
-    with path.open("rb") as file:
-        file.seek(shown.get(path.name, 0))
-        text = file.read()
-    if path.name not in shown:
-        click.echo(f"==> {path.name} <==")
-    click.echo(text.decode(errors="replace"), nl=False)
-    shown[path.name] = shown.get(path.name, 0) + len(text)
+    def _of_others(self, own: set[str]) -> list[tuple[str, bytes]]:
+        """A collected log is whole, so each is read once."""
+        prefix = f"{LOGS}/{self._pattern.partition('*')[0]}"
+        names = [entry.key.removeprefix(f"{LOGS}/") for entry in self._images.entries(prefix)]
+        fresh = [name for name in names if name not in own | self._read.keys() and self._fits(name)]
+        self._read |= dict.fromkeys(fresh, 0)
+        return [(name, self._images.get(f"{LOGS}/{name}")) for name in fresh]
+
+    def _fits(self, name: str) -> bool:
+        return fnmatch(name, self._pattern)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from jobs.cli.doctor import doctor
+from jobs.cli.download import download_command
 from jobs.cli.export import export
 from jobs.cli.gc import gc
 from jobs.cli.jobs import cancel, list_command, pause, priority, resume, retry, show
@@ -18,6 +19,7 @@ from jobs.cli.plan import plan
 from jobs.cli.queues import batches, queues
 from jobs.cli.render import render
 from jobs.cli.report import estimate_command, report
+from jobs.cli.store import store
 from jobs.cli.submit import submit_command
 from jobs.cli.upscale import upscale
 from jobs.cli.verify import verify
@@ -39,9 +41,9 @@ def cli() -> None:
     """
 
 
-_ONE_IMAGE = (render, upscale, plan, verify, export, doctor)
+_ONE_IMAGE = (render, upscale, plan, verify, export, download_command, doctor)
 _JOBS = (submit_command, list_command, show, watch, wait, logs, cancel, pause, resume, retry, priority)
-_FARM = (queues, batches, estimate_command, report, nodes, drain, undrain, agent, up, gc)
+_FARM = (queues, batches, estimate_command, report, nodes, drain, undrain, agent, up, store, gc)
 for _command in (*_ONE_IMAGE, *_JOBS, *_FARM):
     cli.add_command(_command)
 

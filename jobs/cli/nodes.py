@@ -13,12 +13,13 @@ from infra.broker import embedded_redis
 from infra.errors import BadSetting
 from infra.ledger import DEFAULT_ADDRESS
 from infra.settings import Settings, default_home, read_settings
+from infra.store.open import check_reach
 from jobs.cli.farm_options import farm_options, print_json, print_table
-from jobs.farm import Farm, images_folder, open_farm
+from jobs.farm import Farm, open_farm, open_images
 from jobs.node.agent import Agent
 from jobs.node.hardware import gpu_count, smallest_vram_bytes
 from jobs.node.metrics_desk import MetricsDesk
-from jobs.node.request import CHECKPOINT_S, WARM_S
+from jobs.node.request import CHECKPOINT_S, PATIENCE_S, WARM_S
 from jobs.state.nodes import list_nodes, set_draining
 from render.errors import BadInput
 
@@ -60,7 +61,7 @@ def up(slots: int | None, metrics_address: str | None) -> None:
     settings = replace(read_settings({"metrics_address": metrics_address}), database_url="")
     with open_farm(settings) as farm, embedded_redis(default_home() / "broker") as broker_url:
         made = _agent(farm, slots, broker_url)
-        click.echo(f"a farm of {made.slots} slots; images go to {images_folder(settings)}", err=True)
+        click.echo(f"a farm of {made.slots} slots; images go to {open_images(settings).url()}", err=True)
         click.echo('submit to it from another terminal: chorale submit "a red vase on marble"', err=True)
         _run(made)
 
@@ -135,6 +136,8 @@ def _check(settings: Settings) -> None:
     """Tell what is wrong with the settings now, not in the middle of the night."""
     settings.seconds("checkpoint_s", CHECKPOINT_S)
     settings.seconds("warm_s", WARM_S)
+    settings.seconds("store_patience_s", PATIENCE_S)
+    check_reach(open_images(settings))
     if settings.report_mail and not settings.smtp_url:
         raise BadSetting(
             "smtp_url", "nothing", "is set; mail needs one, such as smtp://user:password@host:587"

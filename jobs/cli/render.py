@@ -11,13 +11,17 @@ from typing import Any
 
 import click
 
+from infra.settings import read_settings
+from infra.store.base import Store
+from infra.store.local import LocalStore
+from infra.store.open import open_store
 from jobs.cli.progress import RenderProgress
 from jobs.cli.spec_options import spec_options, take_spec
-from jobs.image_folder import finished_image, marker_text
-from jobs.node.request import CHECKPOINT_S, Request
+from jobs.errors import BAD_INPUT, GroupFailed
+from jobs.image_store import claim, disclaim, finished_image, published_image
+from jobs.node.request import CHECKPOINT_S, PATIENCE_S, Request
 from jobs.node.torchrun import RankGroup, cancellable
 from render.errors import BadInput
-from render.picture.folder import read_manifest
 from render.picture.manifest import KEY
 from render.plan.plan import make_plan
 
@@ -31,7 +35,7 @@ MOST_RANKS = 1024
 @spec_options
 @click.option("--ranks", default="auto", show_default=True, help="Ranks on this machine, or auto.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--out", required=False, help="Folder for the image. [out/DIGEST]")
+@click.option("--out", required=False, help="Folder or s3://bucket/prefix. [out/DIGEST]")
 @click.option(
     "--timeout", type=float, default=None, help="Seconds after which the render is given up (exit 5)."
 )
@@ -69,10 +73,15 @@ def render(
         wanted = plan.useful_ranks
     _check_device(device)
     digest = spec.digest(facts.digest)
-    target = _out_folder(out, digest)
+    settings = read_settings({})
+    patience_s = settings.seconds("store_patience_s", PATIENCE_S)
+    place = out or str(Path("out") / digest[:16])
+    # In haste: what is wrong with a store should be said at once, not after minutes of patience.
+    target = open_store(place, settings, field="out")
+    _check_folder(target)
     done = finished_image(target, digest)
     if dry_run:
-        _finish({"digest": digest, "ranks": wanted, "out": str(target), "dry_run": True}, as_json)
+        _finish({"digest": digest, "ranks": wanted, "out": target.url(), "dry_run": True}, as_json)
         return
     if done is not None:
         _finish(_result(target, done, done["timings"]["total"], already=True), as_json)
@@ -82,26 +91,32 @@ def render(
         model=str(folder),
         facts=facts,
         device=device,
-        out=str(target),
-        marker=marker_text(digest, spec.canonical_json(facts.digest)),
+        out=target.url(),
         checkpoint_s=checkpoint_every,
+        patience_s=patience_s,
     )
     progress: AbstractContextManager[Any] = nullcontext(lambda news: None) if as_json else RenderProgress()
     group = RankGroup(wanted)
     with progress as on_news, cancellable():
+        claim(target, digest, spec.canonical_json(facts.digest))
         try:
             news = group.render(request, on_news, timeout=timeout)
+        except GroupFailed as exc:
+            if exc.code == BAD_INPUT:
+                disclaim(target)
+            raise
         finally:
             group.close()
     assert news is not None, "a group of one node holds rank 0"
-    _finish(_result(target, read_manifest(target), news["seconds"]), as_json)
+    patient = open_store(place, settings, patience_s=patience_s)
+    _finish(_result(patient, published_image(patient), news["seconds"]), as_json)
 
 
-def _result(target: Path, manifest: dict[str, Any], seconds: float, already: bool = False) -> dict[str, Any]:
+def _result(target: Store, manifest: dict[str, Any], seconds: float, already: bool = False) -> dict[str, Any]:
     return {
         "digest": manifest["digest"],
         "root": manifest["root"],
-        "manifest": str(target / KEY),
+        "manifest": target.url(KEY),
         "seconds": seconds,
         "width": manifest["width"],
         "height": manifest["height"],
@@ -141,9 +156,6 @@ def _check_device(device: str) -> None:
         choose_device(device)
 
 
-def _out_folder(out: str | None, digest: str) -> Path:
-    if out is None:
-        return Path("out") / digest[:16]
-    if "://" in out:
-        raise BadInput("out", out, "is not a folder; rendering straight into S3 is not in this version yet")
-    return Path(out)
+def _check_folder(target: Store) -> None:
+    if isinstance(target, LocalStore) and target.folder.exists() and not target.folder.is_dir():
+        raise BadInput("out", str(target.folder), "is a file; name a folder")

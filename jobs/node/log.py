@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from infra.errors import StoreError
+from infra.store.base import Store
+from jobs.farm import LOGS
 from jobs.state.attempts import Assignment
 
 
@@ -27,11 +29,10 @@ class AttemptLog:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(f"{moment} {text}\n")
 
-    def collect(self, folder: Path) -> None:
+    def collect(self, images: Store) -> None:
         """Copy the log to where those of all nodes are; a log that cannot be copied stays where it is."""
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.path, folder / self.path.name)
+        with contextlib.suppress(OSError, StoreError):
+            images.put(f"{LOGS}/{self.path.name}", self.path.read_bytes(), "text/plain; charset=utf-8")
 
     def hear(self, news: dict[str, Any]) -> None:
         """Write down the ranks' news that are worth it."""

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import ServiceError, StoreError
+from infra.store.base import Store
 from jobs.errors import GroupBrokeOff, GroupFailed, JobError, JobStopped, LostRace
-from jobs.farm import Farm, images_folder, logs_folder
-from jobs.image_folder import finished_image, marker_text
+from jobs.farm import Farm, open_images
+from jobs.image_store import claim, finished_image
 from jobs.node.hardware import gpu_count, interface_of
 from jobs.node.heart import Heart, patiently
 from jobs.node.log import AttemptLog
 from jobs.node.part_meter import PartMeter
-from jobs.node.request import CHECKPOINT_S, Request
+from jobs.node.request import CHECKPOINT_S, PATIENCE_S, Request
 from jobs.node.torchrun import RankGroup, Rendezvous
 from jobs.place.handover import finish_and_take_next
 from jobs.state.attempts import Assignment, Tally, fail, finish, let_go, make_ready, meeting_point
@@ -98,7 +99,7 @@ class Part:
             self._fail(exc, f"{type(exc).__name__}: {exc}".splitlines()[0], self.claimed.node)
         finally:
             self._heart.stop()
-            self._log.collect(logs_folder(self.farm.settings))
+            self._log.collect(open_images(self.farm.settings))
             # A part of a finished group does not let go: its attempt may not have been ended yet.
             if not self._finished:
                 with contextlib.suppress(ServiceError):
@@ -153,8 +154,9 @@ class Part:
         facts = read_facts(folder)
         if spec.digest(facts.digest) != part.digest:
             raise JobError(f"model {spec.model} on node {part.node} is not the one that was submitted")
-        out = images_folder(self.farm.settings) / part.digest
-        done = finished_image(out, part.digest) if part.place == 0 else None
+        patience_s = self.farm.settings.seconds("store_patience_s", PATIENCE_S)
+        out = open_images(self.farm.settings, patience_s=patience_s).within(part.digest)
+        done = self._ours(out, spec.canonical_json(facts.digest)) if part.place == 0 else None
         if done is not None:
             self._finish(done["root"])
             self._finished = True
@@ -164,8 +166,8 @@ class Part:
             model=str(folder),
             facts=facts,
             device="auto",
-            out=str(out),
-            marker=marker_text(part.digest, spec.canonical_json(facts.digest)),
+            out=out.url(),
+            patience_s=patience_s,
             checkpoint_s=self.farm.settings.seconds("checkpoint_s", CHECKPOINT_S),
             slots=part.slots,
             log=str(self._log.path),
@@ -189,6 +191,13 @@ class Part:
             if not stays:
                 group.close()
         return group if stays else None
+
+    def _ours(self, out: Store, canonical_spec: str) -> dict[str, Any] | None:
+        """The manifest if the image is there already; else its place is claimed."""
+        done = finished_image(out, self.claimed.digest)
+        if done is None:
+            claim(out, self.claimed.digest, canonical_spec)
+        return done
 
     def _rendered_by(self, group: RankGroup, request: Request) -> dict[str, Any] | None:
         """Render; where a warm group turns out to be dead before it has begun, with new processes."""

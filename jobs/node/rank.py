@@ -92,9 +92,8 @@ class _Rank:
         """Render one image with the other ranks."""
         import torch
 
-        from infra.store.local import LocalStore
-        from infra.store.observed import ObservedStore
-        from infra.store.patient import PatientStore
+        from infra.settings import read_settings
+        from infra.store.open import open_store
         from render.denoise.checkpoints import Keeper
         from render.denoise.group import choose_device, join
         from render.engine import render_image
@@ -119,7 +118,9 @@ class _Rank:
             rank=self._group.rank,
             memory=partial(device_memory, device),
         )
-        sink = PatientStore(ObservedStore(LocalStore(Path(request.out)), measure.on_request))
+        sink = open_store(
+            request.out, read_settings({}), patience_s=request.patience_s, observe=measure.on_request
+        )
         say = _voice(self.report, measure)
         keeper = Keeper(
             sink,
@@ -138,8 +139,6 @@ class _Rank:
                 }
             ),
         )
-        if self._group.rank == 0:
-            sink.put("spec.json", request.marker.encode(), "application/json")
         try:
             render_image(spec, adapter, self._group, sink, device=device, on_news=say, keeper=keeper)
         except torch.OutOfMemoryError as exc:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra.store.observed import StoreCall
 from jobs.node.meter import Meter
 
 _PAGE = resource.getpagesize()
@@ -33,13 +34,13 @@ class RankMeter:
             self._tell_memory()
             self.meter.send(insist=last)
 
-    def on_request(self, operation: str, outcome: str, seconds: float, size: int) -> None:
+    def on_request(self, call: StoreCall) -> None:
         """A request to the store has come to its end; from whichever thread."""
         tell = self.meter.tell
-        tell("chorale_store_requests_total", operation=operation, outcome=outcome)
-        tell("chorale_store_seconds", seconds, operation=operation)
-        if size:
-            tell("chorale_store_bytes_total", size, operation=operation)
+        tell("chorale_store_requests_total", operation=call.operation, outcome=call.outcome)
+        tell("chorale_store_seconds", call.seconds, operation=call.operation)
+        if call.bytes:
+            tell("chorale_store_bytes_total", call.bytes, operation=call.operation)
         # There are no news while a store is away, and just then it should be heard.
         if self.meter.due():
             self.meter.send()

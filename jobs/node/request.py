@@ -10,6 +10,8 @@ from typing import Any
 from render.models.adapter import ModelFacts
 
 CHECKPOINT_S = 30.0
+PATIENCE_S = 120.0
+"""A render waits so long for a store that is away, unless CHORALE_STORE_PATIENCE_S says otherwise."""
 WARM_S = 20.0
 """So long a group without work keeps its model loaded, unless CHORALE_WARM_S says otherwise."""
 
@@ -24,13 +26,13 @@ class Request:
     facts: ModelFacts
     device: str
     out: str
-    """Folder of the image."""
-    marker: str
-    """Text of its spec.json."""
+    """The image's place: a folder, or s3://bucket/prefix. Credentials come by the environment alone."""
     checkpoint_s: float = CHECKPOINT_S
     """Seconds between checkpoints."""
     slots: tuple[int, ...] = ()
     """Numbers of this node's slots, by local rank; the local ranks themselves where there is no farm."""
+    patience_s: float = PATIENCE_S
+    """Seconds for which a store that is away is waited for."""
     log: str | None = None
     """File at whose end the ranks write what they print; with torchrun's own words unless told."""
     last: bool = True

@@ -21,17 +21,17 @@ from torch.nn import functional
 from render.denoise.canvas import Canvas, Piece
 from render.denoise.group import Group
 from render.denoise.noise import INITIAL, normal
+from render.init_picture import InitPicture
 from render.models.adapter import Adapter, ModelFacts, NoiseSchedule
 from render.plan.geometry import Grid, Rect, bounding, grown
 from render.plan.stages import Stage
-from render.source import Source
 
 Pixels = Callable[[Rect], Tensor]
 """An area of the new canvas, in its latents -> [1, 3, H, W] pixels in [0, 1] to encode there."""
 LARGEST_REFINE_TILE = 64
 """Longest side of a refinement tile on the new canvas, in latents; small canvases are cut in four."""
 _BICUBIC_REACH = 3
-"""Source pixels around a point that a bicubic kernel reads, and one to spare."""
+"""InitPicture pixels around a point that a bicubic kernel reads, and one to spare."""
 
 
 def first_canvas(stage: Stage, schedule: NoiseSchedule, seed: int, channels: int, area: Rect) -> Canvas:
@@ -58,7 +58,7 @@ def area_to_enlarge(below: Grid, stage: Stage, facts: ModelFacts, group: Group) 
 
 
 def pixels_below(
-    below: Piece, stage: Stage, adapter: Adapter, device: torch.device, source: Source | None = None
+    below: Piece, stage: Stage, adapter: Adapter, device: torch.device, source: InitPicture | None = None
 ) -> Pixels:
     """The stage below, decoded and enlarged, with the detail of `source` where that is given.
 
@@ -71,7 +71,7 @@ def pixels_below(
     return lambda wide: (enlarged(wide, source=source) + given(wide).to(device)).clamp_(0.0, 1.0)
 
 
-def pixels_given(source: Source, stage: Stage) -> Pixels:
+def pixels_given(source: InitPicture, stage: Stage) -> Pixels:
     """The picture that the spec gives to start from, at the stage's size."""
 
     return partial(_given_pixels, source, stage.grid.whole, stage.width // stage.grid.width)
@@ -150,7 +150,7 @@ def _refined(pixels: Pixels, tile: Rect, stage: Stage, adapter: Adapter) -> Tens
     return fresh[:, top : top + tile.height, left : left + tile.width]
 
 
-def _given_pixels(source: Source, canvas: Rect, pixel: int, area: Rect) -> Tensor:
+def _given_pixels(source: InitPicture, canvas: Rect, pixel: int, area: Rect) -> Tensor:
     """[1, 3, H, W] pixels of an area of the canvas (in latents), from a picture scaled to the canvas."""
     inside = Rect(y=area.y * pixel, x=area.x * pixel, height=area.height * pixel, width=area.width * pixel)
     cut = source.pixels(inside, canvas.width * pixel, canvas.height * pixel)
@@ -164,7 +164,7 @@ def _enlarged_pixels(
     stage: Stage,
     adapter: Adapter,
     device: torch.device,
-    source: Source | None = None,
+    source: InitPicture | None = None,
 ) -> Tensor:
     """[1, 3, H, W] pixels of the area `wide` (in the new canvas's latents), from the stage below; with a
     source, by how much they differ from it."""

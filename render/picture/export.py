@@ -12,7 +12,6 @@ from typing import Any
 from render.errors import BadInput, RenderFailed
 from render.picture.blocks import tile_key
 from render.picture.encode import ENDINGS, srgb_profile, xmp
-from render.picture.folder import read_manifest
 
 LIMITS = {
     ".png": 2**31 - 1,
@@ -27,6 +26,7 @@ LIMITS = {
 
 def export_image(
     folder: Path,
+    manifest: dict[str, Any],
     target: Path,
     *,
     quality: int = 90,
@@ -38,8 +38,7 @@ def export_image(
     A .tif is a pyramidal BigTIFF. Everything that can be refused is refused before any work.
     Raises `BadInput` for the user's mistakes, `RenderFailed` when the file cannot be written.
     """
-    manifest = read_manifest(folder)
-    _check_target(manifest, target, force)
+    check_target(manifest, target, force)
     import pyvips
 
     picture = _joined(folder, manifest, pyvips)
@@ -62,7 +61,8 @@ def export_image(
     return target
 
 
-def _check_target(manifest: dict[str, Any], target: Path, force: bool) -> None:
+def check_target(manifest: dict[str, Any], target: Path, force: bool) -> None:
+    """Raise `BadInput` unless the image could be exported there."""
     limit = LIMITS.get(target.suffix.lower())
     if limit is None:
         raise BadInput("target", str(target), f"has an unknown ending; use one of {', '.join(LIMITS)}")

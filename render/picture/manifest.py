@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from render.errors import RenderFailed
+from render.errors import BadInput, RenderFailed
 from render.models.adapter import ModelFacts
 from render.picture.seams import seam_score
 from render.sink import Sink
@@ -78,10 +78,32 @@ def build_manifest(
     }
 
 
+def parse_manifest(data: bytes | None, where: str) -> dict[str, Any]:
+    """The manifest of the image at `where`; raises `BadInput` when there is none or it cannot be read."""
+    if data is None:
+        raise BadInput("image", where, f"has no {KEY}; give what chorale render wrote, once it is finished")
+    try:
+        manifest = json.loads(data)
+    except ValueError as exc:
+        raise BadInput("image", where, f"has a {KEY} that cannot be read; render again") from exc
+    if not isinstance(manifest, dict) or "tiles" not in manifest or "root" not in manifest:
+        raise BadInput("image", where, f"has a {KEY} that is not an image's; render again")
+    return manifest
+
+
 def write_manifest(manifest: Mapping[str, Any], sink: Sink) -> None:
-    """Put the manifest in place; harmless when the same image is there already."""
+    """Put the manifest in place; harmless when the same picture is there already.
+
+    Raises `RenderFailed` when another one is.
+    """
     data = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False).encode()
-    sink.put_if_absent(KEY, data, "application/json")
+    if not sink.put_if_absent(KEY, data, "application/json"):
+        # Another attempt at the same image: it took other seconds, but must have come to the same pixels.
+        there = json.loads(sink.get(KEY))
+        if there.get("root") != manifest["root"]:
+            raise RenderFailed(
+                f"another picture (root {str(there.get('root'))[:16]}) has been published in its place"
+            )
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:

@@ -7,12 +7,9 @@ and rank 0 makes the few top levels of it.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,11 +20,12 @@ from numpy.typing import NDArray
 from render.denoise.canvas import Piece
 from render.denoise.group import Group
 from render.models.adapter import Adapter
-from render.picture.blocks import Cut, lines_of, make_cut, tile_key
+from render.picture.blocks import Cut, lines_of, make_cut
 from render.picture.decode import decode_block
-from render.picture.encode import CONTENT_TYPES, ENDINGS, Pixels, encode
+from render.picture.encode import ENDINGS, Pixels, encode
 from render.picture.records import Records
 from render.picture.seams import Steps, add_block
+from render.picture.writer import TileWriter
 from render.plan.geometry import Rect
 from render.plan.stages import make_stages
 from render.sink import Sink
@@ -35,8 +33,6 @@ from render.spec import Spec
 
 PREVIEW_SIDE = 1024
 """Longest side of the preview, in pixels."""
-_WAITING_TILES = 8
-"""Encoded tiles that may wait for the sink; bounds a rank's memory when the sink is slow."""
 
 OnProgress = Callable[[int, int, int, dict[str, float]], None]
 """Called with blocks done and blocks in all of this rank, pixels that were decoded for the last one (0 where
@@ -76,7 +72,7 @@ def publish_pyramid(
     cut = make_cut(spec, adapter.facts)
     columns, rows = lines_of(cut, make_stages(spec, adapter.facts)[-1], spec.seed, adapter.facts.scale_factor)
     share = _Share(cut, Steps(columns), Steps(rows))
-    with _Writer(spec, sink, records) as writer:
+    with TileWriter(spec, sink, records) as writer:
         mine = cut.blocks_of(group.rank, group.world_size)
         for number, block in enumerate(mine):
             known = None if records is None else records.find(block)
@@ -106,75 +102,6 @@ def halved(pixels: Pixels) -> Pixels:
     return ((rows[:, 0::2] + rows[:, 1::2] + 2) >> 2).astype(np.uint8)
 
 
-class _Writer:
-    """Encodes and stores tiles beside the decoding, in one thread, with a bounded line before it."""
-
-    def __init__(self, spec: Spec, sink: Sink, records: Records | None) -> None:
-        self._spec, self._sink, self._records = spec, sink, records
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tiles")
-        self._room = threading.Semaphore(_WAITING_TILES)
-        self._jobs: list[Future[None]] = []
-        self._block: list[str] = []
-        """Keys of the tiles since the last record."""
-        self.tiles: dict[str, dict[str, Any]] = {}
-        self.seconds = {"encode": 0.0, "upload": 0.0}
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
-        if kind is None:
-            self.check()
-
-    def check(self) -> None:
-        """Raise what a tile has failed with."""
-        for job in self._jobs:
-            if job.done():
-                job.result()
-        self._jobs = [job for job in self._jobs if not job.done()]
-
-    def put_level(self, level: int, origin_col: int, origin_row: int, pixels: Pixels, side: int) -> None:
-        """Cut [h, w, 3] pixels whose first tile is (origin_col, origin_row) into tiles."""
-        for y in range(0, pixels.shape[0], side):
-            for x in range(0, pixels.shape[1], side):
-                key = tile_key(
-                    level, origin_col + x // side, origin_row + y // side, ENDINGS[self._spec.format]
-                )
-                self._block.append(key)
-                self._room.acquire()
-                part = np.ascontiguousarray(pixels[y : y + side, x : x + side])
-                self._jobs.append(self._pool.submit(self._put_tile, key, part))
-        self.check()
-
-    def put_record(self, block: Rect, learned: bytes) -> None:
-        """Record a block whose tiles have all been put; stored after them, since one thread does both."""
-        keys, self._block = self._block, []
-        if self._records is not None:
-            self._jobs.append(self._pool.submit(self._put_record, self._records, block, keys, learned))
-
-    def put_extra(self, key: str, data: bytes, content_type: str) -> None:
-        """A file that is not a tile; not part of the root."""
-        self._pool.submit(self._sink.put, key, data, content_type).result()
-
-    def _put_record(self, records: Records, block: Rect, keys: list[str], learned: bytes) -> None:
-        # A tile that failed has told so itself; its block just gets no record.
-        if all(key in self.tiles for key in keys):
-            records.keep(block, {key: self.tiles[key] for key in keys}, learned)
-
-    def _put_tile(self, key: str, pixels: Pixels) -> None:
-        started = time.perf_counter()
-        try:
-            data = encode(pixels, self._spec.format, self._spec.quality)
-            encoded = time.perf_counter()
-            self.seconds["encode"] += encoded - started
-            self._sink.put(key, data, CONTENT_TYPES[self._spec.format])
-            self.seconds["upload"] += time.perf_counter() - encoded
-            self.tiles[key] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-        finally:
-            self._room.release()
-
-
 @dataclass
 class _Share:
     """What has been learned of some blocks: one, a rank's, or all."""
@@ -192,7 +119,7 @@ class _Share:
         """An empty one of the same picture."""
         return _Share(self.cut, Steps(self.columns.lines), Steps(self.rows.lines))
 
-    def take(self, block: Rect, pixels: Pixels, writer: _Writer) -> _Share:
+    def take(self, block: Rect, pixels: Pixels, writer: TileWriter) -> _Share:
         """Measure a decoded block, write its tiles, and keep what is left of it."""
         add_block(self.columns, self.rows, block, pixels)
         self.edges.append((block, (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])))
@@ -271,7 +198,7 @@ def _add_steps_between(whole: _Share) -> None:
             whole.columns.add(block.x, block.y, beside[3], left)
 
 
-def _write_top(cut: Cut, everything: _Share, spec: Spec, writer: _Writer) -> None:
+def _write_top(cut: Cut, everything: _Share, spec: Spec, writer: TileWriter) -> None:
     """The levels above the blocks' own, the preview and the Deep Zoom descriptor."""
     level = cut.top_level - cut.block_levels
     width, height = cut.size_at(level)
@@ -298,7 +225,7 @@ def _descriptor(cut: Cut, spec: Spec) -> str:
     )
 
 
-def _report(cut: Cut, share: _Share, everything: _Share, writer: _Writer, group: Group) -> PyramidReport:
+def _report(cut: Cut, share: _Share, everything: _Share, writer: TileWriter, group: Group) -> PyramidReport:
     """Gather the tiles' digests; called after the writer is closed, so all of them are stored."""
     tiles: dict[str, dict[str, Any]] = {}
     for data in group.all_gather_bytes(json.dumps(writer.tiles).encode()):
@@ -314,5 +241,9 @@ def _report(cut: Cut, share: _Share, everything: _Share, writer: _Writer, group:
     )
 
 
-def _seconds(share: _Share, writer: _Writer) -> dict[str, float]:
-    return {"decode": share.decode_seconds} | writer.seconds
+def _seconds(share: _Share, writer: TileWriter) -> dict[str, float]:
+    return {
+        "decode": share.decode_seconds,
+        "encode": writer.encode_seconds,
+        "upload": writer.upload_seconds,
+    }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from render.picture.blocks import Cut
 from render.plan.geometry import Rect
 from render.sink import Sink
 
+_AT_ONCE = 8
 Tiles = dict[str, dict[str, Any]]
 """Key -> {sha256, bytes}."""
 
@@ -44,9 +46,13 @@ class Records:
             return None
         if header["identity"] != self.identity:
             return None
-        if any(self.sink.size(key) != tile["bytes"] for key, tile in header["tiles"].items()):
+        tiles: Tiles = header["tiles"]
+        # Beside each other: a store may be far away, and a block has dozens of tiles.
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            sizes = dict(zip(tiles, pool.map(self.sink.size, tiles), strict=True))
+        if any(sizes[key] != tile["bytes"] for key, tile in tiles.items()):
             return None
-        return header["tiles"], data[8 + length :]
+        return tiles, data[8 + length :]
 
 
 def forget_records(sink: Sink, cut: Cut) -> None:

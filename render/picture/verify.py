@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from render.picture.folder import read_manifest
 from render.picture.manifest import root_of
+from render.sink import Source
+
+_AT_ONCE = 8
+"""Tiles that are read at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,28 +32,29 @@ class VerifyReport:
 
 
 def verify_image(
-    folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
+    source: Source,
+    manifest: Mapping[str, Any],
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> VerifyReport:
-    """Check an image's folder; raises `BadInput` when it has no readable manifest."""
-    manifest = read_manifest(folder)
+    """Hold an image's tiles against its manifest; raises the source's own errors."""
     tiles = manifest["tiles"]
-    missing, altered = [], []
-    for number, (key, known) in enumerate(sorted(tiles.items())):
-        try:
-            data = (folder / key).read_bytes()
-        except FileNotFoundError:
-            missing.append(key)
-        else:
-            if hashlib.sha256(data).hexdigest() != known["sha256"]:
+    there = {entry.key for entry in source.entries("image_files/")}
+
+    def is_whole(key: str) -> bool:
+        return bool(hashlib.sha256(source.get(key)).hexdigest() == tiles[key]["sha256"])
+
+    known = sorted(tiles.keys() & there)
+    altered = []
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for number, (key, whole) in enumerate(zip(known, pool.map(is_whole, known), strict=True)):
+            if not whole:
                 altered.append(key)
-        on_progress(number + 1, len(tiles))
-    found = (path for path in (folder / "image_files").rglob("*") if path.is_file())
-    extra = {path.relative_to(folder).as_posix() for path in found} - tiles.keys()
+            on_progress(number + 1, len(known))
     return VerifyReport(
         root=manifest["root"],
         tiles=len(tiles),
-        missing=tuple(missing),
+        missing=tuple(sorted(tiles.keys() - there)),
         altered=tuple(altered),
-        extra=tuple(sorted(extra)),
+        extra=tuple(sorted(there - tiles.keys())),
         root_matches=root_of(tiles) == manifest["root"],
     )

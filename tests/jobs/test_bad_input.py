@@ -38,7 +38,7 @@ FLAGS = [
     (["--ranks", "two"], "auto or a whole number"),
     (["--device", "tpu"], "auto, cpu or cuda"),
     (["--model", "/nowhere/at/all"], "model"),
-    (["--out", "s3://bucket/prefix"], "not in this version"),
+    (["--out", "s3://A_BUCKET/prefix"], "names no bucket"),
     (["--nonsense"], "--nonsense"),
 ]
 

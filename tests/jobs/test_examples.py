@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from infra.store.local import LocalStore
 from jobs.cli.main import cli
+from tests.support.buckets import Bucket, credentials
 from tests.support.cli import CHORALE, last_json, start, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
@@ -35,11 +37,11 @@ def test_every_command_has_an_example() -> None:
 
 
 class Home:
-    """A farm with a done job, a node, and an image in out/vase."""
+    """A farm with a done job, a node, and an image in out/vase and in a bucket."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, bucket: Bucket) -> None:
         self.folder = folder
-        self.environment = {"XDG_DATA_HOME": str(folder), "CHORALE_WARM_S": "0"}
+        self.environment = {"XDG_DATA_HOME": str(folder), "CHORALE_WARM_S": "0"} | bucket.environment
         (folder / "examples").symlink_to(ROOT / "examples")
         (folder / "out").mkdir()
 
@@ -69,10 +71,14 @@ class Home:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    made = Home(tmp_path_factory.mktemp("home"))
+def home(tmp_path_factory: pytest.TempPathFactory, moto: Bucket) -> Home:
+    made = Home(tmp_path_factory.mktemp("home"), moto)
     rendered = made.run("render", "a vase", "--size", "128x128", "--steps", "1", "--out", "out/vase")
     assert rendered.returncode == 0, rendered.stderr
+    with credentials(moto):
+        folder, bucket = LocalStore(made.folder / "out" / "vase"), moto.store("s3://studio/vase")
+        for entry in folder.entries():
+            bucket.put(entry.key, folder.get(entry.key), "application/octet-stream")
     made.done = made.submit("a done vase")
     farm = start("up", "--slots", "1", **made.environment, CHORALE_NODE="n1")
     try:

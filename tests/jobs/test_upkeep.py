@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from infra.database import Database
 from jobs.cli.main import cli
 from jobs.state.machine import change
+from tests.support.buckets import Bucket, credentials
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ def unfinished(home: Path, digest: str, days: float, *, manifest: bool = False) 
     if manifest:
         (work.parent / "manifest.json").write_text("{}")
     moment = work.stat().st_mtime - days * 86_400
-    os.utime(work, (moment, moment))
+    os.utime(work / "checkpoint.safetensors", (moment, moment))
     return work
 
 
@@ -55,6 +56,22 @@ def test_gc_takes_only_what_nobody_needs_and_only_when_told(home: Path) -> None:
     assert chorale("gc", "--yes")["removed"] is True
     assert [path.exists() for path in (kept, ended, finished, fresh)] == [True, False, False, True]
     assert (finished.parent / "manifest.json").exists()
+
+
+def test_gc_looks_into_a_bucket_too(moto: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = moto.fresh_url()
+    monkeypatch.setenv("CHORALE_STORE_URL", url)
+    with credentials(moto):
+        for name, value in moto.environment.items():
+            monkeypatch.setenv(name, value)
+        living = submitted("a living one")["digest"]
+        store = moto.store(url)
+        kept = [f"{living}/work/block-0-0", "f/manifest.json", "f/image_files/0/0_0.png"]
+        for key in (*kept, "f/work/block-0-0", "e/work/checkpoint", "logs/1234-0001-n1.log"):
+            store.put(key, b"x", "text/plain")
+        told = chorale("gc", "--older-than", "0", "--yes")
+        assert told["paths"] == [f"{url}/e/work", f"{url}/f/work", f"{url}/logs/1234-0001-n1.log"]
+        assert [entry.key for entry in store.entries()] == sorted(kept)
 
 
 def test_the_results_of_a_batch_name_every_row_once(home: Path) -> None:

@@ -121,7 +121,7 @@ class Redis:
             stdout=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
         )
-        wait_until(lambda: _answers(self._address, self._port), 10)
+        wait_until(lambda: answers(self._address, self._port), 10)
 
     def stop(self) -> None:
         if self._server is not None:
@@ -140,7 +140,7 @@ def redis_server(folder: Path, address: str) -> Iterator[str]:
         server.stop()
 
 
-def _answers(address: str, port: int) -> bool:
+def answers(address: str, port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((address, port)) == 0
 
@@ -168,7 +168,7 @@ class Prometheus:
             self._server = subprocess.Popen(
                 ["prometheus", *options], stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
-        wait_until(lambda: _answers("127.0.0.1", self._port), 30)
+        wait_until(lambda: answers("127.0.0.1", self._port), 30)
 
     def stop(self) -> None:
         if self._server is not None:
@@ -231,7 +231,7 @@ def rabbitmq_server(folder: Path) -> Iterator[str]:
         [str(program)], env=environment, stdout=quiet, stderr=quiet, start_new_session=True
     )
     try:
-        wait_until(lambda: _answers("127.0.0.1", port), 60)
+        wait_until(lambda: answers("127.0.0.1", port), 60)
         yield f"amqp://guest:guest@127.0.0.1:{port}//"
     finally:
         os.killpg(server.pid, signal.SIGKILL)

@@ -5,7 +5,7 @@ class MemorySink:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
 
-    def put(self, key: str, data: bytes, content_type: str) -> None:
+    def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
         assert content_type
         self.files[key] = data
 
@@ -20,6 +20,6 @@ class MemorySink:
 
     def put_if_absent(self, key: str, data: bytes, content_type: str) -> bool:
         if key in self.files:
-            return False
+            return self.files[key] == data
         self.put(key, data, content_type)
         return True

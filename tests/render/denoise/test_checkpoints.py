@@ -131,7 +131,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(harm: str) -> None:
 
 def test_a_checkpoint_that_cannot_be_stored_costs_nothing_but_itself() -> None:
     class Full(MemorySink):
-        def put(self, key: str, data: bytes, content_type: str) -> None:
+        def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
             if key == KEY:
                 raise OSError("the disk is full")
             super().put(key, data, content_type)
@@ -159,7 +159,7 @@ def test_blocks_that_are_stored_are_not_decoded_again() -> None:
 
         broken = True
 
-        def put(self, key: str, data: bytes, content_type: str) -> None:
+        def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
             if self.broken and len(self.files) > 200:
                 raise OSError("the store is down")
             super().put(key, data, content_type)

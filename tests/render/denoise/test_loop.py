@@ -16,8 +16,8 @@ from render.denoise.group import Gathering, Group, SoloGroup
 from render.denoise.loop import StageLoop
 from render.engine import render_latents
 from render.errors import RenderFailed
+from render.init_picture import InitPicture, open_picture
 from render.plan.stages import make_stages
-from render.source import Source, open_source
 from render.spec import BLENDS, SAMPLERS, Spec
 from tests.support.groups import ThreadGroup, run_ranks, thread_groups
 from tests.support.models import ToyModel
@@ -44,10 +44,10 @@ def test_ranks_do_not_change_a_bit(blend: str, sampler: str, ranks: int) -> None
         assert torch.equal(alone, together)
 
 
-def _noisy_picture(path: Path, height: int, width: int) -> Source:
+def _noisy_picture(path: Path, height: int, width: int) -> InitPicture:
     noise = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
     Image.fromarray(noise).save(path)
-    return open_source(path)
+    return open_picture(path)
 
 
 @pytest.mark.parametrize("blend", BLENDS)

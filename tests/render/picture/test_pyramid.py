@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from render.denoise.group import SoloGroup
 from render.engine import render_image
 from render.errors import BadInput, RenderFailed
 from render.picture.export import export_image
+from render.picture.manifest import parse_manifest
 from render.picture.pyramid import publish_pyramid
 from render.picture.seams import Steps, add_block
 from render.picture.verify import verify_image
@@ -103,6 +105,10 @@ def test_pictures_say_what_they_are(form: str) -> None:
     assert f'Format="{ending}"'.encode() in sink.files["image.dzi"]
 
 
+def read_manifest(image: Path) -> dict[str, Any]:
+    return parse_manifest((image / "manifest.json").read_bytes(), str(image))
+
+
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     spec = Spec(prompt="x", width=264, height=200, steps=2, tile_size=64)
@@ -111,14 +117,14 @@ def image(tmp_path: Path) -> Path:
 
 
 def test_verify_finds_what_was_done_to_a_picture(image: Path) -> None:
-    assert verify_image(image).passes
+    assert verify_image(LocalStore(image), read_manifest(image)).passes
     tile = image / "image_files/9/1_1.png"
     data = bytearray(tile.read_bytes())
     data[100] ^= 1
     tile.write_bytes(bytes(data))
     (image / "image_files/9/0_0.png").unlink()
     (image / "image_files/9/99_99.png").write_bytes(b"x")
-    report = verify_image(image)
+    report = verify_image(LocalStore(image), read_manifest(image))
     assert not report.passes
     assert report.altered == ("image_files/9/1_1.png",)
     assert report.missing == ("image_files/9/0_0.png",)
@@ -127,7 +133,7 @@ def test_verify_finds_what_was_done_to_a_picture(image: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["png", "tif", "webp", "jpg"])
 def test_an_export_is_the_full_level(image: Path, tmp_path: Path, ending: str) -> None:
-    target = export_image(image, tmp_path / f"whole.{ending}")
+    target = export_image(image, read_manifest(image), tmp_path / f"whole.{ending}")
     files = {path.relative_to(image).as_posix(): path.read_bytes() for path in image.rglob("*.png")}
     expected = level_of(files, 9, 264, 200, 64)
     with Image.open(target) as exported:
@@ -136,7 +142,7 @@ def test_an_export_is_the_full_level(image: Path, tmp_path: Path, ending: str) -
             assert np.array_equal(np.array(exported), expected)
     assert b"trainedAlgorithmicMedia" in pyvips.Image.new_from_file(str(target)).get("xmp-data")
     with pytest.raises(BadInput, match="--force"):
-        export_image(image, target)
+        export_image(image, read_manifest(image), target)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".part")] == []
 
 
@@ -147,13 +153,13 @@ def test_an_export_above_the_formats_limit_is_refused_before_any_work(
     manifest = image / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"width": 70_000}))
     with pytest.raises(BadInput, match="cannot hold 70000 px"):
-        export_image(image, tmp_path / f"whole.{ending}")
+        export_image(image, read_manifest(image), tmp_path / f"whole.{ending}")
 
 
 @pytest.mark.parametrize("name", ["whole.gif", "nowhere/whole.png"])
 def test_an_impossible_target_is_refused(image: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(BadInput, match="target"):
-        export_image(image, tmp_path / name)
+        export_image(image, read_manifest(image), tmp_path / name)
 
 
 def test_a_flat_picture_is_not_published() -> None:
@@ -169,7 +175,7 @@ def test_a_flat_picture_is_not_published() -> None:
 
 def test_a_sink_that_fails_fails_the_render() -> None:
     class Full(MemorySink):
-        def put(self, key: str, data: bytes, content_type: str) -> None:
+        def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
             if "/9/" in key:
                 raise OSError(28, "No space left on device")
             super().put(key, data, content_type)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from render.errors import BadInput, RenderFailed
+from render.init_picture import open_picture
 from render.plan.geometry import Rect
-from render.source import open_source
 from render.spec import Spec
 
 
@@ -29,13 +29,13 @@ def test_an_area_is_cut_from_the_whole(picture: Path, data: st.DataObject) -> No
     area = Rect(
         y=y, x=x, height=data.draw(st.integers(1, height - y)), width=data.draw(st.integers(1, width - x))
     )
-    source = open_source(picture)
+    source = open_picture(picture)
     whole = source.pixels(Rect(y=0, x=0, height=height, width=width), width, height)
     assert np.array_equal(source.pixels(area, width, height), whole[area.slices])
 
 
 def test_at_its_own_size_a_picture_is_itself(picture: Path) -> None:
-    found = open_source(picture).pixels(Rect(y=0, x=0, height=90, width=120), 120, 90)
+    found = open_picture(picture).pixels(Rect(y=0, x=0, height=90, width=120), 120, 90)
     assert np.array_equal(found, np.asarray(Image.open(picture)))
 
 
@@ -73,26 +73,26 @@ def _save(path: Path, kind: str) -> Path:
 )
 def test_unsound_pictures_are_refused(kind: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=words) as refused:
-        open_source(_save(tmp_path / "picture", kind))
+        open_picture(_save(tmp_path / "picture", kind))
     assert "\n" not in str(refused.value)
 
 
 def test_transparency_becomes_white_and_orientation_is_heeded(tmp_path: Path) -> None:
     clear = Image.new("RGBA", (32, 16), (0, 0, 0, 0))
     clear.save(tmp_path / "clear.png")
-    found = open_source(tmp_path / "clear.png").pixels(Rect(y=0, x=0, height=16, width=32), 32, 16)
+    found = open_picture(tmp_path / "clear.png").pixels(Rect(y=0, x=0, height=16, width=32), 32, 16)
     assert found.min() == 255
     turned = Image.new("RGB", (32, 16))
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.save(tmp_path / "turned.jpg", exif=exif)
-    source = open_source(tmp_path / "turned.jpg")
+    source = open_picture(tmp_path / "turned.jpg")
     assert (source.width, source.height) == (16, 32)
 
 
 def test_a_picture_that_has_changed_is_not_started_from(tmp_path: Path) -> None:
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
-    source = open_source(tmp_path / "a.png")
+    source = open_picture(tmp_path / "a.png")
     Image.new("RGB", (64, 48), (1, 2, 3)).save(tmp_path / "a.png")
     with pytest.raises(RenderFailed, match="has changed"):
         source.pixels(Rect(y=0, x=0, height=48, width=64), 64, 48)

@@ -26,7 +26,7 @@ _LOADERS = ("pngload", "jpegload", "webpload", "tiffload")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class InitPicture:
     """A picture file by its bytes. `path` is where it lies here; its digest is what it is."""
 
     path: str
@@ -50,7 +50,7 @@ class Source:
         return np.frombuffer(cut, np.uint8).reshape(area.height, area.width, 3)
 
 
-def open_source(path: Path) -> Source:
+def open_picture(path: Path) -> InitPicture:
     """Check a picture (png, jpeg, webp or tiff) from its first byte to its last, and say what it is.
 
     Raises `BadInput` for one that is broken, enormous, animated, in CMYK, or no picture at all.
@@ -63,7 +63,7 @@ def open_source(path: Path) -> Source:
 
 
 @lru_cache(maxsize=64)
-def _opened(path: Path, changed: int, size: int) -> Source:
+def _opened(path: Path, changed: int, size: int) -> InitPicture:
     """Remembered for as long as the file is the same: a batch's rows often start from one picture."""
     digest = _digest(path)
     with _refusing(path):
@@ -73,7 +73,7 @@ def _opened(path: Path, changed: int, size: int) -> Source:
         image.avg()
     upright = image.get("orientation") if image.get_typeof("orientation") else 1
     sides = (image.width, image.height) if upright < 5 else (image.height, image.width)
-    return Source(path=str(path), digest=digest, width=sides[0], height=sides[1])
+    return InitPicture(path=str(path), digest=digest, width=sides[0], height=sides[1])
 
 
 def _check(path: Path, image: Any) -> None:
@@ -90,7 +90,7 @@ def _check(path: Path, image: Any) -> None:
 
 
 @lru_cache(maxsize=4)
-def _scaled(source: Source, width: int, height: int) -> pyvips.Image:
+def _scaled(source: InitPicture, width: int, height: int) -> pyvips.Image:
     """The whole picture at a size, as a recipe that libvips follows for the areas that are asked for."""
     vips = _vips()
     if _digest(Path(source.path)) != source.digest:

@@ -1,0 +1,180 @@
+"""What works in a store, tried out; and how a new bucket is made ready."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from infra.errors import StoreError, StorePermanent
+from infra.store.base import Store
+from infra.store.open import check_reach
+from infra.store.s3 import S3Store
+from infra.store.s3_errors import translated
+
+_FOLDER = "chorale-check"
+_PRESIGN_S = 60
+_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was tried. The farm cannot do without `needed` ones."""
+
+    name: str
+    works: bool
+    detail: str
+    needed: bool = True
+
+
+def check_store(store: Store) -> list[Finding]:
+    """Try out what a farm does with a store, in a folder of its own, and remove it again.
+
+    Raises the store's error when it cannot be used at all.
+    """
+    check_reach(store)
+    place = store.within(_FOLDER).within(uuid.uuid4().hex)
+    findings = [
+        _tried("writes", lambda: place.put("file", b"0123456789", "text/plain")),
+        _tried("reads", lambda: _expect(place.get("file"), b"0123456789")),
+        _tried("reads a part", lambda: _expect(place.get_range("file", 2, 3), b"234")),
+        _tried("tells sizes", lambda: _expect((place.size("file"), place.size("none")), (10, None))),
+        _tried("lists", lambda: _expect([entry.key for entry in place.entries()], ["file"])),
+        _conditional_writes(place),
+        _tried("deletes", lambda: _deletes(place)),
+    ]
+    if isinstance(store, S3Store):
+        findings += [_presigned(place), _cors(store)]
+    with suppress(StoreError):
+        for entry in list(place.entries()):
+            place.delete(entry.key)
+    return findings
+
+
+def make_bucket(store: S3Store, origin: str) -> list[Finding]:
+    """Make the bucket if it is not there, let a viewer's pages of `origin` read it, and have the store remove
+    what broken uploads leave. Raises the store's error when there is no bucket in the end."""
+    made = _make(store)
+    rule = {"AllowedMethods": ["GET", "HEAD"], "AllowedOrigins": [origin], "AllowedHeaders": ["*"]}
+    abort = {
+        "ID": "chorale-aborted-uploads",
+        "Status": "Enabled",
+        "Filter": {"Prefix": ""},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+    }
+    client, name = store.client, {"Bucket": store.bucket}
+
+    def cors() -> None:
+        client.put_bucket_cors(**name, CORSConfiguration={"CORSRules": [rule]})
+
+    def lifecycle() -> None:
+        rules = [each for each in _lifecycle_rules(store) if each.get("ID") != abort["ID"]]
+        client.put_bucket_lifecycle_configuration(**name, LifecycleConfiguration={"Rules": [*rules, abort]})
+
+    return [
+        Finding(name="bucket", works=True, detail="made" if made else "was there already"),
+        _wished("CORS", f"pages of {origin} may read", store, cors),
+        _wished("lifecycle", "aborted uploads go after a day", store, lifecycle),
+    ]
+
+
+def _make(store: S3Store) -> bool:
+    region = store.client.meta.region_name
+    where: dict[str, Any] = {}
+    if region and region not in ("us-east-1", "aws-global"):
+        where = {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    with translated(f"s3://{store.bucket}"):
+        try:
+            store.client.create_bucket(Bucket=store.bucket, **where)
+        except ClientError as exc:
+            if exc.response["Error"]["Code"] != "BucketAlreadyOwnedByYou":
+                raise
+            return False
+    return True
+
+
+def _lifecycle_rules(store: S3Store) -> list[dict[str, Any]]:
+    """Those that are there, which are others' and stay."""
+    try:
+        found = store.client.get_bucket_lifecycle_configuration(Bucket=store.bucket)
+    except ClientError as exc:
+        if exc.response["Error"]["Code"] != "NoSuchLifecycleConfiguration":
+            raise
+        return []
+    rules: list[dict[str, Any]] = found.get("Rules", [])
+    return rules
+
+
+def _wished(name: str, detail: str, store: S3Store, work: Callable[[], None]) -> Finding:
+    """Something that a farm can do without."""
+    try:
+        with translated(f"s3://{store.bucket}"):
+            work()
+    except StoreError as exc:
+        return Finding(name=name, works=False, detail=str(exc), needed=False)
+    return Finding(name=name, works=True, detail=detail, needed=False)
+
+
+def _tried(name: str, work: Callable[[], None]) -> Finding:
+    try:
+        work()
+    except StoreError as exc:
+        return Finding(name=name, works=False, detail=str(exc))
+    return Finding(name=name, works=True, detail="")
+
+
+def _expect(found: object, wanted: object) -> None:
+    if found != wanted:
+        raise StorePermanent(f"gave {found!r} where {wanted!r} was right")
+
+
+def _deletes(place: Store) -> None:
+    place.delete("file")
+    place.delete("file")
+    _expect(place.size("file"), None)
+
+
+def _conditional_writes(place: Store) -> Finding:
+    """Not needed: without them the manifest is written by reading back, and attempts give the same bits."""
+    name = "conditional writes"
+    try:
+        place.put_if_absent("manifest", b"first", "text/plain")
+        refused = not place.put_if_absent("manifest", b"second", "text/plain")
+        kept = place.get("manifest") == b"first"
+    except StoreError as exc:
+        return Finding(name=name, works=False, detail=str(exc))
+    if not (refused and kept):
+        hint = "If-None-Match is not heeded; set CHORALE_S3_CONDITIONAL_WRITES=no to serve it by reading back"
+        return Finding(name=name, works=False, needed=False, detail=hint)
+    by_reading = isinstance(place, S3Store) and not place.options.conditional_writes
+    return Finding(name=name, works=True, detail="served by reading back" if by_reading else "")
+
+
+def _presigned(place: Store) -> Finding:
+    try:
+        place.put("signed", b"signed", "text/plain")
+        url = place.presign("signed", _PRESIGN_S)
+        assert url is not None, "S3 signs URLs"
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
+            _expect(answer.read(), b"signed")
+    except (StoreError, OSError, urllib.error.URLError) as exc:
+        return Finding(name="presigned URLs", works=False, needed=False, detail=str(exc))
+    return Finding(name="presigned URLs", works=True, needed=False, detail="")
+
+
+def _cors(store: S3Store) -> Finding:
+    name = "CORS"
+    try:
+        with translated(f"s3://{store.bucket}"):
+            rules = store.client.get_bucket_cors(Bucket=store.bucket).get("CORSRules", [])
+    except StoreError as exc:
+        detail = f"{exc}; viewers on other pages go by way of chorale serve"
+        return Finding(name=name, works=False, needed=False, detail=detail)
+    origins = sorted({origin for rule in rules for origin in rule.get("AllowedOrigins", [])})
+    return Finding(name=name, works=bool(origins), needed=False, detail=f"for {', '.join(origins)}")

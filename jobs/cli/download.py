@@ -1,0 +1,43 @@
+"""`chorale download`: an image from its store into a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from infra.settings import read_settings
+from infra.store.local import LocalStore
+from infra.store.open import open_store
+from jobs.cli.farm_options import print_json
+from jobs.download import download
+from jobs.image_store import READ_PATIENCE_S, published_image
+
+
+@click.command(name="download", epilog="Example: chorale download s3://studio/vase out/copy")
+@click.argument("image")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+def download_command(image: str, folder: Path, as_json: bool) -> None:
+    """Copy an image (s3://bucket/prefix, or a folder) with all its tiles into a new folder.
+
+    Every tile is held against the manifest. The same command goes on where one broke off.
+    """
+    settings = read_settings({})
+    manifest = published_image(open_store(image, settings, field="image"))
+    store = open_store(image, settings, patience_s=READ_PATIENCE_S)
+    with Progress(transient=True, disable=as_json, console=Console(stderr=True)) as progress:
+        task = progress.add_task("downloading", total=None)
+        fetched = download(
+            store,
+            manifest,
+            LocalStore(folder),
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    tiles, root = len(manifest["tiles"]), manifest["root"]
+    if as_json:
+        print_json({"folder": str(folder), "tiles": tiles, "bytes": fetched, "root": root})
+    else:
+        click.echo(f"{folder}: {tiles} tiles, {fetched / 2**20:.1f} MiB fetched (root {root[:16]})")

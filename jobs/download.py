@@ -1,0 +1,87 @@
+"""Copies a published image, or a part of one, from its store into a local folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from infra.store.base import Store
+from infra.store.local import LocalStore
+from render.errors import BadInput, RenderFailed
+from render.picture.blocks import tile_key
+from render.picture.encode import CONTENT_TYPES, ENDINGS
+from render.picture.manifest import KEY
+
+_AT_ONCE = 8
+_EXTRAS = {"image.dzi": "application/xml", "preview.webp": "image/webp"}
+
+OnProgress = Callable[[int, int], None]
+"""Called with files done and files in all."""
+
+
+def download(store: Store, manifest: Mapping[str, Any], target: LocalStore, on_progress: OnProgress) -> int:
+    """Copy a whole image, its manifest last; tiles that are there already are kept. Bytes that were fetched.
+
+    Raises `BadInput` when the folder holds anything else, `RenderFailed` for a tile that is not as the
+    manifest says.
+    """
+    _check_folder(target, manifest)
+    fetched = fetch_tiles(store, manifest, manifest["tiles"], target, on_progress)
+    for key, content_type in _EXTRAS.items():
+        data = store.get(key)
+        target.put(key, data, content_type)
+        fetched += len(data)
+    target.put(KEY, store.get(KEY), "application/json")
+    return fetched
+
+
+def full_level(manifest: Mapping[str, Any]) -> list[str]:
+    """The keys of the tiles of the full size."""
+    level = len(manifest["levels"]) - 1
+    width, height = manifest["levels"][level]
+    side, ending = manifest["tile_size"], ENDINGS[manifest["format"]]
+    across, down = -(-width // side), -(-height // side)
+    return [tile_key(level, col, row, ending) for row in range(down) for col in range(across)]
+
+
+def fetch_tiles(
+    store: Store,
+    manifest: Mapping[str, Any],
+    keys: Iterable[str],
+    target: LocalStore,
+    on_progress: OnProgress,
+) -> int:
+    """Copy tiles, each held against the manifest; bytes that were fetched. Few are in memory at a time."""
+    tiles, wanted = manifest["tiles"], sorted(keys)
+
+    def fetch(key: str) -> int:
+        if target.size(key) is not None and _is_whole(target.get(key), tiles[key]):
+            return 0
+        data = store.get(key)
+        if not _is_whole(data, tiles[key]):
+            raise RenderFailed(f"{store.url(key)} is not as the manifest says; run chorale verify")
+        target.put(key, data, CONTENT_TYPES[manifest["format"]], immutable=True)
+        return len(data)
+
+    fetched = 0
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for number, size in enumerate(pool.map(fetch, wanted)):
+            fetched += size
+            on_progress(number + 1, len(wanted))
+    return fetched
+
+
+def _is_whole(data: bytes, tile: Mapping[str, Any]) -> bool:
+    return bool(hashlib.sha256(data).hexdigest() == tile["sha256"])
+
+
+def _check_folder(target: LocalStore, manifest: Mapping[str, Any]) -> None:
+    folder = target.folder
+    if folder.exists() and not folder.is_dir():
+        raise BadInput("folder", str(folder), "is a file; name a folder")
+    ours = manifest["tiles"].keys() | {*_EXTRAS, KEY}
+    strange = [entry.key for entry in target.entries() if entry.key not in ours]
+    if strange:
+        raise BadInput("folder", str(folder), f"holds something else ({strange[0]}); name a new folder")
