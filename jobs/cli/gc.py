@@ -16,6 +16,7 @@ from infra.store.base import Entry, Store
 from infra.store.local import LocalStore
 from jobs.cli.farm_options import farm_options, print_json
 from jobs.farm import LOGS, Farm, open_images
+from jobs.inputs import INPUTS
 from jobs.state.machine import ENDED
 from jobs.state.tables import jobs
 from render.picture.manifest import KEY
@@ -41,12 +42,13 @@ class _Litter:
 @click.option("--yes", is_flag=True, help="Remove it; without this, only tell.")
 @farm_options
 def gc(farm: Farm, as_json: bool, older_than: float, yes: bool) -> None:
-    """Find old logs, and unfinished work of images that are finished or whose jobs have ended.
+    """Find old logs, unfinished work of images that are finished or whose jobs have ended, and pictures that
+    no job starts from any more.
 
     Finished images are never touched, nor is the work of a job that may still go on.
     """
     before = time.time() - older_than * 86_400
-    found = [litter for litter in [*_work(farm), *_logs(farm)] if litter.changed < before]
+    found = [litter for litter in [*_work(farm), *_logs(farm), *_inputs(farm)] if litter.changed < before]
     total = sum(litter.size for litter in found)
     for litter in found:
         if not as_json:
@@ -77,7 +79,7 @@ def _work(farm: Farm) -> list[_Litter]:
         return None if digest in living else _litter(image, "work", work, "its job has ended")
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        looked = pool.map(look, (name for name in images.folders() if name != LOGS))
+        looked = pool.map(look, (name for name in images.folders() if name not in (LOGS, INPUTS)))
         return [litter for litter in looked if litter is not None]
 
 
@@ -89,6 +91,21 @@ def _logs(farm: Farm) -> list[_Litter]:
         for store in (LocalStore(default_home()), open_images(farm.settings))
         for entry in store.entries(f"{LOGS}/")
         if _LOG.fullmatch(entry.key) and entry.key.removeprefix(f"{LOGS}/").partition("-")[0] not in living
+    ]
+
+
+def _inputs(farm: Farm) -> list[_Litter]:
+    digest = jobs.c.spec["init"]["digest"].as_string()
+    with farm.database.read() as connection:
+        # A failed job may be tried again.
+        needed = set(
+            connection.execute(select(digest).where(jobs.c.state.not_in(("done", "cancelled")))).scalars()
+        )
+    return [
+        _litter(store, entry.key, [entry], "no job starts from it any more")
+        for store in (LocalStore(default_home()), open_images(farm.settings))
+        for entry in store.entries(f"{INPUTS}/")
+        if entry.key.removeprefix(f"{INPUTS}/") not in needed
     ]
 
 

@@ -14,7 +14,8 @@ import click
 from jobs.batches import ENDINGS, BadRow, BatchReader, Row
 from jobs.cli.farm_options import farm_options, print_json, whoami
 from jobs.cli.spec_options import given_values, spec_options
-from jobs.farm import Farm
+from jobs.farm import Farm, open_images
+from jobs.inputs import keep_inputs
 from jobs.state.submission import Asked, Receipt, Terms, submit
 from render.errors import BadInput
 from render.models.folder import read_facts, resolve_model
@@ -73,7 +74,7 @@ def submit_command(
     if dry_run:
         _say({"rows": good, "bad": len(bad), "dry_run": True}, as_json)
         return
-    receipt = submit(farm.database, asked, name, terms)
+    receipt = submit(farm.database, keep_inputs(asked, open_images(farm.settings)), name, terms)
     _write_errors(source, bad)
     _say({"rows": good, "bad": len(bad), "queue": terms.queue, **asdict(receipt)}, as_json)
 

@@ -7,7 +7,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from infra.store.base import Store
 from jobs.errors import GroupBrokeOff, GroupFailed, JobError, JobStopped, LostRace
 from jobs.farm import Farm, open_images
 from jobs.image_store import claim, finished_image
+from jobs.inputs import fetch_input
 from jobs.node.hardware import gpu_count, interface_of
 from jobs.node.heart import Heart, patiently
 from jobs.node.log import AttemptLog
@@ -157,12 +158,13 @@ class Part:
         patience_s = self.farm.settings.seconds("store_patience_s", PATIENCE_S)
         out = open_images(self.farm.settings, patience_s=patience_s).within(part.digest)
         done = self._ours(out, spec.canonical_json(facts.digest)) if part.place == 0 else None
+        spec = fetch_input(spec, open_images(self.farm.settings, patience_s=patience_s), self.logs.parent)
         if done is not None:
             self._finish(done["root"])
             self._finished = True
             return self.group
         request = Request(
-            spec=part.spec,
+            spec=asdict(spec),
             model=str(folder),
             facts=facts,
             device="auto",

@@ -54,6 +54,10 @@ class Machines:
         assert finished.returncode == 0, finished.stderr
         return last_json(finished.stdout)
 
+    @property
+    def home(self) -> Path:
+        return Path(self.environment["XDG_DATA_HOME"])
+
     def logs(self) -> Path:
         return Path(self.environment["XDG_DATA_HOME"]) / "chorale" / "logs"
 

@@ -18,11 +18,13 @@ class Network:
     def __init__(self, count: int) -> None:
         self._mark = uuid4().hex[:5]
         self.bridge = f"br{self._mark}"
-        self.gateway = "10.77.0.1"
+        # Another run of the tests may have a network on this machine too.
+        self._net = f"10.77.{int(self._mark[:2], 16)}"
+        self.gateway = f"{self._net}.1"
         self.hosts = [f"ns{self._mark}{number}" for number in range(count)]
 
     def address(self, number: int) -> str:
-        return f"10.77.0.{number + 11}"
+        return f"{self._net}.{number + 11}"
 
     def on(self, number: int) -> list[str]:
         """What to put before a command, so that it runs on that host."""

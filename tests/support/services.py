@@ -60,7 +60,7 @@ class Postgres:
         self._user = _server_user(self._data)
         self._call("initdb", "-D", str(self._data), "-U", "chorale", "-A", "trust", "--no-sync")
         with (self._data / "pg_hba.conf").open("a") as rules:
-            rules.write("host all all 10.77.0.0/24 trust\n")
+            rules.write("host all all 10.77.0.0/16 trust\n")
 
     def start(self) -> None:
         options = f"-p {self._port} -c listen_addresses={self._address}"

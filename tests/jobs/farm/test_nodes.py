@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from infra.database import Database
 from tests.support.cli import chorale, last_json, ranks_with, wait_until
@@ -149,8 +150,14 @@ def test_jobs_follow_each_other_on_a_warm_group(
     for seed in range(4):
         machines.call("submit", *SMALL[:-1], str(seed + 10))
     wait_until(lambda: ranks.update(ranks_with(machines.mark)) or machines.count("done") == 5, 120)
-    machines.call("submit", *SMALL[:-1], "99")
+    picture = machines.home / "init.png"
+    Image.radial_gradient("L").convert("RGB").save(picture)
+    restyled = (*SMALL, "--init", str(picture))
+    wanted = alone(restyled)
+    last = machines.call("submit", *restyled)["batch"]
+    picture.unlink()
     wait_until(lambda: ranks.update(ranks_with(machines.mark)) or machines.count("done") == 6, 120)
     assert len(ranks) == 1, "one process rendered them all"
-    (job,) = machines.call("list", "--batch", first)["jobs"]
-    assert machines.call("show", job["id"])["root"] == alone(SMALL)
+    for batch, root in ((first, alone(SMALL)), (last, wanted)):
+        (job,) = machines.call("list", "--batch", batch)["jobs"]
+        assert machines.call("show", job["id"])["root"] == root
