@@ -17,8 +17,9 @@ SECTIONS = {
     "seams": ("Seams", seams.rows),
     "memory": ("Memory", image.memory_rows),
     "farm": ("Farm", farm.rows),
-    "store": ("Object store", store.rows),
-    "faults": ("Faults between a rank and its store", store.fault_lines),
+    "store": ("Object store: requests", store.request_rows),
+    "uploads": ("Object store: uploads beside a render", store.upload_rows),
+    "faults": ("Object store: faults", store.fault_lines),
     "large": ("Large pictures", image.large_rows),
 }
 
