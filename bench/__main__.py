@@ -18,8 +18,9 @@ SECTIONS = {
     "memory": ("Memory", image.memory_rows),
     "farm": ("Farm", farm.rows),
     "metrics": ("Metrics", metrics.rows),
-    "store": ("Object store", store.rows),
-    "faults": ("Faults between a rank and its store", store.fault_lines),
+    "store": ("Object store: requests", store.request_rows),
+    "uploads": ("Object store: uploads beside a render", store.upload_rows),
+    "faults": ("Object store: faults", store.fault_lines),
     "large": ("Large pictures", image.large_rows),
 }
 

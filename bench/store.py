@@ -21,7 +21,7 @@ from bench.table import Row
 from render.picture.writer import UPLOADS, TileWriter
 from render.spec import Spec
 from tests.support.buckets import Bucket, credentials, moto_server, swift_server
-from tests.support.fault_table import FAULTS, outage, try_fault
+from tests.support.fault_table import FAULTS, QUIET, outage, try_fault
 from tests.support.faults import fault_proxy
 from tests.support.network import network
 
@@ -30,12 +30,7 @@ _TURNS = 3
 _NETEM = ("delay", "20ms", "rate", "1gbit")
 
 
-def rows() -> list[Row]:
-    """Requests per second as a ratio, and the share that uploading adds to a render."""
-    return [_tiles_per_second(), *_overlap()]
-
-
-def _tiles_per_second() -> Row:
+def request_rows() -> list[Row]:
     """The same bytes to the same server, in turns: our way of storing tiles, and threads of bare boto3."""
     tiles = [os.urandom(_BYTES) for _ in range(_TILES)]
     ratios = []
@@ -45,7 +40,7 @@ def _tiles_per_second() -> Row:
             # By turns first, so that a server that slows down with its files favours neither.
             seconds = {way: _seconds(way, bucket, tiles) for way in (ways if turn % 2 else ways[::-1])}
             ratios.append(seconds[_store_barely] / seconds[_store_ours])
-    return Row("2,000 tiles of 20 kB: our requests per second over bare boto3's", median(ratios), ">= 0.85")
+    return [Row("2,000 tiles of 20 kB: our requests per second over bare boto3's", median(ratios), ">= 0.85")]
 
 
 def _store_ours(bucket: Bucket, tiles: list[bytes]) -> None:
@@ -66,9 +61,9 @@ def _store_barely(bucket: Bucket, tiles: list[bytes]) -> None:
         list(pool.map(put, range(len(tiles))))
 
 
-def _overlap() -> list[Row]:
+def upload_rows() -> list[Row]:
     """A render on a host behind a slow link, into a folder there and into a bucket, in turns."""
-    spec = SPEC | {"width": 1024, "height": 1024, "steps": 6, "tile_size": 256}
+    spec = SPEC | {"width": 1024, "height": 1024, "steps": 3, "tile_size": 256}
     locals_, remotes = [], []
     with _linked() as (link, prefix, bucket), credentials(bucket), tempfile.TemporaryDirectory() as folder:
         for turn in range(_TURNS):
@@ -76,15 +71,16 @@ def _overlap() -> list[Row]:
                 case = {"kind": "image", "spec": spec, "out": out}
                 runs.append(run_case(case, prefix=prefix))
     assert len({run["root"] for run in locals_ + remotes}) == 1, "roots differ"
-    local, remote = (min(run["seconds"] for run in runs) for runs in (locals_, remotes))
-    added = median(map(_besides, remotes)) - median(map(_besides, locals_))
+    figures = "seconds", "cpu_seconds"
+    local, cpu_local = (min(run[figure] for run in locals_) for figure in figures)
+    remote, cpu_remote = (min(run[figure] for run in remotes) for figure in figures)
+    waiting = median(map(_besides, remotes)) - median(map(_besides, locals_))
     over = f"1 Gbit/s with 20 ms ({link})"
     return [
-        Row("1024x1024, 6 steps, one rank, into a folder: seconds, the least of three", local, ""),
-        Row(f"into S3 over {over}: times as long", remote / local, "<= 1.05"),
-        Row(
-            f"into S3 over {over}: share of the render's own seconds spent waiting", added / local, "<= 0.05"
-        ),
+        Row("1024x1024, 3 steps, one rank, into a folder: seconds, the least of three", local, ""),
+        Row(f"into S3 over {over}: times as long, by the clock", remote / local, "<= 1.05"),
+        Row(f"into S3 over {over}: times as long, in CPU seconds", cpu_remote / cpu_local, "<= 1.05"),
+        Row(f"into S3 over {over}: share of a render spent waiting", waiting / local, "<= 0.05"),
     ]
 
 
@@ -123,6 +119,7 @@ def fault_lines() -> list[str]:
             with serving as bucket, credentials(bucket):
                 for fault, begin in (FAULTS | {"outage of 20 s": outage(20.0)}).items():
                     outcome = try_fault(bucket, fault, begin)
+                    assert (outcome.tries > 0) == (fault not in QUIET), f"{fault} has not happened: {outcome}"
                     lost, doubled = outcome.lost or "nothing", outcome.doubled or "nothing"
                     same = "same root" if outcome.same_root and outcome.done else "ANOTHER ROOT"
                     said = f"{lost} lost, {doubled} doubled, {same}"

@@ -14,7 +14,7 @@ from infra.store.local import LocalStore
 from infra.store.observed import ObservedStore, Observer
 from infra.store.patient import PatientStore
 
-_HASTY_TRIES, _PATIENT_TRIES = 2, 6
+_HASTY_TRIES, _PATIENT_TRIES = 2, 5
 """Tries of S3's client by itself, where an answer is wanted at once, and where work would be lost."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ _CHOICES = {
     "s3_addressing": ("auto", "path", "virtual"),
     "s3_conditional_writes": ("yes", "no"),
 }
+_making = threading.Lock()
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -97,9 +99,15 @@ def split_s3_url(url: str, field: str) -> tuple[str, str]:
     return bucket, prefix
 
 
-@lru_cache(maxsize=8)
 def make_client(options: S3Options) -> Any:
     """boto3's client: safe for threads, its connections kept. Raises `StoreUnusable`."""
+    # One after another: making one takes a good part of a second, and all uploads begin at the same time.
+    with _making:
+        return _made_client(options)
+
+
+@lru_cache(maxsize=8)
+def _made_client(options: S3Options) -> Any:
     import boto3
     from botocore.config import Config
 
@@ -127,3 +135,8 @@ def make_client(options: S3Options) -> Any:
             )
         except (ValueError, OSError) as exc:
             raise StoreUnusable(f"s3: {exc}; check the CHORALE_S3_ settings") from exc
+
+
+def forget_clients() -> None:
+    """For tests: the next client has the credentials of that time."""
+    _made_client.cache_clear()

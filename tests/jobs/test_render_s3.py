@@ -14,7 +14,7 @@ import pytest
 import pyvips
 from click.testing import CliRunner
 
-from infra.store.s3_client import make_client
+from infra.store.s3_client import forget_clients
 from jobs.cli.main import cli, main
 from tests.support.buckets import Bucket, credentials
 from tests.support.cli import last_json, start, wait_until
@@ -27,10 +27,10 @@ SMALL = ("a red vase", "--size", "256x192", "--steps", "3", "--tile-size", "64",
 def bucket(swift: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Bucket]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CHORALE_STORE_PATIENCE_S", "100")
-    make_client.cache_clear()
+    forget_clients()
     with credentials(swift):
         yield swift
-    make_client.cache_clear()
+    forget_clients()
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_settings_that_cannot_be(
 
 def test_a_bucket_is_made_ready_and_checked(moto: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
     with credentials(moto):
-        make_client.cache_clear()
+        forget_clients()
         for _ in range(2):
             made = chorale("store", "init", "s3://another/images", "--origin", "https://shop.example")
             assert made["usable"] and all(finding["works"] for finding in made["findings"])
@@ -204,7 +204,7 @@ def test_a_bucket_is_made_ready_and_checked(moto: Bucket, capsys: pytest.Capture
         assert all(finding["works"] for finding in checked["findings"])
         assert "https://shop.example" in checked["findings"][-1]["detail"]
         code, text = refused(capsys, "store", "check", "s3://nowhere/x")
-    make_client.cache_clear()
+    forget_clients()
     assert (code, text.count("\n")) == (6, 1)
 
 

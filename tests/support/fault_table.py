@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -44,7 +44,8 @@ class Outcome:
 
 
 def _planned(*faults: Fault) -> Callable[[FaultProxy], None]:
-    return lambda proxy: proxy.faults.extend(faults)
+    # Copies: a fault counts down as it happens.
+    return lambda proxy: proxy.faults.extend(replace(fault) for fault in faults)
 
 
 def _slow(proxy: FaultProxy) -> None:
@@ -68,6 +69,8 @@ def outage(seconds: float) -> Callable[[FaultProxy], None]:
 
 SLOW_DOWN = {"status": "503 Slow Down", "code": "SlowDown"}
 CONFLICT = {"status": "409 Conflict", "code": "ConditionalRequestConflict"}
+QUIET = ("no fault", "slow link of 100 kB/s")
+"""Those that cost no request more."""
 FAULTS: dict[str, Callable[[FaultProxy], None]] = {
     "no fault": lambda proxy: None,
     "outage of 3 s": outage(3.0),

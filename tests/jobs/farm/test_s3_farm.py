@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from infra.settings import Settings
-from infra.store.s3_client import make_client
+from infra.store.s3_client import forget_clients, make_client
 from jobs.node.request import Request
 from render.models.adapter import ModelFacts
 from tests.support.buckets import Bucket, credentials
@@ -25,10 +25,10 @@ LONG_STEPS = 48
 
 @pytest.fixture
 def bucket(swift: Bucket) -> Iterator[Bucket]:
-    make_client.cache_clear()
+    forget_clients()
     with credentials(swift):
         yield swift
-    make_client.cache_clear()
+    forget_clients()
 
 
 @pytest.fixture
