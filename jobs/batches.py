@@ -16,7 +16,9 @@ from typing import Any
 
 import yaml
 
+from jobs.state.submission import Asked
 from render.errors import BadInput
+from render.models.folder import read_facts, resolve_model
 from render.spec import Spec, parse_size
 
 ENDINGS = (".csv", ".jsonl", ".yaml", ".yml")
@@ -87,6 +89,38 @@ class BatchReader:
         if "size" in wanted:
             wanted["width"], wanted["height"] = parse_size(str(wanted.pop("size")))
         return wanted
+
+
+def check_batch(reader: BatchReader) -> tuple[int, list[BadRow]]:
+    """Read the whole file once before anything is queued; models are looked at too: good rows, bad ones."""
+    good, bad, models = 0, [], dict[str, str | None]()
+    for row in reader:
+        if isinstance(row, BadRow):
+            bad.append(row)
+            continue
+        problem = models[row.spec.model] if row.spec.model in models else model_problem(row.spec.model)
+        models[row.spec.model] = problem
+        if problem is None:
+            good += 1
+        else:
+            bad.append(BadRow(line=row.line, custom_id=row.custom_id, problem=problem))
+    return good, bad
+
+
+def asked_rows(reader: BatchReader) -> Iterator[Asked]:
+    """The good rows, to be submitted."""
+    for row in reader:
+        if isinstance(row, Row) and model_problem(row.spec.model) is None:
+            yield Asked(row=row.line, custom_id=row.custom_id, spec=row.spec)
+
+
+def model_problem(model: str) -> str | None:
+    """Why a model cannot be used, in one sentence; None when it can."""
+    try:
+        read_facts(resolve_model(model))
+    except BadInput as exc:
+        return str(exc)
+    return None
 
 
 def _template_words(template: str | None) -> frozenset[str]:

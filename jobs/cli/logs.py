@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from infra.settings import default_home
 from jobs.cli.farm_options import farm_options, print_json
 from jobs.errors import JobError
-from jobs.farm import Farm, logs_folder
+from jobs.farm import Farm
+from jobs.node.log import log_files
 from jobs.state.machine import ENDED
 from jobs.state.queries import find_job, show_job
 
@@ -27,15 +27,14 @@ def logs(farm: Farm, as_json: bool, job: str, attempt: int | None, follow: bool)
     """Show a job's logs: those of this machine live, those of others once an attempt has ended."""
     with farm.database.read() as connection:
         found = find_job(connection, job)
-    name = f"{found}-{'*' if attempt is None else f'{attempt:04d}'}-*.log"
     if as_json:
-        files = _files(farm, name)
+        files = log_files(farm.settings, found, attempt)
         print_json({"job": found, "logs": {path.name: path.read_text(errors="replace") for path in files}})
         return
     shown: dict[str, int] = {}
     over = False
     while True:
-        for path in _files(farm, name):
+        for path in log_files(farm.settings, found, attempt):
             _print_new(path, shown)
         if over or not follow:
             break
@@ -45,16 +44,6 @@ def logs(farm: Farm, as_json: bool, job: str, attempt: int | None, follow: bool)
         time.sleep(_LAST_WORDS_S if over else _LOOK_S)
     if not shown:
         raise JobError(f"there are no logs of job {found} here yet; chorale show {found} tells its state")
-
-
-def _files(farm: Farm, name: str) -> list[Path]:
-    """By attempt; a file that is here and among the collected ones is taken once, from here."""
-    collected = {path.name: path for path in logs_folder(farm.settings).glob(name)}
-    return [path for _, path in sorted((collected | {p.name: p for p in _own().glob(name)}).items())]
-
-
-def _own() -> Path:
-    return default_home() / "logs"
 
 
 def _print_new(path: Path, shown: dict[str, int]) -> None:

@@ -18,6 +18,7 @@ from jobs.cli.plan import plan
 from jobs.cli.queues import batches, queues
 from jobs.cli.render import render
 from jobs.cli.report import estimate_command, report
+from jobs.cli.serve import serve
 from jobs.cli.submit import submit_command
 from jobs.cli.verify import verify
 from jobs.cli.watch import wait, watch
@@ -40,7 +41,7 @@ def cli() -> None:
 
 _ONE_IMAGE = (render, plan, verify, export, doctor)
 _JOBS = (submit_command, list_command, show, watch, wait, logs, cancel, pause, resume, retry, priority)
-_FARM = (queues, batches, estimate_command, report, nodes, drain, undrain, agent, up, gc)
+_FARM = (queues, batches, estimate_command, report, nodes, drain, undrain, agent, up, serve, gc)
 for _command in (*_ONE_IMAGE, *_JOBS, *_FARM):
     cli.add_command(_command)
 

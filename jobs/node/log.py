@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from infra.settings import Settings, default_home
+from jobs.farm import logs_folder
 from jobs.state.attempts import Assignment
 
 
@@ -52,3 +54,11 @@ class AttemptLog:
 def log_name(job: str, fence: int, node: str) -> str:
     """Name of the file; sorts by attempt."""
     return f"{job}-{fence:04d}-{node}.log"
+
+
+def log_files(settings: Settings, job: str, attempt: int | None = None) -> list[Path]:
+    """A job's logs by attempt; a file that is here and among the collected ones is taken once, from here."""
+    name = f"{job}-{'*' if attempt is None else f'{attempt:04d}'}-*.log"
+    collected = {path.name: path for path in logs_folder(settings).glob(name)}
+    own = {path.name: path for path in (default_home() / "logs").glob(name)}
+    return [path for _, path in sorted((collected | own).items())]

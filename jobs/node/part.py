@@ -17,6 +17,7 @@ from jobs.farm import Farm, images_folder, logs_folder
 from jobs.image_folder import finished_image, marker_text
 from jobs.node.hardware import gpu_count, interface_of
 from jobs.node.heart import Heart, patiently
+from jobs.node.live import Live
 from jobs.node.log import AttemptLog
 from jobs.node.request import CHECKPOINT_S, Request
 from jobs.node.torchrun import RankGroup, Rendezvous
@@ -53,6 +54,7 @@ class Part:
     """What the group shall render after this, claimed already."""
     _heart: Heart = field(init=False)
     _log: AttemptLog = field(init=False)
+    _live: Live = field(default_factory=Live)
     _finished: bool = False
     _stages: int = 1
     _heard: bool = False
@@ -221,6 +223,7 @@ class Part:
                 self._heart.progress = 0.95 * (before + 4.0 ** news["stage"] * share) / whole
         elif news["kind"] == "tiles" and self.claimed.place == 0:
             self._heart.publishing = True
+        self._heart.live = self._live.hear(news, self._heart.progress)
 
     def _tick(self) -> bool:
         """Should the ranks stop after their step? Raises `Superseded` when this attempt has been ended."""

@@ -143,7 +143,7 @@ class _Rank:
 
 
 def _voice(report: Reporter) -> Callable[[dict[str, Any]], None]:
-    """Every rank works on the same steps; one on each node telling is enough. Each has its own tiles."""
+    """Every rank works on the same steps; one on each node tells of them, the others only of their share."""
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
 
     def say(news: dict[str, Any]) -> None:
@@ -152,6 +152,8 @@ def _voice(report: Reporter) -> Callable[[dict[str, Any]], None]:
                 report.insist(news)
         elif local_rank == 0 or news["kind"] == "tiles":
             report(news)
+        elif news["kind"] == "step":
+            report(news | {"kind": "share"})
 
     return say
 

@@ -36,6 +36,8 @@ class Filter:
     owner: str | None = None
     batch: str | None = None
     job: str | None = None
+    search: str | None = None
+    """A part of the prompt, or the beginning of the id."""
 
     def on(self, statement: Select[Any]) -> Select[Any]:
         if self.states:
@@ -50,6 +52,10 @@ class Filter:
             statement = statement.where(
                 jobs.c.id.in_(select(entries.c.job).where(entries.c.batch == self.batch))
             )
+        if self.search:
+            prompt = jobs.c.spec["prompt"].as_string()
+            by_id = (jobs.c.id >= self.search) & (jobs.c.id < self.search + "g")
+            statement = statement.where(prompt.icontains(self.search, autoescape=True) | by_id)
         return statement
 
 
