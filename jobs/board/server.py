@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import webbrowser
 from collections.abc import Callable
@@ -37,14 +38,13 @@ def serve(farm: Farm, host: str, port: int, opened: str | None, say: Callable[[s
         server_header=False,
         timeout_graceful_shutdown=_LAST_WORDS_S,
     )
+    # uvicorn ends in order, and then raises the signal again; for us that is the end that was asked for.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     say(f"the board is at {address}; Ctrl-C stops it")
     if opened is not None:
         webbrowser.open(address + opened.removeprefix("/"))
-    try:
-        _Server(config, board).run(sockets=[listening])
-    except KeyboardInterrupt:
-        # uvicorn has ended in order, and then raises again what it was ended by.
-        return
+    _Server(config, board).run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):

@@ -13,6 +13,7 @@ from infra.broker import embedded_redis
 from infra.errors import BadSetting
 from infra.settings import Settings, default_home, read_settings
 from jobs.cli.farm_options import farm_options, print_json, print_table
+from jobs.cli.serve import PORT, board_beside
 from jobs.farm import Farm, images_folder, open_farm
 from jobs.node.agent import Agent
 from jobs.node.hardware import gpu_count, smallest_vram_bytes
@@ -37,14 +38,17 @@ def agent(name: str | None, slots: int | None, address: str | None, database_url
 
 @click.command(epilog="Example: chorale up --slots 2")
 @click.option("--slots", type=click.IntRange(1, 1024), default=None, help="Ranks at once. [GPUs, else cores]")
-def up(slots: int | None) -> None:
-    """Run a whole farm on this machine until Ctrl-C: embedded database and broker, one node."""
+@click.option("--port", type=click.IntRange(0, 65_535), default=PORT, show_default=True, help="The board's.")
+@click.option("--board/--no-board", default=True, show_default=True, help="Serve the board too.")
+def up(slots: int | None, port: int, board: bool) -> None:
+    """Run a whole farm on this machine until Ctrl-C: embedded database and broker, one node, the board."""
     settings = replace(read_settings({}), database_url="")
     with open_farm(settings) as farm, embedded_redis(default_home() / "broker") as broker_url:
         made = _agent(farm, slots, broker_url)
         click.echo(f"a farm of {made.slots} slots; images go to {images_folder(settings)}", err=True)
         click.echo('submit to it from another terminal: chorale submit "a red vase on marble"', err=True)
-        _run(made)
+        with board_beside(farm, port if board else None):
+            _run(made)
 
 
 @click.command(epilog="Example: chorale nodes --json")

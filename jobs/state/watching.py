@@ -112,8 +112,15 @@ def living_jobs(connection: Connection, limit: int) -> list[dict[str, Any]]:
         .where(attempts.c.job.in_([row["id"] for row in found]), attempts.c.ended.is_(None))
         .where(members.c.place == 0)
     )
-    live = {row.job: row.live for row in connection.execute(told)}
+    live = {row.job: complete(row.live) for row in connection.execute(told)}
     return [row | {"live": live.get(row["id"])} for row in found]
+
+
+def complete(live: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a node's ranks are at with every name there; None until they have begun with a stage."""
+    if not live or "stages" not in live:
+        return None
+    return {"step_seconds": None, "seconds_left": None, "ranks": {}} | live
 
 
 def attempts_of(connection: Connection, job: str) -> list[dict[str, Any]]:
@@ -128,7 +135,7 @@ def attempts_of(connection: Connection, job: str) -> list[dict[str, Any]]:
     for row in connection.execute(statement):
         facts = {name: row._mapping[name] for name in ("fence", "created", "ended", "reason", "failed_node")}
         attempt = found.setdefault(row.fence, facts | {"members": []})
-        attempt["members"].append({"node": row.node, "slots": row.slots, "live": row.live})
+        attempt["members"].append({"node": row.node, "slots": row.slots, "live": complete(row.live)})
     return list(found.values())
 
 

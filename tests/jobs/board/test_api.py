@@ -1,0 +1,121 @@
+"""The API does what the command line does, and no input makes it fall over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+
+from infra.database import Database
+from jobs.board.app import status_of
+from jobs.errors import KNOWN
+from jobs.state.queries import Filter
+from jobs.state.schema import upgrade
+from jobs.state.submission import Asked, Terms, submit
+from jobs.state.watching import Cursor, page_jobs
+from render.spec import Spec
+from tests.support.board import RunningBoard
+
+
+@pytest.fixture
+def schema(quiet_board: RunningBoard) -> Any:
+    return schemathesis.openapi.from_url(f"{quiet_board.address}api/v1/openapi.json")
+
+
+from_board = schemathesis.pytest.from_fixture("schema")
+
+
+@from_board.parametrize()
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
+def test_no_input_makes_a_server_error(case: Any) -> None:
+    case.call_and_validate(checks=[not_a_server_error])
+
+
+def test_a_job_from_submission_to_cancelling(quiet_board: RunningBoard) -> None:
+    ask = quiet_board.ask
+    image = {"prompt": "an api vase", "size": "128x128", "queue": "api", "priority": 70}
+    made = ask("/api/v1/jobs", "POST", image)
+    assert (made.status, made.json["new"], made.json["queue"]) == (201, 1, "api")
+    job = made.json["job"]
+    assert ask("/api/v1/jobs", "POST", image).json["known"] == 1, "the same image is the same job"
+    for verb, state in (
+        ("pause", "paused"),
+        ("resume", "queued"),
+        ("cancel", "cancelled"),
+        ("retry", "queued"),
+    ):
+        assert ask(f"/api/v1/jobs/{job[:9]}/{verb}", "POST").json["state"] == state
+    refused = ask(f"/api/v1/jobs/{job}/resume", "POST")
+    assert refused.status == 409 and "is queued" in refused.json["error"]
+    assert ask(f"/api/v1/jobs/{job}/priority", "PUT", {"priority": 5}).status == 200
+    shown = ask(f"/api/v1/jobs/{job}").json
+    assert (shown["priority"], [event["new"] for event in shown["events"]][-1]) == (5, "queued")
+    assert ask("/api/v1/jobs/cancel", "POST", {"queue": "api"}).json["jobs"] == 1
+    assert {row["id"] for row in ask("/api/v1/jobs?queue=api").json["jobs"]} == {job}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "part"),
+    [
+        ({"prompt": "x", "size": "100x100"}, 400, "multiple of 8"),
+        ({"prompt": " "}, 400, "prompt"),
+        ({"prompt": "x", "seed": -1}, 400, "seed"),
+        ({"prompt": "x", "model": "/etc"}, 400, "new to this farm"),
+        ({"prompt": "x", "deadline": "soon"}, 400, "deadline"),
+        ({"prompt": "half \ud800"}, 400, "not text"),
+        ({"prompt": "x", "colour": "red"}, 422, "colour"),
+        ({"prompt": "x", "priority": 101}, 422, "priority"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(
+    quiet_board: RunningBoard, body: dict[str, Any], status: int, part: str
+) -> None:
+    before = quiet_board.ask("/api/v1/batches").json
+    answer = quiet_board.ask("/api/v1/jobs", "POST", body)
+    assert answer.status == status and part in answer.json["error"]
+    assert quiet_board.ask("/api/v1/batches").json == before
+
+
+def test_every_known_error_has_a_status() -> None:
+    def all_below(kind: type[Exception]) -> list[type[Exception]]:
+        return [kind, *(each for below in kind.__subclasses__() for each in all_below(below))]
+
+    for kind in (each for root in KNOWN for each in all_below(root)):
+        assert 400 <= status_of(kind.__new__(kind)) < 600
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Any:
+    database = Database(f"sqlite:///{tmp_path / 'many.db'}")
+    upgrade(database)
+    specs = (Spec(prompt=f"vase {number % 7}%", seed=number, width=128, height=128) for number in range(57))
+    asked = (Asked(row=number, custom_id=str(number), spec=spec) for number, spec in enumerate(specs))
+    submit(database, asked, "many", Terms(owner="anna"))
+    yield database
+    database.close()
+
+
+@pytest.mark.parametrize(
+    "wanted", [Filter(), Filter(states=("queued",)), Filter(search="E 3%"), Filter(owner="b")]
+)
+def test_pages_hold_every_job_once_there_and_back(many: Database, wanted: Filter) -> None:
+    with many.read() as connection:
+        whole = [row["id"] for row in page_jobs(connection, wanted, 1000).jobs]
+        there, place, pages = [], None, []
+        while True:
+            page = page_jobs(connection, wanted, 10, after=place)
+            pages.append(page)
+            there += [row["id"] for row in page.jobs]
+            if page.older is None:
+                break
+            place = Cursor.parse(str(page.older))
+        assert there == whole and len(set(whole)) == len(whole)
+        assert len(whole) == {"E 3%": 8}.get(wanted.search or "", 0 if wanted.owner else 57)
+        if len(pages) > 1:
+            assert pages[-1].newer is not None
+            back = page_jobs(connection, wanted, 10, before=pages[-1].newer)
+            assert back.jobs == pages[-2].jobs
