@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from bench import farm, image, panorama, seams
+from bench import board, farm, image, panorama, seams
 from bench.table import as_markdown, write_section
 
 SECTIONS = {
@@ -17,6 +17,7 @@ SECTIONS = {
     "seams": ("Seams", seams.rows),
     "memory": ("Memory", image.memory_rows),
     "farm": ("Farm", farm.rows),
+    "board": ("Board", board.rows),
     "large": ("Large pictures", image.large_rows),
 }
 

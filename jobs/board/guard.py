@@ -10,6 +10,7 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,6 +20,7 @@ LARGEST_BODY = 1 << 20
 LARGEST_UPLOAD = 16 << 20
 """Bytes of a request; a batch file comes as an upload."""
 _UPLOADS = ("/submit/batch",)
+_TOO_LARGE = "the request is too large"
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _PUBLIC = ("/healthz", "/login", "/static/")
 _OPENSEADRAGON = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"
@@ -41,10 +43,6 @@ _HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-
-
-class TooLarge(Exception):
-    """A body that is longer than it may be."""
 
 
 @dataclass
@@ -70,10 +68,7 @@ class Guard:
         if refusal is not None:
             await refusal(scope, receive, answer)
             return
-        try:
-            await self.app(scope, _limited(receive, _limit(scope["path"])), answer)
-        except TooLarge:
-            await _refuse(scope, 413, "the request is too large")(scope, receive, answer)
+        await self.app(scope, _limited(receive, _limit(scope["path"])), answer)
 
     def _who(self, headers: Headers) -> tuple[Session | None, Role | None]:
         kind, _, token = headers.get("authorization", "").partition(" ")
@@ -88,7 +83,7 @@ class Guard:
             # Another site's name that leads to this machine: what a rebinding attack looks like.
             return _refuse(scope, 421, f"this board answers to localhost, not to {host[:100]!r}")
         if int_or_none(headers.get("content-length")) > _limit(path):
-            return _refuse(scope, 413, "the request is too large")
+            return _refuse(scope, 413, _TOO_LARGE)
         if scope["method"] not in _SAFE and not _same_origin(headers, host):
             return _refuse(scope, 403, "the request comes from another site")
         if path.startswith(_PUBLIC):
@@ -164,7 +159,7 @@ def _limited(receive: Receive, limit: int) -> Receive:
         message = await receive()
         seen += len(message.get("body", b""))
         if seen > limit:
-            raise TooLarge
+            raise HTTPException(413, _TOO_LARGE)
         return message
 
     return counted

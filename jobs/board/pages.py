@@ -290,7 +290,7 @@ def batch_list(board: Board, request: Request) -> dict[str, Any]:
 @shown("/batches/{batch}", "batch.html")
 def contact_sheet(board: Board, request: Request) -> dict[str, Any]:
     batch, after = request.path_params["batch"], request.query_params.get("after", "-1")
-    if not after.removeprefix("-").isdigit() or len(after) > 9:
+    if not (after.isascii() and after.removeprefix("-").isdigit() and len(after) < 10):
         raise BadInput("after", after[:40], "is not the number of a row")
     with board.farm.database.read() as connection:
         known = show_batch(connection, batch)

@@ -65,6 +65,8 @@ def _listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        # Whoever comes from now on waits a moment, instead of being turned away.
+        listening.listen()
     except OSError as exc:
         listening.close()
         problem = f"cannot be listened at ({exc.strerror}); use another --port, or 0 for any"

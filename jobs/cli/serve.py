@@ -19,7 +19,7 @@ PORT = 8470
 _STOP_S = 10.0
 
 
-@click.command(epilog="Examples: chorale serve; chorale serve --port 9000 --open")
+@click.command(epilog="Examples: chorale serve; chorale serve --port 9000")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=PORT, show_default=True, help="0 takes any.")
 @click.option("--open", "opened", is_flag=True, help="Open it in this machine's browser.")
