@@ -16,7 +16,7 @@ from jobs.state.leases import wait_for_placing
 from jobs.state.machine import STATES
 from jobs.state.nodes import list_nodes, set_draining
 from jobs.state.queries import Filter, count_jobs, job_ids, list_batches, show_job
-from jobs.state.queues import set_queue
+from jobs.state.queues import DEFAULT_PRIORITY, set_queue
 from jobs.state.submission import MOST_RANKS, Terms, parse_moment
 from jobs.state.watching import Cursor, attempts_of, batch_rows, page_jobs, show_batch
 from render.spec import parse_size
@@ -99,10 +99,10 @@ class Draining(_Strict):
 class Rules(_Strict):
     """Rules of a queue; what is left out stays as it is."""
 
-    priority: int | None = Field(None, ge=0, le=100)
+    priority: int = Field(DEFAULT_PRIORITY, ge=0, le=100)
     group_limit: int | None = Field(None, ge=1, le=100_000)
     time_window: str | None = Field(None, max_length=100, examples=["22:00-07:00 Europe/Paris"])
-    paused: bool | None = None
+    paused: bool = False
 
 
 def _board(request: Request) -> Board:
@@ -210,6 +210,7 @@ def change_queue(board: Here, name: Name, rules: Rules) -> dict[str, Any]:
     """Make a queue, or change some of its rules."""
     with board.farm.database.write() as connection:
         set_queue(connection, name, rules.model_dump(exclude_unset=True))
+    board.forget("queues", "estimate")
     return {"queue": name}
 
 

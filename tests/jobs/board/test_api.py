@@ -35,6 +35,9 @@ def test_no_input_makes_a_server_error(quiet_board: RunningBoard) -> None:
             case.call_and_validate(checks=[not_a_server_error])
 
         attack()
+    # What was taken must not spoil what is read later.
+    for path in ("queues", "jobs", "batches", "nodes", "estimate"):
+        assert quiet_board.ask(f"/api/v1/{path}").status == 200
 
 
 def test_a_job_from_submission_to_cancelling(quiet_board: RunningBoard) -> None:
@@ -80,6 +83,20 @@ def test_mistakes_are_told_in_one_sentence(
     answer = quiet_board.ask("/api/v1/jobs", "POST", body)
     assert answer.status == status and part in answer.json["error"]
     assert quiet_board.ask("/api/v1/batches").json == before
+
+
+def test_a_queue_s_rules_are_changed_one_by_one(quiet_board: RunningBoard) -> None:
+    def rules(change: dict[str, Any]) -> dict[str, Any]:
+        assert quiet_board.ask("/api/v1/queues/late", "PUT", change).status == 200
+        (queue,) = (each for each in quiet_board.ask(path).json["queues"] if each["name"] == "late")
+        return {name: queue[name] for name in ("priority", "time_window", "paused")}
+
+    path = "/api/v1/queues"
+    assert rules({"priority": 60, "time_window": "22:00-07:00 Europe/Paris"})["priority"] == 60
+    assert quiet_board.ask(f"{path}/late", "PUT", {"time_window": "late"}).status == 400
+    assert quiet_board.ask(f"{path}/late", "PUT", {"paused": None}).status == 422
+    changed = {"priority": 60, "time_window": None, "paused": True}
+    assert rules({"time_window": None, "paused": True}) == changed
 
 
 def test_every_known_error_has_a_status() -> None:
