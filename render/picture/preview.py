@@ -19,8 +19,8 @@ from render.plan.stages import Stage
 from render.sink import Sink
 
 KEY = "work/preview.webp"
-_LARGEST_SIDE = 1024
-"""Stages above this are not shown: one rank alone would decode for too long."""
+_LARGEST_SIDE = 512
+"""Larger stages are not shown, but for the first one: one rank alone decodes, and the others wait for it."""
 _DECODE_SIDE = 64
 """Of its decode tiles, in latents."""
 _QUALITY = 85
@@ -37,7 +37,7 @@ class Preview:
     def takes(self, stage: Stage) -> bool:
         """Is this stage small enough, and the one before stored?"""
         stored = self._storing is None or self._storing.done()
-        return stored and max(stage.width, stage.height) <= _LARGEST_SIDE
+        return stored and (stage.index == 0 or max(stage.width, stage.height) <= _LARGEST_SIDE)
 
     def show(self, finished: Piece, adapter: Adapter, device: torch.device) -> None:
         """Decode a finished stage, all of it, and store its picture beside the next steps."""
