@@ -131,12 +131,15 @@ def list_jobs(
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     after: Text = None,
 ) -> dict[str, Any]:
-    """Jobs, the newest first. `next` is the `after` of the next page; it is null on the last."""
+    """Jobs, the newest first. `next` is the `after` of the next page; it is null on the last.
+
+    `counts` says how many jobs are in each state; it is null for a search, which reads no more than it must.
+    """
     wanted = Filter(states=tuple(state or ()), queue=queue, owner=owner, batch=batch, search=search)
     cursor = Cursor.parse(after) if after else None
     with board.farm.database.read() as connection:
         page = page_jobs(connection, wanted, limit, after=cursor)
-        counts = count_jobs(connection, wanted)
+        counts = None if search else count_jobs(connection, wanted)
     return {"jobs": page.jobs, "counts": counts, "next": str(page.older) if page.older else None}
 
 
@@ -202,7 +205,7 @@ def give_priority(board: Here, job: str, wanted: Priority) -> dict[str, Any]:
 @router.get("/queues", tags=["farm"])
 def queues(board: Here) -> dict[str, Any]:
     """Queues: rules, jobs by state, what the last hour brought, and whether what waits fits."""
-    return {"queues": board.queues()}
+    return {"queues": board.outlook()}
 
 
 @router.put("/queues/{name}", tags=["farm"])
@@ -210,7 +213,7 @@ def change_queue(board: Here, name: Name, rules: Rules) -> dict[str, Any]:
     """Make a queue, or change some of its rules."""
     with board.farm.database.write() as connection:
         set_queue(connection, name, rules.model_dump(exclude_unset=True))
-    board.forget("queues", "estimate")
+    board.forget_queues()
     return {"queue": name}
 
 

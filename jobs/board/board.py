@@ -74,16 +74,20 @@ class Board:
         return found.digest, found.root
 
     def queues(self) -> list[dict[str, Any]]:
-        """All queues: rules, jobs by state, what was finished within the last hour, and the estimate."""
+        """All queues: their rules, and their jobs by state."""
         return self._remember("queues", _QUEUES_S, self._queues)
+
+    def outlook(self) -> list[dict[str, Any]]:
+        """The queues, with what was finished of each within the last hour, and the estimate."""
+        return self._remember("outlook", _QUEUES_S, self._outlook)
 
     def estimates(self) -> list[dict[str, Any]]:
         """What `chorale estimate` tells, at most some seconds old."""
         return self._remember("estimate", _ESTIMATE_S, self._estimates)
 
-    def forget(self, *names: str) -> None:
+    def forget_queues(self) -> None:
         """Look anew at what has just been changed."""
-        for name in names:
+        for name in ("queues", "outlook", "estimate"):
             self._kept.pop(name, None)
 
     def unfinished_preview(self, digest: str) -> int | None:
@@ -110,9 +114,13 @@ class Board:
                 raise BadInput("model", model[:120], "is new to this farm; chorale submit its first image")
 
     def _queues(self) -> list[dict[str, Any]]:
-        estimates = {line["queue"]: line for line in self.estimates()}
         with self.farm.database.read() as connection:
-            rates, known = queue_rates(connection), list_queues(connection)
+            return list_queues(connection)
+
+    def _outlook(self) -> list[dict[str, Any]]:
+        estimates, known = {line["queue"]: line for line in self.estimates()}, self.queues()
+        with self.farm.database.read() as connection:
+            rates = queue_rates(connection)
         nothing = {"images": 0, "megapixels": 0.0}
         return [
             queue | {"hour": rates.get(queue["name"], nothing), "estimate": estimates.get(queue["name"])}

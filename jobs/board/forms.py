@@ -92,7 +92,7 @@ async def steer_queue(request: Request, name: str) -> Response:
 def _steer_queue(board: Board, request: Request, form: dict[str, Any]) -> Response:
     with board.farm.database.write() as connection:
         set_queue(connection, request.path_params["name"][:64], {"paused": form.get("paused") == "yes"})
-    board.forget("queues", "estimate")
+    board.forget_queues()
     return _look_at("/")
 
 

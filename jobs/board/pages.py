@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
 from sqlalchemy import select
-from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
-from infra.errors import ServiceError, StoreError
+from infra.errors import StoreError
 from jobs.board import reference
 from jobs.board.board import Board
 from jobs.board.images import manifest_key
 from jobs.board.regions import regions_of
-from jobs.board.templating import live_part, page
-from jobs.errors import JobError
+from jobs.board.streams import shown
+from jobs.board.templating import page
 from jobs.node.log import log_files
 from jobs.state.actions import VERBS
 from jobs.state.machine import HOLDING, STATES
@@ -41,10 +39,6 @@ from render.errors import BadInput
 from render.models.folder import BUILTIN
 from render.spec import BLENDS, DTYPES, FORMATS, SAMPLERS, Spec
 
-Look = Callable[[Board, Request], dict[str, Any]]
-_LOOK_S = 1.0
-_STILL_EVERY = 15
-"""A stream without news says so after so many looks, and keeps proxies from closing it."""
 _ROWS = 50
 _PICTURES = 120
 _LOG_BYTES = 40_000
@@ -52,56 +46,17 @@ _LOG_BYTES = 40_000
 router = APIRouter(include_in_schema=False)
 
 
-def shown(path: str, template: str) -> Callable[[Look], Look]:
-    """Serve what a look gives as the page at `path`, and its live part as a stream at `/live` + path."""
-
-    def register(look: Look) -> Look:
-        def whole(request: Request) -> Response:
-            return page(request, template, look(request.app.state.board, request))
-
-        def stream(request: Request) -> Response:
-            return StreamingResponse(_news(request, template, look), media_type="text/event-stream")
-
-        router.add_api_route(path, whole, methods=["GET"])
-        router.add_api_route("/live" + path.rstrip("/"), stream, methods=["GET"])
-        return look
-
-    return register
-
-
-async def _news(request: Request, template: str, look: Look) -> AsyncIterator[str]:
-    """The page's live part, again whenever it has changed."""
-    board: Board = request.app.state.board
-    last, silent = "", 0
-    while not (board.ending.is_set() or await request.is_disconnected()):
-        try:
-            part = await run_in_threadpool(lambda: live_part(request, template, look(board, request)))
-        except (ServiceError, StoreError, JobError):
-            # The database is away, or the job is gone: the page stays as it was.
-            part = last
-        silent = 0 if part != last else silent + 1
-        if part != last:
-            yield f"data: {json.dumps(part)}\n\n"
-        elif silent % _STILL_EVERY == 0:
-            yield ": still here\n\n"
-        last = part
-        for _ in range(4):
-            await asyncio.sleep(_LOOK_S / 4)
-            if board.ending.is_set():
-                return
-
-
 def problem(request: Request, status: int, text: str) -> Response:
     """A page that says what went wrong."""
     return page(request, "problem.html", {"status": status, "text": text}, status)
 
 
-@shown("/", "queues.html")
+@shown(router, "/", "queues.html")
 def queues(board: Board, request: Request) -> dict[str, Any]:
     with board.farm.database.read() as connection:
         living, nodes, done = living_jobs(connection, 12), list_nodes(connection), newest_done(connection, 12)
     up = [node for node in nodes if node["up"]]
-    known = board.queues()
+    known = board.outlook()
     counts = {state: sum(queue["jobs"].get(state, 0) for queue in known) for state in STATES}
     return {
         "queues": known,
@@ -114,7 +69,7 @@ def queues(board: Board, request: Request) -> dict[str, Any]:
     }
 
 
-@shown("/jobs", "jobs.html")
+@shown(router, "/jobs", "jobs.html")
 def job_list(board: Board, request: Request) -> dict[str, Any]:
     given = {
         name: request.query_params.get(name, "")[:200] for name in ("state", "queue", "owner", "batch", "q")
@@ -142,6 +97,7 @@ def job_list(board: Board, request: Request) -> dict[str, Any]:
         "jobs": found.jobs,
         "counts": counts,
         "given": given,
+        "states": STATES,
         "queue_names": [queue["name"] for queue in board.queues()],
         "link": link,
         "newer": None if found.newer is None else link(before=str(found.newer)),
@@ -149,13 +105,17 @@ def job_list(board: Board, request: Request) -> dict[str, Any]:
     }
 
 
-def _counts(board: Board, connection: Any, wanted: Filter) -> dict[str, int]:
-    """By state, whatever state is asked for; the queues' own counts where nothing else is asked."""
-    if not (wanted.search or wanted.owner or wanted.batch or wanted.queue):
+def _counts(board: Board, connection: Any, wanted: Filter) -> dict[str, int] | None:
+    """By state, whatever state is asked for; the queues' own counts where nothing else is asked.
+
+    None for a search: it ends as soon as a page is full, and counting would have to read every job.
+    """
+    if wanted.search:
+        return None
+    if not (wanted.owner or wanted.batch or wanted.queue):
         known = board.queues()
         return {state: sum(queue["jobs"].get(state, 0) for queue in known) for state in STATES}
-    everything = Filter(queue=wanted.queue, owner=wanted.owner, batch=wanted.batch, search=wanted.search)
-    return count_jobs(connection, everything)
+    return count_jobs(connection, replace(wanted, states=()))
 
 
 def _states(text: str) -> tuple[str, ...]:
@@ -177,7 +137,7 @@ class _Links:
         return f"{self._path}?{urlencode(values)}" if values else self._path
 
 
-@shown("/jobs/{job}", "job.html")
+@shown(router, "/jobs/{job}", "job.html")
 def one_job(board: Board, request: Request) -> dict[str, Any]:
     found = board.job(request.path_params["job"])
     with board.farm.database.read() as connection:
@@ -281,13 +241,13 @@ def _with(done: list[dict[str, Any]], pair: list[dict[str, Any] | None]) -> list
     return list(chosen.values())
 
 
-@shown("/batches", "batches.html")
+@shown(router, "/batches", "batches.html")
 def batch_list(board: Board, request: Request) -> dict[str, Any]:
     with board.farm.database.read() as connection:
         return {"batches": list_batches(connection, 100)}
 
 
-@shown("/batches/{batch}", "batch.html")
+@shown(router, "/batches/{batch}", "batch.html")
 def contact_sheet(board: Board, request: Request) -> dict[str, Any]:
     batch, after = request.path_params["batch"], request.query_params.get("after", "-1")
     if not (after.isascii() and after.removeprefix("-").isdigit() and len(after) < 10):
@@ -299,7 +259,7 @@ def contact_sheet(board: Board, request: Request) -> dict[str, Any]:
     return {"batch": known, "rows": rows[:_PICTURES], "more": more, "first": after == "-1"}
 
 
-@shown("/nodes", "nodes.html")
+@shown(router, "/nodes", "nodes.html")
 def node_list(board: Board, request: Request) -> dict[str, Any]:
     held = (
         select(
