@@ -127,9 +127,13 @@ def _template_words(template: str | None) -> frozenset[str]:
     if template is None:
         return frozenset()
     try:
-        names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        fields_of = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as exc:
         raise BadInput("template", template, f"is not valid ({exc}); write {{column}} for a column") from exc
+    names = {str(name) for _, name, _, _ in fields_of}
+    if any(form or conversion for _, _, form, conversion in fields_of):
+        # {color:>9999999999} would be a prompt of ten gigabytes.
+        raise BadInput("template", template, "formats a column; write nothing but its name in the braces")
     if not names or not all(name.isidentifier() for name in names):
         raise BadInput("template", template, "names no columns; write e.g. a photo of a {color} {product}")
     return frozenset(names)

@@ -84,8 +84,8 @@ _TERMS = ("queue", "owner", "priority", "ranks", "not_before", "deadline")
 class Many(_Strict):
     """Which jobs: all of a batch or of a queue that the verb can be done to."""
 
-    batch: str | None = Field(None, max_length=32)
-    queue: str | None = Field(None, max_length=64)
+    batch: Name | None = None
+    queue: Name | None = None
 
 
 class Priority(_Strict):

@@ -14,7 +14,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
-from jobs.batches import ENDINGS, BadRow, BatchReader, asked_rows, check_batch
+from jobs.batches import BadRow, BatchReader, asked_rows, check_batch
 from jobs.board import pages
 from jobs.board.api import WHO
 from jobs.board.board import Board
@@ -34,6 +34,8 @@ _TEXT = ("prompt", "negative_prompt", "sampler", "model", "blend", "dtype", "for
 _WHOLE = ("seed", "steps", "quality", "window_batch", "tile_size")
 _REAL = ("guidance_scale", "strength")
 _FIELDS, _SHOWN = 60, 8
+_ENDINGS = (".csv", ".jsonl")
+"""Not YAML: a few lines of it can stand for more than any memory holds."""
 
 router = APIRouter(include_in_schema=False)
 Work = Callable[[Board, Request, dict[str, Any]], Response]
@@ -50,7 +52,11 @@ async def _taken(request: Request, work: Work) -> Response:
 
 
 def _values(form: FormData) -> dict[str, Any]:
-    return {name: value if isinstance(value, UploadFile) else value.strip() for name, value in form.items()}
+    """Texts without blanks around them, nor null bytes, which no database takes."""
+    return {
+        name: value if isinstance(value, UploadFile) else value.replace("\0", "").strip()
+        for name, value in form.items()
+    }
 
 
 @router.post("/jobs/{job}/do")
@@ -143,8 +149,10 @@ def _submitted_batch(board: Board, form: dict[str, Any]) -> str:
     """Check the whole file, then queue it; raises `BadInput`, and nothing is queued then."""
     file = form.get("file")
     if not isinstance(file, UploadFile) or not file.filename:
-        raise BadInput("file", None, f"is missing; choose a {', '.join(ENDINGS)}")
+        raise BadInput("file", None, f"is missing; choose a {' or '.join(_ENDINGS)}")
     terms, name = _terms(form), Path(file.filename).name[:200]
+    if Path(name).suffix.lower() not in _ENDINGS:
+        raise BadInput("file", name, f"is neither of {' nor '.join(_ENDINGS)}; chorale submit takes YAML too")
     with tempfile.TemporaryDirectory(prefix="chorale-batch-") as folder:
         path = Path(folder) / f"batch{Path(name).suffix.lower()}"
         path.write_bytes(file.file.read())

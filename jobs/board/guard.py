@@ -82,6 +82,8 @@ class Guard:
         if self.access.open and not is_loopback(_name_of(host)):
             # Another site's name that leads to this machine: what a rebinding attack looks like.
             return _refuse(scope, 421, f"this board answers to localhost, not to {host[:100]!r}")
+        if "\0" in path or b"%00" in scope["query_string"]:
+            return _refuse(scope, 400, "the address holds a null byte, which no name here does")
         if int_or_none(headers.get("content-length")) > _limit(path):
             return _refuse(scope, 413, _TOO_LARGE)
         if scope["method"] not in _SAFE and not _same_origin(headers, host):

@@ -156,7 +156,7 @@ def one_job(board: Board, request: Request) -> dict[str, Any]:
         "facts": facts,
         "attempts": tries,
         "live": live,
-        "ranks": _ranks(living),
+        "ranks": _ranks(newest),
         "world": ranks,
         "regions": regions_of(known["spec"], ranks, (live or {}).get("stage")),
         "manifest": manifest,
@@ -167,7 +167,7 @@ def one_job(board: Board, request: Request) -> dict[str, Any]:
 
 
 def _ranks(attempt: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The ranks of a living attempt: number, node, seconds by phase, blocks."""
+    """The ranks of an attempt, as they have last told: number, node, seconds by phase, blocks."""
     if attempt is None:
         return []
     found = [
