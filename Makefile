@@ -5,8 +5,8 @@ READY := .venv/.ready
 
 .PHONY: demo test check bench chaos clean
 
-demo: $(READY)  ## a small farm renders a picture with two ranks, verifies it, says where it is
-	@$(BIN)/python examples/demo.py
+demo: $(READY)  ## a small farm renders a picture with two ranks, verifies it; OPEN=1 shows it in a browser
+	@OPEN=$(OPEN) $(BIN)/python examples/demo.py
 
 test: $(READY)  ## the whole test suite
 	@$(BIN)/python -m pytest $(ARGS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from bench import farm, image, metrics, panorama, seams, store
+from bench import board, farm, image, metrics, panorama, seams, store
 from bench.table import as_markdown, write_section
 
 SECTIONS = {
@@ -21,6 +21,7 @@ SECTIONS = {
     "store": ("Object store: requests", store.request_rows),
     "uploads": ("Object store: uploads beside a render", store.upload_rows),
     "faults": ("Object store: faults", store.fault_lines),
+    "board": ("Board", board.rows),
     "large": ("Large pictures", image.large_rows),
 }
 

@@ -16,7 +16,9 @@ from typing import Any
 
 import yaml
 
+from jobs.state.submission import Asked
 from render.errors import BadInput
+from render.models.folder import read_facts, resolve_model
 from render.spec import Spec, beside, parse_size
 
 ENDINGS = (".csv", ".jsonl", ".yaml", ".yml")
@@ -50,6 +52,8 @@ class BatchReader:
     template: str | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
+    names_files: bool = True
+    """Rows may name files of this machine; not where they come from elsewhere."""
 
     def __iter__(self) -> Iterator[Row | BadRow]:
         words = _template_words(self.template)
@@ -86,16 +90,54 @@ class BatchReader:
             wanted[name] = _parsed(name, value)
         if "size" in wanted:
             wanted["width"], wanted["height"] = parse_size(str(wanted.pop("size")))
+        if "init" in wanted and not self.names_files:
+            raise BadInput("init", wanted["init"], "is a file; use chorale submit")
         return beside(self.path, wanted)
+
+
+def check_batch(reader: BatchReader) -> tuple[int, list[BadRow]]:
+    """Read the whole file once before anything is queued; models are looked at too: good rows, bad ones."""
+    good, bad, models = 0, [], dict[str, str | None]()
+    for row in reader:
+        if isinstance(row, BadRow):
+            bad.append(row)
+            continue
+        problem = models[row.spec.model] if row.spec.model in models else model_problem(row.spec.model)
+        models[row.spec.model] = problem
+        if problem is None:
+            good += 1
+        else:
+            bad.append(BadRow(line=row.line, custom_id=row.custom_id, problem=problem))
+    return good, bad
+
+
+def asked_rows(reader: BatchReader) -> Iterator[Asked]:
+    """The good rows, to be submitted."""
+    for row in reader:
+        if isinstance(row, Row) and model_problem(row.spec.model) is None:
+            yield Asked(row=row.line, custom_id=row.custom_id, spec=row.spec)
+
+
+def model_problem(model: str) -> str | None:
+    """Why a model cannot be used, in one sentence; None when it can."""
+    try:
+        read_facts(resolve_model(model))
+    except BadInput as exc:
+        return str(exc)
+    return None
 
 
 def _template_words(template: str | None) -> frozenset[str]:
     if template is None:
         return frozenset()
     try:
-        names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        fields_of = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as exc:
         raise BadInput("template", template, f"is not valid ({exc}); write {{column}} for a column") from exc
+    names = {str(name) for _, name, _, _ in fields_of}
+    if any(form or conversion for _, _, form, conversion in fields_of):
+        # {color:>9999999999} would be a prompt of ten gigabytes.
+        raise BadInput("template", template, "formats a column; write nothing but its name in the braces")
     if not names or not all(name.isidentifier() for name in names):
         raise BadInput("template", template, "names no columns; write e.g. a photo of a {color} {product}")
     return frozenset(names)

@@ -27,6 +27,7 @@ from render.errors import Stopped
 from render.models.adapter import Adapter
 from render.picture.blocks import make_cut
 from render.picture.manifest import build_manifest, check_picture, write_manifest
+from render.picture.preview import Preview
 from render.picture.pyramid import publish_pyramid
 from render.picture.records import Records, forget_records
 from render.plan.geometry import Rect
@@ -78,6 +79,7 @@ def render_latents(
     on_news: OnNews = lambda news: None,
     regroup: Regroup | None = None,
     keeper: Keeper | None = None,
+    preview: Preview | None = None,
 ) -> Denoised:
     """Denoise all stages of the cascade, from the keeper's checkpoint on if it has one.
 
@@ -103,7 +105,7 @@ def render_latents(
             canvas = [found.canvas(loop.tiling(group).boxes[group.rank], group, device)]
             found = None
         else:
-            canvas = [_start(loop, done, group)]
+            canvas = [_start(loop, done, group, preview)]
         seconds["enlarge"] += time.perf_counter() - started
         report = _StepReporter(stage, on_news, seconds)
         seat = loop.run(
@@ -128,12 +130,17 @@ def _grant(keeper: Keeper, stage: int, seat: Seat, wish: int) -> None:
         raise Stopped(f"stopped after step {seat.step} of stage {stage}; what is done is kept")
 
 
-def _start(loop: StageLoop, below: Denoised | None, group: Group) -> Canvas:
+def _start(loop: StageLoop, below: Denoised | None, group: Group, preview: Preview | None) -> Canvas:
     """The rank's part of a stage's canvas before its first step."""
     stage, facts, seed = loop.stage, loop.adapter.facts, loop.spec.seed
     box = loop.tiling(group).boxes[group.rank]
     if below is not None:
-        piece = below.piece(area_to_enlarge(below.seat.tiling.grid, stage, facts, group))
+        grid = below.seat.tiling.grid
+        # One gather for both: a rank that shows the stage below only asks for all of it.
+        shown = preview is not None and group.rank == 0 and preview.takes(below.seat.loop.stage)
+        piece = below.piece(grid.whole if shown else area_to_enlarge(grid, stage, facts, group))
+        if preview is not None and shown:
+            preview.show(piece, loop.adapter, loop.device)
         init = loop.spec.init
         # A stage larger than the picture finds no detail in it.
         source = init if init is not None and stage.width <= init.width else None
@@ -164,8 +171,16 @@ def render_image(
     published (NaN, flat), `OSError` and the sink's own errors when tiles cannot be written.
     """
     started = time.perf_counter()
+    preview = None if keeper is None else Preview(sink)
     denoised = render_latents(
-        spec, adapter, group, device=device, on_news=on_news, regroup=regroup, keeper=keeper
+        spec,
+        adapter,
+        group,
+        device=device,
+        on_news=on_news,
+        regroup=regroup,
+        keeper=keeper,
+        preview=preview,
     )
     group, seconds = denoised.group, denoised.seconds
     cut = make_cut(spec, adapter.facts)
@@ -198,6 +213,8 @@ def render_image(
             keeper.close()
             sink.delete(CHECKPOINT)
             forget_records(sink, cut)
+        if preview is not None:
+            preview.forget()
     report = ImageReport(digest=manifest["digest"], root=manifest["root"], manifest=manifest, seconds=elapsed)
     rest = tiles.since_last(pyramid.seconds)
     on_news(

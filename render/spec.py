@@ -206,6 +206,9 @@ def _check_text(spec: Spec) -> None:
         value = getattr(spec, name)
         if not isinstance(value, str):
             raise BadInput(name, value, "is not text; put it in quotes")
+        # Half a surrogate pair, which JSON can write, has no bytes; a null byte no database takes.
+        if any(0xD800 <= ord(sign) <= 0xDFFF or sign == "\0" for sign in value):
+            raise BadInput(name, ascii(value)[:80], "holds characters that are not text; leave them out")
     if not spec.prompt.strip():
         raise BadInput("prompt", spec.prompt, "is empty; say what to render")
     if not spec.model.strip():

@@ -19,6 +19,7 @@ from jobs.cli.plan import plan
 from jobs.cli.queues import batches, queues
 from jobs.cli.render import render
 from jobs.cli.report import estimate_command, report
+from jobs.cli.serve import serve
 from jobs.cli.store import store
 from jobs.cli.submit import submit_command
 from jobs.cli.upscale import upscale
@@ -43,7 +44,7 @@ def cli() -> None:
 
 _ONE_IMAGE = (render, upscale, plan, verify, export, download_command, doctor)
 _JOBS = (submit_command, list_command, show, watch, wait, logs, cancel, pause, resume, retry, priority)
-_FARM = (queues, batches, estimate_command, report, nodes, drain, undrain, agent, up, store, gc)
+_FARM = (queues, batches, estimate_command, report, nodes, drain, undrain, agent, up, serve, store, gc)
 for _command in (*_ONE_IMAGE, *_JOBS, *_FARM):
     cli.add_command(_command)
 

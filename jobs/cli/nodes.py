@@ -15,6 +15,7 @@ from infra.ledger import DEFAULT_ADDRESS
 from infra.settings import Settings, default_home, read_settings
 from infra.store.open import check_reach
 from jobs.cli.farm_options import farm_options, print_json, print_table
+from jobs.cli.serve import PORT, board_beside
 from jobs.farm import Farm, open_farm, open_images
 from jobs.node.agent import Agent
 from jobs.node.hardware import gpu_count, smallest_vram_bytes
@@ -55,15 +56,18 @@ def agent(
 
 @click.command(epilog="Example: chorale up --slots 2")
 @click.option("--slots", type=click.IntRange(1, 1024), default=None, help="Ranks at once. [GPUs, else cores]")
+@click.option("--port", type=click.IntRange(0, 65_535), default=PORT, show_default=True, help="The board's.")
+@click.option("--board/--no-board", default=True, show_default=True, help="Serve the board too.")
 @_metrics_option
-def up(slots: int | None, metrics_address: str | None) -> None:
-    """Run a whole farm on this machine until Ctrl-C: embedded database and broker, one node."""
+def up(slots: int | None, port: int, board: bool, metrics_address: str | None) -> None:
+    """Run a whole farm on this machine until Ctrl-C: embedded database and broker, one node, the board."""
     settings = replace(read_settings({"metrics_address": metrics_address}), database_url="")
     with open_farm(settings) as farm, embedded_redis(default_home() / "broker") as broker_url:
         made = _agent(farm, slots, broker_url)
         click.echo(f"a farm of {made.slots} slots; images go to {open_images(settings).url()}", err=True)
         click.echo('submit to it from another terminal: chorale submit "a red vase on marble"', err=True)
-        _run(made)
+        with board_beside(farm, port if board else None):
+            _run(made)
 
 
 @click.command(epilog="Example: chorale nodes --json")

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from jobs.batches import ENDINGS, BadRow, BatchReader, Row
+from jobs.batches import ENDINGS, BadRow, BatchReader, asked_rows, check_batch
 from jobs.cli.farm_options import farm_options, print_json, whoami
 from jobs.cli.spec_options import given_values, spec_options
 from jobs.farm import Farm, open_images
 from jobs.inputs import keep_inputs
-from jobs.state.submission import Asked, Receipt, Terms, submit
+from jobs.state.submission import Asked, Receipt, Terms, parse_moment, parse_ranks, submit
 from render.errors import BadInput
 from render.models.folder import read_facts, resolve_model
 from render.spec import Spec
@@ -62,10 +61,10 @@ def submit_command(
         options["prompt"] = None
         ignored = frozenset(name.strip() for name in ignore.split(",") if name.strip())
         reader = BatchReader(path=source, template=template, defaults=given_values(options), ignored=ignored)
-        good, bad = _check(reader)
+        good, bad = check_batch(reader)
         if bad and not skip_bad:
             raise _refusal(source, bad, as_json)
-        asked: Iterator[Asked] = _asked(reader)
+        asked: Iterator[Asked] = asked_rows(reader)
         name = source.name
     else:
         spec = Spec.from_mapping(given_values(options))
@@ -80,56 +79,14 @@ def submit_command(
 
 
 def _terms(options: dict[str, Any]) -> Terms:
-    ranks = options.pop("ranks")
-    if ranks != "auto" and not (ranks.isascii() and ranks.isdigit() and 1 <= int(ranks) <= 1024):
-        raise BadInput("ranks", ranks, "is not auto or a whole number from 1 to 1024")
     return Terms(
         owner=options.pop("owner") or whoami(),
         queue=options.pop("queue"),
         priority=options.pop("priority"),
-        ranks=None if ranks == "auto" else int(ranks),
-        not_before=_moment("not_before", options.pop("not_before")),
-        deadline=_moment("deadline", options.pop("deadline")),
+        ranks=parse_ranks(options.pop("ranks")),
+        not_before=parse_moment("not_before", options.pop("not_before")),
+        deadline=parse_moment("deadline", options.pop("deadline")),
     )
-
-
-def _moment(name: str, text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        return datetime.fromisoformat(text).astimezone().timestamp()
-    except ValueError as exc:
-        raise BadInput(name, text, "is not a date and time; use e.g. 2026-11-21T22:00+01:00") from exc
-
-
-def _check(reader: BatchReader) -> tuple[int, list[BadRow]]:
-    """Read the whole file once before anything is queued; models are looked at too."""
-    good, bad, models = 0, [], dict[str, str | None]()
-    for row in reader:
-        if isinstance(row, BadRow):
-            bad.append(row)
-            continue
-        problem = models[row.spec.model] if row.spec.model in models else _model_problem(row.spec.model)
-        models[row.spec.model] = problem
-        if problem is None:
-            good += 1
-        else:
-            bad.append(BadRow(line=row.line, custom_id=row.custom_id, problem=problem))
-    return good, bad
-
-
-def _model_problem(model: str) -> str | None:
-    try:
-        read_facts(resolve_model(model))
-    except BadInput as exc:
-        return str(exc)
-    return None
-
-
-def _asked(reader: BatchReader) -> Iterator[Asked]:
-    for row in reader:
-        if isinstance(row, Row) and _model_problem(row.spec.model) is None:
-            yield Asked(row=row.line, custom_id=row.custom_id, spec=row.spec)
 
 
 def _refusal(source: Path, bad: list[BadRow], as_json: bool) -> BadInput:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
@@ -42,6 +42,8 @@ class Heart:
     part: Assignment
     progress: float | None = None
     """Share of the work that is done; told to the farm with the next beat."""
+    live: dict[str, Any] | None = None
+    """What this node's ranks are at, for people who watch; told with the next beat."""
     publishing: bool = False
     """All steps are done; told to the farm with the next beat."""
     stopping: bool = False
@@ -61,7 +63,7 @@ class Heart:
         while not self._still.wait(BEAT_S) and self.lost is None:
             try:
                 with self.database.write() as connection:
-                    verdict = beat(connection, self.part, self.progress)
+                    verdict = beat(connection, self.part, self.progress, self.live)
                     if self.publishing and verdict == "go on":
                         publish(connection, self.part)
             except LostRace as exc:

@@ -19,6 +19,7 @@ from jobs.image_store import claim, finished_image
 from jobs.inputs import fetch_input
 from jobs.node.hardware import gpu_count, interface_of
 from jobs.node.heart import Heart, patiently
+from jobs.node.live import Live
 from jobs.node.log import AttemptLog
 from jobs.node.part_meter import PartMeter
 from jobs.node.request import CHECKPOINT_S, PATIENCE_S, Request
@@ -57,6 +58,7 @@ class Part:
     _heart: Heart = field(init=False)
     _log: AttemptLog = field(init=False)
     _meter: PartMeter = field(init=False)
+    _live: Live = field(default_factory=Live)
     _finished: bool = False
     _stages: int = 1
     _heard: bool = False
@@ -244,6 +246,7 @@ class Part:
                 self._heart.progress = 0.95 * (before + 4.0 ** news["stage"] * share) / whole
         elif news["kind"] == "tiles" and self.claimed.place == 0:
             self._heart.publishing = True
+        self._heart.live = self._live.hear(news, self._heart.progress)
 
     def _tick(self) -> bool:
         """Should the ranks stop after their step? Raises `Superseded` when this attempt has been ended."""

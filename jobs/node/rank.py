@@ -160,8 +160,8 @@ class _Rank:
 
 
 def _voice(report: Reporter, measure: RankMeter) -> Callable[[dict[str, Any]], None]:
-    """Every rank works on the same steps; one on each node telling is enough. Each has its own tiles, and is
-    measured by itself."""
+    """Every rank works on the same steps; one on each node tells of them, the others only of their share.
+    Each has its own tiles, and is measured by itself."""
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
 
     def say(news: dict[str, Any]) -> None:
@@ -171,6 +171,8 @@ def _voice(report: Reporter, measure: RankMeter) -> Callable[[dict[str, Any]], N
                 report.insist(news)
         elif local_rank == 0 or news["kind"] == "tiles":
             report(news)
+        elif news["kind"] == "step":
+            report(news | {"kind": "share"})
 
     return say
 

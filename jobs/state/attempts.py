@@ -167,14 +167,20 @@ def offered(connection: Connection, last: Assignment) -> tuple[str | None, bool]
     return None, True
 
 
-def beat(connection: Connection, part: Assignment, progress: float | None = None) -> Verdict:
-    """Renew the member's lease, and hear how the attempt stands."""
+def beat(
+    connection: Connection,
+    part: Assignment,
+    progress: float | None = None,
+    live: dict[str, Any] | None = None,
+) -> Verdict:
+    """Renew the member's lease, say what its ranks are at, and hear how the attempt stands."""
     ours = (jobs.c.id == part.job) & (jobs.c.fence == part.fence)
     state = connection.execute(select(jobs.c.state).where(ours)).scalar()
     if state not in (*HOLDING, *_INTERRUPTED):
         return "leave"
+    told = {} if live is None else {"live": live}
     held = connection.execute(
-        update(members).where(_held(part), _living(part.attempt)).values(lease_until=now() + LEASE_S)
+        update(members).where(_held(part), _living(part.attempt)).values(lease_until=now() + LEASE_S, **told)
     )
     if held.rowcount != 1:
         return "leave"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import ColumnElement, Connection, Select, Text, cast, func, select
 
 from jobs.errors import UnknownJob
 from jobs.state.machine import STATES
@@ -36,6 +37,8 @@ class Filter:
     owner: str | None = None
     batch: str | None = None
     job: str | None = None
+    search: str | None = None
+    """A part of the prompt, or the beginning of the id."""
 
     def on(self, statement: Select[Any]) -> Select[Any]:
         if self.states:
@@ -50,7 +53,18 @@ class Filter:
             statement = statement.where(
                 jobs.c.id.in_(select(entries.c.job).where(entries.c.batch == self.batch))
             )
+        if self.search:
+            by_id = (jobs.c.id >= self.search) & (jobs.c.id < self.search + "g")
+            statement = statement.where(_prompt_holds(self.search) | by_id)
         return statement
+
+
+def _prompt_holds(text: str) -> ColumnElement[bool]:
+    holds: ColumnElement[bool] = jobs.c.spec["prompt"].as_string().icontains(text, autoescape=True)
+    if not text.isascii():
+        return holds
+    # Looking through the spec as it is written costs a third of taking each one apart.
+    return cast(jobs.c.spec, Text).icontains(json.dumps(text)[1:-1], autoescape=True) & holds
 
 
 def list_jobs(connection: Connection, wanted: Filter, limit: int) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ def set_queue(connection: Connection, name: str, rules: dict[str, Any]) -> None:
 
     Raises `BadInput` for a window that is none.
     """
-    if rules.get("time_window"):
+    if rules.get("time_window") is not None:
         rules = rules | {"time_window": str(TimeWindow.parse(rules["time_window"]))}
     known = connection.execute(select(queues.c.name).where(queues.c.name == name)).first()
     if known is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from functools import lru_cache
 from itertools import islice
 from operator import itemgetter
@@ -17,6 +18,7 @@ from infra.database import Database, insert_unless_there, now
 from jobs.state.leases import wait_for_placing
 from jobs.state.machine import change
 from jobs.state.tables import batches, entries, events, jobs
+from render.errors import BadInput
 from render.models.adapter import ModelFacts
 from render.models.folder import read_facts, resolve_model
 from render.plan.plan import make_plan
@@ -24,6 +26,7 @@ from render.spec import Spec
 
 MOST_AUTO_RANKS = 64
 """Above this a group's borders cost more than another rank brings."""
+MOST_RANKS = 1024
 _AT_A_TIME = 400
 _TERMS = ("owner", "queue", "priority", "least_ranks", "most_ranks", "memory_bytes", "not_before", "deadline")
 
@@ -38,6 +41,23 @@ class Terms:
     ranks: int | None = None
     not_before: float | None = None
     deadline: float | None = None
+
+
+def parse_ranks(text: str) -> int | None:
+    """`auto` (None) or a number of ranks; raises `BadInput`."""
+    if text != "auto" and not (text.isascii() and text.isdigit() and 1 <= int(text) <= MOST_RANKS):
+        raise BadInput("ranks", text, f"is not auto or a whole number from 1 to {MOST_RANKS}")
+    return None if text == "auto" else int(text)
+
+
+def parse_moment(name: str, text: str | None) -> float | None:
+    """A date and time in ISO 8601 as seconds since the epoch; raises `BadInput`."""
+    if not text:
+        return None
+    try:
+        return datetime.fromisoformat(text).astimezone().timestamp()
+    except (ValueError, OverflowError, OSError) as exc:
+        raise BadInput(name, text, "is not a date and time; use e.g. 2026-11-21T22:00+01:00") from exc
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,6 +90,8 @@ jobs = Table(
     Index(None, "state", "queue", "created"),
     Index(None, "state", "queue", "owner", "priority", "created"),
     Index(None, "created"),
+    # The newest of a state, page by page.
+    Index(None, "state", "created"),
 )
 
 entries = Table(
@@ -153,6 +155,8 @@ members = Table(
     Column("ready", Boolean, nullable=False, default=False),
     Column("claimed_by", String(64)),
     Column("lease_until", Double),
+    # What its ranks are at: stage, step, seconds by rank and phase. For people who watch, not for decisions.
+    Column("live", JSON),
 )
 
 rates = Table(

@@ -75,7 +75,7 @@ def test_a_file_that_is_no_batch_is_refused(tmp_path: Path, name: str, text: str
         read(tmp_path / name, text)
 
 
-@pytest.mark.parametrize("template", ["plain", "{", "{0}", "{a.b}"])
+@pytest.mark.parametrize("template", ["plain", "{", "{0}", "{a.b}", "{a:>9999999999}", "{a!r}"])
 def test_a_template_that_names_no_columns_is_refused(tmp_path: Path, template: str) -> None:
     with pytest.raises(BadInput, match="template"):
         read(tmp_path / "b.csv", "a\n1\n", template=template)

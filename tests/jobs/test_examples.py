@@ -1,5 +1,6 @@
 """Every example in the README and in the commands' help is run, with sizes made small and ids made real."""
 
+import http.client
 import os
 import re
 import shlex
@@ -11,11 +12,12 @@ import pytest
 
 from infra.store.local import LocalStore
 from jobs.cli.main import cli
+from jobs.cli.serve import PORT
 from tests.support.buckets import Bucket, credentials
 from tests.support.cli import CHORALE, last_json, start, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
-FOREVER = ("agent", "up")
+FOREVER = ("agent", "up", "serve")
 """Commands that run until they are stopped."""
 SMALL = (("--size", "128x128"), ("--steps", "1"))
 
@@ -95,7 +97,7 @@ def test_the_example_works(home: Home, line: str) -> None:
     words = shlex.split(line)[1:]
     if words[0] in FOREVER:
         process = start(*_own_address(words), **home.environment)
-        wait_until(lambda: any(node["up"] for node in _nodes(home)), 30)
+        wait_until(lambda: _answers(words) if words[0] == "serve" else _has_a_node(home), 30)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
         assert process.returncode == 0
@@ -130,6 +132,17 @@ def _own_address(words: list[str]) -> list[str]:
     return ["127.0.0.1" if word == "10.0.0.11" else word for word in words]
 
 
-def _nodes(home: Home) -> list[dict[str, object]]:
-    nodes: list[dict[str, object]] = last_json(home.run("nodes", "--json").stdout)["nodes"]
-    return nodes
+def _has_a_node(home: Home) -> bool:
+    return any(node["up"] for node in last_json(home.run("nodes", "--json").stdout)["nodes"])
+
+
+def _answers(words: list[str]) -> bool:
+    port = int(words[words.index("--port") + 1]) if "--port" in words else PORT
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()

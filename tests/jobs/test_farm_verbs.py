@@ -105,6 +105,7 @@ def test_queues_are_made_shown_and_deleted(capsys: pytest.CaptureFixture[str]) -
         (("show", "ffff"), "not known"),
         (("cancel",), "job"),
         (("queues", "q", "--window", "late"), "window: 'late'"),
+        (("queues", "q", "--window", ""), "window: ''"),
         (("queues", "q", "--share", "anna"), "share: 'anna'"),
         (("queues", "--pause"), "queue"),
         (("list", "--database-url", "nonsense"), "database_url"),

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from render.errors import BadInput
 from render.spec import BLENDS, DTYPES, SAMPLERS, Spec, parse_size, read_spec_file
 
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 SPECS = st.builds(
     Spec,
-    prompt=st.text(min_size=1).filter(str.strip),
-    negative_prompt=st.text(),
+    prompt=TEXT.filter(str.strip),
+    negative_prompt=TEXT,
     width=st.integers(1, 2000).map(lambda side: side * 8),
     height=st.integers(1, 2000).map(lambda side: side * 8),
     seed=st.integers(0, 2**63 - 1),
@@ -46,6 +47,12 @@ def test_the_digest_is_fixed() -> None:
     assert Spec(prompt="a red vase").digest("model") == (
         "ecf40cd9ea3d11da261ec48a5fdcc70f1a409f2eb07a87928e0ff030c6d8ded9"
     )
+
+
+@pytest.mark.parametrize("text", ["a\0vase", "half a pair \ud83d"])
+def test_what_is_no_text_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="not text"):
+        Spec(prompt=text)
 
 
 def test_defaults_are_written_out() -> None:

@@ -1,0 +1,258 @@
+"""The REST API under /api/v1: what the command line does to jobs, by the same functions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.board.board import Board
+from jobs.estimate import estimate
+from jobs.logs import LogReader
+from jobs.state.actions import VERBS, act, act_on_all, set_priority
+from jobs.state.leases import wait_for_placing
+from jobs.state.machine import STATES
+from jobs.state.nodes import list_nodes, set_draining
+from jobs.state.queries import Filter, count_jobs, job_ids, list_batches, show_job
+from jobs.state.queues import DEFAULT_PRIORITY, set_queue
+from jobs.state.submission import MOST_RANKS, Terms, parse_moment
+from jobs.state.watching import Cursor, attempts_of, batch_rows, page_jobs, show_batch
+from render.spec import parse_size
+
+WHO = "the board"
+State = Literal["queued", "placing", "rendering", "publishing", "done", "paused", "failed", "cancelled"]
+Verb = Literal["cancel", "pause", "resume", "retry"]
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w .@/+-]+$")]
+assert set(State.__args__) == set(STATES) and set(Verb.__args__) == set(VERBS)  # type: ignore[attr-defined]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Image(_Strict):
+    """One image to render. What is left out has the default that `chorale render --help` tells."""
+
+    prompt: str
+    negative_prompt: str | None = None
+    size: str | None = Field(
+        None, description="WIDTHxHEIGHT in pixels, multiples of 8.", examples=["1024x1024"]
+    )
+    seed: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+    model: str | None = Field(None, description="builtin, or a model that this farm has met already.")
+    blend: str | None = None
+    dtype: str | None = None
+    format: str | None = None
+    quality: int | None = None
+    strength: float | None = None
+    window_batch: int | None = None
+    tile_size: int | None = None
+    queue: Name = "default"
+    owner: Name = WHO
+    priority: int | None = Field(None, ge=0, le=100)
+    ranks: int | None = Field(None, ge=1, le=MOST_RANKS, description="As many as are useful unless told.")
+    not_before: str | None = Field(None, description="Earliest start, e.g. 2026-11-21T22:00+01:00.")
+    deadline: str | None = Field(None, description="When it should be done, in the same form.")
+
+    def terms(self) -> Terms:
+        """How it is to be run; raises `BadInput`."""
+        return Terms(
+            owner=self.owner,
+            queue=self.queue,
+            priority=self.priority,
+            ranks=self.ranks,
+            not_before=parse_moment("not_before", self.not_before),
+            deadline=parse_moment("deadline", self.deadline),
+        )
+
+    def spec_values(self) -> dict[str, Any]:
+        """What decides the pixels, by the spec's own names; raises `BadInput` for a size that is none."""
+        values = self.model_dump(exclude_none=True, exclude=set(_TERMS) | {"size"})
+        if self.size is not None:
+            values["width"], values["height"] = parse_size(self.size)
+        return values
+
+
+_TERMS = ("queue", "owner", "priority", "ranks", "not_before", "deadline")
+
+
+class Many(_Strict):
+    """Which jobs: all of a batch or of a queue that the verb can be done to."""
+
+    batch: Name | None = None
+    queue: Name | None = None
+
+
+class Priority(_Strict):
+    priority: int = Field(ge=0, le=100)
+
+
+class Draining(_Strict):
+    draining: bool
+
+
+class Rules(_Strict):
+    """Rules of a queue; what is left out stays as it is."""
+
+    priority: int = Field(DEFAULT_PRIORITY, ge=0, le=100)
+    group_limit: int | None = Field(None, ge=1, le=100_000)
+    time_window: str | None = Field(None, max_length=100, examples=["22:00-07:00 Europe/Paris"])
+    paused: bool = False
+
+
+def _board(request: Request) -> Board:
+    board: Board = request.app.state.board
+    return board
+
+
+Here = Annotated[Board, Depends(_board)]
+Text = Annotated[str | None, Query(max_length=200)]
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "A value that cannot be; `error` says which, and what to do."},
+    404: {"description": "There is no such thing."},
+    409: {"description": "The job is in a state that does not allow it."},
+}
+router = APIRouter(prefix="/api/v1", responses=_ERRORS)
+
+
+@router.get("/jobs", tags=["jobs"])
+def list_jobs(
+    board: Here,
+    state: Annotated[list[State] | None, Query()] = None,
+    queue: Text = None,
+    owner: Text = None,
+    batch: Text = None,
+    search: Text = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    after: Text = None,
+) -> dict[str, Any]:
+    """Jobs, the newest first. `next` is the `after` of the next page; it is null on the last.
+
+    `counts` says how many jobs are in each state; it is null for a search, which reads no more than it must.
+    """
+    wanted = Filter(states=tuple(state or ()), queue=queue, owner=owner, batch=batch, search=search)
+    cursor = Cursor.parse(after) if after else None
+    with board.farm.database.read() as connection:
+        page = page_jobs(connection, wanted, limit, after=cursor)
+        counts = None if search else count_jobs(connection, wanted)
+    return {"jobs": page.jobs, "counts": counts, "next": str(page.older) if page.older else None}
+
+
+@router.post("/jobs", tags=["jobs"], status_code=201)
+def submit_image(board: Here, image: Image) -> dict[str, Any]:
+    """Queue an image. The same image asked for twice is one job."""
+    terms = image.terms()
+    receipt = board.submit(image.spec_values(), terms)
+    with board.farm.database.read() as connection:
+        (row,) = batch_rows(connection, receipt.batch, 1)
+    return asdict(receipt) | {"queue": terms.queue, "job": row["id"]}
+
+
+@router.get("/jobs/{job}", tags=["jobs"])
+def one_job(board: Here, job: str) -> dict[str, Any]:
+    """All that is known of a job, its history and attempts included. `job` may be the beginning of an id."""
+    found = board.job(job)
+    with board.farm.database.read() as connection:
+        return show_job(connection, found) | {"attempts_made": attempts_of(connection, found)}
+
+
+@router.get("/jobs/{job}/logs", tags=["jobs"])
+def logs(
+    board: Here, job: str, attempt: Annotated[int | None, Query(ge=1, le=9999)] = None
+) -> dict[str, Any]:
+    """What the supervisors and ranks of a job's attempts have said."""
+    found = board.job(job)
+    read = LogReader(board.store(), found, attempt).new(collected=True)
+    return {"job": found, "logs": {name: text.decode(errors="replace") for name, text in read}}
+
+
+@router.post("/jobs/{job}/{verb}", tags=["jobs"])
+def steer(board: Here, job: str, verb: Verb) -> dict[str, Any]:
+    """Cancel, pause, resume or retry a job."""
+    found = board.job(job)
+    with board.farm.database.write() as connection:
+        wait_for_placing(connection)
+        act(connection, verb, found, WHO)
+    return {"job": found, "verb": verb, "state": VERBS[verb][1]}
+
+
+@router.post("/jobs/{verb}", tags=["jobs"])
+def steer_many(board: Here, verb: Verb, many: Many) -> dict[str, Any]:
+    """The same for all jobs of a batch or a queue that it can be done to."""
+    if many.batch is None and many.queue is None:
+        return {"verb": verb, "jobs": 0, "state": VERBS[verb][1]}
+    wanted = Filter(states=VERBS[verb][0], batch=many.batch, queue=many.queue)
+    with board.farm.database.read() as connection:
+        chosen = job_ids(connection, wanted)
+    done = act_on_all(board.farm.database, verb, chosen, WHO)
+    return {"verb": verb, "jobs": done, "state": VERBS[verb][1]}
+
+
+@router.put("/jobs/{job}/priority", tags=["jobs"])
+def give_priority(board: Here, job: str, wanted: Priority) -> dict[str, Any]:
+    """Give a job a priority of its own, instead of its queue's."""
+    found = board.job(job)
+    with board.farm.database.write() as connection:
+        set_priority(connection, found, wanted.priority)
+    return {"job": found, "priority": wanted.priority}
+
+
+@router.get("/queues", tags=["farm"])
+def queues(board: Here) -> dict[str, Any]:
+    """Queues: rules, jobs by state, what the last hour brought, and whether what waits fits."""
+    return {"queues": board.outlook()}
+
+
+@router.put("/queues/{name}", tags=["farm"])
+def change_queue(board: Here, name: Name, rules: Rules) -> dict[str, Any]:
+    """Make a queue, or change some of its rules."""
+    with board.farm.database.write() as connection:
+        set_queue(connection, name, rules.model_dump(exclude_unset=True))
+    board.forget_queues()
+    return {"queue": name}
+
+
+@router.get("/batches", tags=["farm"])
+def batches(board: Here, limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> dict[str, Any]:
+    """The newest batches and the states of their jobs."""
+    with board.farm.database.read() as connection:
+        return {"batches": list_batches(connection, limit)}
+
+
+@router.get("/batches/{batch}", tags=["farm"])
+def one_batch(
+    board: Here,
+    batch: str,
+    after: Annotated[int, Query(ge=-1, le=2**31 - 1)] = -1,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> dict[str, Any]:
+    """A batch, and its rows from the one after `after` on."""
+    with board.farm.database.read() as connection:
+        return show_batch(connection, batch) | {"rows": batch_rows(connection, batch, limit, after)}
+
+
+@router.get("/nodes", tags=["farm"])
+def nodes(board: Here) -> dict[str, Any]:
+    """Nodes: slots in use, and whether they have been heard of lately."""
+    with board.farm.database.read() as connection:
+        return {"nodes": list_nodes(connection)}
+
+
+@router.put("/nodes/{name}", tags=["farm"])
+def drain(board: Here, name: str, wanted: Draining) -> dict[str, Any]:
+    """Place nothing more on a node, or place on it again."""
+    with board.farm.database.write() as connection:
+        set_draining(connection, name, wanted.draining)
+    return {"node": name, "draining": wanted.draining}
+
+
+@router.get("/estimate", tags=["farm"])
+def estimates(board: Here) -> dict[str, Any]:
+    """When each queue will be empty, from measured rates, and whether that fits its window."""
+    with board.farm.database.read() as connection:
+        return {"queues": estimate(connection)}

@@ -1,0 +1,84 @@
+"""Pictures through the board: tiles, previews and manifests, straight from the store, whoever owns that."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from infra.errors import StoreMissing
+from jobs.board.board import UNFINISHED, Board
+from render.picture.manifest import KEY as MANIFEST
+
+TYPES = {
+    "png": "image/png",
+    "webp": "image/webp",
+    "jpg": "image/jpeg",
+    "dzi": "application/xml",
+    "json": "application/json",
+}
+_KEY = re.compile(
+    r"image_files/\d{1,2}/\d{1,5}_\d{1,5}\.(?:png|webp|jpg)|image\.dzi|preview\.webp|manifest\.json"
+)
+_RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
+_FOREVER = "private, max-age=31536000, immutable"
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.api_route("/jobs/{job}/image/{key:path}", methods=["GET", "HEAD"])
+def image_file(request: Request, job: str, key: str) -> Response:
+    """A file of a finished image; it never changes, and caches may keep it."""
+    if not _KEY.fullmatch(key):
+        return Response(status_code=404)
+    board: Board = request.app.state.board
+    digest, root = board.image_of(job)
+    if root is None:
+        raise StoreMissing(f"the image of job {job} is not finished")
+    tag = f'"{hashlib.sha256(f"{root} {key}".encode()).hexdigest()[:32]}"'
+    headers = {"etag": tag, "cache-control": _FOREVER, "accept-ranges": "bytes"}
+    if tag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return _part(request, board.store().get(f"{digest}/{key}"), key, headers)
+
+
+@router.get("/jobs/{job}/preview")
+def preview(request: Request, job: str) -> Response:
+    """The newest picture of an image, finished or not; 404 while there is none."""
+    board: Board = request.app.state.board
+    digest, root = board.image_of(job)
+    key = "preview.webp" if root is not None else UNFINISHED
+    return Response(board.store().get(f"{digest}/{key}"), media_type=TYPES["webp"])
+
+
+def small_picture(row: dict[str, Any]) -> str | None:
+    """Where a done job's small picture is: the largest level of its pyramid that is one small tile."""
+    if row["root"] is None:
+        return None
+    top = (max(row["width"], row["height"]) - 1).bit_length()
+    level = min(8, top, (row["tile_size"]).bit_length() - 1)
+    ending = "jpg" if row["format"] == "jpeg" else row["format"]
+    return f"/jobs/{row['id']}/image/image_files/{level}/0_0.{ending}"
+
+
+def manifest_key(digest: str) -> str:
+    return f"{digest}/{MANIFEST}"
+
+
+def _part(request: Request, data: bytes, key: str, headers: dict[str, str]) -> Response:
+    """All of it, or the one range that was asked for; other forms of ranges get all of it, as they may."""
+    kind = TYPES[key.rpartition(".")[2]]
+    match = _RANGE.fullmatch(request.headers.get("range", ""))
+    same = request.headers.get("if-range", headers["etag"]) == headers["etag"]
+    if match is None or match.groups() == ("", "") or not same:
+        return Response(data, media_type=kind, headers=headers)
+    first, last = match.groups()
+    start = int(first) if first else max(0, len(data) - int(last))
+    end = min(int(last), len(data) - 1) if first and last else len(data) - 1
+    if start > end:
+        return Response(status_code=416, headers={"content-range": f"bytes */{len(data)}"})
+    headers = headers | {"content-range": f"bytes {start}-{end}/{len(data)}"}
+    return Response(data[start : end + 1], 206, media_type=kind, headers=headers)

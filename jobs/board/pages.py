@@ -1,0 +1,337 @@
+"""The pages, and the streams that keep them live. Each page is a template and a look at the farm."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request
+from sqlalchemy import select
+from starlette.responses import Response
+
+from infra.errors import StoreError
+from jobs.board import reference
+from jobs.board.board import Board
+from jobs.board.images import manifest_key
+from jobs.board.regions import regions_of
+from jobs.board.streams import shown
+from jobs.board.templating import page
+from jobs.logs import LogReader
+from jobs.state.actions import VERBS
+from jobs.state.machine import HOLDING, STATES
+from jobs.state.nodes import list_nodes
+from jobs.state.queries import Filter, count_jobs, list_batches, show_job
+from jobs.state.tables import attempts, jobs, members
+from jobs.state.watching import (
+    Cursor,
+    attempts_of,
+    batch_rows,
+    job_facts,
+    known_models,
+    living_jobs,
+    newest_done,
+    page_jobs,
+    show_batch,
+)
+from render.errors import BadInput
+from render.models.folder import BUILTIN
+from render.spec import BLENDS, DTYPES, FORMATS, SAMPLERS, Spec
+
+_ROWS = 50
+_PICTURES = 120
+_LOG_BYTES = 40_000
+
+router = APIRouter(include_in_schema=False)
+
+
+def problem(request: Request, status: int, text: str) -> Response:
+    """A page that says what went wrong."""
+    return page(request, "problem.html", {"status": status, "text": text}, status)
+
+
+@shown(router, "/", "queues.html")
+def queues(board: Board, request: Request) -> dict[str, Any]:
+    with board.farm.database.read() as connection:
+        living, nodes, done = living_jobs(connection, 12), list_nodes(connection), newest_done(connection, 12)
+    up = [node for node in nodes if node["up"]]
+    known = board.outlook()
+    counts = {state: sum(queue["jobs"].get(state, 0) for queue in known) for state in STATES}
+    return {
+        "queues": known,
+        "living": living,
+        "done": done,
+        "counts": counts,
+        "slots": sum(node["slots"] for node in up),
+        "used": sum(node["used"] for node in up),
+        "nodes": len(up),
+    }
+
+
+@shown(router, "/jobs", "jobs.html")
+def job_list(board: Board, request: Request) -> dict[str, Any]:
+    given = {
+        name: request.query_params.get(name, "")[:200] for name in ("state", "queue", "owner", "batch", "q")
+    }
+    states = _states(given["state"])
+    wanted = Filter(
+        states=states,
+        queue=given["queue"] or None,
+        owner=given["owner"] or None,
+        batch=given["batch"] or None,
+        search=given["q"].strip() or None,
+    )
+    after, before = (request.query_params.get(name) for name in ("after", "before"))
+    with board.farm.database.read() as connection:
+        found = page_jobs(
+            connection,
+            wanted,
+            _ROWS,
+            after=Cursor.parse(after) if after else None,
+            before=Cursor.parse(before) if before else None,
+        )
+        counts = _counts(board, connection, wanted)
+    link = _Links("/jobs", given)
+    return {
+        "jobs": found.jobs,
+        "counts": counts,
+        "given": given,
+        "states": STATES,
+        "queue_names": [queue["name"] for queue in board.queues()],
+        "link": link,
+        "newer": None if found.newer is None else link(before=str(found.newer)),
+        "older": None if found.older is None else link(after=str(found.older)),
+    }
+
+
+def _counts(board: Board, connection: Any, wanted: Filter) -> dict[str, int] | None:
+    """By state, whatever state is asked for; the queues' own counts where nothing else is asked.
+
+    None for a search: it ends as soon as a page is full, and counting would have to read every job.
+    """
+    if wanted.search:
+        return None
+    if not (wanted.owner or wanted.batch or wanted.queue):
+        known = board.queues()
+        return {state: sum(queue["jobs"].get(state, 0) for queue in known) for state in STATES}
+    return count_jobs(connection, replace(wanted, states=()))
+
+
+def _states(text: str) -> tuple[str, ...]:
+    if text == "living":
+        return HOLDING
+    if text and text not in STATES:
+        raise BadInput("state", text, f"is unknown; use one of {', '.join(STATES)}")
+    return (text,) if text else ()
+
+
+class _Links:
+    """The list's address with some of its filter changed."""
+
+    def __init__(self, path: str, given: dict[str, str]) -> None:
+        self._path, self._given = path, given
+
+    def __call__(self, **changes: str) -> str:
+        values = {name: value for name, value in (self._given | changes).items() if value}
+        return f"{self._path}?{urlencode(values)}" if values else self._path
+
+
+@shown(router, "/jobs/{job}", "job.html")
+def one_job(board: Board, request: Request) -> dict[str, Any]:
+    found = board.job(request.path_params["job"])
+    with board.farm.database.read() as connection:
+        known, tries, facts = (
+            show_job(connection, found),
+            attempts_of(connection, found),
+            job_facts(connection, found),
+        )
+    newest = tries[-1] if tries else None
+    living = newest if newest is not None and newest["ended"] is None else None
+    live = None if living is None else living["members"][0]["live"]
+    ranks = sum(len(member["slots"]) for member in newest["members"]) if newest else known["least_ranks"]
+    manifest = _manifest(board, known) if known["state"] == "done" else None
+    return {
+        "job": known,
+        "facts": facts,
+        "attempts": tries,
+        "live": live,
+        "ranks": _ranks(newest),
+        "world": ranks,
+        "regions": regions_of(known["spec"], ranks, (live or {}).get("stage")),
+        "manifest": manifest,
+        "verbs": [verb for verb, (olds, _) in VERBS.items() if known["state"] in olds],
+        "picture": _picture_of(board, known, live),
+        "logs": _logs(board, found),
+    }
+
+
+def _ranks(attempt: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The ranks of an attempt, as they have last told: number, node, seconds by phase, blocks."""
+    if attempt is None:
+        return []
+    found = [
+        {"rank": int(name), "node": member["node"], **said}
+        for member in attempt["members"]
+        for name, said in ((member["live"] or {}).get("ranks") or {}).items()
+    ]
+    return sorted(found, key=lambda rank: rank["rank"])
+
+
+def _picture_of(board: Board, known: dict[str, Any], live: dict[str, Any] | None) -> str | None:
+    """Where the job's newest picture is; the address changes with it."""
+    if known["state"] == "done":
+        return f"/jobs/{known['id']}/image/preview.webp"
+    size = board.unfinished_preview(known["digest"])
+    return None if size is None else f"/jobs/{known['id']}/preview?version={known['fence']}-{size}"
+
+
+def _manifest(board: Board, known: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        document: dict[str, Any] = json.loads(board.store().get(manifest_key(known["digest"])))
+    except (StoreError, ValueError):
+        return None
+    return {
+        name: document.get(name) for name in ("ranks", "timings", "device", "versions", "seams", "created")
+    } | {
+        "tiles": len(document["tiles"]),
+        "bytes": sum(tile["bytes"] for tile in document["tiles"].values()),
+        "levels": len(document["levels"]),
+    }
+
+
+def _logs(board: Board, job: str) -> list[dict[str, str]]:
+    """The end of each attempt's log, the newest attempt first."""
+    read = LogReader(board.store(), job).new(collected=True)[-4:]
+    return [
+        {"name": name, "text": text[-_LOG_BYTES:].decode(errors="replace")} for name, text in reversed(read)
+    ]
+
+
+@router.get("/jobs/{job}/view")
+def deep_zoom(request: Request, job: str) -> Response:
+    """The finished image, to its last pixel."""
+    board: Board = request.app.state.board
+    with board.farm.database.read() as connection:
+        facts, done = job_facts(connection, board.job(job)), newest_done(connection, 60)
+    if facts["root"] is None:
+        raise BadInput("job", facts["id"], f"is {facts['state']}; there is an image to zoom once it is done")
+    return page(request, "view.html", {"facts": facts, "done": done})
+
+
+@router.get("/compare")
+def compare(request: Request, left: str = "", right: str = "") -> Response:
+    """Two finished images under one pan and zoom."""
+    board: Board = request.app.state.board
+    with board.farm.database.read() as connection:
+        done = newest_done(connection, 60)
+        pair = [job_facts(connection, board.job(job)) if job else None for job in (left, right)]
+    free = [row for row in done if row["id"] not in {each["id"] for each in pair if each}]
+    pair = [each if each is not None else (free.pop(0) if free else None) for each in pair]
+    pair = [each if each is not None and each["root"] is not None else None for each in pair]
+    return page(request, "compare.html", {"pair": pair, "done": _with(done, pair)})
+
+
+def _with(done: list[dict[str, Any]], pair: list[dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """What can be chosen: the newest images, and those that are shown."""
+    chosen = {row["id"]: row for row in done} | {row["id"]: row for row in pair if row is not None}
+    return list(chosen.values())
+
+
+@shown(router, "/batches", "batches.html")
+def batch_list(board: Board, request: Request) -> dict[str, Any]:
+    with board.farm.database.read() as connection:
+        return {"batches": list_batches(connection, 100)}
+
+
+@shown(router, "/batches/{batch}", "batch.html")
+def contact_sheet(board: Board, request: Request) -> dict[str, Any]:
+    batch, after = request.path_params["batch"], request.query_params.get("after", "-1")
+    if not (after.isascii() and after.removeprefix("-").isdigit() and len(after) < 10):
+        raise BadInput("after", after[:40], "is not the number of a row")
+    with board.farm.database.read() as connection:
+        known = show_batch(connection, batch)
+        rows = batch_rows(connection, batch, _PICTURES + 1, int(after))
+    more = rows[_PICTURES - 1]["row"] if len(rows) > _PICTURES else None
+    return {"batch": known, "rows": rows[:_PICTURES], "more": more, "first": after == "-1"}
+
+
+@shown(router, "/nodes", "nodes.html")
+def node_list(board: Board, request: Request) -> dict[str, Any]:
+    held = (
+        select(
+            members.c.node, members.c.slots, attempts.c.job, jobs.c.spec["prompt"].as_string().label("prompt")
+        )
+        .join(attempts, attempts.c.id == members.c.attempt)
+        .join(jobs, jobs.c.id == attempts.c.job)
+        .where(attempts.c.ended.is_(None))
+    )
+    with board.farm.database.read() as connection:
+        nodes = list_nodes(connection)
+        work = [dict(row._mapping) for row in connection.execute(held)]
+    for node in nodes:
+        by_slot = {slot: each for each in work if each["node"] == node["name"] for slot in each["slots"]}
+        node["work"] = [by_slot.get(slot) for slot in range(node["slots"])]
+    return {"nodes": nodes}
+
+
+@router.get("/submit")
+def submit_form(request: Request, job: str = "") -> Response:
+    """The form, filled with another job's spec where a variation is wanted."""
+    board: Board = request.app.state.board
+    values: dict[str, Any] = {}
+    if job:
+        with board.farm.database.read() as connection:
+            known = show_job(connection, board.job(job))
+        values = known["spec"] | {"queue": known["queue"], "of": known["id"]}
+        values["seed"] = (values["seed"] + 1) % 2**63
+        values["size"] = f"{values['width']}x{values['height']}"
+    return form_page(request, values, None)
+
+
+def form_page(request: Request, values: dict[str, Any], error: str | None, part: str = "image") -> Response:
+    """The form with what was written, and what is wrong with it."""
+    board: Board = request.app.state.board
+    with board.farm.database.read() as connection:
+        models = {BUILTIN, *known_models(connection)} | ({values["model"]} if values.get("model") else set())
+    given = {
+        "values": _DEFAULTS | values,
+        "error": error,
+        "part": part,
+        "models": sorted(models),
+        "queue_names": sorted({queue["name"] for queue in board.queues()} | {"default"}),
+        "choices": {"sampler": SAMPLERS, "blend": BLENDS, "dtype": DTYPES, "format": tuple(FORMATS)},
+    }
+    return page(request, "submit.html", given, 200 if error is None else 400)
+
+
+_BARE = Spec(prompt="x")
+_DEFAULTS: dict[str, Any] = {
+    **{name: getattr(_BARE, name) for name in _BARE.__dataclass_fields__},
+    "prompt": "",
+    "size": f"{_BARE.width}x{_BARE.height}",
+    "queue": "default",
+    "ranks": "auto",
+    "priority": "",
+    "not_before": "",
+    "deadline": "",
+    "template": "",
+    "ignore": "",
+    "of": "",
+}
+
+
+@router.get("/login")
+def login_form(request: Request, next: str = "/") -> Response:
+    """Where a browser brings its token."""
+    return page(request, "login.html", {"next": next[:500], "error": None})
+
+
+@router.get("/api")
+def api_reference(request: Request) -> Response:
+    """The API's operations, from its OpenAPI document."""
+    return page(
+        request,
+        "api.html",
+        {"groups": reference.groups(request.app.openapi()), "origin": str(request.base_url).rstrip("/")},
+    )

@@ -1,0 +1,57 @@
+"""Whose region is where: the lines between ranks over a picture, from the plan alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+
+from infra.errors import StoreError
+from render.errors import BadInput
+from render.models.adapter import ModelFacts
+from render.models.folder import read_facts, resolve_model
+from render.plan.stages import make_stages
+from render.spec import Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regions:
+    """For an SVG of `width` x `height` latents: a path of the lines, and a place for each rank's number."""
+
+    width: int
+    height: int
+    path: str
+    labels: tuple[tuple[int, float, float], ...]
+    """(rank, x, y)"""
+
+
+def regions_of(spec: dict[str, object], ranks: int, stage: int | None) -> Regions | None:
+    """The regions of a stage (the last one unless told), at rest; None where the model is not here."""
+    try:
+        made = Spec.from_mapping(spec)
+        facts = read_facts(resolve_model(made.model))
+    except (BadInput, StoreError, OSError):
+        return None
+    return _drawn(made.with_changes(prompt="x", negative_prompt="", seed=0), facts, ranks, stage)
+
+
+@lru_cache(maxsize=128)
+def _drawn(spec: Spec, facts: ModelFacts, ranks: int, number: int | None) -> Regions:
+    stages = make_stages(spec, facts)
+    stage = stages[-1 if number is None else min(number, len(stages) - 1)]
+    grid = stage.grid
+    owners = stage.tiling(ranks).owners
+    rows, cols = grid.rows.cuts, grid.cols.cuts
+    lines = []
+    for top, bottom in pairwise(rows):
+        lines += [f"M{x} {top}V{bottom}" for x in cols[1:-1] if owners[top, x - 1] != owners[top, x]]
+    for left, right in pairwise(cols):
+        lines += [f"M{left} {y}H{right}" for y in rows[1:-1] if owners[y - 1, left] != owners[y, left]]
+    labels = []
+    for rank in range(ranks):
+        ys, xs = np.nonzero(owners == rank)
+        if len(ys):
+            labels.append((rank, round(float(xs.mean()), 1), round(float(ys.mean()), 1)))
+    return Regions(width=grid.width, height=grid.height, path="".join(lines), labels=tuple(labels))

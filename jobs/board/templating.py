@@ -1,0 +1,49 @@
+"""Pages from templates. Everything is escaped; a name that a template misspells is an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.responses import HTMLResponse
+
+from jobs.board.board import Board
+from jobs.board.images import small_picture
+from jobs.board.text import FILTERS
+
+_environment = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_environment.filters.update(FILTERS)
+_environment.globals["small_picture"] = small_picture
+
+
+def page(request: Request, template: str, values: dict[str, Any], status: int = 200) -> HTMLResponse:
+    """A whole page."""
+    return HTMLResponse(_environment.get_template(template).render(_context(request, values)), status)
+
+
+def live_part(request: Request, template: str, values: dict[str, Any]) -> str:
+    """The part of a page that is sent again when it changes."""
+    found = _environment.get_template(template)
+    return "".join(found.blocks["live"](found.new_context(_context(request, values))))
+
+
+def _context(request: Request, values: dict[str, Any]) -> dict[str, Any]:
+    board: Board = request.app.state.board
+    session, path = request.state.session, request.url.path.removeprefix("/live")
+    return {
+        "path": path or "/",
+        "query": request.url.query,
+        "role": request.state.role,
+        "may_steer": request.state.role == "operator",
+        "has_tokens": not board.access.open,
+        "form_word": "" if session is None else board.access.form_word(session),
+        "said": request.query_params.get("said", "")[:300],
+    } | values

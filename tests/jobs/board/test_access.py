@@ -1,0 +1,154 @@
+"""Who gets in: tokens, sessions, other sites, other names, bodies that are too large."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlencode, urlsplit
+
+import pytest
+
+from infra.errors import BadSetting
+from jobs.board.access import Access, check_address, read_access
+from jobs.board.guard import LARGEST_BODY
+from tests.support.board import RunningBoard, running_board
+from tests.support.cli import chorale
+
+OPERATOR, VIEWER = "correct-horse-battery-operator", "correct-horse-battery-viewer"
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBoard]:
+    folder = tmp_path_factory.mktemp("locked")
+    tokens = folder / "tokens"
+    tokens.write_text(f"# who may\noperator={OPERATOR}\nviewer: {VIEWER}\n")
+    words = ("serve", "--host", "0.0.0.0", "--port", "0")
+    with running_board(folder, *words, CHORALE_TOKENS_FILE=str(tokens)) as board:
+        yield RunningBoard(board.address.replace("0.0.0.0", "127.0.0.1"), board.log)
+
+
+def test_other_addresses_than_loopback_want_tokens(tmp_path: Path) -> None:
+    refused = chorale("serve", "--host", "0.0.0.0", "--port", "0")
+    assert refused.returncode == 2
+    assert refused.stderr.strip().count("\n") == 0 and "CHORALE_TOKENS_FILE" in refused.stderr
+    check_address("::1", Access())
+    for host in ("::", "10.0.0.11", "farm.example"):
+        with pytest.raises(BadSetting):
+            check_address(host, Access())
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("", "holds no token"), ("root=abcdefghijklmnopqrst", "line 1"), ("viewer=short-one", "16 characters")],
+)
+def test_a_tokens_file_that_cannot_be_used(tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(text.replace("short-one", "short"))
+    with pytest.raises(BadSetting, match=problem) as caught:
+        read_access(str(file))
+    assert "abcdefgh" not in str(caught.value) and "short" not in str(caught.value).replace("shorter", "")
+
+
+def test_a_session_is_signed_and_says_no_secret(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"operator={OPERATOR}\nviewer={VIEWER}\n")
+    access = read_access(str(file))
+    assert (access.role_of(OPERATOR), access.role_of(VIEWER), access.role_of("x")) == (
+        "operator",
+        "viewer",
+        None,
+    )
+    session = access.new_session("viewer")
+    assert access.session_of(session.cookie) == session
+    assert access.session_of(session.cookie.replace("viewer", "operator")) is None
+    assert access.session_of("") is None and access.session_of("é.é") is None
+    assert OPERATOR not in repr(access) and session.cookie not in repr(session)
+    file.write_text("operator=another-token-altogether\n")
+    assert read_access(str(file)).session_of(session.cookie) is None
+
+
+def test_tokens_open_what_they_are_for_and_are_never_logged(locked: RunningBoard) -> None:
+    job = {"prompt": "a vase", "size": "128x128"}
+    assert locked.ask("/healthz").status == 200
+    assert locked.ask("/api/v1/jobs").status == 401
+    assert locked.ask("/api/v1/jobs", authorization="Bearer wrong-token-wrong-token").status == 401
+    assert locked.ask("/api/v1/jobs", authorization=f"Bearer {VIEWER}").status == 200
+    assert locked.ask("/api/v1/jobs", "POST", job, authorization=f"Bearer {VIEWER}").status == 403
+    assert locked.ask("/api/v1/jobs", "POST", job, authorization=f"Bearer {OPERATOR}").status == 201
+    sent = locked.ask("/jobs?state=done", accept="text/html")
+    assert (sent.status, sent.headers["location"]) == (303, "/login?next=%2Fjobs%3Fstate%3Ddone")
+    log = locked.log.read_text()
+    assert not any(secret in log for secret in (OPERATOR, VIEWER, "wrong-token"))
+
+
+def test_a_browser_logs_in_and_out(locked: RunningBoard) -> None:
+    def log_in(token: str, then: str) -> tuple[int, str, str]:
+        answer = locked.ask("/login", "POST", urlencode({"token": token, "next": then}).encode(), **_FORM)
+        return answer.status, answer.headers.get("location", ""), answer.headers.get("set-cookie", "")
+
+    assert log_in("no-such-token-at-all", "/jobs")[0] == 403
+    assert log_in(VIEWER, "//evil.example/")[1] == "/"
+    status, place, cookie = log_in(VIEWER, "/jobs")
+    assert (status, place) == (303, "/jobs") and "HttpOnly" in cookie and "SameSite=Lax" in cookie
+    page = locked.ask("/", cookie=cookie.partition(";")[0])
+    assert page.status == 200 and b"/submit" not in page.body, "a viewer is offered nothing to change"
+    refused = locked.ask("/submit", "POST", b"prompt=x", cookie=cookie.partition(";")[0], **_FORM)
+    assert refused.status == 403
+
+
+_FORM = {"content_type": "application/x-www-form-urlencoded"}
+
+
+def test_other_names_and_other_sites_are_refused(quiet_board: RunningBoard) -> None:
+    ask = quiet_board.ask
+    before = ask("/api/v1/batches").json
+    assert ask("/", host="rebound.example:8470").status == 421
+    assert ask("/", host="localhost").status == 200
+    job = {"prompt": "a vase", "size": "128x128"}
+    assert ask("/api/v1/jobs", "POST", job, origin="https://evil.example").status == 403
+    assert ask("/api/v1/jobs", "POST", job, sec_fetch_site="cross-site").status == 403
+    assert ask("/submit", "POST", b"prompt=x", **_FORM).status == 403, "a form without its word"
+    assert ask("/api/v1/batches").json == before
+
+
+def test_a_form_of_this_session_is_taken(quiet_board: RunningBoard) -> None:
+    page = quiet_board.ask("/submit")
+    cookie = page.headers["set-cookie"].partition(";")[0]
+    word = re.search(rb'name="form_word" value="(\w+)"', page.body)
+    assert word is not None
+    form = urlencode({"form_word": word[1].decode(), "prompt": "a mug", "size": "100x100"}).encode()
+    refused = quiet_board.ask("/submit", "POST", form, cookie=cookie, **_FORM)
+    assert refused.status == 400 and b"multiple of 8" in refused.body and b"a mug</textarea>" in refused.body
+    answer = quiet_board.ask("/submit", "POST", form.replace(b"100x100", b"128x128"), cookie=cookie, **_FORM)
+    assert answer.status == 303
+    job = answer.headers["location"].rpartition("/")[2]
+    assert quiet_board.ask(f"/api/v1/jobs/{job}/cancel", "POST").json["state"] == "cancelled"
+
+
+def test_bodies_are_limited_with_and_without_a_length(quiet_board: RunningBoard) -> None:
+    assert quiet_board.ask("/api/v1/jobs", "POST", b"x" * (LARGEST_BODY + 1)).status == 413
+    place = urlsplit(quiet_board.address)
+    with socket.create_connection((place.hostname, place.port), 30) as raw:
+        raw.sendall(b"POST /api/v1/jobs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        chunk = b"%x\r\n%s\r\n" % (1 << 16, b"x" * (1 << 16))
+        try:
+            for _ in range(LARGEST_BODY // (1 << 16) + 1):
+                raw.sendall(chunk)
+        except OSError:
+            pass  # It has answered and closed before the end.
+        assert b" 413 " in raw.recv(1000).splitlines()[0]
+
+
+@pytest.mark.parametrize("path", ["/", "/jobs", "/submit", "/api", "/static/board.js", "/nowhere"])
+def test_every_answer_has_its_headers(quiet_board: RunningBoard, path: str) -> None:
+    answer = quiet_board.ask(path, accept="text/html")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    # Nothing from elsewhere, and nothing inline.
+    text = answer.body.decode()
+    if path != "/static/board.js":
+        assert not re.search(r"(?:src|href)=\"(?:https?:)?//", text)
+        assert not re.search(r"<script(?![^>]*src)|<style| style=| on\w+=\"", text)

@@ -1,0 +1,88 @@
+"""What the pages' forms do, from a session that has loaded their page."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+import pytest
+
+from tests.support.board import Answer, RunningBoard
+
+_BOUNDARY = "part-of-a-form"
+CATALOG = "custom_id,color,product\n1,red,vase\n2,blue,mug\n"
+
+
+@dataclass(frozen=True)
+class Visitor:
+    board: RunningBoard
+    cookie: str
+    word: str
+
+    def send(self, path: str, **fields: str) -> Answer:
+        body = urlencode(fields | {"form_word": self.word}).encode()
+        kind = "application/x-www-form-urlencoded"
+        return self.board.ask(path, "POST", body, cookie=self.cookie, content_type=kind)
+
+    def upload(self, name: str, text: str, **fields: str) -> Answer:
+        parts = [
+            f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'
+            for field, value in (fields | {"form_word": self.word}).items()
+        ]
+        head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
+        body = ("".join(parts) + head + text + f"\r\n--{_BOUNDARY}--\r\n").encode()
+        kind = f"multipart/form-data; boundary={_BOUNDARY}"
+        return self.board.ask("/submit/batch", "POST", body, cookie=self.cookie, content_type=kind)
+
+
+@pytest.fixture
+def visitor(quiet_board: RunningBoard) -> Visitor:
+    page = quiet_board.ask("/submit")
+    word = re.search(rb'name="form_word" value="(\w+)"', page.body)
+    assert word is not None
+    return Visitor(quiet_board, page.headers["set-cookie"].partition(";")[0], word[1].decode())
+
+
+def test_a_catalog_is_uploaded_and_steered(visitor: Visitor) -> None:
+    fields = {"template": "a {color} {product}", "size": "128x128", "queue": "forms"}
+    sent = visitor.upload("catalog.csv", CATALOG, **fields)
+    assert sent.status == 303
+    batch = sent.headers["location"].rpartition("/")[2]
+    shown = visitor.board.ask(f"/api/v1/batches/{batch}").json
+    assert [row["prompt"] for row in shown["rows"]] == ["a red vase", "a blue mug"]
+    assert b"catalog.csv" in visitor.board.ask(f"/batches/{batch}").body
+    cancelled = visitor.send(f"/batches/{batch}/do", verb="cancel")
+    assert cancelled.headers["location"].endswith("said=2+jobs+are+cancelled")
+    assert visitor.send(f"/batches/{batch}/do", verb="burn").status == 400
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "part"),
+    [
+        ("bad.csv", CATALOG + "1,white,bowl\n", b"already used in line 2"),
+        ("empty.csv", "custom_id,color,product\n", b"has no rows"),
+        ("batch.yaml", "rows: []", b"neither of .csv nor .jsonl"),
+        ("", "", b"is missing"),
+        ("models.jsonl", '{"color": "red", "product": "x", "model": "/etc"}\n', b"new to this farm"),
+    ],
+)
+def test_a_bad_file_queues_nothing(visitor: Visitor, name: str, text: str, part: bytes) -> None:
+    before = visitor.board.ask("/api/v1/batches").json
+    refused = visitor.upload(name, text, template="a {color} {product}")
+    assert refused.status == 400 and part in refused.body
+    assert visitor.board.ask("/api/v1/batches").json == before
+
+
+def test_a_job_and_a_queue_are_steered(visitor: Visitor) -> None:
+    sent = visitor.send("/submit", prompt="a form's vase", size="128 × 128", queue="forms")
+    job = sent.headers["location"].rpartition("/")[2]
+    assert visitor.send(f"/jobs/{job}/do", verb="pause").status == 303
+    assert visitor.board.ask(f"/api/v1/jobs/{job}").json["state"] == "paused"
+    assert visitor.send(f"/jobs/{job}/do", verb="pause").status == 409
+    assert visitor.send(f"/jobs/{job}/do", verb="cancel").status == 303
+    for answer, paused in (("yes", True), ("no", False)):
+        assert visitor.send("/queues/forms/do", paused=answer).status == 303
+        queues = visitor.board.ask("/api/v1/queues").json["queues"]
+        assert [queue["paused"] for queue in queues if queue["name"] == "forms"] == [paused]
+    assert visitor.send("/nodes/nowhere/do", draining="yes").status == 400

@@ -1,0 +1,56 @@
+"""Pictures through the board: whole, in parts, from caches; and nothing else of the store."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.jobs.board.conftest import Atelier
+
+
+def test_every_tile_of_the_manifest_comes_through(atelier: Atelier) -> None:
+    base = f"/jobs/{atelier.done[0]}/image"
+    manifest = json.loads(atelier.board.ask(f"{base}/manifest.json").body)
+    for key, known in manifest["tiles"].items():
+        answer = atelier.board.ask(f"{base}/{key}")
+        assert (answer.status, len(answer.body)) == (200, known["bytes"])
+        assert answer.headers["content-type"] == "image/png"
+        assert "immutable" in answer.headers["cache-control"] and "set-cookie" not in answer.headers
+
+
+def test_ranges_and_caches(atelier: Atelier) -> None:
+    path, ask = f"/jobs/{atelier.done[0]}/image/image_files/8/0_0.png", atelier.board.ask
+    whole = ask(path)
+    size = len(whole.body)
+    for asked, start, end in (
+        ("0-9", 0, 10),
+        ("10-", 10, size),
+        ("-7", size - 7, size),
+        (f"0-{size + 9}", 0, size),
+    ):
+        part = ask(path, range=f"bytes={asked}")
+        assert (part.status, part.body) == (206, whole.body[start:end])
+        assert part.headers["content-range"] == f"bytes {start}-{end - 1}/{size}"
+    assert ask(path, range=f"bytes={size}-").status == 416
+    assert ask(path, range="lines=1-2").body == whole.body
+    assert ask(path, if_none_match=whole.headers["etag"]).status == 304
+    head = ask(path, "HEAD")
+    assert (head.status, head.headers["content-length"], head.body) == (200, str(size), b"")
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["spec.json", "../../farm.db", "image_files/8/..%2f..%2fspec.json", "work/x", "image_files/99/0_0.png"],
+)
+def test_nothing_else_of_the_store_is_served(atelier: Atelier, key: str) -> None:
+    assert atelier.board.ask(f"/jobs/{atelier.done[0]}/image/{key}").status == 404
+
+
+def test_an_image_that_is_not_finished_is_not_there(atelier: Atelier) -> None:
+    image = {"prompt": "later", "size": "128x128", "not_before": "2099-01-01T00:00+00:00"}
+    job = atelier.board.ask("/api/v1/jobs", "POST", image).json["job"]
+    assert atelier.board.ask(f"/jobs/{job}/image/manifest.json").status == 404
+    assert atelier.board.ask(f"/jobs/{job}/preview").status == 404
+    assert atelier.board.ask(f"/jobs/{job}/view").status == 400
+    assert atelier.board.ask(f"/api/v1/jobs/{job}/cancel", "POST").status == 200
