@@ -14,7 +14,7 @@ from infra.errors import BadSetting
 from infra.settings import Settings, default_home, read_settings
 from jobs.cli.farm_options import farm_options, print_json, print_table
 from jobs.farm import Farm, images_folder, open_farm
-from jobs.node.agent import Agent
+from jobs.node.agent import STOP_S, Agent
 from jobs.node.hardware import gpu_count, smallest_vram_bytes
 from jobs.node.request import CHECKPOINT_S, WARM_S
 from jobs.state.nodes import list_nodes, set_draining
@@ -115,6 +115,7 @@ def _check(settings: Settings) -> None:
     """Tell what is wrong with the settings now, not in the middle of the night."""
     settings.seconds("checkpoint_s", CHECKPOINT_S)
     settings.seconds("warm_s", WARM_S)
+    settings.seconds("stop_s", STOP_S)
     if settings.report_mail and not settings.smtp_url:
         raise BadSetting(
             "smtp_url", "nothing", "is set; mail needs one, such as smtp://user:password@host:587"

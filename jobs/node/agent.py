@@ -37,7 +37,8 @@ _OFFER_S = 0.6
 _RENEW_S = 2.0
 _REPORT_S = 10.0
 """Between two looks for ended batches and closed queues, where reports are wanted."""
-_STOP_S = 15.0
+STOP_S = 15.0
+"""So long the ranks of an agent that ends have for their step, unless CHORALE_STOP_S says otherwise."""
 
 
 @dataclass
@@ -181,7 +182,7 @@ class Agent:
             sign_off(connection, self.name)
         for process in self._supervisors.values():
             process.send_signal(signal.SIGTERM)
-        end = time.monotonic() + _STOP_S
+        end = time.monotonic() + self.farm.settings.seconds("stop_s", STOP_S)
         for process in self._supervisors.values():
             try:
                 process.wait(max(0.1, end - time.monotonic()))
