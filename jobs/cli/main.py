@@ -12,7 +12,9 @@ from jobs.cli.doctor import doctor
 from jobs.cli.export import export
 from jobs.cli.gc import gc
 from jobs.cli.jobs import cancel, list_command, pause, priority, resume, retry, show
+from jobs.cli.k8s import k8s
 from jobs.cli.logs import logs
+from jobs.cli.migrate import migrate
 from jobs.cli.nodes import agent, drain, nodes, undrain, up
 from jobs.cli.plan import plan
 from jobs.cli.queues import batches, queues
@@ -38,9 +40,9 @@ def cli() -> None:
     """
 
 
-_ONE_IMAGE = (render, plan, verify, export, doctor)
+_ONE_IMAGE = (render, plan, verify, export, doctor, k8s)
 _JOBS = (submit_command, list_command, show, watch, wait, logs, cancel, pause, resume, retry, priority)
-_FARM = (queues, batches, estimate_command, report, nodes, drain, undrain, agent, up, gc)
+_FARM = (queues, batches, estimate_command, report, nodes, drain, undrain, agent, up, gc, migrate)
 for _command in (*_ONE_IMAGE, *_JOBS, *_FARM):
     cli.add_command(_command)
 

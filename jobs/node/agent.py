@@ -28,7 +28,8 @@ from jobs.node.desk import remove_stale_desks
 from jobs.node.tasks import BELL, bell_path, make_app, queue_of, ring
 from jobs.place.dispatcher import dispatch
 from jobs.state.attempts import LEASE_S, unclaimed
-from jobs.state.nodes import register, renew, sign_off
+from jobs.state.nodes import register, renew, set_draining, sign_off
+from render.errors import BadInput
 
 _ROUND_S = 1.0
 """Between two looks into the database, unless a bell rings."""
@@ -95,6 +96,11 @@ class Agent:
                 send_due(self.farm)
             except ServiceError as exc:
                 print(f"chorale: {exc}", file=sys.stderr, flush=True)
+
+    def undrain(self) -> None:
+        """Take jobs again, where this node was drained before it ended."""
+        with contextlib.suppress(BadInput), self.farm.database.write() as connection:
+            set_draining(connection, self.name, False)
 
     def stop(self, *_: Any) -> None:
         """End after this round; may be called from a signal handler."""
