@@ -47,6 +47,7 @@ class OneImage:
     """PersistentVolumeClaim with models, mounted read-only at /models."""
     grace_s: int = 120
     """Seconds for a step, its checkpoint and its way into the store; longer than they ever take."""
+    checkpoint_s: int | None = None
     deadline_s: int | None = None
     memory_gib: int | None = None
 
@@ -257,6 +258,8 @@ def _arguments(wanted: OneImage) -> list[str]:
     words = ["render", "--spec", f"/spec/{_SPEC_KEY}", "--ranks", str(wanted.ranks_per_pod)]
     words += ["--device", wanted.device, "--nnodes", nodes, "--node-rank", "$(JOB_COMPLETION_INDEX)"]
     words += ["--master-address", wanted.host, "--master-port", str(MASTER_PORT)]
+    if wanted.checkpoint_s is not None:
+        words += ["--checkpoint-every", str(wanted.checkpoint_s)]
     return [*words, "--out", wanted.out, "--json"]
 
 

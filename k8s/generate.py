@@ -29,7 +29,9 @@ _MADE = "# Made by `make k8s`; change what it is made from.\n"
 def generated() -> dict[str, str]:
     """File -> its text."""
     made = {path: f"# chorale {' '.join(words)}\n{_MADE}{_said(words)}" for path, words in IMAGES.items()}
-    return made | {"k8s/components/monitoring/rules.yaml": _MADE + _yaml(prometheus_rule())}
+    if RULES.exists():
+        made["k8s/components/monitoring/rules.yaml"] = _MADE + _yaml(prometheus_rule())
+    return made
 
 
 def prometheus_rule() -> dict[str, Any]:

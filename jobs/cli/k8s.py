@@ -43,6 +43,7 @@ def k8s() -> None:
 @click.option("--image", default=None, help="The container image.")
 @click.option("--memory", default=None, help="GiB of memory of a pod. [16 per GPU, 3 per CPU, and /dev/shm]")
 @click.option("--grace", default="120", show_default=True, help="Seconds for a step and its checkpoint.")
+@click.option("--checkpoint-every", default=None, help="Seconds between checkpoints. [30]")
 @click.option("--deadline", default=None, help="Seconds after which the image is given up.")
 def render_command(spec: Path, **options: Any) -> None:
     """Print one image as a Job (or JobSet) with all that it needs, as YAML; queues and applies nothing.
@@ -76,8 +77,9 @@ def _wanted(spec: Spec, options: dict[str, Any]) -> OneImage:
         claim=options["claim"],
         models_claim=options["models_claim"],
         grace_s=_whole("grace", options["grace"], 1, 3600),
-        deadline_s=None if options["deadline"] is None else _whole("deadline", options["deadline"], 1, 10**7),
-        memory_gib=None if options["memory"] is None else _whole("memory", options["memory"], 1, 10_000),
+        checkpoint_s=_maybe("checkpoint-every", options["checkpoint_every"], 86_400, low=0),
+        deadline_s=_maybe("deadline", options["deadline"], 10**7),
+        memory_gib=_maybe("memory", options["memory"], 10_000),
         **optional,
     )
 
@@ -129,6 +131,10 @@ def _out(out: str | None, claim: str | None, digest: str) -> str:
     if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]*(/[^\s$]*)?", out):
         raise BadInput("out", out, "is not s3://bucket/prefix; pods share no folder but a --claim")
     return out
+
+
+def _maybe(field: str, text: str | None, high: int, low: int = 1) -> int | None:
+    return None if text is None else _whole(field, text, low, high)
 
 
 def _whole(field: str, text: str | None, low: int, high: int) -> int:

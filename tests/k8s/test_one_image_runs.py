@@ -1,0 +1,125 @@
+"""The rendered Job runs: its own commands, pod by pod, to the picture that one rank makes alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import yaml
+
+from jobs.image_folder import MARKER
+from render.denoise.checkpoints import KEY as CHECKPOINT
+from tests.k8s.checks import problems
+from tests.k8s.job_controller import JobController, verdict
+from tests.k8s.objects import TOP, Document, of_kind
+from tests.support.cli import chorale, last_json, processes_with, wait_until
+from tests.support.network import network
+from tests.support.pods import Cluster, can_make_pods
+from tests.support.services import require
+
+SPEC = {"prompt": "a red vase on marble", "width": 256, "height": 256, "steps": 40, "tile_size": 128}
+
+
+def rendered(folder: Path, *flags: str) -> list[Document]:
+    (folder / "spec.yaml").write_text(yaml.safe_dump(SPEC))
+    words = ("k8s", "render", str(folder / "spec.yaml"), "--cpus-per-pod", "1", "--claim", "images", *flags)
+    finished = chorale(*words)
+    assert finished.returncode == 0, finished.stderr
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "images"},
+        "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
+    }
+    return [*yaml.safe_load_all(finished.stdout), claim]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    require(can_make_pods(), "unshare and setpriv (as root)", "util-linux")
+    with network(8) as hosts:
+        made = Cluster(hosts, tmp_path, f"CHORALE_TEST_{uuid4().hex}")
+        try:
+            yield made
+        finally:
+            for pid in processes_with(made.mark):
+                os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: not processes_with(made.mark), 20)
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The picture's root by one rank, alone."""
+    folder = tmp_path_factory.mktemp("oracle")
+    (folder / "spec.json").write_text(json.dumps(SPEC))
+    words = ("--spec", str(folder / "spec.json"), "--ranks", "1", "--out", str(folder / "image"), "--json")
+    root: str = last_json(chorale("render", *words).stdout)["root"]
+    return root
+
+
+def picture(cluster: Cluster, objects: list[Document]) -> Path:
+    """Where the Job puts the image."""
+    words = of_kind(objects, "Job")[0]["spec"]["template"]["spec"]["containers"][0]["args"]
+    out = words[words.index("--out") + 1]
+    return cluster.folder / "volumes" / "images" / Path(out).relative_to("/images")
+
+
+@pytest.mark.timeout(500)
+def test_pods_that_are_evicted_and_killed_are_replaced(cluster: Cluster, tmp_path: Path, oracle: str) -> None:
+    objects = rendered(tmp_path, "--ranks", "2", "--checkpoint-every", "0")
+    assert problems(objects) == []
+    job, out = JobController(cluster, objects), picture(cluster, objects)
+    kept = out / CHECKPOINT
+    job.run(until=kept.exists)
+
+    job.evict(1)
+    job.run(until=lambda: len(job.ends) == 2)
+    # Both have kept the step together, and neither counts as failed.
+    assert sorted(job.ends) == [(0, 4, "Ignore"), (1, 4, "Ignore")]
+    before = (out / MARKER).stat().st_mtime_ns
+
+    # The new ranks mark the folder anew when they have met.
+    job.run(until=lambda: (out / MARKER).stat().st_mtime_ns > before)
+    job.kill(1)
+    job.run(until=lambda: len(job.ends) == 4)
+    # The one that was left ends too, for no fault of its own.
+    assert sorted(job.ends[2:]) == [(0, 6, "Ignore"), (1, 137, "Ignore")]
+
+    job.run()
+    assert job.failed is None and not any(job.failures.values())
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["root"] == oracle and manifest["ranks"] == 2
+    assert chorale("verify", str(out)).returncode == 0
+
+
+@pytest.mark.timeout(300)
+def test_kueue_may_admit_fewer_pods(cluster: Cluster, tmp_path: Path, oracle: str) -> None:
+    objects = rendered(tmp_path, "--ranks", "3", "--least-ranks", "2", "--queue", "night")
+    job = JobController(cluster, objects, completions=2)
+    job.run()
+    assert job.failed is None and job.ends == []
+    manifest = json.loads((picture(cluster, objects) / "manifest.json").read_text())
+    assert manifest["root"] == oracle and manifest["ranks"] == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "disrupted", "expected"),
+    [
+        (2, False, "FailJob"),
+        (3, False, "Count"),
+        (4, False, "Ignore"),
+        (5, False, "Count"),
+        (6, False, "Ignore"),
+        (137, False, "Count"),
+        (137, True, "Ignore"),
+        (143, False, "Ignore"),
+    ],
+)
+def test_what_counts_as_a_failure(code: int, disrupted: bool, expected: str) -> None:
+    job = of_kind(yaml.safe_load_all((TOP / "k8s" / "one-image" / "image.yaml").read_text()), "Job")[0]
+    assert verdict(job, code, disrupted) == expected
