@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 import yaml
@@ -15,14 +11,11 @@ import yaml
 from jobs.image_folder import MARKER
 from render.denoise.checkpoints import KEY as CHECKPOINT
 from tests.k8s.checks import problems
+from tests.k8s.conftest import SPEC
 from tests.k8s.job_controller import JobController, verdict
 from tests.k8s.objects import TOP, Document, of_kind
-from tests.support.cli import chorale, last_json, processes_with, wait_until
-from tests.support.network import network
-from tests.support.pods import Cluster, can_make_pods
-from tests.support.services import require
-
-SPEC = {"prompt": "a red vase on marble", "width": 256, "height": 256, "steps": 40, "tile_size": 128}
+from tests.support.cli import chorale
+from tests.support.pods import Cluster
 
 
 def rendered(folder: Path, *flags: str) -> list[Document]:
@@ -37,29 +30,6 @@ def rendered(folder: Path, *flags: str) -> list[Document]:
         "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
     }
     return [*yaml.safe_load_all(finished.stdout), claim]
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    require(can_make_pods(), "unshare and setpriv (as root)", "util-linux")
-    with network(8) as hosts:
-        made = Cluster(hosts, tmp_path, f"CHORALE_TEST_{uuid4().hex}")
-        try:
-            yield made
-        finally:
-            for pid in processes_with(made.mark):
-                os.kill(pid, signal.SIGKILL)
-            wait_until(lambda: not processes_with(made.mark), 20)
-
-
-@pytest.fixture(scope="module")
-def oracle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The picture's root by one rank, alone."""
-    folder = tmp_path_factory.mktemp("oracle")
-    (folder / "spec.json").write_text(json.dumps(SPEC))
-    words = ("--spec", str(folder / "spec.json"), "--ranks", "1", "--out", str(folder / "image"), "--json")
-    root: str = last_json(chorale("render", *words).stdout)["root"]
-    return root
 
 
 def picture(cluster: Cluster, objects: list[Document]) -> Path:

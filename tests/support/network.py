@@ -13,16 +13,20 @@ from tests.support.services import require
 
 
 class Network:
-    """Hosts `0` to `count - 1`; each has an address and a command prefix that runs there."""
+    """Hosts `0` to `count - 1`; each has an address and a command prefix that runs there.
 
-    def __init__(self, count: int) -> None:
+    `subnet` is the first three numbers of their addresses; two networks at once need two of them.
+    """
+
+    def __init__(self, count: int, subnet: str = "10.77.0") -> None:
+        self._subnet = subnet
         self._mark = uuid4().hex[:5]
         self.bridge = f"br{self._mark}"
-        self.gateway = "10.77.0.1"
+        self.gateway = f"{subnet}.1"
         self.hosts = [f"ns{self._mark}{number}" for number in range(count)]
 
     def address(self, number: int) -> str:
-        return f"10.77.0.{number + 11}"
+        return f"{self._subnet}.{number + 11}"
 
     def on(self, number: int) -> list[str]:
         """What to put before a command, so that it runs on that host."""
@@ -52,10 +56,10 @@ class Network:
 
 
 @contextmanager
-def network(count: int) -> Iterator[Network]:
+def network(count: int, subnet: str = "10.77.0") -> Iterator[Network]:
     """`count` hosts for as long as the block lasts; skips where namespaces cannot be made."""
     require(shutil.which("ip") and os.geteuid() == 0 and _can(), "ip netns (as root)", "iproute2")
-    made = Network(count)
+    made = Network(count, subnet)
     try:
         made.build()
         yield made

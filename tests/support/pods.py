@@ -6,6 +6,7 @@ pods and what a process may do are the pod's.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.support.cli import processes_with, wait_until
 from tests.support.network import Network
 
 TOP = Path(__file__).parent.parent.parent
@@ -36,6 +38,8 @@ for folder in $(dirname "$(readlink -f "$venv/bin/python")" | tr / ' '); do
 done
 printf '%s\n' "$mounts" | while read -r source target mode; do
   [ -n "$source" ] || continue
+  # /var/run is a link; it is to be followed in the pod.
+  target=$(chroot "$root" readlink -m "$target")
   mkdir -p "$root$target"
   mount --bind "$source" "$root$target"
   [ "$mode" = rw ] || mount -o remount,bind,ro "$root$target"
@@ -44,9 +48,11 @@ done
 mkdir -p "$root$repository" "$root/opt/chorale"
 mount --bind "$repository" "$root$repository"
 mount -o remount,bind,ro "$root$repository"
-mkdir -p "$root/opt/chorale"
 mount --bind "$venv" "$root/opt/chorale"
 mount --bind "$hosts" "$root/etc/hosts"
+# An image has the user that it runs as.
+grep -q "^[^:]*:[^:]*:$user:" "$root/etc/passwd" ||
+  echo "pod:x:$user:$group::/tmp:/bin/sh" >> "$root/etc/passwd"
 mount -o remount,ro "$root"
 hostname "$name"
 exec chroot "$root" setpriv --reuid "$user" --regid "$group" --clear-groups --no-new-privs \
@@ -75,8 +81,8 @@ class Cluster:
     network: Network
     folder: Path
     mark: str
+    pods: list[RunningPod] = field(default_factory=list)
     _names: dict[str, str] = field(default_factory=dict)
-    _used: int = 0
 
     def __post_init__(self) -> None:
         self.hosts = self.folder / "hosts"
@@ -115,11 +121,12 @@ class Cluster:
         `environment` is what Kubernetes adds to the image's; `files` what ConfigMaps and Secrets hold by
         their names; `names` those under which others find the pod.
         """
-        number, self._used = self._used, self._used + 1
+        number = len(self.pods)
         address = self.network.address(number)
         self.name(name, *names, address=address)
         container, context = spec["containers"][0], spec["securityContext"]
         given = image_environment() | environment | {"HOSTNAME": name, self.mark: "1"}
+        given |= _of_the_pod(container, name, address)
         scratch = self.folder / f"{name}-{number}"
         scratch.mkdir()
         volumes = "\n".join(self._mounts(f"{name}-{number}", spec, files))
@@ -141,12 +148,27 @@ class Cluster:
                 cwd="/",
                 start_new_session=True,
             )
-        return RunningPod(name=name, address=address, process=process, log=log)
+        self.pods.append(RunningPod(name=name, address=address, process=process, log=log))
+        return self.pods[-1]
+
+    def shut_down(self) -> None:
+        """End all processes, and show what the pods have said, for who looks for the reason of a failure."""
+        for pod in self.pods:
+            # By its group: some programs write over the variables by which we would know them.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pod.process.pid, signal.SIGKILL)
+        for pid in processes_with(self.mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pod in self.pods:
+            pod.process.wait()
+            print(f"--- {pod.name}\n{pod.said()[-2000:]}")
+        wait_until(lambda: not processes_with(self.mark), 20)
 
     def _mounts(self, pod: str, spec: dict[str, Any], files: dict[str, dict[str, str]]) -> list[str]:
         lines, group = [], spec["securityContext"].get("fsGroup", spec["securityContext"]["runAsGroup"])
         for mount in spec["containers"][0].get("volumeMounts", []):
-            volume = next(one for one in spec["volumes"] if one["name"] == mount["name"])
+            volume = next((one for one in spec["volumes"] if one["name"] == mount["name"]), {})
             if "persistentVolumeClaim" in volume:
                 source = self.volume(volume["persistentVolumeClaim"]["claimName"], group)
             else:
@@ -188,6 +210,13 @@ class RunningPod:
 
 def can_make_pods() -> bool:
     return bool(shutil.which("unshare") and shutil.which("setpriv")) and os.geteuid() == 0
+
+
+def _of_the_pod(container: dict[str, Any], name: str, address: str) -> dict[str, str]:
+    """The variables that a manifest takes from the pod itself."""
+    known = {"metadata.name": name, "status.podIP": address}
+    asked = {one["name"]: one["valueFrom"] for one in container.get("env", []) if "valueFrom" in one}
+    return {key: known[source["fieldRef"]["fieldPath"]] for key, source in asked.items()}
 
 
 def _expanded(word: str, environment: dict[str, str]) -> str:
