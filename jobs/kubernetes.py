@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from jobs.cli.group_options import MASTER_PORT
 from jobs.errors import BAD_INPUT, CANCELLED, UNREACHABLE
+from jobs.node.torchrun import MASTER_PORT
 from render.spec import Spec
 
 Document = dict[str, Any]

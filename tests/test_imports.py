@@ -22,6 +22,7 @@ LIGHT = (
     "jobs.node.tasks",
     "jobs.node.agent",
     "jobs.node.supervisor",
+    "jobs.kubernetes",
 )
 
 

@@ -11,11 +11,10 @@ import click
 
 from jobs.errors import MatesLost
 from jobs.node.hardware import interface_of
-from jobs.node.torchrun import Rendezvous
+from jobs.node.torchrun import MASTER_PORT, Rendezvous
 from render.errors import BadInput
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-MASTER_PORT = 29400
 MATES_S = 600.0
 """So long a node waits for the first one's name, and torchrun then for the others."""
 MANIFEST_S = 300.0

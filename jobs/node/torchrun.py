@@ -23,6 +23,8 @@ GRACE = 5.0
 """Seconds between asking a group to end and killing it."""
 HUNG_S = 1800.0
 """A group of which nothing is heard for so long hangs; the longest step of a large image is far shorter."""
+MASTER_PORT = 29400
+"""Where the nodes of a group without a farm meet unless told."""
 _LOG_LINES = 12
 _LAST_CALL_S = 15
 """So long a group that is large enough waits for more nodes."""
@@ -55,7 +57,6 @@ class Rendezvous:
             return [*words, "--master-addr", self.host, "--master-port", str(self.port)]
         hosts = f"is_host={int(self.place == 0)},last_call_timeout={_LAST_CALL_S}"
         words = ["--nnodes", f"{self.least}:{self.nodes}", "--rdzv-backend", "c10d", "--rdzv-conf", hosts]
-        # Under the first node's control no rank is restarted here: whoever started the group does that.
         return [*words, "--rdzv-endpoint", f"{self.host}:{self.port}", "--rdzv-id", "chorale"]
 
 
