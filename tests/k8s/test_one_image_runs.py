@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.image_folder import MARKER
 from render.denoise.checkpoints import KEY as CHECKPOINT
 from tests.k8s.checks import problems
 from tests.k8s.conftest import SPEC
@@ -51,10 +50,10 @@ def test_pods_that_are_evicted_and_killed_are_replaced(cluster: Cluster, tmp_pat
     job.run(until=lambda: len(job.ends) == 2)
     # Both have kept the step together, and neither counts as failed.
     assert sorted(job.ends) == [(0, 4, "Ignore"), (1, 4, "Ignore")]
-    before = (out / MARKER).stat().st_mtime_ns
+    before = kept.stat().st_mtime_ns
 
-    # The new ranks mark the folder anew when they have met.
-    job.run(until=lambda: (out / MARKER).stat().st_mtime_ns > before)
+    # They meet again, and go on: each step keeps a checkpoint.
+    job.run(until=lambda: kept.stat().st_mtime_ns > before)
     job.kill(1)
     job.run(until=lambda: len(job.ends) == 4)
     # The one that was left ends too, for no fault of its own.
