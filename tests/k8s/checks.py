@@ -28,7 +28,7 @@ BROUGHT_ALONG = {("Secret", "chorale-database"), ("Secret", "chorale-tokens"), (
 FOREIGN_VARIABLES = {
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
-    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
     "NCCL_IB_HCA",
     "NCCL_SOCKET_IFNAME",
     "PGDATA",
