@@ -15,7 +15,7 @@ from tests.support.network import network
 from tests.support.pods import Cluster, can_make_pods
 from tests.support.services import require
 
-SPEC = {"prompt": "a red vase on marble", "width": 256, "height": 128, "steps": 40, "tile_size": 128}
+SPEC = {"prompt": "a red vase on marble", "width": 256, "height": 192, "steps": 40, "tile_size": 128}
 
 
 @pytest.fixture
