@@ -41,18 +41,18 @@ def take_rendezvous(options: dict[str, Any]) -> Rendezvous | None:
     nnodes, rank = options.pop("nnodes"), options.pop("node_rank")
     host, port = options.pop("master_address"), options.pop("master_port")
     least, colon, most = nnodes.partition(":")
-    nodes = _whole("nnodes", most if colon else nnodes, 1, 1024)
+    nodes = whole("nnodes", most if colon else nnodes, 1, 1024)
     if nodes == 1:
         return None
-    place = _whole("node-rank", rank, 0, nodes - 1)
+    place = whole("node-rank", rank, 0, nodes - 1)
     if not host:
         raise BadInput("master-address", host, "is missing; name the machine with --node-rank 0")
     return Rendezvous(
         nodes=nodes,
-        least=_whole("nnodes", least, 1, nodes) if colon else nodes,
+        least=whole("nnodes", least, 1, nodes) if colon else nodes,
         place=place,
         host=host,
-        port=_whole("master-port", port, 1, 65_535),
+        port=whole("master-port", port, 1, 65_535),
     )
 
 
@@ -65,13 +65,12 @@ def await_host(rendezvous: Rendezvous, on_tick: Callable[[], bool]) -> str | Non
     while True:
         try:
             found = socket.getaddrinfo(rendezvous.host, rendezvous.port, type=socket.SOCK_STREAM)
+            return interface_of(_own_address(found[0]))
         except OSError as exc:
             if time.monotonic() > end:
-                raise MatesLost(f"{rendezvous.host} is not known after {MATES_S:g} s ({exc})") from exc
-            on_tick()
-            time.sleep(0.2)
-            continue
-        return interface_of(_own_address(found[0]))
+                raise MatesLost(f"{rendezvous.host} cannot be reached after {MATES_S:g} s ({exc})") from exc
+        on_tick()
+        time.sleep(0.2)
 
 
 def await_manifest(finished: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
@@ -95,7 +94,8 @@ def _own_address(found: tuple[Any, ...]) -> str:
         return address
 
 
-def _whole(field: str, text: str | None, low: int, high: int) -> int:
+def whole(field: str, text: str | None, low: int, high: int) -> int:
+    """The number that a flag's text says; raises `BadInput`."""
     if text is None or not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
         raise BadInput(field, text, f"is not a whole number from {low} to {high}")
     return int(text)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 import yaml
 
+from jobs.cli.group_options import whole
 from jobs.kubernetes import OneImage, documents
 from render.errors import BadInput
 from render.models.folder import read_facts, resolve_model
@@ -76,7 +77,7 @@ def _wanted(spec: Spec, options: dict[str, Any]) -> OneImage:
         jobset=options["jobset"],
         claim=options["claim"],
         models_claim=options["models_claim"],
-        grace_s=_whole("grace", options["grace"], 1, 3600),
+        grace_s=whole("grace", options["grace"], 1, 3600),
         checkpoint_s=_maybe("checkpoint-every", options["checkpoint_every"], 86_400, low=0),
         deadline_s=_maybe("deadline", options["deadline"], 10**7),
         memory_gib=_maybe("memory", options["memory"], 10_000),
@@ -86,14 +87,14 @@ def _wanted(spec: Spec, options: dict[str, Any]) -> OneImage:
 
 def _per_pod(gpus: str | None, cpus: str | None) -> tuple[str, int]:
     if cpus is None:
-        return "cuda", _whole("gpus-per-pod", gpus or "1", 1, 16)
+        return "cuda", whole("gpus-per-pod", gpus or "1", 1, 16)
     if gpus is not None:
         raise BadInput("cpus-per-pod", cpus, "cannot go with --gpus-per-pod; use one of them")
-    return "cpu", _whole("cpus-per-pod", cpus, 1, 256)
+    return "cpu", whole("cpus-per-pod", cpus, 1, 256)
 
 
 def _pods(field: str, ranks: str | None, per_pod: int, useful: int) -> int:
-    count = _whole(field, ranks, 1, 1024)
+    count = whole(field, ranks, 1, 1024)
     if count > useful:
         raise BadInput(field, count, f"are more than the {useful} that have anything to do; use fewer")
     if count % per_pod:
@@ -134,10 +135,4 @@ def _out(out: str | None, claim: str | None, digest: str) -> str:
 
 
 def _maybe(field: str, text: str | None, high: int, low: int = 1) -> int | None:
-    return None if text is None else _whole(field, text, low, high)
-
-
-def _whole(field: str, text: str | None, low: int, high: int) -> int:
-    if text is None or not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
-        raise BadInput(field, text, f"is not a whole number from {low} to {high}")
-    return int(text)
+    return None if text is None else whole(field, text, low, high)
