@@ -22,7 +22,7 @@ SPEC = {"prompt": "a red vase on marble", "width": 256, "height": 192, "steps": 
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     require(can_make_pods(), "unshare and setpriv (as root)", "util-linux")
     # Tests of other checkouts may run beside us, and we talk to the pods from outside.
-    with network(8, f"10.88.{os.getpid() % 256}") as hosts:
+    with network(8, f"10.79.{os.getpid() % 256}") as hosts:
         made = Cluster(hosts, tmp_path, f"CHORALE_TEST_{uuid4().hex}")
         try:
             yield made

@@ -37,7 +37,7 @@ def test_the_command_is_right(line: str) -> None:
     if words[0] == "docker":
         _check_docker(words)
     elif words[:3] == ["chorale", "k8s", "render"]:
-        assert second == "kubectl apply -f -"
+        assert second == "kubectl -n chorale apply -f -"
         _check_rendered(words[1:])
     else:
         assert words[0] == "kubectl" and not second
