@@ -18,8 +18,9 @@ from click.testing import CliRunner
 
 from infra.settings import Settings
 from jobs.cli.main import cli
-from tests.k8s.checks import BROUGHT_ALONG, FOREIGN_VARIABLES, problems
+from tests.k8s.checks import problems
 from tests.k8s.objects import TOP, Document, build, named
+from tests.k8s.pod_checks import BROUGHT_ALONG, FOREIGN_VARIABLES
 from tests.k8s.test_overlays import SETS
 from tests.support.services import require
 
