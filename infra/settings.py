@@ -50,6 +50,8 @@ class Settings:
     """Seconds between checkpoints."""
     warm_s: str = ""
     """Seconds for which a group without work keeps its model loaded."""
+    stop_s: str = ""
+    """Seconds that an agent which ends gives its ranks for their step and its checkpoint."""
 
     def seconds(self, name: str, default: float) -> float:
         """A setting that is a length of time; raises `BadSetting`."""

@@ -4,6 +4,7 @@
       BadInput                 the user can mend it: names the field, the value and the fix
         ModelNotUsable         a model folder that lacks parts, holds pickles or is of an unknown family
       RenderFailed             the render could not be finished (NaN, a flat picture, a full disk)
+      RanksLost                other ranks of the group have gone away
       Cancelled                somebody asked for the end
         Stopped                ... at the next step, with a checkpoint
 
@@ -31,6 +32,10 @@ class ModelNotUsable(BadInput):
 
 class RenderFailed(RenderError):
     """The render broke off; nothing was published."""
+
+
+class RanksLost(RenderError):
+    """Other ranks of the group have gone away in the middle of a render."""
 
 
 class Cancelled(RenderError):

@@ -23,6 +23,7 @@ LIGHT = (
     "jobs.node.agent",
     "jobs.node.supervisor",
     "jobs.board.server",
+    "jobs.kubernetes",
 )
 
 

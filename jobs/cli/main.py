@@ -13,7 +13,9 @@ from jobs.cli.download import download_command
 from jobs.cli.export import export
 from jobs.cli.gc import gc
 from jobs.cli.jobs import cancel, list_command, pause, priority, resume, retry, show
+from jobs.cli.k8s import k8s
 from jobs.cli.logs import logs
+from jobs.cli.migrate import migrate
 from jobs.cli.nodes import agent, drain, nodes, undrain, up
 from jobs.cli.plan import plan
 from jobs.cli.queues import batches, queues
@@ -42,9 +44,23 @@ def cli() -> None:
     """
 
 
-_ONE_IMAGE = (render, upscale, plan, verify, export, download_command, doctor)
+_ONE_IMAGE = (render, upscale, plan, verify, export, download_command, doctor, k8s)
 _JOBS = (submit_command, list_command, show, watch, wait, logs, cancel, pause, resume, retry, priority)
-_FARM = (queues, batches, estimate_command, report, nodes, drain, undrain, agent, up, serve, store, gc)
+_FARM = (
+    queues,
+    batches,
+    estimate_command,
+    report,
+    nodes,
+    drain,
+    undrain,
+    agent,
+    up,
+    serve,
+    store,
+    gc,
+    migrate,
+)
 for _command in (*_ONE_IMAGE, *_JOBS, *_FARM):
     cli.add_command(_command)
 

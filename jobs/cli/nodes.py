@@ -17,7 +17,7 @@ from infra.store.open import check_reach
 from jobs.cli.farm_options import farm_options, print_json, print_table
 from jobs.cli.serve import PORT, board_beside
 from jobs.farm import Farm, open_farm, open_images
-from jobs.node.agent import Agent
+from jobs.node.agent import STOP_S, Agent
 from jobs.node.hardware import gpu_count, smallest_vram_bytes
 from jobs.node.metrics_desk import MetricsDesk
 from jobs.node.request import CHECKPOINT_S, PATIENCE_S, WARM_S
@@ -34,22 +34,31 @@ _metrics_option = click.option(
 
 @click.command(epilog="Example: chorale agent --name n1 --slots 4 --address 10.0.0.11")
 @click.option("--name", default=None, help="The node's name. [CHORALE_NODE, else the host's]")
-@click.option("--slots", type=click.IntRange(1, 1024), default=None, help="Ranks at once. [GPUs, else cores]")
+@click.option(
+    "--slots",
+    type=click.IntRange(0, 1024),
+    default=None,
+    help="Ranks at once; 0 dispatches only. [GPUs or cores]",
+)
 @click.option("--address", default=None, help="Where other nodes reach it. [CHORALE_ADDRESS]")
 @_metrics_option
 @click.option("--database-url", default=None, help="The farm's database. [CHORALE_DATABASE_URL]")
+@click.option("--undrain", is_flag=True, help="Take jobs also if the node was drained before.")
 def agent(
     name: str | None,
     slots: int | None,
     address: str | None,
     metrics_address: str | None,
     database_url: str | None,
+    undrain: bool,
 ) -> None:
     """Run this machine as a node of the farm until Ctrl-C."""
     flags = {"database_url": database_url, "node": name, "address": address}
     settings = read_settings(flags | {"metrics_address": metrics_address})
     with open_farm(settings) as farm:
         made = _agent(farm, slots, settings.broker_url or None)
+        if undrain:
+            made.undrain()
         click.echo(f"node {made.name} with {made.slots} slots at {made.address}; Ctrl-C stops it", err=True)
         _run(made)
 
@@ -92,10 +101,13 @@ def nodes(farm: Farm, as_json: bool) -> None:
 
 
 @click.command(epilog="Example: chorale drain n1")
-@click.argument("node")
+@click.argument("node", required=False)
 @farm_options
-def drain(farm: Farm, as_json: bool, node: str) -> None:
-    """Place nothing more on a node; what it renders goes on."""
+def drain(farm: Farm, as_json: bool, node: str | None) -> None:
+    """Place nothing more on a node; what it renders goes on. [this one: CHORALE_NODE]"""
+    node = node or farm.settings.node
+    if not node:
+        raise BadInput("node", None, "is missing; chorale nodes shows those that are")
     _drain(farm, as_json, node, True)
 
 
@@ -126,7 +138,7 @@ def _agent(farm: Farm, slots: int | None, broker_url: str | None) -> Agent:
     return Agent(
         farm=farm,
         name=name,
-        slots=slots or gpus or len(os.sched_getaffinity(0)),
+        slots=slots if slots is not None else gpus or len(os.sched_getaffinity(0)),
         address=settings.address or "127.0.0.1",
         device=device,
         home=default_home() / "logs",
@@ -142,6 +154,7 @@ def _check(settings: Settings) -> None:
     settings.seconds("warm_s", WARM_S)
     settings.seconds("store_patience_s", PATIENCE_S)
     check_reach(open_images(settings))
+    settings.seconds("stop_s", STOP_S)
     if settings.report_mail and not settings.smtp_url:
         raise BadSetting(
             "smtp_url", "nothing", "is set; mail needs one, such as smtp://user:password@host:587"

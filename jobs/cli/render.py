@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from infra.settings import read_settings
 from infra.store.base import Store
 from infra.store.local import LocalStore
 from infra.store.open import open_store
+from jobs.cli.group_options import await_host, await_manifest, group_options, take_rendezvous
 from jobs.cli.progress import RenderProgress
 from jobs.cli.spec_options import spec_options, take_spec
 from jobs.errors import BAD_INPUT, GroupFailed
 from jobs.image_store import claim, disclaim, finished_image, published_image
+from jobs.node.leaving import Leaving
 from jobs.node.request import CHECKPOINT_S, PATIENCE_S, Request
-from jobs.node.torchrun import RankGroup, cancellable
+from jobs.node.torchrun import HUNG_S, RankGroup, Rendezvous
 from render.errors import BadInput
 from render.picture.manifest import KEY
 from render.plan.plan import make_plan
@@ -46,6 +49,14 @@ MOST_RANKS = 1024
     show_default=True,
     help="Seconds between checkpoints; the same command goes on from the last one.",
 )
+@click.option(
+    "--stall",
+    type=click.FloatRange(min=1),
+    default=HUNG_S,
+    show_default=True,
+    help="Seconds without a word of any rank after which the group is taken to hang (exit 3).",
+)
+@group_options
 @click.option("--dry-run", is_flag=True, help="Check everything, print the digest, render nothing.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
 def render(
@@ -54,6 +65,7 @@ def render(
     out: str | None,
     timeout: float | None,
     checkpoint_every: float,
+    stall: float,
     dry_run: bool,
     as_json: bool,
     **options: Any,
@@ -61,11 +73,16 @@ def render(
     """Render one image with a group of ranks and write its tile pyramid.
 
     The same spec gives the same bits, whatever the number of ranks. A finished image is not rendered again.
+    SIGTERM lets the ranks keep a checkpoint after their step (exit 4). Several machines render one image
+    together with --nnodes; when one goes away, the others end too (exit 6), and all can begin again.
     """
     spec, folder, facts = take_spec(options)
+    meeting = take_rendezvous(options)
     wanted = _ranks(ranks)
     plan = make_plan(spec, facts, 1)
-    if wanted > plan.useful_ranks:
+    if meeting is not None:
+        _check_room(wanted * meeting.nodes, plan.useful_ranks)
+    elif wanted > plan.useful_ranks:
         click.echo(
             f"chorale: only {plan.useful_ranks} of {wanted} ranks have anything to evaluate; using those",
             err=True,
@@ -96,20 +113,45 @@ def render(
         patience_s=patience_s,
     )
     progress: AbstractContextManager[Any] = nullcontext(lambda news: None) if as_json else RenderProgress()
-    group = RankGroup(wanted)
-    with progress as on_news, cancellable():
+    with progress as on_news:
         claim(target, digest, spec.canonical_json(facts.digest))
         try:
-            news = group.render(request, on_news, timeout=timeout)
+            news = _rendered(request, wanted, meeting, stall, timeout, on_news)
         except GroupFailed as exc:
             if exc.code == BAD_INPUT:
                 disclaim(target)
             raise
+    patient = open_store(place, settings, patience_s=patience_s)
+    if news is None:
+        manifest = await_manifest(lambda: finished_image(patient, digest))
+        _finish(_result(patient, manifest, manifest["timings"]["total"]), as_json)
+    else:
+        _finish(_result(patient, published_image(patient), news["seconds"]), as_json)
+
+
+def _rendered(
+    request: Request,
+    ranks: int,
+    meeting: Rendezvous | None,
+    stall: float,
+    timeout: float | None,
+    on_news: Callable[[dict[str, Any]], None],
+) -> dict[str, Any] | None:
+    """The last news of the group; None on a machine that does not hold rank 0."""
+    leaving = Leaving()
+
+    def hear(news: dict[str, Any]) -> None:
+        leaving.hear(news)
+        on_news(news)
+
+    with leaving.heeded():
+        if meeting is not None:
+            meeting = replace(meeting, interface=await_host(meeting, leaving.tick))
+        group = RankGroup(ranks, rendezvous=meeting, hung_s=stall)
+        try:
+            return group.render(request, hear, timeout=timeout, on_tick=leaving.tick)
         finally:
             group.close()
-    assert news is not None, "a group of one node holds rank 0"
-    patient = open_store(place, settings, patience_s=patience_s)
-    _finish(_result(patient, published_image(patient), news["seconds"]), as_json)
 
 
 def _result(target: Store, manifest: dict[str, Any], seconds: float, already: bool = False) -> dict[str, Any]:
@@ -146,6 +188,11 @@ def _ranks(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MOST_RANKS:
         raise BadInput("ranks", text, f"is not auto or a whole number from 1 to {MOST_RANKS}")
     return int(text)
+
+
+def _check_room(ranks: int, useful: int) -> None:
+    if ranks > useful:
+        raise BadInput("ranks", ranks, f"are more than the {useful} that have anything to do; use fewer")
 
 
 def _check_device(device: str) -> None:

@@ -29,7 +29,8 @@ from jobs.node.metrics_desk import MetricsDesk
 from jobs.node.tasks import BELL, bell_path, make_app, queue_of, ring
 from jobs.place.dispatcher import dispatch
 from jobs.state.attempts import LEASE_S, unclaimed
-from jobs.state.nodes import register, renew, sign_off
+from jobs.state.nodes import register, renew, set_draining, sign_off
+from render.errors import BadInput
 
 _ROUND_S = 1.0
 """Between two looks into the database, unless a bell rings."""
@@ -38,7 +39,8 @@ _OFFER_S = 0.6
 _RENEW_S = 2.0
 _REPORT_S = 10.0
 """Between two looks for ended batches and closed queues, where reports are wanted."""
-_STOP_S = 15.0
+STOP_S = 15.0
+"""So long the ranks of an agent that ends have for their step, unless CHORALE_STOP_S says otherwise."""
 
 
 @dataclass
@@ -102,6 +104,11 @@ class Agent:
                 send_due(self.farm)
             except ServiceError as exc:
                 print(f"chorale: {exc}", file=sys.stderr, flush=True)
+
+    def undrain(self) -> None:
+        """Take jobs again, where this node was drained before it ended."""
+        with contextlib.suppress(BadInput), self.farm.database.write() as connection:
+            set_draining(connection, self.name, False)
 
     def stop(self, *_: Any) -> None:
         """End after this round; may be called from a signal handler."""
@@ -190,7 +197,7 @@ class Agent:
             sign_off(connection, self.name)
         for process in self._supervisors.values():
             process.send_signal(signal.SIGTERM)
-        end = time.monotonic() + _STOP_S
+        end = time.monotonic() + self.farm.settings.seconds("stop_s", STOP_S)
         for process in self._supervisors.values():
             try:
                 process.wait(max(0.1, end - time.monotonic()))

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.node.desk import news_path, request_path
+from jobs.node.launcher import MATES_LOST
 from jobs.node.meter import Meter
 from jobs.node.news import Reporter
 from jobs.node.rank_meter import RankMeter, model_label
@@ -46,7 +48,7 @@ def main() -> int:
     from infra.errors import ServiceError, StoreError
     from jobs.errors import KNOWN, exit_code
     from render.denoise.group import leave
-    from render.errors import Stopped
+    from render.errors import RanksLost, Stopped
 
     rank = _Rank(report, stop)
     try:
@@ -54,6 +56,10 @@ def main() -> int:
     except Stopped as exc:
         report.insist({"kind": "stopped", "text": str(exc)})
         return 0
+    except RanksLost:
+        # Not told as news: whoever knows what befell the lost ones shall say it.
+        traceback.print_exc()
+        return MATES_LOST
     except KNOWN as exc:
         outage = isinstance(exc, (StoreError, ServiceError))
         report.insist({"kind": "error", "code": exit_code(exc), "text": str(exc), "outage": outage})

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import GroupBrokeOff, GroupFailed, JobCancelled, JobStopped, JobTimedOut
+from jobs.errors import GroupBrokeOff, GroupFailed, JobStopped, JobTimedOut, MatesLost
 from jobs.node.desk import Desk, request_path
+from jobs.node.launcher import MATES_LOST
 from jobs.node.news import NewsDesk
 from jobs.node.request import Request
 
@@ -22,7 +23,11 @@ GRACE = 5.0
 """Seconds between asking a group to end and killing it."""
 HUNG_S = 1800.0
 """A group of which nothing is heard for so long hangs; the longest step of a large image is far shorter."""
+MASTER_PORT = 29400
+"""Where the nodes of a group without a farm meet unless told."""
 _LOG_LINES = 12
+_LAST_CALL_S = 15
+"""So long a group that is large enough waits for more nodes."""
 
 OnNews = Callable[[dict[str, Any]], None]
 
@@ -35,8 +40,24 @@ class Rendezvous:
     place: int
     host: str
     port: int
+    least: int | None = None
+    """Fewer than `nodes` may do; then the first rank may be on any of them."""
     interface: str | None = None
     """The network interface to talk over; what a host's name resolves to is often the loopback."""
+
+    @property
+    def holds_first(self) -> bool:
+        """Is rank 0 surely on this node?"""
+        return self.place == 0 and self.least in (None, self.nodes)
+
+    def arguments(self) -> list[str]:
+        """What torchrun has to know."""
+        if self.least in (None, self.nodes):
+            words = ["--nnodes", str(self.nodes), "--node-rank", str(self.place)]
+            return [*words, "--master-addr", self.host, "--master-port", str(self.port)]
+        hosts = f"is_host={int(self.place == 0)},last_call_timeout={_LAST_CALL_S}"
+        words = ["--nnodes", f"{self.least}:{self.nodes}", "--rdzv-backend", "c10d", "--rdzv-conf", hosts]
+        return [*words, "--rdzv-endpoint", f"{self.host}:{self.port}", "--rdzv-id", "chorale"]
 
 
 class RankGroup:
@@ -47,9 +68,14 @@ class RankGroup:
     """
 
     def __init__(
-        self, ranks: int, *, rendezvous: Rendezvous | None = None, gpus: tuple[int, ...] | None = None
+        self,
+        ranks: int,
+        *,
+        rendezvous: Rendezvous | None = None,
+        gpus: tuple[int, ...] | None = None,
+        hung_s: float = HUNG_S,
     ) -> None:
-        self.ranks, self._rendezvous, self._gpus = ranks, rendezvous, gpus
+        self.ranks, self._rendezvous, self._gpus, self._hung_s = ranks, rendezvous, gpus, hung_s
         self._requests = 0
         self._running: _Running | None = None
 
@@ -70,12 +96,12 @@ class RankGroup:
         Raises `GroupFailed`, `JobTimedOut` or `JobStopped`.
         """
         if self._running is None:
-            self._running = _Running(self.ranks, self._rendezvous, self._gpus)
+            self._running = _Running(self.ranks, self._rendezvous, self._gpus, self._hung_s)
             self._requests = 0
         self._requests += 1
         request.write(request_path(self._running.desk, self._requests))
         done = self._running.until_done(request, on_news, timeout, on_tick)
-        if done is None and (self._rendezvous is None or self._rendezvous.place == 0):
+        if done is None and (self._rendezvous is None or self._rendezvous.holds_first):
             raise GroupFailed("the group of ranks ended without a word; nothing was published")
         return done
 
@@ -94,10 +120,7 @@ def _start(
     desk: Path, ranks: int, rendezvous: Rendezvous | None, gpus: tuple[int, ...] | None, log: Path
 ) -> subprocess.Popen[bytes]:
     launcher = [sys.executable, "-m", "jobs.node.launcher", str(os.getpid())]
-    meeting = ["--standalone"]
-    if rendezvous is not None:
-        meeting = ["--nnodes", str(rendezvous.nodes), "--node-rank", str(rendezvous.place)]
-        meeting += ["--master-addr", rendezvous.host, "--master-port", str(rendezvous.port)]
+    meeting = ["--standalone"] if rendezvous is None else rendezvous.arguments()
     chosen = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
     if rendezvous is not None and rendezvous.interface is not None:
         names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -116,7 +139,10 @@ def _start(
 class _Running:
     """A started group: its processes, and the desk where it gets requests and leaves news."""
 
-    def __init__(self, ranks: int, rendezvous: Rendezvous | None, gpus: tuple[int, ...] | None) -> None:
+    def __init__(
+        self, ranks: int, rendezvous: Rendezvous | None, gpus: tuple[int, ...] | None, hung_s: float
+    ) -> None:
+        self._rendezvous, self._hung_s = rendezvous, hung_s
         self._desk = Desk()
         self.desk = self._desk.path
         self._log = self.desk / "log"
@@ -156,8 +182,10 @@ class _Running:
                 break
             if deadline is not None and time.monotonic() > deadline:
                 raise JobTimedOut(f"timeout: the render was not done in {timeout:g} s; nothing was published")
-            if time.monotonic() - heard > HUNG_S:
-                raise GroupBrokeOff(f"no rank has been heard of for {HUNG_S:g} s; the group is taken to hang")
+            if time.monotonic() - heard > self._hung_s:
+                raise GroupBrokeOff(
+                    f"no rank has been heard of for {self._hung_s:g} s; the group is taken to hang"
+                )
         if self._done is not None:
             # However its processes have ended after that: the image is there.
             return self._done
@@ -165,6 +193,10 @@ class _Running:
             raise JobStopped(self._stopped)
         if not self.alive() and (self._process.returncode != 0 or not request.last):
             words = "\n".join(_tail(self._log, request.log))
+            if self._rendezvous is not None and self._process.returncode == MATES_LOST:
+                raise MatesLost(
+                    f"other nodes of the group are gone; nothing was published. The last words here:\n{words}"
+                )
             raise GroupBrokeOff(
                 f"the group of ranks broke off; nothing was published. Its last words:\n{words}"
             )
@@ -223,24 +255,3 @@ def _tail(own: Path, ranks: str | None) -> list[str]:
     logs = [own] if ranks is None else [own, Path(ranks)]
     texts = [log.read_text(encoding="utf-8", errors="replace") for log in logs if log.exists()]
     return [line for text in texts for line in text.splitlines() if line.strip()][-_LOG_LINES:]
-
-
-@contextlib.contextmanager
-def cancellable() -> Iterator[None]:
-    """SIGINT and SIGTERM become `JobCancelled`; a second one, while stopping, changes nothing."""
-    seen = False
-
-    def cancel(number: int, _: object) -> None:
-        nonlocal seen
-        if not seen:
-            seen = True
-            raise JobCancelled(
-                "cancelled; nothing was published, and the same command goes on from the last checkpoint"
-            )
-
-    before = {number: signal.signal(number, cancel) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -31,7 +31,12 @@ def _is_current(database: Database) -> bool:
     """Looked up without a lock, so that a reader never waits for a writer only to find nothing to do."""
     with database.read() as connection:
         found = MigrationContext.configure(connection).get_current_revision()
-        return found == ScriptDirectory.from_config(config_for(connection)).get_current_head()
+        script = ScriptDirectory.from_config(config_for(connection))
+    if found is None or found == script.get_current_head():
+        return found is not None
+    # Unknown to us: a newer version has been here. While a farm is upgraded, two versions work side by side;
+    # migrations only ever add, and the older version goes on.
+    return found not in {revision.revision for revision in script.walk_revisions()}
 
 
 def config_for(connection: Connection) -> Config:

@@ -6,6 +6,8 @@ of ranks would change pixels. Constructors open nothing; `join` and `leave` do.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from render.errors import BadInput
+from render.errors import BadInput, RanksLost
 
 
 class Gathering(Protocol):
@@ -75,7 +77,8 @@ class _Flight:
         self._work, self._block, self._blocks = work, block, blocks
 
     def wait(self) -> Tensor:
-        self._work.wait()
+        with _translated():
+            self._work.wait()
         return self._blocks
 
 
@@ -91,7 +94,8 @@ class TorchGroup:
     def all_gather(self, block: Tensor) -> Gathering:
         block = block.contiguous()
         blocks = block.new_empty((self.world_size, *block.shape))
-        work = _gather_into(blocks.flatten(0, 1) if block.dim() else blocks, block, self.process_group)
+        with _translated():
+            work = _gather_into(blocks.flatten(0, 1) if block.dim() else blocks, block, self.process_group)
         return _Flight(work, block, blocks)
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
@@ -116,6 +120,18 @@ def _gather_into(blocks: Tensor, block: Tensor, process_group: dist.ProcessGroup
     return gather(blocks, block, group=process_group, async_op=True)
 
 
+@contextmanager
+def _translated() -> Iterator[None]:
+    """gloo says by a plain RuntimeError that a peer is gone, NCCL and the store by their own kinds of it."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as exc:
+        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        raise RanksLost(f"other ranks of the group are gone ({reason})") from exc
+
+
 def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     """`auto`, `cpu` or `cuda` -> the device of this rank; asking for CUDA without CUDA is an error."""
     if wanted not in ("auto", "cpu", "cuda"):
@@ -132,12 +148,17 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
 
 
 def join(device: torch.device) -> TorchGroup:
-    """Join the group that torchrun has described in the environment; NCCL on GPUs, gloo on CPUs."""
+    """Join the group that torchrun has described in the environment; NCCL on GPUs, gloo on CPUs.
+
+    Raises `RanksLost` when the others do not come.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device)
-    else:
-        dist.init_process_group("gloo")
+    with _translated():
+        if device.type == "cuda":
+            dist.init_process_group("nccl", device_id=device)
+        else:
+            dist.init_process_group("gloo")
     return TorchGroup(rank=dist.get_rank(), world_size=dist.get_world_size())
 
 

@@ -39,6 +39,12 @@ FLAGS = [
     (["--device", "tpu"], "auto, cpu or cuda"),
     (["--model", "/nowhere/at/all"], "model"),
     (["--out", "s3://A_BUCKET/prefix"], "names no bucket"),
+    (["--nnodes", "2"], "node-rank: None"),
+    (["--nnodes", "2", "--node-rank", "2"], "node-rank: '2'"),
+    (["--nnodes", "2", "--node-rank", "0"], "master-address"),
+    (["--nnodes", "3:2", "--node-rank", "0", "--master-address", "a"], "nnodes: '3'"),
+    (["--nnodes", "2", "--node-rank", "0", "--master-address", "a", "--master-port", "x"], "master-port"),
+    (["--nnodes", "64", "--node-rank", "0", "--master-address", "a", "--ranks", "1000"], "ranks: 64000"),
     (["--nonsense"], "--nonsense"),
 ]
 

@@ -1,6 +1,8 @@
 """However a render ends, it leaves no process, no half image, and says so with its exit code."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -8,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from render.denoise.checkpoints import KEY as CHECKPOINT
 from tests.support.cli import last_json, processes_with, ranks_with, start, wait_until
 
 LONG = ("render", "a red vase", "--size", "512x512", "--steps", "900", "--strength", "1", "--ranks", "2")
@@ -26,18 +29,37 @@ def begin(mark: str, out: Path, *more: str) -> subprocess.Popen[str]:
     return process
 
 
+def stage_and_step(checkpoint: Path) -> tuple[int, int]:
+    data = checkpoint.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    facts = json.loads(header["__metadata__"]["chorale"])
+    return facts["stage"], facts["step"]
+
+
 def check_nothing_left(mark: str, out: Path) -> None:
     wait_until(lambda: not processes_with(mark), 15)
     assert not (out / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_every_rank(mark: str, tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupt_stops_every_rank(mark: str, tmp_path: Path) -> None:
     process = begin(mark, tmp_path / "image")
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 4
     assert "cancelled" in errors
+    check_nothing_left(mark, tmp_path / "image")
+
+
+def test_sigterm_keeps_a_checkpoint_after_the_step(mark: str, tmp_path: Path) -> None:
+    kept = tmp_path / "image" / CHECKPOINT
+    process = begin(mark, tmp_path / "image", "--checkpoint-every", "0.2")
+    wait_until(kept.exists, 120)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 4
+    stopped = re.search(r"stopped after step (\d+) of stage (\d+); what is done is kept", errors)
+    assert stopped, errors
+    assert stage_and_step(kept) == (int(stopped[2]), int(stopped[1]))
     check_nothing_left(mark, tmp_path / "image")
 
 

@@ -2,7 +2,7 @@
 
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from infra.database import Database, now
 from jobs.state.schema import upgrade
@@ -16,6 +16,15 @@ def test_migrations_and_tables_agree(database: Database) -> None:
 
 def test_upgrading_twice_is_harmless(database: Database) -> None:
     upgrade(database)
+
+
+def test_an_older_version_works_on_a_newer_ones_database(database: Database) -> None:
+    """While a farm is upgraded, agents of both versions come and go."""
+    with database.write() as connection:
+        connection.execute(text("update alembic_version set version_num = '9999'"))
+    upgrade(database)
+    with database.read() as connection:
+        assert connection.execute(text("select version_num from alembic_version")).scalar_one() == "9999"
 
 
 def test_the_clock_is_the_databases_and_moves(database: Database) -> None:

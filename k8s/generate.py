@@ -1,0 +1,60 @@
+"""Writes the manifests that are made from something else: `make k8s`.
+
+The PrometheusRule comes from the farm's own rules, the example images from `chorale k8s render`.
+"""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jobs.cli.main import cli
+
+TOP = Path(__file__).parent.parent
+RULES = TOP / "infra" / "prometheus" / "rules"
+_EXAMPLE = ("k8s", "render", "examples/vase.yaml", "--ranks", "8", "--gpus-per-pod", "4")
+IMAGES = {
+    "k8s/one-image/image.yaml": _EXAMPLE,
+    "k8s/overlays/kueue/image.yaml": (*_EXAMPLE, "--queue", "night", "--least-ranks", "4"),
+    "k8s/overlays/jobset/image.yaml": (*_EXAMPLE, "--jobset"),
+}
+"""File -> the command that makes it, from the repository's root."""
+_MADE = "# Made by `make k8s`; change what it is made from.\n"
+
+
+def generated() -> dict[str, str]:
+    """File -> its text."""
+    made = {path: f"# chorale {' '.join(words)}\n{_MADE}{_said(words)}" for path, words in IMAGES.items()}
+    if RULES.exists():
+        made["k8s/components/monitoring/rules.yaml"] = _MADE + _yaml(prometheus_rule())
+    return made
+
+
+def prometheus_rule() -> dict[str, Any]:
+    """All rules of the farm as the Prometheus operator takes them."""
+    files = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(RULES.glob("*.yaml"))]
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "chorale"},
+        "spec": {"groups": [group for file in files for group in file["groups"]]},
+    }
+
+
+def _said(words: tuple[str, ...]) -> str:
+    with redirect_stdout(io.StringIO()) as said:
+        cli.main(list(words), standalone_mode=False)
+    return said.getvalue()
+
+
+def _yaml(document: dict[str, Any]) -> str:
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
+
+
+if __name__ == "__main__":
+    for path, text in generated().items():
+        (TOP / path).write_text(text, encoding="utf-8")

@@ -1,0 +1,59 @@
+"""`chorale k8s render`: YAML and nothing else, or one sentence and exit code 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.cli.main import main
+
+VASE = str(Path(__file__).parent.parent.parent / "examples" / "vase.yaml")
+
+
+def said(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(["k8s", "render", *flags])
+    captured = capsys.readouterr()
+    assert isinstance(end.value.code, int)
+    return end.value.code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (["--ranks", "1024"], "ranks: 1024"),
+        (["--ranks", "6", "--gpus-per-pod", "4"], "ranks: 6 are not divisible by 4"),
+        (["--ranks", "0"], "ranks: '0'"),
+        ([], "ranks: None"),
+        (["--ranks", "8", "--gpus-per-pod", "many"], "gpus-per-pod: 'many'"),
+        (["--ranks", "8", "--queue", "Night Shift"], "queue: 'Night Shift'"),
+        (["--ranks", "8", "--queue", "night/urgent"], "queue: 'night/urgent'"),
+        (["--ranks", "8", "--least-ranks", "4"], "least-ranks: '4'"),
+        (["--ranks", "8", "--queue", "night", "--least-ranks", "16"], "least-ranks: 16"),
+        (["--ranks", "8", "--out", "/images"], "out: '/images'"),
+        (["--ranks", "8", "--claim", "images", "--out", "s3://b/p"], "out: 's3://b/p'"),
+        (["--ranks", "8", "--cpus-per-pod", "1", "--gpus-per-pod", "1"], "cpus-per-pod: '1'"),
+    ],
+)
+def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str], flags: list[str], names: str) -> None:
+    code, output, errors = said(capsys, VASE, *flags)
+    assert code == 2 and output == ""
+    assert names in errors and errors.count("\n") == 1
+
+
+def test_a_spec_that_cannot_be_read_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, output, errors = said(capsys, str(tmp_path / "none.yaml"), "--ranks", "1")
+    assert code == 2 and output == "" and "none.yaml" in errors
+
+
+def test_a_prompt_is_no_place_for_variables(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Kubernetes would replace $(HOME) in an argument; in the file it stays a part of the picture."""
+    (tmp_path / "spec.yaml").write_text("prompt: 'a sign that says $(HOME): €5'\nmodel: builtin\n")
+    code, output, _ = said(capsys, str(tmp_path / "spec.yaml"), "--ranks", "2", "--model", "/models/one")
+    assert code == 0
+    objects = {document["kind"]: document for document in yaml.safe_load_all(output)}
+    spec = yaml.safe_load(objects["ConfigMap"]["data"]["spec.json"])
+    assert spec["prompt"] == "a sign that says $(HOME): €5" and spec["model"] == "/models/one"
+    assert "HOME" not in str(objects["Job"])
