@@ -9,7 +9,7 @@ demo: $(READY)  ## a small farm renders a picture with two ranks, verifies it; O
 	@OPEN=$(OPEN) $(BIN)/python examples/demo.py
 
 test: $(READY)  ## the whole test suite
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(READY)  ## style and types
 	@$(BIN)/ruff check .

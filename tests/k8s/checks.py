@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from urllib.parse import urlsplit
 
+from infra.metrics import names
 from tests.k8s.objects import Document, Pod, environment, named, of_kind, pods, selects
 from tests.k8s.pod_checks import after, commands, grace, references, restricted, variables, volumes
 from tests.k8s.schemas import schema_problems
@@ -21,13 +21,7 @@ def problems(objects: Objects) -> list[str]:
     """All that is wrong with a set."""
     found = [problem for document in objects for problem in schema_problems(document)]
     # The others take the shapes for granted.
-    return found or [problem for check in CHECKS for problem in check(objects) if not _pending(problem)]
-
-
-def _pending(problem: str) -> bool:
-    """The board and the metrics come from elsewhere; their names are held against them once they are here."""
-    board = find_spec("jobs.board") is None and problem.endswith("serve is no command")
-    return board or (exported_metrics() is None and problem.endswith("CHORALE_METRICS_ADDRESS"))
+    return found or [problem for check in CHECKS for problem in check(objects)]
 
 
 def selectors(objects: Objects) -> Iterator[str]:
@@ -252,7 +246,7 @@ def queueing(objects: Objects) -> Iterator[str]:
 
 def metrics(objects: Objects) -> Iterator[str]:
     """Every series in a rule or a query is one that we export, or one that a rule records."""
-    known, recorded = exported_metrics(), set()
+    known, recorded = names(), set()
     asked: list[tuple[Document, str]] = []
     for document in of_kind(objects, "PrometheusRule"):
         for rule in (rule for group in document["spec"]["groups"] for rule in group["rules"]):
@@ -263,18 +257,8 @@ def metrics(objects: Objects) -> Iterator[str]:
     for document, expression in asked:
         for name in sorted(set(re.findall(r"[a-z_]*:[a-z0-9_:]+", expression)) - recorded):
             yield f"{_name(document)}: nothing records {name}"
-        if known is not None:
-            for name in sorted(set(re.findall(r"(?<![:\w])chorale_[a-z0-9_]+(?!:)\b", expression)) - known):
-                yield f"{_name(document)}: nothing exports {name}"
-
-
-def exported_metrics() -> set[str] | None:
-    """The names that a node's /metrics shows; None while the farm has none."""
-    if find_spec("infra.metrics") is None:
-        return None
-    from infra.metrics import every_series
-
-    return {name for series in every_series() for name in series.exported()}
+        for name in sorted(set(re.findall(r"(?<![:\w])chorale_[a-z0-9_]+(?!:)\b", expression)) - known):
+            yield f"{_name(document)}: nothing exports {name}"
 
 
 CHECKS: tuple[Callable[[Objects], Iterator[str]], ...] = (

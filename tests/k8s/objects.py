@@ -121,3 +121,11 @@ def texts(document: Document) -> dict[str, str]:
     if document["kind"] == "ConfigMap":
         return dict(document.get("data", {}))
     return {key: base64.b64decode(value).decode() for key, value in document.get("data", {}).items()}
+
+
+IMAGE: str = next(
+    document["metadata"]["name"]
+    for document in yaml.safe_load_all((TOP / "k8s" / "one-image" / "image.yaml").read_text())
+    if document["kind"] == "Job"
+)
+"""The committed example's name, which comes from its spec's digest."""

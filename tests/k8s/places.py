@@ -6,9 +6,10 @@ import base64
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 
+from infra.errors import StoreMissing
 from tests.k8s.objects import Document
+from tests.support.buckets import moto_server
 from tests.support.pods import Cluster
 
 
@@ -44,13 +45,7 @@ def claim(cluster: Cluster) -> Place:
 
 @contextmanager
 def bucket(cluster: Cluster) -> Iterator[Place]:
-    """A bucket on a server that pods can reach; a claim, as long as images do not go into buckets."""
-    if find_spec("infra.store.s3") is None:
-        yield claim(cluster)
-        return
-    from infra.errors import StoreMissing
-    from tests.support.buckets import moto_server
-
+    """A bucket on a server that pods can reach."""
     with moto_server(cluster.network.gateway) as server:
         url = server.fresh_url()
         given = server.environment

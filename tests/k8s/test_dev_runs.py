@@ -8,7 +8,6 @@ import socket
 import subprocess
 import urllib.error
 import urllib.request
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -94,7 +93,7 @@ def test_a_job_goes_through_the_dev_overlay(cluster: Cluster, oracle: str) -> No
     migrated = farm.start("Job", "chorale-migrate")
     assert wait_until(lambda: migrated.ended() is not None, 60) and migrated.ended() == 0
     agent = farm.start("StatefulSet", "chorale-agent")
-    board = farm.start("Deployment", "chorale-board") if find_spec("jobs.board") is not None else None
+    board = farm.start("Deployment", "chorale-board")
     job = farm.submit(board, database)
     wait_until(lambda: farm.call(database, "show", job)["state"] in ("done", "failed"), 180)
     shown = farm.call(database, "show", job)

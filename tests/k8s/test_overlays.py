@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from k8s.generate import RULES, TOP, generated
-from tests.k8s.checks import exported_metrics, problems
-from tests.k8s.objects import OVERLAYS, Document, build, named, texts
+from tests.k8s.checks import problems
+from tests.k8s.objects import IMAGE, OVERLAYS, Document, build, named, texts
 
 SETS = ("base", "one-image", *(f"overlays/{name}" for name in OVERLAYS))
 
@@ -40,7 +40,6 @@ def slip(what: str, folder: str, at: str, path: str, *, to: Any = None, key: str
     return pytest.param(folder, spoil, id=what)
 
 
-IMAGE = "chorale-c00d2ed75808"
 AGENT, BOARD, MIGRATE = "StatefulSet/chorale-agent", "Deployment/chorale-board", "Job/chorale-migrate"
 JOB, KEDA = f"Job/{IMAGE}", "ScaledObject/chorale-agent"
 POD = "spec template spec"
@@ -154,7 +153,6 @@ def test_a_slip_is_found(folder: str, spoil: Callable[[list[Document]], None]) -
     assert problems(objects)
 
 
-@pytest.mark.skipif(exported_metrics() is None, reason="there are no metrics to hold queries against yet")
 def test_a_series_that_nobody_exports_is_found() -> None:
     objects = build("overlays/keda")
     query = {"query": "sum(chorale_queue_dept)"}
@@ -168,7 +166,6 @@ def test_made_manifests_are_current() -> None:
     assert not stale, f"{stale}: run make k8s"
 
 
-@pytest.mark.skipif(not RULES.exists(), reason="the farm has no rules yet")
 def test_the_rule_object_holds_every_rule() -> None:
 
     wanted = [

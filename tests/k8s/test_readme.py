@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from infra.settings import Settings
 from jobs.cli.main import cli
 from tests.k8s.checks import problems
-from tests.k8s.objects import TOP, Document, build, named
+from tests.k8s.objects import IMAGE, TOP, Document, build, named
 from tests.k8s.pod_checks import BROUGHT_ALONG, FOREIGN_VARIABLES
 from tests.k8s.test_overlays import SETS
 from tests.support.services import require
@@ -56,7 +56,7 @@ def test_every_folder_is_told_of() -> None:
 
 
 def test_every_exit_code_of_the_failure_policy_is_told() -> None:
-    job = named(build("one-image"), "Job", "chorale-c00d2ed75808")
+    job = named(build("one-image"), "Job", IMAGE)
     assert job is not None
     table = re.findall(r"^\| ([\d, ]+) \|", TEXT, re.M)
     told = {int(code) for row in table for code in row.split(",") if row.strip()}
