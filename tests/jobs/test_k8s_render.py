@@ -43,6 +43,11 @@ def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str], flags: li
     assert names in errors and errors.count("\n") == 1
 
 
+def test_a_picture_to_start_from_is_for_a_farm(capsys: pytest.CaptureFixture[str]) -> None:
+    code, output, errors = said(capsys, VASE.replace("vase.yaml", "restyle.yaml"), "--ranks", "1")
+    assert code == 2 and output == "" and "submit this image to a farm" in errors
+
+
 def test_a_spec_that_cannot_be_read_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, output, errors = said(capsys, str(tmp_path / "none.yaml"), "--ranks", "1")
     assert code == 2 and output == "" and "cannot be read" in errors
