@@ -57,9 +57,7 @@ def render_command(spec: Path, **options: Any) -> None:
 
 def _wanted(spec: Spec, options: dict[str, Any]) -> OneImage:
     if spec.init is not None:
-        raise BadInput(
-            "init", spec.init.path, "is a file that no pod has; submit this image to a farm instead"
-        )
+        raise BadInput("init", spec.init.path, "is a file that no pod has; submit this image to a farm")
     facts = read_facts(resolve_model(spec.model))
     digest = spec.digest(facts.digest)
     useful = make_plan(spec, facts, 1).useful_ranks
