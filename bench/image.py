@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,20 +20,30 @@ def _image(folder: Path, name: str, ranks: int, **changes: Any) -> dict[str, Any
 
 
 def speed_rows() -> list[Row]:
-    """Overhead of one rank, and what a second one brings; the two measured in turns."""
+    """Overhead of one rank, what a second one brings, and what the machine would let it bring: in turns."""
     size = {"width": 1024, "height": 1024, "steps": 12}
+    turns = range(3)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pairs = [
-            (_image(folder, f"one{turn}", 1, **size), _image(folder, f"two{turn}", 2, **size))
-            for turn in range(3)
-        ]
-    assert len({result["root"] for pair in pairs for result in pair}) == 1, "roots differ"
-    overhead = median(one["seconds"] / one["bare_seconds"] for one, _ in pairs)
-    speedup = median(one["seconds"] / two["seconds"] for one, two in pairs)
+        ones, twos, aparts = [], [], []
+        for turn in turns:
+            ones.append(_image(folder, f"one{turn}", 1, **size))
+            twos.append(_image(folder, f"two{turn}", 2, **size))
+            with ThreadPoolExecutor(2) as both:
+                names = [f"apart{turn}{side}" for side in "ab"]
+                aparts.append(list(both.map(lambda each: _image(folder, each, 1, **size), names)))
+    assert len({result["root"] for result in (*ones, *twos)}) == 1, "roots differ"
+    overhead = median(one["seconds"] / one["bare_seconds"] for one in ones)
+    speedup = median(one["seconds"] / two["seconds"] for one, two in zip(ones, twos, strict=True))
+    limit = median(
+        2 * one["seconds"] / max(result["seconds"] for result in apart)
+        for one, apart in zip(ones, aparts, strict=True)
+    )
     return [
         Row("one rank at 1024x1024: wall over bare forwards and decodes", overhead, "<= 1.05"),
         Row("two ranks at 1024x1024: times as fast as one", speedup, ">= 1.85"),
+        Row("two processes that share nothing, a picture each: times one's rate on this machine", limit, ""),
+        Row("two ranks over two such processes", speedup / limit, ""),
     ]
 
 
