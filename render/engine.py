@@ -132,7 +132,7 @@ def _grant(keeper: Keeper, stage: int, seat: Seat, wish: int) -> None:
 
 def _start(loop: StageLoop, below: Denoised | None, group: Group, preview: Preview | None) -> Canvas:
     """The rank's part of a stage's canvas before its first step."""
-    stage, facts, seed = loop.stage, loop.adapter.facts, loop.spec.seed
+    stage, facts, seed = loop.stage, loop.adapter.facts, loop.spec.seed_of(loop.stage.index)
     box = loop.tiling(group).boxes[group.rank]
     if below is not None:
         grid = below.seat.tiling.grid

@@ -57,6 +57,9 @@ class Spec:
     0 < s <= 1: all but the first stage, and the first one too where `init` is given."""
     skip_residual: float = 0.0
     """How firmly a stage is held to the one below while it is denoised, 0 to 1; fades over its steps."""
+    variation: int = 0
+    """Another finish of the same composition: what decides the composition draws the same noise, the stages
+    after it draw other noise. 0 is the picture itself."""
     init: InitPicture | None = None
     """A picture to start from, in place of noise (image to image)."""
     boxes: tuple[Box, ...] = ()
@@ -75,6 +78,7 @@ class Spec:
         _check_size("width", self.width, self.format)
         _check_size("height", self.height, self.format)
         _check_whole("seed", self.seed, 0, 2**63 - 1)
+        _check_whole("variation", self.variation, 0, 2**31 - 1)
         _check_whole("steps", self.steps, 1, 1000)
         _check_whole("quality", self.quality, 1, 100)
         _check_whole("window_batch", self.window_batch, 1, 256)
@@ -105,6 +109,13 @@ class Spec:
     def with_changes(self, **changes: Any) -> Spec:
         """A new, validated spec with some values replaced."""
         return replace(self, **changes)
+
+    def seed_of(self, stage: int) -> int:
+        """What a stage's noise is drawn with; the first stage or `init` decides the composition."""
+        if self.variation == 0 or (stage == 0 and self.init is None):
+            return self.seed
+        drawn = hashlib.sha256(f"{self.seed}/{self.variation}".encode()).digest()
+        return int.from_bytes(drawn[:8], "big") >> 1
 
     def canonical_json(self, model_digest: str) -> str:
         """Every value written out, keys sorted, no spaces; the model enters by the digest of its weights."""

@@ -19,6 +19,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _FLAGS: tuple[tuple[str, type, str], ...] = (
     ("--negative-prompt", str, "What the picture should not show."),
     ("--seed", int, "Another seed is another picture. [0]"),
+    ("--variation", int, "Another finish of the same composition; 0 is the picture itself. [0]"),
     ("--steps", int, "Denoising steps of the first stage. [25]"),
     ("--guidance-scale", float, "How closely to follow the prompt; 1 switches guidance off. [4.0]"),
     ("--sampler", str, f"One of {', '.join(SAMPLERS)}. [euler]"),

@@ -15,7 +15,7 @@ from jobs.cli.farm_options import farm_options, print_json, whoami
 from jobs.cli.spec_options import given_values, spec_options
 from jobs.farm import Farm, open_images
 from jobs.inputs import keep_inputs
-from jobs.state.submission import Asked, Receipt, Terms, parse_moment, parse_ranks, submit
+from jobs.state.submission import Asked, Receipt, Terms, parse_moment, parse_ranks, submit, varied
 from render.errors import BadInput
 from render.models.folder import read_facts, resolve_model
 from render.spec import Spec
@@ -38,6 +38,13 @@ _SHOWN = 20
 @click.option("--deadline", default=None, help="When it should be done, e.g. 2026-11-22T07:00+01:00.")
 @click.option("--template", default=None, help="Writes a batch's prompts from its columns.")
 @click.option("--ignore", default="", help="Columns of a batch to leave out, with commas between.")
+@click.option(
+    "--variations",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="Queue each image so many times: one composition, other finishes.",
+)
 @click.option("--skip-bad", is_flag=True, help="Queue the good rows of a batch that has bad ones.")
 @click.option("--dry-run", is_flag=True, help="Check everything, queue nothing.")
 @farm_options
@@ -46,6 +53,7 @@ def submit_command(
     as_json: bool,
     template: str | None,
     ignore: str,
+    variations: int,
     skip_bad: bool,
     dry_run: bool,
     **options: Any,
@@ -70,6 +78,8 @@ def submit_command(
         spec = Spec.from_mapping(given_values(options))
         read_facts(resolve_model(spec.model))
         asked, good, bad, name = iter([Asked(row=1, custom_id="image", spec=spec)]), 1, [], spec.prompt[:80]
+    if variations > 1:
+        asked, good = varied(asked, variations), good * variations
     if dry_run:
         _say({"rows": good, "bad": len(bad), "dry_run": True}, as_json)
         return

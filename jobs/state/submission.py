@@ -69,6 +69,18 @@ class Asked:
     spec: Spec
 
 
+def varied(asked: Iterable[Asked], count: int) -> Iterator[Asked]:
+    """Each image in `count` variations: one composition, other finishes. The first is the image itself."""
+    for each in asked:
+        for number in range(count):
+            first = each.spec.variation
+            yield Asked(
+                row=(each.row - 1) * count + number + 1,
+                custom_id=each.custom_id if number == 0 else f"{each.custom_id}-v{number + 1}",
+                spec=each.spec.with_changes(variation=first + number),
+            )
+
+
 @dataclass(kw_only=True)
 class Receipt:
     """What became of a submission."""

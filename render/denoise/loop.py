@@ -151,7 +151,7 @@ class Seat:
         """One step of the sampler on all that this rank holds; also the word that the ranks agree on."""
         stage, schedule, step = self.loop.stage, self.loop.schedule, self.step
         times = StepTimes()
-        offset = stage.offset(self.loop.spec.seed, step)
+        offset = stage.offset(self.loop.spec.seed_of(stage.index), step)
         exchange = make_exchange(self.tiling, self.group.rank, offset, self.loop.device)
         sums = torch.zeros(self.state.x.shape, dtype=torch.int32, device=self.loop.device)
         first, then = self._batches(offset)
@@ -318,5 +318,6 @@ class Seat:
 
     def _normal(self, step: int) -> Tensor:
         channels = self.state.x.shape[0]
-        values = normal(self.loop.spec.seed, self.loop.stage.index, step, channels, self.box)
+        stage = self.loop.stage.index
+        values = normal(self.loop.spec.seed_of(stage), stage, step, channels, self.box)
         return torch.from_numpy(values).to(self.loop.device)

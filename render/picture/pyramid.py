@@ -70,7 +70,8 @@ def publish_pyramid(
     Blocks that `records` knows are left as they are.
     """
     cut = make_cut(spec, adapter.facts)
-    columns, rows = lines_of(cut, make_stages(spec, adapter.facts)[-1], spec.seed, adapter.facts.scale_factor)
+    last = make_stages(spec, adapter.facts)[-1]
+    columns, rows = lines_of(cut, last, spec.seed_of(last.index), adapter.facts.scale_factor)
     share = _Share(cut, Steps(columns), Steps(rows))
     with TileWriter(spec, sink, records) as writer:
         mine = cut.blocks_of(group.rank, group.world_size)

@@ -4,7 +4,7 @@ from sqlalchemy import func, select
 
 from infra.database import Database
 from jobs.state.machine import change
-from jobs.state.submission import Asked, Receipt, Terms, submit
+from jobs.state.submission import Asked, Receipt, Terms, submit, varied
 from jobs.state.tables import entries, events, jobs
 from render.spec import Spec
 
@@ -35,6 +35,18 @@ def test_a_batch_becomes_queued_jobs(database: Database) -> None:
         row = connection.execute(select(jobs).limit(1)).one()
     assert (row.state, row.queue, row.owner, row.fence) == ("queued", "night", "me", 0)
     assert row.id == row.digest[:16]
+
+
+def test_variations_of_a_batch_are_images_of_their_own(database: Database) -> None:
+    receipt = hand_in(database, list(varied(asked(3, first=1), 3)))
+    assert (receipt.new, receipt.known) == (9, 0)
+    again = hand_in(database, asked(3, first=1))
+    assert (again.new, again.known) == (0, 3), "the first variation is the image itself"
+    with database.read() as connection:
+        names = connection.execute(
+            select(entries.c.custom_id).where(entries.c.batch == receipt.batch).order_by(entries.c.row)
+        ).scalars()
+        assert list(names)[:4] == ["c1", "c1-v2", "c1-v3", "c2"]
 
 
 def test_asking_again_adds_only_what_is_new(database: Database) -> None:

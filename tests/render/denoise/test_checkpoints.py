@@ -134,7 +134,7 @@ def test_a_checkpoint_that_cannot_be_stored_costs_nothing_but_itself() -> None:
         def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
             if key == KEY:
                 raise OSError("the disk is full")
-            super().put(key, data, content_type)
+            super().put(key, data, content_type, immutable)
 
     errors: list[Exception | None] = []
     keeper = Keeper(Full(), "digest", CPU, every_s=0, on_kept=lambda kept: errors.append(kept.error))
@@ -162,7 +162,7 @@ def test_blocks_that_are_stored_are_not_decoded_again() -> None:
         def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
             if self.broken and len(self.files) > 200:
                 raise OSError("the store is down")
-            super().put(key, data, content_type)
+            super().put(key, data, content_type, immutable)
 
     spec = replace(SPEC, width=1024, height=1024, steps=1)
     sink = Breaks()

@@ -84,6 +84,17 @@ def test_a_box_of_the_whole_picture_is_the_picture_of_its_prompt() -> None:
     assert torch.equal(boxed, plain)
 
 
+def test_variations_share_their_composition_and_differ_in_their_finish() -> None:
+    spec, first = spec_of(), spec_of(width=112, height=80)
+    for variation in (1, 2):
+        assert torch.equal(
+            latents_of(first, SoloGroup()), latents_of(replace(first, variation=variation), SoloGroup())
+        )
+    ends = [latents_of(replace(spec, variation=variation), SoloGroup()) for variation in (0, 1, 2)]
+    assert torch.equal(ends[0], latents_of(spec, SoloGroup()))
+    assert not torch.equal(ends[0], ends[1]) and not torch.equal(ends[1], ends[2])
+
+
 def test_a_held_stage_ends_nearer_to_the_one_below() -> None:
     ends = {}
     for share in (0.0, 0.3, 1.0):

@@ -25,8 +25,8 @@ class WatchedSink(MemorySink):
         super().__init__()
         self.previews: list[bytes] = []
 
-    def put(self, key: str, data: bytes, content_type: str) -> None:
-        super().put(key, data, content_type)
+    def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
+        super().put(key, data, content_type, immutable)
         if key == KEY:
             self.previews.append(data)
 
@@ -59,9 +59,9 @@ def test_previews_are_the_same_whatever_the_ranks() -> None:
 
 def test_a_sink_that_refuses_previews_stops_nothing() -> None:
     class Refusing(MemorySink):
-        def put(self, key: str, data: bytes, content_type: str) -> None:
+        def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
             if key == KEY:
                 raise OSError("no room")
-            super().put(key, data, content_type)
+            super().put(key, data, content_type, immutable)
 
     assert render(2, Refusing()) == render(1, MemorySink())
