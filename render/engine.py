@@ -171,7 +171,7 @@ def render_image(
     published (NaN, flat), `OSError` and the sink's own errors when tiles cannot be written.
     """
     started = time.perf_counter()
-    preview = None if keeper is None else Preview(sink)
+    preview = None if keeper is None else Preview(sink, spec.width, spec.height)
     denoised = render_latents(
         spec,
         adapter,

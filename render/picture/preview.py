@@ -20,7 +20,9 @@ from render.sink import Sink
 
 KEY = "work/preview.webp"
 _LARGEST_SIDE = 512
-"""Larger stages are not shown, but for the first one: one rank alone decodes, and the others wait for it."""
+_SHARE = 4
+"""A stage is shown up to this many pixels a side, and up to a quarter of the image's own, but for the first,
+which always is: one rank alone decodes, and the others wait for it."""
 _DECODE_SIDE = 64
 """Of its decode tiles, in latents."""
 _QUALITY = 85
@@ -29,15 +31,16 @@ _QUALITY = 85
 class Preview:
     """Keeps the newest picture in the image's sink. Whatever goes wrong with that, the render goes on."""
 
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
+    def __init__(self, sink: Sink, width: int, height: int) -> None:
+        """`width` and `height` are the image's, in pixels."""
+        self._sink, self._limit = sink, min(_LARGEST_SIDE, max(width, height) // _SHARE)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="preview")
         self._storing: Future[None] | None = None
 
     def takes(self, stage: Stage) -> bool:
         """Is this stage small enough, and the one before stored?"""
         stored = self._storing is None or self._storing.done()
-        return stored and (stage.index == 0 or max(stage.width, stage.height) <= _LARGEST_SIDE)
+        return stored and (stage.index == 0 or max(stage.width, stage.height) <= self._limit)
 
     def show(self, finished: Piece, adapter: Adapter, device: torch.device) -> None:
         """Decode a finished stage, all of it, and store its picture beside the next steps."""
