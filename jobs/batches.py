@@ -11,6 +11,7 @@ import json
 import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +98,14 @@ class BatchReader:
 
 def check_batch(reader: BatchReader) -> tuple[int, list[BadRow]]:
     """Read the whole file once before anything is queued; models are looked at too: good rows, bad ones."""
-    good, bad, models = 0, [], dict[str, str | None]()
+    # Once for each model, not for each row: it reads the model's folder.
+    problem_of = cache(model_problem)
+    good, bad = 0, []
     for row in reader:
         if isinstance(row, BadRow):
             bad.append(row)
             continue
-        problem = models[row.spec.model] if row.spec.model in models else model_problem(row.spec.model)
-        models[row.spec.model] = problem
+        problem = problem_of(row.spec.model)
         if problem is None:
             good += 1
         else:
@@ -113,8 +115,9 @@ def check_batch(reader: BatchReader) -> tuple[int, list[BadRow]]:
 
 def asked_rows(reader: BatchReader) -> Iterator[Asked]:
     """The good rows, to be submitted."""
+    problem_of = cache(model_problem)
     for row in reader:
-        if isinstance(row, Row) and model_problem(row.spec.model) is None:
+        if isinstance(row, Row) and problem_of(row.spec.model) is None:
             yield Asked(row=row.line, custom_id=row.custom_id, spec=row.spec)
 
 

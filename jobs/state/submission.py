@@ -107,21 +107,21 @@ def submit(database: Database, asked: Iterable[Asked], name: str, terms: Terms) 
             )
         )
     for part in _parts(asked):
-        # Sorted, as everywhere where many jobs are touched: two submitters must not wait for each other.
-        rows = {
-            row["id"]: row for row in sorted((_job_row(each, terms) for each in part), key=itemgetter("id"))
-        }
+        made = [_job_row(each, terms) for each in part]
         with database.write() as connection:
-            _submit_part(connection, part, rows, receipt)
+            _submit_part(connection, part, made, receipt)
     with database.write() as connection:
         connection.execute(update(batches).where(batches.c.id == receipt.batch).values(submitted=now()))
     return receipt
 
 
 def _submit_part(
-    connection: Connection, part: list[Asked], rows: dict[str, dict[str, Any]], receipt: Receipt
+    connection: Connection, part: list[Asked], made: list[dict[str, Any]], receipt: Receipt
 ) -> None:
+    """`made` holds the job's row of each image of the part."""
     wait_for_placing(connection)
+    # Sorted, as everywhere where many jobs are touched: two submitters must not wait for each other.
+    rows = {row["id"]: row for row in sorted(made, key=itemgetter("id"))}
     states = select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(list(rows)))
     known = {found.id: found.state for found in connection.execute(states)}
     fresh = [row for job, row in rows.items() if job not in known]
@@ -136,22 +136,24 @@ def _submit_part(
         reason = f"asked for again in batch {receipt.batch}"
         change(connection, job, "cancelled", "queued", reason, attempts=0, losses=0, **terms)
     members = [
-        {"batch": receipt.batch, "row": each.row, "custom_id": each.custom_id, "job": _job_id(each.spec)}
-        for each in part
+        {"batch": receipt.batch, "row": each.row, "custom_id": each.custom_id, "job": row["id"]}
+        for each, row in zip(part, made, strict=True)
     ]
     connection.execute(insert(entries), members)
     receipt.new += len(fresh)
     receipt.known += len(part) - len(fresh)
-    receipt.done += sum(known.get(_job_id(each.spec)) == "done" for each in part)
+    receipt.done += sum(known.get(row["id"]) == "done" for row in made)
 
 
 def _job_row(each: Asked, terms: Terms) -> dict[str, Any]:
     spec = each.spec
     _, facts, weights = _model(spec.model)
     least, most = (terms.ranks, terms.ranks) if terms.ranks else (1, _useful_ranks(spec, facts))
+    digest = spec.digest(facts.digest)
     return {
-        "id": _job_id(spec),
-        "digest": spec.digest(facts.digest),
+        # 64 bits of it tell a farm's images apart, and a person can type some.
+        "id": digest[:16],
+        "digest": digest,
         "spec": asdict(spec),
         "model": spec.model,
         "owner": terms.owner,
@@ -165,11 +167,6 @@ def _job_row(each: Asked, terms: Terms) -> dict[str, Any]:
         "not_before": terms.not_before,
         "deadline": terms.deadline,
     }
-
-
-def _job_id(spec: Spec) -> str:
-    """The beginning of the digest: 64 bits tell a farm's images apart, and a person can type some."""
-    return spec.digest(_model(spec.model)[1].digest)[:16]
 
 
 @lru_cache(maxsize=32)
