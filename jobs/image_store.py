@@ -42,14 +42,17 @@ def finished_image(store: Store, digest: str) -> dict[str, Any] | None:
             store.delete(entry.key)
         return manifest
     marker = _read(store, MARKER)
+    if marker is None and next(store.entries(), None) is not None:
+        # Read once more: another machine of the same group may have claimed the place just now.
+        marker = _read(store, MARKER)
+        if marker is None:
+            raise BadInput("out", store.url(), "is not empty and holds no image of ours; name a new place")
     if marker is not None:
         try:
             owner = json.loads(marker)["digest"]
         except (ValueError, KeyError, TypeError):
             owner = None
         _check_owner(store, owner, digest, "another spec's unfinished image")
-    elif next(store.entries(), None) is not None:
-        raise BadInput("out", store.url(), "is not empty and holds no image of ours; name a new place")
     return None
 
 

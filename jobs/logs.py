@@ -22,7 +22,7 @@ class LogReader:
 
     def new(self, collected: bool) -> list[tuple[str, bytes]]:
         """(name, text) by attempt; `collected` asks the store too, which may be far away."""
-        found = [(path.name, self._tail(path)) for path in (default_home() / "logs").glob(self._pattern)]
+        found = [(path.name, self._tail(path)) for path in (default_home() / LOGS).glob(self._pattern)]
         if collected:
             found += self._of_others({name for name, _ in found})
         return sorted((name, text) for name, text in found if text)

@@ -186,7 +186,7 @@ def render_image(
     cut = make_cut(spec, adapter.facts)
     if keeper is not None and len(cut.blocks) > group.world_size:
         # Publishing a large picture takes long; whoever goes on after an end in it needs no step again.
-        keeper.keep(len(make_stages(spec, adapter.facts)) - 1, denoised.seat)
+        keeper.keep(denoised.seat.loop.stage.index, denoised.seat)
     piece = denoised.piece(cut.latents_of(group.rank, group.world_size, adapter.facts))
     del denoised
     tiles = _TilesReporter(on_news)

@@ -30,6 +30,7 @@ from render.picture.encode import ENDINGS
 from render.picture.export import export_image
 from render.picture.manifest import KEY, parse_manifest
 from render.plan.plan import make_plan
+from render.processors import processors
 from render.spec import Spec
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class ParallelizedDiffusionPipeline:
         folder = Path("out") / digest[:16] if out is None else Path(out)
         done = _finished(folder, digest)
         if done is None:
-            ranks = min(self.num_modules or _processors(), make_plan(spec, facts, 1).useful_ranks)
+            ranks = min(self.num_modules or processors(), make_plan(spec, facts, 1).useful_ranks)
             _render(spec, path, facts, folder, ranks, self.device, on_news)
             done = _manifest(folder)
         return RenderedImage(folder=folder, manifest=done)
@@ -138,10 +139,6 @@ def _finished(folder: Path, digest: str) -> dict[str, Any] | None:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     return parse_manifest((folder / KEY).read_bytes(), str(folder))
-
-
-def _processors() -> int:
-    return len(list(Path("/dev").glob("nvidia[0-9]*"))) or len(os.sched_getaffinity(0))
 
 
 def _render(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 from dataclasses import replace
@@ -18,11 +17,12 @@ from jobs.cli.farm_options import farm_options, print_json, print_table
 from jobs.cli.serve import PORT, board_beside
 from jobs.farm import Farm, open_farm, open_images
 from jobs.node.agent import STOP_S, Agent
-from jobs.node.hardware import gpu_count, smallest_vram_bytes
+from jobs.node.hardware import smallest_vram_bytes
 from jobs.node.metrics_desk import MetricsDesk
 from jobs.node.request import CHECKPOINT_S, PATIENCE_S, WARM_S
 from jobs.state.nodes import list_nodes, set_draining
 from render.errors import BadInput
+from render.processors import gpu_count, processors
 
 _metrics_option = click.option(
     "--metrics-address",
@@ -138,7 +138,7 @@ def _agent(farm: Farm, slots: int | None, broker_url: str | None) -> Agent:
     return Agent(
         farm=farm,
         name=name,
-        slots=slots if slots is not None else gpus or len(os.sched_getaffinity(0)),
+        slots=slots if slots is not None else processors(),
         address=settings.address or "127.0.0.1",
         device=device,
         home=default_home() / "logs",

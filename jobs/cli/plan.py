@@ -9,8 +9,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from jobs.cli.group_options import whole
 from jobs.cli.spec_options import spec_options, take_spec
-from render.errors import BadInput
+from jobs.state.submission import MOST_RANKS
 from render.plan.plan import Plan, make_plan
 
 
@@ -21,9 +22,7 @@ from render.plan.plan import Plan, make_plan
 def plan(ranks: str, as_json: bool, **options: Any) -> None:
     """Print stages, windows, model calls, bytes per step and memory per rank. Renders nothing."""
     spec, _, facts = take_spec(options)
-    if not ranks.isascii() or not ranks.isdigit() or not 1 <= int(ranks) <= 1024:
-        raise BadInput("ranks", ranks, "is not a whole number from 1 to 1024")
-    made = make_plan(spec, facts, int(ranks))
+    made = make_plan(spec, facts, whole("ranks", ranks, 1, MOST_RANKS))
     if as_json:
         click.echo(json.dumps(_document(made)))
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
@@ -24,11 +23,11 @@ from jobs.image_store import claim, disclaim, finished_image, published_image
 from jobs.node.leaving import Leaving
 from jobs.node.request import CHECKPOINT_S, PATIENCE_S, Request
 from jobs.node.torchrun import HUNG_S, RankGroup, Rendezvous
+from jobs.state.submission import parse_ranks
 from render.errors import BadInput
 from render.picture.manifest import KEY
 from render.plan.plan import make_plan
-
-MOST_RANKS = 1024
+from render.processors import processors
 
 
 @click.command(
@@ -78,7 +77,7 @@ def render(
     """
     spec, folder, facts = take_spec(options)
     meeting = take_rendezvous(options)
-    wanted = _ranks(ranks)
+    wanted = parse_ranks(ranks) or processors()
     plan = make_plan(spec, facts, 1)
     if meeting is not None:
         _check_room(wanted * meeting.nodes, plan.useful_ranks)
@@ -179,15 +178,6 @@ def _finish(result: dict[str, Any], as_json: bool) -> None:
         click.echo(
             f"{result['width']}x{result['height']} {verb}: {result['manifest']} (root {result['root'][:16]})"
         )
-
-
-def _ranks(text: str) -> int:
-    if text == "auto":
-        gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-        return gpus or len(os.sched_getaffinity(0))
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MOST_RANKS:
-        raise BadInput("ranks", text, f"is not auto or a whole number from 1 to {MOST_RANKS}")
-    return int(text)
 
 
 def _check_room(ranks: int, useful: int) -> None:

@@ -1,4 +1,4 @@
-"""What GPUs and network interfaces this machine has, asked without importing torch."""
+"""What memory its GPUs and which network interfaces this machine has, asked without importing torch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,8 @@ import fcntl
 import socket
 import struct
 import subprocess
-from pathlib import Path
 
 _SIOCGIFADDR = 0x8915
-
-
-def gpu_count() -> int:
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def smallest_vram_bytes() -> int | None:

@@ -17,7 +17,7 @@ from jobs.errors import GroupBrokeOff, GroupFailed, JobError, JobStopped, LostRa
 from jobs.farm import Farm, open_images
 from jobs.image_store import claim, finished_image
 from jobs.inputs import fetch_input
-from jobs.node.hardware import gpu_count, interface_of
+from jobs.node.hardware import interface_of
 from jobs.node.heart import Heart, patiently
 from jobs.node.live import Live
 from jobs.node.log import AttemptLog
@@ -28,6 +28,7 @@ from jobs.place.handover import finish_and_take_next
 from jobs.state.attempts import Assignment, Tally, fail, finish, let_go, make_ready, meeting_point
 from jobs.state.machine import change
 from render.models.folder import read_facts, resolve_model
+from render.processors import gpu_count
 from render.spec import Spec
 
 _MATES_S = 5.0
@@ -158,9 +159,10 @@ class Part:
         if spec.digest(facts.digest) != part.digest:
             raise JobError(f"model {spec.model} on node {part.node} is not the one that was submitted")
         patience_s = self.farm.settings.seconds("store_patience_s", PATIENCE_S)
-        out = open_images(self.farm.settings, patience_s=patience_s).within(part.digest)
+        images = open_images(self.farm.settings, patience_s=patience_s)
+        out = images.within(part.digest)
         done = self._ours(out, spec.canonical_json(facts.digest)) if part.place == 0 else None
-        spec = fetch_input(spec, open_images(self.farm.settings, patience_s=patience_s), self.logs.parent)
+        spec = fetch_input(spec, images, self.logs.parent)
         if done is not None:
             self._finish(done["root"])
             self._finished = True

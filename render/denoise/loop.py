@@ -26,7 +26,7 @@ from render.denoise.residual import held_to, residual_share
 from render.errors import RenderFailed
 from render.models.adapter import Adapter, NoiseSchedule, WindowPlace
 from render.plan.geometry import Layer, Rect
-from render.plan.layers import area_of, layer_shares
+from render.plan.layers import layer_shares
 from render.plan.stages import Stage
 from render.plan.tiling import Tiling
 from render.spec import Spec
@@ -216,10 +216,11 @@ class Seat:
         first: list[list[_Evaluation]] = []
         then: list[list[_Evaluation]] = []
         size = self.loop.stage.batch
+        evaluations = self.tiling.evaluations_of(self.group.rank)
         for layer in range(len(self.tiling.layers)):
             border: list[_Evaluation] = []
             inner: list[_Evaluation] = []
-            for window, turn in self.tiling.evaluations_of(self.group.rank):
+            for window, turn in evaluations:
                 if window[0] == layer:
                     evaluation = _Evaluation(layer, self.tiling.window(window, offset), turn)
                     (border if shared[window] else inner).append(evaluation)
@@ -295,8 +296,8 @@ class Seat:
         if not stage.patches:
             return None
         height, width = stage.grid.height, stage.grid.width
-        boxes = [self.loop.spec.boxes[patch.text - 1] for patch in stage.patches]
-        shares = layer_shares([(box, area_of(box, height, width)) for box in boxes], height, width)
+        boxes = [(self.loop.spec.boxes[patch.text - 1], patch.area) for patch in stage.patches]
+        shares = layer_shares(boxes, height, width)
         return torch.from_numpy(shares[:, *self.box.slices].copy()).to(self.loop.device)
 
     def _place(self, window: Rect, layer: Layer) -> WindowPlace:

@@ -66,12 +66,16 @@ def test_gc_looks_into_a_bucket_too(moto: Bucket, monkeypatch: pytest.MonkeyPatc
             monkeypatch.setenv(name, value)
         living = submitted("a living one")["digest"]
         store = moto.store(url)
-        kept = [f"{living}/work/block-0-0", "f/manifest.json", "f/image_files/0/0_0.png"]
-        for key in (*kept, "f/work/block-0-0", "e/work/checkpoint", "logs/1234-0001-n1.log"):
-            store.put(key, b"x", "text/plain")
+        store.within(living).put("work/block-0-0", b"x", "text/plain")
+        store.put("f/manifest.json", b"x", "application/json")
+        store.put("f/image_files/0/0_0.png", b"x", "image/png")
+        kept = [entry.key for entry in store.entries()]
+        store.within("f").put("work/block-0-0", b"x", "text/plain")
+        store.within("e").put("work/checkpoint", b"x", "text/plain")
+        store.put("logs/1234-0001-n1.log", b"x", "text/plain")
         told = chorale("gc", "--older-than", "0", "--yes")
         assert told["paths"] == [f"{url}/e/work", f"{url}/f/work", f"{url}/logs/1234-0001-n1.log"]
-        assert [entry.key for entry in store.entries()] == sorted(kept)
+        assert [entry.key for entry in store.entries()] == kept
 
 
 def test_the_results_of_a_batch_name_every_row_once(home: Path) -> None:

@@ -55,18 +55,14 @@ class Farm:
         leading = [one for one in services if selects({"matchLabels": one["spec"]["selector"]}, pod.labels)]
         return [one["metadata"]["name"] for one in leading]
 
-    def submit(self, board: RunningPod | None, database: RunningPod) -> str:
+    def submit(self, board: RunningPod) -> str:
         """The id of a job for the picture."""
         size = f"{SPEC['width']}x{SPEC['height']}"
         wanted = {key: SPEC[key] for key in ("prompt", "steps", "tile_size")} | {"size": size, "ranks": 2}
-        if board is not None:
-            wait_until(lambda: _asked(board, "/healthz") is not None, 90)
-            answer = _asked(board, "/api/v1/jobs", wanted)
-            assert answer is not None
-            return str(answer["job"])
-        words = ["submit", str(SPEC["prompt"]), "--size", size, "--steps", str(SPEC["steps"])]
-        self.call(database, *words, "--tile-size", str(SPEC["tile_size"]), "--ranks", "2")
-        return str(self.call(database, "list")["jobs"][0]["id"])
+        wait_until(lambda: _asked(board, "/healthz") is not None, 90)
+        answer = _asked(board, "/api/v1/jobs", wanted)
+        assert answer is not None
+        return str(answer["job"])
 
     def call(self, database: RunningPod, *words: str) -> Any:
         url = f"postgresql://chorale:trial@{database.address}:5432/chorale"
@@ -94,7 +90,7 @@ def test_a_job_goes_through_the_dev_overlay(cluster: Cluster, oracle: str) -> No
     assert wait_until(lambda: migrated.ended() is not None, 60) and migrated.ended() == 0
     agent = farm.start("StatefulSet", "chorale-agent")
     board = farm.start("Deployment", "chorale-board")
-    job = farm.submit(board, database)
+    job = farm.submit(board)
     wait_until(lambda: farm.call(database, "show", job)["state"] in ("done", "failed"), 180)
     shown = farm.call(database, "show", job)
     assert shown["state"] == "done", shown

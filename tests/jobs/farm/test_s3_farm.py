@@ -80,7 +80,7 @@ def test_a_farm_renders_into_a_bucket_whatever_dies_and_tells_no_secret(
     store = bucket.store(url)
     assert {entry.key for entry in store.entries("logs/")} >= {f"logs/{list(logs)[-1]}"}
     assert f"{url}/{done['digest']}/manifest.json" in (tmp_path / "results" / "output.jsonl").read_text()
-    assert not list(store.entries(f"{done['digest']}/work/"))
+    assert not list(store.within(done["digest"]).entries("work/"))
     said += [repr((done, logs, results, report)).encode()]
     said += [store.get(entry.key) for entry in store.entries()]
     said += [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
