@@ -8,6 +8,8 @@ import subprocess
 import sys
 from typing import Any
 
+from render.processors import RANK_ENVIRONMENT
+
 
 def run_case(case: dict[str, Any], ranks: int = 1, prefix: tuple[str, ...] = ()) -> dict[str, Any]:
     """One measurement by real processes with one thread each; the worker's JSON. A prefix puts it on
@@ -19,7 +21,7 @@ def run_case(case: dict[str, Any], ranks: int = 1, prefix: tuple[str, ...] = ())
         [*launcher, "-m", "bench.worker", json.dumps(case)],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | RANK_ENVIRONMENT,
     )
     if finished.returncode:
         raise RuntimeError(finished.stderr[-3000:])

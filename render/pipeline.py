@@ -30,7 +30,7 @@ from render.picture.encode import ENDINGS
 from render.picture.export import export_image
 from render.picture.manifest import KEY, parse_manifest
 from render.plan.plan import make_plan
-from render.processors import processors
+from render.processors import RANK_ENVIRONMENT, processors
 from render.spec import Spec
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _started(words: list[str], case: str) -> Iterator[tuple[subprocess.Popen[str
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | RANK_ENVIRONMENT,
         start_new_session=True,
     )
     try:

@@ -28,7 +28,7 @@ FORMATS = {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_500}
 """Output formats and the longest side in pixels that each can hold as one exported file."""
 SHAPE_TOLERANCE = 0.02
 """A picture to start from may differ so much from the image's shape; it is stretched by that."""
-DIGEST_VERSION = 2
+DIGEST_VERSION = 3
 _REALS = ("guidance_scale", "strength", "skip_residual")
 
 
@@ -64,9 +64,9 @@ class Spec:
     """A picture to start from, in place of noise (image to image)."""
     boxes: tuple[Box, ...] = ()
     """Prompts for parts of the picture."""
-    window_batch: int = 4
-    """Most evaluations (of a window, without or with the prompt) per model call. Kernels round differently
-    at other batch shapes, so it is part of the image."""
+    window_batch: int | None = None
+    """Most evaluations (of a window, without or with the prompt) per model call; None lets the size of the
+    model's windows say. Kernels round differently at other batch shapes, so it is part of the image."""
     tile_size: int = 512
     """Side of a pyramid tile in pixels, a power of two from 64 to 2048."""
 
@@ -81,7 +81,8 @@ class Spec:
         _check_whole("variation", self.variation, 0, 2**31 - 1)
         _check_whole("steps", self.steps, 1, 1000)
         _check_whole("quality", self.quality, 1, 100)
-        _check_whole("window_batch", self.window_batch, 1, 256)
+        if self.window_batch is not None:
+            _check_whole("window_batch", self.window_batch, 1, 256)
         _check_whole("tile_size", self.tile_size, 64, 2048)
         if self.tile_size & (self.tile_size - 1):
             raise BadInput("tile_size", self.tile_size, "is not a power of two; use 256, 512 or 1024")

@@ -32,7 +32,11 @@ _FLAGS: tuple[tuple[str, type, str], ...] = (
     ("--format", str, f"Tiles' format: {', '.join(FORMATS)}. [png]"),
     ("--quality", int, "Quality of webp and jpeg, 1 to 100. [90]"),
     ("--tile-size", int, "Side of a pyramid tile in pixels. [512]"),
-    ("--window-batch", int, "Most evaluations (a window, without or with the prompt) per model call. [4]"),
+    (
+        "--window-batch",
+        int,
+        "Most evaluations (a window, with or without the prompt) per model call. [4 to 16]",
+    ),
 )
 
 

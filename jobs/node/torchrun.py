@@ -18,6 +18,7 @@ from jobs.node.desk import Desk, request_path
 from jobs.node.launcher import MATES_LOST
 from jobs.node.news import NewsDesk
 from jobs.node.request import Request
+from render.processors import RANK_ENVIRONMENT
 
 GRACE = 5.0
 """Seconds between asking a group to end and killing it."""
@@ -131,7 +132,7 @@ def _start(
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | chosen,
+            env=os.environ | RANK_ENVIRONMENT | {"PYTHONUNBUFFERED": "1"} | chosen,
             start_new_session=True,
         )
 

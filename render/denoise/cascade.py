@@ -28,8 +28,9 @@ from render.plan.stages import Stage
 
 Pixels = Callable[[Rect], Tensor]
 """An area of the new canvas, in its latents -> [1, 3, H, W] pixels in [0, 1] to encode there."""
-LARGEST_REFINE_TILE = 64
-"""Longest side of a refinement tile on the new canvas, in latents; small canvases are cut in four."""
+_REFINE_TILE, _LARGE_CANVAS = 64, 256
+"""Longest side of a refinement tile on the new canvas, in latents; twice that on a canvas longer than a large
+one, since the halo around a tile is made twice. Small canvases are cut in four."""
 _BICUBIC_REACH = 3
 """InitPicture pixels around a point that a bicubic kernel reads, and one to spare."""
 
@@ -107,7 +108,8 @@ def _noise(stage: Stage, seed: int, channels: int, area: Rect) -> Tensor:
 
 def _refine_side(stage: Stage) -> tuple[int, int]:
     height, width = stage.grid.height, stage.grid.width
-    return min(LARGEST_REFINE_TILE, -(-height // 2)), min(LARGEST_REFINE_TILE, -(-width // 2))
+    longest = _REFINE_TILE if max(height, width) <= _LARGE_CANVAS else 2 * _REFINE_TILE
+    return min(longest, -(-height // 2)), min(longest, -(-width // 2))
 
 
 def _refine_tiles(stage: Stage) -> list[Rect]:

@@ -23,7 +23,7 @@ from render.models.strips import fits_strips, run_in_strips
 
 _HAS_ACCELERATE = importlib.util.find_spec("accelerate") is not None
 """With it diffusers fills a network in place while loading; without it, it warns unless told."""
-_STRIP = 4
+_STRIP = 8
 """Latent rows that the autoencoder takes at a time where it runs in strips."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

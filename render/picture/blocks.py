@@ -17,7 +17,8 @@ from render.plan.stages import Stage
 from render.spec import Spec
 
 _SMALLEST_DECODE = 64
-"""Side of a decode tile in latents, for models whose window is no larger."""
+"""Side of a decode tile in latents, for models whose window is no larger. Twice that in large pictures, which
+have enough of them for many ranks: the halo around a tile is decoded twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +87,11 @@ class Cut:
 def make_cut(spec: Spec, facts: ModelFacts) -> Cut:
     """Blocks grow with the picture, so that what is left for the few top levels stays small."""
     native = facts.native_size // facts.scale_factor
-    decode_side = max(_SMALLEST_DECODE, 1 << (native - 1).bit_length())
     longest = max(spec.width, spec.height)
     grown = 0 if longest <= 2048 else 1 if longest <= 8192 else 2
-    block = max(spec.tile_size, decode_side * facts.scale_factor) << grown
+    smallest = _SMALLEST_DECODE << min(grown, 1)
+    decode_side = max(smallest, 1 << (native - 1).bit_length())
+    block = max(spec.tile_size << grown, decode_side * facts.scale_factor << max(0, grown - 1))
     return Cut(
         width=spec.width, height=spec.height, tile=spec.tile_size, block=block, decode_side=decode_side
     )

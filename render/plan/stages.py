@@ -21,6 +21,10 @@ ENLARGED = math.sqrt(2)
 """From this factor on a picture to start from is enlarged rather than painted anew."""
 LEAST_BOX_SHARE = 4
 """A box shows from the stage on where its shorter side is a quarter of a window: no model composes less."""
+LATENTS_PER_CALL = 4 * 64 * 64
+FEWEST_IN_CALL, MOST_IN_CALL = 4, 16
+"""A model call takes in about so many latents, in so many windows: small windows keep a processor busy only
+together, large ones fill its memory."""
 BATCH_SHARES = 8
 """A stage's model calls are cut so that eight ranks find work at once, even in the first, smallest one."""
 
@@ -103,11 +107,17 @@ def _stage(spec: Spec, facts: ModelFacts, index: int, width: int, height: int) -
         height=height,
         first_step=first_step,
         steps=spec.steps,
-        batch=min(spec.window_batch, max(1, grid.windows * passes // BATCH_SHARES)),
+        batch=min(_most_in_call(spec, native), max(1, grid.windows * passes // BATCH_SHARES)),
         grid=grid,
         passes=passes,
         patches=_patches(spec, latent_height, latent_width, native),
     )
+
+
+def _most_in_call(spec: Spec, native: int) -> int:
+    if spec.window_batch is not None:
+        return spec.window_batch
+    return min(MOST_IN_CALL, max(FEWEST_IN_CALL, LATENTS_PER_CALL // (native * native)))
 
 
 def _grid(height: int, width: int, native: int, moving: bool) -> Grid:
