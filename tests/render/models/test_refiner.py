@@ -262,6 +262,9 @@ def test_the_command_line_renders_with_two_ranks_and_refuses_half_a_pair(
     spec = spec_of(folders, negative_prompt="", **LARGE)
     one = render_image(spec, adapter, SoloGroup(), MemorySink(), device=CPU, refiner=refiner)
     assert (last_json(two.stdout)["digest"], last_json(two.stdout)["root"]) == (one.digest, one.root)
+    example = ("--spec", "examples/refined.yaml", "--model", str(folders.model))
+    dry = chorale("render", *example, "--refiner", str(folders.refiner), "--dry-run", "--json")
+    assert (dry.returncode, len(last_json(dry.stdout)["digest"])) == (0, 64), dry.stderr
     bad = chorale("render", *words, "--refiner", str(folders.model), "--out", str(tmp_path / "bad"))
     assert (bad.returncode, (tmp_path / "bad").exists()) == (2, False)
     assert "and no refiner" in bad.stderr and "Traceback" not in bad.stderr
