@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check bench chaos k8s clean
+.PHONY: demo test check bench bench-quality chaos k8s clean
 
 demo: $(READY)  ## a small farm renders a picture with two ranks, verifies it; OPEN=1 shows it in a browser
 	@OPEN=$(OPEN) $(BIN)/python examples/demo.py
@@ -24,6 +24,9 @@ k8s: $(READY)  ## write the manifests that are made from something else
 
 bench: $(READY)  ## measure, and write the figures into bench/RESULTS.md
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-quality: $(READY)  ## quality of many pictures against the studio's truth; goes on where it was stopped
+	@$(BIN)/python -m bench.quality $(ARGS)
 
 # torch comes first and alone: the plain range would bring the CUDA build to machines without a GPU.
 $(READY): pyproject.toml constraints.txt

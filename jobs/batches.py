@@ -19,7 +19,7 @@ import yaml
 
 from jobs.state.submission import Asked
 from render.errors import BadInput
-from render.models.folder import read_facts, resolve_model
+from render.models.pair import facts_of, find_models
 from render.spec import Spec, beside, parse_size
 
 ENDINGS = (".csv", ".jsonl", ".yaml", ".yml")
@@ -99,13 +99,13 @@ class BatchReader:
 def check_batch(reader: BatchReader) -> tuple[int, list[BadRow]]:
     """Read the whole file once before anything is queued; models are looked at too: good rows, bad ones."""
     # Once for each model, not for each row: it reads the model's folder.
-    problem_of = cache(model_problem)
+    problem_of = cache(models_problem)
     good, bad = 0, []
     for row in reader:
         if isinstance(row, BadRow):
             bad.append(row)
             continue
-        problem = problem_of(row.spec.model)
+        problem = problem_of(row.spec.model, row.spec.refiner)
         if problem is None:
             good += 1
         else:
@@ -115,16 +115,16 @@ def check_batch(reader: BatchReader) -> tuple[int, list[BadRow]]:
 
 def asked_rows(reader: BatchReader) -> Iterator[Asked]:
     """The good rows, to be submitted."""
-    problem_of = cache(model_problem)
+    problem_of = cache(models_problem)
     for row in reader:
-        if isinstance(row, Row) and problem_of(row.spec.model) is None:
+        if isinstance(row, Row) and problem_of(row.spec.model, row.spec.refiner) is None:
             yield Asked(row=row.line, custom_id=row.custom_id, spec=row.spec)
 
 
-def model_problem(model: str) -> str | None:
-    """Why a model cannot be used, in one sentence; None when it can."""
+def models_problem(model: str, refiner: str | None) -> str | None:
+    """Why a model, or its refiner, cannot be used, in one sentence; None when both can."""
     try:
-        read_facts(resolve_model(model))
+        facts_of(find_models(model, refiner))
     except BadInput as exc:
         return str(exc)
     return None

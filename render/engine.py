@@ -22,6 +22,7 @@ from render.denoise.cascade import (
 from render.denoise.checkpoints import KEY as CHECKPOINT
 from render.denoise.checkpoints import Keeper, Wish
 from render.denoise.group import Group
+from render.denoise.handover import cast_stages
 from render.denoise.loop import Regroup, Seat, StageLoop, StepTimes
 from render.errors import Stopped
 from render.models.adapter import Adapter
@@ -80,23 +81,27 @@ def render_latents(
     regroup: Regroup | None = None,
     keeper: Keeper | None = None,
     preview: Preview | None = None,
+    refiner: Adapter | None = None,
 ) -> Denoised:
     """Denoise all stages of the cascade, from the keeper's checkpoint on if it has one.
 
-    Raises `Stopped` when the keeper was asked to stop.
+    Raises `Stopped` when the keeper was asked to stop, `BadInput` for a refiner that has no step to do.
     """
     stages = make_stages(spec, adapter.facts)
-    schedule = adapter.schedule(spec.sampler, spec.steps)
-    prompts = (spec.prompt, *(box.prompt for box in spec.boxes))
-    guided = stages[0].passes == 2
-    texts = tuple(adapter.encode_prompt(prompt, spec.negative_prompt, guided) for prompt in prompts)
+    casts = cast_stages(spec, stages, adapter, refiner)
     seconds = {"model": 0.0, "wait": 0.0, "fuse": 0.0, "enlarge": 0.0}
     done: Denoised | None = None
     found = None if keeper is None else keeper.find(group)
     for stage in stages[0 if found is None else found.stage :]:
         on_news(_stage_news(stage, len(stages)))
+        cast = casts[stage.index]
         loop = StageLoop(
-            spec=spec, stage=stage, schedule=schedule, adapter=adapter, texts=texts, device=device
+            spec=spec,
+            stage=stage,
+            schedule=cast.schedule,
+            adapter=cast.adapter,
+            texts=cast.texts,
+            device=device,
         )
         group = group if done is None else done.group
         started = time.perf_counter()
@@ -116,7 +121,7 @@ def render_latents(
             before_step=None if keeper is None else keeper.wish,
             after_step=None if keeper is None else partial(_grant, keeper, stage.index),
         )
-        done = Denoised(seat=seat, scale=schedule.final_scale, seconds=seconds)
+        done = Denoised(seat=seat, scale=cast.schedule.final_scale, seconds=seconds)
     assert done is not None, "a cascade has at least one stage"
     return done
 
@@ -163,10 +168,12 @@ def render_image(
     on_news: OnNews = lambda news: None,
     regroup: Regroup | None = None,
     keeper: Keeper | None = None,
+    refiner: Adapter | None = None,
 ) -> ImageReport:
     """Render one image and publish it: every rank its own tiles, then rank 0 the manifest, last.
 
-    With a keeper, unfinished work is kept in the sink and gone on from.
+    With a keeper, unfinished work is kept in the sink and gone on from. `refiner` is the loaded one where the
+    spec names one; `adapter.facts` are of both then.
     Raises `Stopped` when the keeper was asked to stop, `RenderFailed` for a picture that is not fit to be
     published (NaN, flat), `OSError` and the sink's own errors when tiles cannot be written.
     """
@@ -181,6 +188,7 @@ def render_image(
         regroup=regroup,
         keeper=keeper,
         preview=preview,
+        refiner=refiner,
     )
     group, seconds = denoised.group, denoised.seconds
     cut = make_cut(spec, adapter.facts)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from render.errors import BadInput, RenderFailed
 from render.models.adapter import ModelFacts
-from render.models.folder import read_facts, resolve_model
+from render.models.pair import Folders, facts_of, find_models
 from render.picture.blocks import tile_key
 from render.picture.encode import ENDINGS
 from render.picture.export import export_image
@@ -115,14 +115,14 @@ class ParallelizedDiffusionPipeline:
         """
         values = {"prompt": prompt, "model": self.model, "tile_size": self.tile_size} | options
         spec = Spec.from_mapping(values | dict(zip(("width", "height"), resolution, strict=True)))
-        path = resolve_model(spec.model)
-        facts = read_facts(path)
+        folders = find_models(spec.model, spec.refiner)
+        facts = facts_of(folders)
         digest = spec.digest(facts.digest)
         folder = Path("out") / digest[:16] if out is None else Path(out)
         done = _finished(folder, digest)
         if done is None:
             ranks = min(self.num_modules or processors(), make_plan(spec, facts, 1).useful_ranks)
-            _render(spec, path, facts, folder, ranks, self.device, on_news)
+            _render(spec, folders, facts, folder, ranks, self.device, on_news)
             done = _manifest(folder)
         return RenderedImage(folder=folder, manifest=done)
 
@@ -143,7 +143,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _render(
     spec: Spec,
-    model: Path,
+    folders: Folders,
     facts: ModelFacts,
     folder: Path,
     ranks: int,
@@ -151,7 +151,9 @@ def _render(
     on_news: Callable[[dict[str, Any]], None],
 ) -> None:
     """Start the ranks with torchrun, and listen to the first one until all have ended."""
-    case = {"spec": asdict(spec), "model": str(model), "facts": asdict(facts), "device": device}
+    refiner = None if folders.refiner is None else str(folders.refiner)
+    case = {"spec": asdict(spec), "model": str(folders.model), "refiner": refiner}
+    case |= {"facts": asdict(facts), "device": device}
     words = ["--standalone", "--nproc-per-node", str(ranks), "-m", "render.rank"]
     error: dict[str, Any] | None = None
     with _started(words, json.dumps(case | {"out": str(folder.absolute())})) as (process, last_words):

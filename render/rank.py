@@ -24,7 +24,7 @@ def main() -> int:
     from render.engine import render_image
     from render.errors import BadInput, RenderError
     from render.folder_sink import FolderSink
-    from render.models import load_adapter
+    from render.models import Folders, load_models
     from render.models.adapter import ModelFacts
     from render.spec import Spec
 
@@ -35,11 +35,16 @@ def main() -> int:
         if device.type == "cpu":
             torch.set_num_threads(1)
         spec = Spec.from_mapping(case["spec"])
-        adapter = load_adapter(Path(case["model"]), device, spec.dtype, facts)
+        refiner_folder = None if case["refiner"] is None else Path(case["refiner"])
+        folders = Folders(model=Path(case["model"]), refiner=refiner_folder)
+        adapter, refiner = load_models(folders, device, spec.dtype, facts)
         sink = FolderSink(Path(case["out"]))
         keeper = Keeper(sink, spec.digest(facts.digest), device, every_s=30.0)
         listen = _say if rank == 0 else _say_nothing
-        render_image(spec, adapter, join(device), sink, device=device, on_news=listen, keeper=keeper)
+        group = join(device)
+        render_image(
+            spec, adapter, group, sink, device=device, on_news=listen, keeper=keeper, refiner=refiner
+        )
     except (RenderError, OSError) as exc:
         bad = [exc.field, exc.value, exc.fix] if isinstance(exc, BadInput) else None
         _say({"kind": "error", "text": str(exc), "bad": bad})

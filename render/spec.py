@@ -29,7 +29,7 @@ FORMATS = {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_500}
 SHAPE_TOLERANCE = 0.02
 """A picture to start from may differ so much from the image's shape; it is stretched by that."""
 DIGEST_VERSION = 3
-_REALS = ("guidance_scale", "strength", "skip_residual")
+_REALS = ("guidance_scale", "strength", "skip_residual", "refiner_start")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,10 @@ class Spec:
     guidance_scale: float = 4.0
     sampler: str = "euler"
     model: str = "builtin"
+    refiner: str | None = None
+    """A model that takes over from `model` in the last stage: a folder or a hub id."""
+    refiner_start: float = 0.8
+    """The share of the noise levels after which it does, 0 < s < 1 (diffusers' `denoising_start`)."""
     blend: str = "overlap"
     dtype: str = "float32"
     format: str = "png"
@@ -89,6 +93,7 @@ class Spec:
         _check_real("guidance_scale", self.guidance_scale, 0.0, 100.0)
         _check_real("strength", self.strength, 0.01, 1.0)
         _check_real("skip_residual", self.skip_residual, 0.0, 1.0)
+        _check_refiner(self.refiner, self.refiner_start, self.steps)
         if self.init is not None:
             _check_shape(self.init, self.width, self.height)
 
@@ -119,8 +124,14 @@ class Spec:
         return int.from_bytes(drawn[:8], "big") >> 1
 
     def canonical_json(self, model_digest: str) -> str:
-        """Every value written out, keys sorted, no spaces; the model enters by the digest of its weights."""
-        document = asdict(self) | {"model": model_digest, "version": DIGEST_VERSION}
+        """Every value written out, keys sorted, no spaces; models enter by the digests of their weights.
+
+        `model_digest` is `MODEL+REFINER` where the spec names a refiner (`render.models.pair.facts_of`).
+        """
+        model, _, refiner = model_digest.partition("+")
+        if bool(refiner) != (self.refiner is not None):
+            raise ValueError(f"{model_digest!r} are not the digests of {self.model!r} and {self.refiner!r}")
+        document = asdict(self) | {"model": model, "refiner": refiner or None, "version": DIGEST_VERSION}
         if self.init is not None:
             # Where it lies does not touch a pixel.
             del document["init"]["path"]
@@ -213,14 +224,30 @@ def _check_shape(init: InitPicture, width: int, height: int) -> None:
         )
 
 
+def _check_refiner(refiner: str | None, start: Any, steps: int) -> None:
+    _check_real("refiner_start", start, 0.0, 1.0)
+    if not 0.0 < start < 1.0:
+        raise BadInput("refiner_start", start, "leaves one of the two models no step; use e.g. 0.8")
+    if refiner is None:
+        return
+    _check_is_text("refiner", refiner)
+    if not refiner.strip():
+        raise BadInput("refiner", refiner, "is empty; use a folder or a hub id, or leave it out")
+    if steps * (1.0 - start) < 1.0 - 1e-9:
+        raise BadInput("refiner_start", start, f"leaves the refiner none of {steps} steps; use more steps")
+
+
+def _check_is_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise BadInput(name, value, "is not text; put it in quotes")
+    # Half a surrogate pair, which JSON can write, has no bytes; a null byte no database takes.
+    if any(0xD800 <= ord(sign) <= 0xDFFF or sign == "\0" for sign in value):
+        raise BadInput(name, ascii(value)[:80], "holds characters that are not text; leave them out")
+
+
 def _check_text(spec: Spec) -> None:
     for name in ("prompt", "negative_prompt", "sampler", "model", "blend", "dtype", "format"):
-        value = getattr(spec, name)
-        if not isinstance(value, str):
-            raise BadInput(name, value, "is not text; put it in quotes")
-        # Half a surrogate pair, which JSON can write, has no bytes; a null byte no database takes.
-        if any(0xD800 <= ord(sign) <= 0xDFFF or sign == "\0" for sign in value):
-            raise BadInput(name, ascii(value)[:80], "holds characters that are not text; leave them out")
+        _check_is_text(name, getattr(spec, name))
     if not spec.prompt.strip():
         raise BadInput("prompt", spec.prompt, "is empty; say what to render")
     if not spec.model.strip():

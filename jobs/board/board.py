@@ -101,13 +101,16 @@ class Board:
         if isinstance(values.get("init"), str):
             raise BadInput("init", values["init"][:120], "is a file; use chorale submit")
         spec = Spec.from_mapping(values)
-        self.check_model(spec.model)
+        self.check_models(spec)
         asked = iter([Asked(row=1, custom_id="image", spec=spec)])
         return submit(self.farm.database, asked, spec.prompt[:80], terms)
 
-    def check_model(self, model: str) -> None:
-        """Raise `BadInput` for a model that this farm has not met: a web page should neither make a server
-        look for files nor fetch models from elsewhere."""
+    def check_models(self, spec: Spec) -> None:
+        """Raise `BadInput` for a model that this farm has not met, and for any refiner: a web page should
+        neither make a server look for files nor fetch models from elsewhere."""
+        model = spec.model
+        if spec.refiner is not None:
+            raise BadInput("refiner", spec.refiner[:120], "is not for web pages; use chorale submit")
         if model == BUILTIN:
             return
         with self.farm.database.read() as connection:

@@ -165,7 +165,7 @@ def _submitted_batch(board: Board, form: dict[str, Any]) -> str:
         )
         for row in reader:
             if not isinstance(row, BadRow):
-                board.check_model(row.spec.model)
+                board.check_models(row.spec)
         good, bad = check_batch(reader)
         if bad:
             lines = "; ".join(f"line {row.line}: {row.problem}" for row in bad[:_SHOWN])

@@ -13,7 +13,7 @@ import yaml
 from jobs.cli.group_options import whole
 from jobs.kubernetes import OneImage, documents
 from render.errors import BadInput
-from render.models.folder import read_facts, resolve_model
+from render.models.pair import facts_of, find_models
 from render.plan.plan import make_plan
 from render.spec import Spec, read_spec_file
 
@@ -40,6 +40,7 @@ def k8s() -> None:
 @click.option("--out", default=None, help="s3://bucket/prefix for the image. [CHORALE_STORE_URL there]")
 @click.option("--claim", default=None, help="A claim that all pods can write, instead of a bucket.")
 @click.option("--model", default=None, help="The model as the pods see it, e.g. /models/sdxl. [the spec's]")
+@click.option("--refiner", default=None, help="The refiner as the pods see it. [the spec's]")
 @click.option("--models-claim", default=None, help="A claim with models, mounted at /models.")
 @click.option("--image", default=None, help="The container image.")
 @click.option("--memory", default=None, help="GiB of memory of a pod. [16 per GPU, 3 per CPU, and /dev/shm]")
@@ -58,7 +59,9 @@ def render_command(spec: Path, **options: Any) -> None:
 def _wanted(spec: Spec, options: dict[str, Any]) -> OneImage:
     if spec.init is not None:
         raise BadInput("init", spec.init.path, "is a file that no pod has; submit this image to a farm")
-    facts = read_facts(resolve_model(spec.model))
+    if options["refiner"] and spec.refiner is None:
+        raise BadInput("refiner", options["refiner"], "is not in the spec; name it there too")
+    facts = facts_of(find_models(spec.model, spec.refiner))
     digest = spec.digest(facts.digest)
     useful = make_plan(spec, facts, 1).useful_ranks
     device, per_pod = _per_pod(options["gpus_per_pod"], options["cpus_per_pod"])
@@ -68,7 +71,7 @@ def _wanted(spec: Spec, options: dict[str, Any]) -> OneImage:
     if options["image"]:
         optional["image"] = options["image"]
     return OneImage(
-        spec=replace(spec, model=options["model"] or spec.model),
+        spec=replace(spec, model=options["model"] or spec.model, refiner=options["refiner"] or spec.refiner),
         digest=digest,
         pods=pods,
         ranks_per_pod=per_pod,

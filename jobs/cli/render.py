@@ -75,7 +75,7 @@ def render(
     SIGTERM lets the ranks keep a checkpoint after their step (exit 4). Several machines render one image
     together with --nnodes; when one goes away, the others end too (exit 6), and all can begin again.
     """
-    spec, folder, facts = take_spec(options)
+    spec, folders, facts = take_spec(options)
     meeting = take_rendezvous(options)
     wanted = parse_ranks(ranks) or processors()
     plan = make_plan(spec, facts, 1)
@@ -104,7 +104,8 @@ def render(
         return
     request = Request(
         spec=asdict(spec),
-        model=str(folder),
+        model=str(folders.model),
+        refiner=None if folders.refiner is None else str(folders.refiner),
         facts=facts,
         device=device,
         out=target.url(),

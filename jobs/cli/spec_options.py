@@ -10,7 +10,7 @@ import click
 
 from render.errors import BadInput
 from render.models.adapter import ModelFacts
-from render.models.folder import read_facts, resolve_model
+from render.models.pair import Folders, facts_of, find_models
 from render.spec import BLENDS, DTYPES, FORMATS, SAMPLERS, Spec, parse_size, read_spec_file
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -24,6 +24,8 @@ _FLAGS: tuple[tuple[str, type, str], ...] = (
     ("--guidance-scale", float, "How closely to follow the prompt; 1 switches guidance off. [4.0]"),
     ("--sampler", str, f"One of {', '.join(SAMPLERS)}. [euler]"),
     ("--model", str, "builtin, a local folder, or a hub id. [builtin]"),
+    ("--refiner", str, "A model that finishes what --model has begun: a folder, or a hub id."),
+    ("--refiner-start", float, "The share of the noise levels after which it does. [0.8]"),
     ("--blend", str, f"How windows meet: {' or '.join(BLENDS)}. [overlap]"),
     ("--strength", float, "How much each stage that starts from a picture may repaint, up to 1. [0.45]"),
     ("--skip-residual", float, "How firmly a stage is held to the one below, 0 to 1. [0]"),
@@ -62,14 +64,14 @@ def spec_options(command: Command) -> Command:
     return click.argument("prompt", required=False)(command)
 
 
-def take_spec(options: dict[str, Any]) -> tuple[Spec, Path, ModelFacts]:
-    """Build the spec from a file and flags (flags win); also the model's folder and facts.
+def take_spec(options: dict[str, Any]) -> tuple[Spec, Folders, ModelFacts]:
+    """Build the spec from a file and flags (flags win); also its models' folders and facts.
 
     Takes its own options out of `options`. Raises `BadInput` for anything that cannot be rendered.
     """
     spec = Spec.from_mapping(given_values(options))
-    folder = resolve_model(spec.model)
-    return spec, folder, read_facts(folder)
+    folders = find_models(spec.model, spec.refiner)
+    return spec, folders, facts_of(folders)
 
 
 def given_values(options: dict[str, Any]) -> dict[str, Any]:

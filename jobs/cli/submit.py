@@ -17,7 +17,7 @@ from jobs.farm import Farm, open_images
 from jobs.inputs import keep_inputs
 from jobs.state.submission import Asked, Receipt, Terms, parse_moment, parse_ranks, submit, varied
 from render.errors import BadInput
-from render.models.folder import read_facts, resolve_model
+from render.models.pair import facts_of, find_models
 from render.spec import Spec
 
 _SHOWN = 20
@@ -76,7 +76,7 @@ def submit_command(
         name = source.name
     else:
         spec = Spec.from_mapping(given_values(options))
-        read_facts(resolve_model(spec.model))
+        facts_of(find_models(spec.model, spec.refiner))
         asked, good, bad, name = iter([Asked(row=1, custom_id="image", spec=spec)]), 1, [], spec.prompt[:80]
     if variations > 1:
         asked, good = varied(asked, variations), good * variations

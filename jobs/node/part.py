@@ -27,7 +27,7 @@ from jobs.node.torchrun import RankGroup, Rendezvous
 from jobs.place.handover import finish_and_take_next
 from jobs.state.attempts import Assignment, Tally, fail, finish, let_go, make_ready, meeting_point
 from jobs.state.machine import change
-from render.models.folder import read_facts, resolve_model
+from render.models.pair import facts_of, find_models
 from render.processors import gpu_count
 from render.spec import Spec
 
@@ -154,10 +154,11 @@ class Part:
     def _render(self, rendezvous: Rendezvous | None) -> RankGroup | None:
         part = self.claimed
         spec = Spec.from_mapping(part.spec)
-        folder = resolve_model(spec.model)
-        facts = read_facts(folder)
+        folders = find_models(spec.model, spec.refiner)
+        facts = facts_of(folders)
         if spec.digest(facts.digest) != part.digest:
-            raise JobError(f"model {spec.model} on node {part.node} is not the one that was submitted")
+            names = spec.model if spec.refiner is None else f"{spec.model} or {spec.refiner}"
+            raise JobError(f"model {names} on node {part.node} is not the one that was submitted")
         patience_s = self.farm.settings.seconds("store_patience_s", PATIENCE_S)
         images = open_images(self.farm.settings, patience_s=patience_s)
         out = images.within(part.digest)
@@ -169,7 +170,8 @@ class Part:
             return self.group
         request = Request(
             spec=asdict(spec),
-            model=str(folder),
+            model=str(folders.model),
+            refiner=None if folders.refiner is None else str(folders.refiner),
             facts=facts,
             device="auto",
             out=out.url(),

@@ -92,7 +92,7 @@ class _Rank:
     stop: threading.Event
     meter: Meter = field(default_factory=Meter.from_environment)
     _group: Group | None = None
-    _loaded: tuple[tuple[Any, ...], Adapter] | None = field(default=None)
+    _loaded: tuple[tuple[Any, ...], tuple[Adapter, Adapter | None]] | None = field(default=None)
 
     def render(self, request: Request) -> None:
         """Render one image with the other ranks."""
@@ -114,7 +114,7 @@ class _Rank:
             # Kernels split their sums by threads: another number would be another picture in its last bits.
             torch.set_num_threads(1)
         spec = Spec.from_mapping(request.spec)
-        adapter = self._adapter(request, device, spec.dtype)
+        adapter, refiner = self._models(request, device, spec.dtype)
         self._group = self._group or join(device)
         local_rank = int(os.environ["LOCAL_RANK"])
         measure = RankMeter(
@@ -146,22 +146,32 @@ class _Rank:
             ),
         )
         try:
-            render_image(spec, adapter, self._group, sink, device=device, on_news=say, keeper=keeper)
+            render_image(
+                spec,
+                adapter,
+                self._group,
+                sink,
+                device=device,
+                on_news=say,
+                keeper=keeper,
+                refiner=refiner,
+            )
         except torch.OutOfMemoryError as exc:
             raise RenderFailed(
                 f"rank {self._group.rank} has not enough memory on {device}; use more ranks or a smaller "
                 "window_batch"
             ) from exc
 
-    def _adapter(self, request: Request, device: torch.device, dtype: str) -> Adapter:
-        from render.models import load_adapter
+    def _models(self, request: Request, device: torch.device, dtype: str) -> tuple[Adapter, Adapter | None]:
+        from render.models import Folders, load_models
 
-        wanted = (request.model, request.facts.digest, dtype)
+        wanted = (request.model, request.refiner, request.facts.digest, dtype)
         if self._loaded is None or self._loaded[0] != wanted:
             # The old model goes before the new one comes: there is seldom room for two.
             self._loaded = None
-            adapter = load_adapter(Path(request.model), device, dtype, request.facts)
-            self._loaded = wanted, adapter
+            refiner = None if request.refiner is None else Path(request.refiner)
+            folders = Folders(model=Path(request.model), refiner=refiner)
+            self._loaded = wanted, load_models(folders, device, dtype, request.facts)
         return self._loaded[1]
 
 

@@ -35,6 +35,8 @@ class Request:
     """Seconds for which a store that is away is waited for."""
     log: str | None = None
     """File at whose end the ranks write what they print; with torchrun's own words unless told."""
+    refiner: str | None = None
+    """Path of its refiner's, where the spec names one; `facts` are of both."""
     last: bool = True
     """The ranks end after this one; otherwise they wait for the next, with the model loaded."""
 

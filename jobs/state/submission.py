@@ -20,7 +20,7 @@ from jobs.state.machine import change
 from jobs.state.tables import batches, entries, events, jobs
 from render.errors import BadInput
 from render.models.adapter import ModelFacts
-from render.models.folder import read_facts, resolve_model
+from render.models.pair import facts_of, find_models
 from render.plan.plan import make_plan
 from render.spec import Spec
 
@@ -147,7 +147,7 @@ def _submit_part(
 
 def _job_row(each: Asked, terms: Terms) -> dict[str, Any]:
     spec = each.spec
-    _, facts, weights = _model(spec.model)
+    facts, weights = _models(spec.model, spec.refiner)
     least, most = (terms.ranks, terms.ranks) if terms.ranks else (1, _useful_ranks(spec, facts))
     digest = spec.digest(facts.digest)
     return {
@@ -170,10 +170,15 @@ def _job_row(each: Asked, terms: Terms) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=32)
-def _model(name: str) -> tuple[Path, ModelFacts, int]:
-    """A model's folder, its facts and the bytes of its weights."""
-    folder = resolve_model(name)
-    return folder, read_facts(folder), sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+def _models(model: str, refiner: str | None) -> tuple[ModelFacts, int]:
+    """The facts of a model and its refiner, and the bytes of their weights."""
+    folders = find_models(model, refiner)
+    weights = [path for folder in (folders.model, folders.refiner) if folder for path in _weights(folder)]
+    return facts_of(folders), sum(path.stat().st_size for path in weights)
+
+
+def _weights(folder: Path) -> list[Path]:
+    return list(folder.rglob("*.safetensors"))
 
 
 def _useful_ranks(spec: Spec, facts: ModelFacts) -> int:

@@ -84,8 +84,9 @@ def step(
     if sampler == "dpmpp-2m":
         last = index == len(schedule.timesteps) - 1
         earlier = None
-        if index > 0 and state.history and not (last and len(schedule.timesteps) < _SHORT_SCHEDULE):
-            earlier = (state.history[0], schedule.sigmas[index - 1])
+        heard = state.history if index not in (0, schedule.restart) else ()
+        if heard and not (last and len(schedule.timesteps) < _SHORT_SCHEDULE):
+            earlier = (heard[0], schedule.sigmas[index - 1])
         return SamplerState(dpmpp_2m_step(x, denoised, sigma, sigma_next, earlier), (denoised,))
     raise BadInput("sampler", sampler, f"is unknown; use one of {', '.join(HISTORY)}")
 

@@ -47,7 +47,9 @@ def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str,
     try:
         with _quiet():
             kinds = networks_of(path).items()
-            networks = {part: _load_network(path, part, kind, dtype) for part, kind in kinds}
+            networks = {
+                part: _load_network(path, part, kind, dtype) for part, kind in kinds if part not in unused
+            }
             # Looked up here, since transformers warns of what is not installed at the first look.
             pipeline_class = getattr(diffusers, class_name)
             pipeline = pipeline_class.from_pretrained(str(path), local_files_only=True, **networks, **unused)

@@ -24,7 +24,8 @@ class ModelFacts:
     native_size: int
     """Side of the square that the model was trained on, in pixels."""
     digest: str
-    """SHA-256 over the model's files; it stands for the model in the spec's digest."""
+    """SHA-256 over the model's files; it stands for the model in the spec's digest. With a refiner, both:
+    see `render.models.pair`."""
     decode_halo: int
     """Latents around a decode tile that its pixels depend on (or, for global norms, that hide its edge)."""
     takes_guidance: bool = False
@@ -62,6 +63,10 @@ class NoiseSchedule:
     landings: tuple[float, ...] | None = None
     """The sigma at which each step lands, where the stock scheduler does not land on the next entry of
     `sigmas` (DDIM at some spacings); None when it does, as it nearly always does."""
+    trained_steps: int = 1000
+    """The noise levels that the model was trained on; timesteps count them."""
+    restart: int | None = None
+    """The step before which multistep samplers forget what they have heard: another network goes on."""
     timestep_scaling: float = 10.0
     """The steepness of a consistency model's boundary condition; only `lcm` looks at it."""
 

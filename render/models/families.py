@@ -58,3 +58,21 @@ FAMILIES: dict[str, Family] = {
         optional=("text_encoder", "tokenizer"),
     ),
 }
+
+REFINERS: dict[str, Family] = {
+    "StableDiffusionXLImg2ImgPipeline": Family(
+        name="sdxl-refiner",
+        module="render.models.sdxl_refiner",
+        parts={
+            "scheduler": (),
+            "text_encoder": _TEXT,
+            "text_encoder_2": _TEXT_PROJECTED,
+            "tokenizer": _TOKENIZER,
+            "tokenizer_2": _TOKENIZER,
+            "unet": _UNET,
+            "vae": _VAE,
+        },
+        optional=("text_encoder", "tokenizer"),
+    ),
+}
+"""Models that finish what another has begun; they render nothing by themselves."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from render.errors import ModelNotUsable
 from render.models.adapter import ModelFacts
-from render.models.families import FAMILIES, UNUSED_PARTS, Family
+from render.models.families import FAMILIES, REFINERS, UNUSED_PARTS, Family
 from render.models.hub import download, looks_like_hub_id
 
 BUILTIN = "builtin"
@@ -23,6 +24,8 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 ZOOM_LIMIT_KEY = "_max_zoom"
 """In `model_index.json`: the largest zoom (in native sizes) that the model was trained on. diffusers
 ignores keys with a leading underscore, so the folder still loads in a stock pipeline."""
+AESTHETICS_KEY = "requires_aesthetics_score"
+"""In a refiner's `model_index.json`: its network is told how pleasing the picture is to be."""
 KL_HALO = 18
 """Latents around a decode tile of an `AutoencoderKL`. The convolutions of its four levels reach 18 latents;
 its group norms and its one attention see the whole tile, so a tiled decode is close, never exact."""
@@ -51,7 +54,26 @@ def read_facts(path: Path) -> ModelFacts:
 
     Raises `ModelNotUsable` for a folder that lacks parts, holds pickles, or is of a family without adapter.
     """
-    index, family, parts = _inspect(path)
+    return _facts(path, *_inspect(path))
+
+
+def read_refiner_facts(path: Path) -> ModelFacts:
+    """The same of a refiner: a model that finishes what another has begun.
+
+    Raises `ModelNotUsable` for a folder that cannot be used, or that holds no refiner.
+    """
+    index, family, parts = _inspect(path, REFINERS)
+    if not index.get(AESTHETICS_KEY):
+        raise _unusable(path, f"has no {AESTHETICS_KEY} in model_index.json and is no refiner; use another")
+    return _facts(path, index, family, parts)
+
+
+def read_config(path: Path, part: str) -> dict[str, Any]:
+    """A part's configuration file; raises `ModelNotUsable` when it cannot be read."""
+    return _read_json(path, f"{part}/{'scheduler_config' if part == 'scheduler' else 'config'}.json")
+
+
+def _facts(path: Path, index: dict[str, Any], family: Family, parts: tuple[str, ...]) -> ModelFacts:
     unet, vae = _read_json(path, "unet/config.json"), _read_json(path, "vae/config.json")
     scale_factor, halo = _decoder_geometry(path, index["vae"][1], vae)
     channels = _whole(path, vae, "vae", "latent_channels", 4)
@@ -71,13 +93,14 @@ def read_facts(path: Path) -> ModelFacts:
 
 
 def family_of(path: Path) -> Family:
-    """The family of a folder that can be used; raises `ModelNotUsable` for any other. Hashes nothing."""
-    return _inspect(path)[1]
+    """The family of a folder that can be used, refiners too; raises `ModelNotUsable` for any other. Hashes
+    nothing."""
+    return _inspect(path, FAMILIES | REFINERS)[1]
 
 
 def networks_of(path: Path) -> dict[str, tuple[str, str]]:
     """The parts of a folder that have weights: name -> (library, class), checked against the family's."""
-    index, _, parts = _inspect(path)
+    index, _, parts = _inspect(path, FAMILIES | REFINERS)
     return {part: (index[part][0], index[part][1]) for part in parts if _has_weights(part)}
 
 
@@ -108,18 +131,20 @@ def _builtin_folder() -> Path:
 
 def _is_whole(path: Path) -> bool:
     try:
-        _inspect(path)
+        _inspect(path, FAMILIES | REFINERS)
     except ModelNotUsable:
         return False
     return True
 
 
-def _inspect(path: Path) -> tuple[dict[str, Any], Family, tuple[str, ...]]:
+def _inspect(
+    path: Path, families: Mapping[str, Family] = FAMILIES
+) -> tuple[dict[str, Any], Family, tuple[str, ...]]:
     """The index, the family and the parts in use of a folder; raises `ModelNotUsable`."""
     if not path.is_dir():
         raise _unusable(path, "is not a folder; check the path")
     index = _read_json(path, "model_index.json")
-    family = _family(path, index)
+    family = _family(path, index, families)
     _refuse_pickles(path)
     parts = tuple(part for part in family.parts if _check_part(path, index, family, part))
     for name, entry in index.items():
@@ -129,11 +154,15 @@ def _inspect(path: Path) -> tuple[dict[str, Any], Family, tuple[str, ...]]:
     return index, family, parts
 
 
-def _family(path: Path, index: dict[str, Any]) -> Family:
+def _family(path: Path, index: dict[str, Any], families: Mapping[str, Family]) -> Family:
     name = index.get("_class_name")
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise _unusable(path, f"is a {name!r}, which has no adapter; use a {' or '.join(FAMILIES)}")
-    return FAMILIES[name]
+    if isinstance(name, str) and name in families:
+        return families[name]
+    if name in REFINERS:
+        raise _unusable(path, "is a refiner; name it as the refiner, beside a model that begins")
+    if families is REFINERS:
+        raise _unusable(path, f"is a {name!r} and no refiner; use a {' or '.join(REFINERS)}")
+    raise _unusable(path, f"is a {name!r}, which has no adapter; use a {' or '.join(FAMILIES)}")
 
 
 def _refuse_pickles(path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -46,7 +47,8 @@ def noise_schedule(config: Mapping[str, Any], sampler: str, steps: int) -> Noise
     scheduler = stock_scheduler(config, sampler)
     try:
         scheduler.set_timesteps(steps)
-        return _READERS[sampler](scheduler, steps)
+        trained = int(scheduler.config.num_train_timesteps)
+        return replace(_READERS[sampler](scheduler, steps), trained_steps=trained)
     except (ValueError, IndexError) as exc:
         limit = getattr(
             scheduler.config, "original_inference_steps", scheduler.config.num_train_timesteps - 1

@@ -80,6 +80,7 @@ def test_a_job_from_submission_to_cancelling(quiet_board: RunningBoard) -> None:
         ({"prompt": " "}, 400, "prompt"),
         ({"prompt": "x", "seed": -1}, 400, "seed"),
         ({"prompt": "x", "model": "/etc"}, 400, "new to this farm"),
+        ({"prompt": "x", "refiner": "/etc"}, 422, "refiner"),
         ({"prompt": "x", "deadline": "soon"}, 400, "deadline"),
         ({"prompt": "half \ud800"}, 400, "not text"),
         ({"prompt": "x", "colour": "red"}, 422, "colour"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.render.models.tiny_folders import BETAS, GENTLE_BETAS, save_sd, save_sdxl
+from tests.render.models.tiny_folders import BETAS, GENTLE_BETAS, save_refiner, save_sd, save_sdxl
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,3 +26,9 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "sdxl": save_sdxl(root / "sdxl"),
         "sdxl-second-only": save_sdxl(root / "sdxl-second-only", both_encoders=False),
     }
+
+
+@pytest.fixture(scope="session")
+def refiner_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A refiner for the one called sdxl."""
+    return save_refiner(tmp_path_factory.mktemp("refiner"))

@@ -12,6 +12,7 @@ from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -140,6 +141,30 @@ def save_sdxl(folder: Path, both_encoders: bool = True) -> Path:
             **GENTLE_BETAS, timestep_spacing="leading" if both_encoders else "trailing", steps_offset=1
         ),
         force_zeros_for_empty_prompt=both_encoders,
+        add_watermarker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def save_refiner(folder: Path) -> Path:
+    """One for `save_sdxl`: the second text encoder alone, an aesthetic score in place of the size."""
+    torch.manual_seed(3)
+    pipeline = StableDiffusionXLImg2ImgPipeline(
+        vae=kl_vae(),
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=CLIPTextModelWithProjection(text_config(24)),
+        tokenizer_2=tokenizer(),
+        unet=unet(
+            24,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=5 * 8 + 24,
+        ),
+        scheduler=EulerDiscreteScheduler(**GENTLE_BETAS, timestep_spacing="leading", steps_offset=1),
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
         add_watermarker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)

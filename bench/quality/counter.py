@@ -1,0 +1,192 @@
+"""Counts the products in a picture: a small network that tells product from background, trained on nothing
+but studio photographs, alone and pasted together, and the connected patches of what it finds.
+
+    python -m bench.quality.counter train
+    python -m bench.quality.counter check --count 1000
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from render.builtin.data import NATIVE, random_scene
+from render.builtin.studio import mask, photo
+
+FILE = Path(__file__).parent / "counter.safetensors"
+SMALLEST = 10
+"""Cells (2x2 px of 128) of a patch that counts: a product a twentieth of the picture wide."""
+_NEAR = range(-3, 4)
+_EXTRAS = 3
+"""Most products that are pasted into a photograph to train with."""
+
+
+class Counter(nn.Module):
+    """[B, 3, 128, 128] pixels in [0, 1] -> [B, 64, 64] logits of being a product's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def block(before: int, after: int) -> nn.Sequential:
+            first, second = nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)
+            return nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
+
+        self.start = nn.Conv2d(3, 10, 4, stride=2, padding=1)
+        self.fine, self.middle = block(10, 12), block(12, 24)
+        self.coarse, self.deep = block(24, 36), block(36, 36)
+        self.up_coarse, self.up_middle = block(36 + 36, 28), block(28 + 24, 16)
+        self.up_fine, self.answer = block(16 + 12, 12), nn.Conv2d(12, 1, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        fine = self.fine(self.start(pixels).relu())
+        middle = self.middle(functional.max_pool2d(fine, 2))
+        coarse = self.coarse(functional.max_pool2d(middle, 2))
+        deep = self.deep(functional.max_pool2d(coarse, 2))
+        up = self.up_coarse(torch.cat([_twice(deep), coarse], 1))
+        up = self.up_middle(torch.cat([_twice(up), middle], 1))
+        answer: Tensor = self.answer(self.up_fine(torch.cat([_twice(up), fine], 1)))
+        return answer[:, 0]
+
+
+def _twice(x: Tensor) -> Tensor:
+    return functional.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def load_counter() -> Counter:
+    """The trained one."""
+    counter = Counter()
+    counter.load_state_dict({name: value.float() for name, value in load_file(FILE).items()})
+    return counter.eval()
+
+
+@torch.inference_mode()
+def found(counter: Counter, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """[B, 64, 64]: what of [B, 128, 128, 3] pictures is product."""
+    answers = counter(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
+    return np.asarray((answers > 0).numpy(), np.bool_)
+
+
+def count(counter: Counter, pixels: NDArray[np.uint8]) -> list[int]:
+    """Products in each of [B, 128, 128, 3] pictures."""
+    return [sum(size >= SMALLEST for size in patches(each)) for each in found(counter, pixels)]
+
+
+def patches(covered: NDArray[np.bool_]) -> list[int]:
+    """Sizes of the connected patches of a [h, w] mask; those a cell or two apart are one, as a mug and the
+    far side of its handle are."""
+    left, sizes = {(int(y), int(x)) for y, x in np.argwhere(covered)}, []
+    while left:
+        edge, size = [left.pop()], 0
+        while edge:
+            y, x = edge.pop()
+            size += 1
+            near = {(y + dy, x + dx) for dy in _NEAR for dx in _NEAR} & left
+            left -= near
+            edge += near
+        sizes.append(size)
+    return sizes
+
+
+def drawn(total: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Photographs [n, 128, 128, 3] of random scenes, and their products' own pixels."""
+    draw = np.random.default_rng(seed)
+    scenes = [random_scene(draw) for _ in range(total)]
+    pixels = np.stack([photo(scene, NATIVE, NATIVE) for scene in scenes])
+    return pixels, np.stack([mask(scene, NATIVE, NATIVE) for scene in scenes])
+
+
+def _moved(pictures: Tensor, low: float, high: float, reach: float, padding: str) -> Tensor:
+    """[B, 4, h, w] pictures and masks, each at a size of its own, somewhere else, mirrored or not."""
+    total = len(pictures)
+    scale = 1.0 / (low * (high / low) ** torch.rand(total))
+    mirror = torch.where(torch.rand(total) < 0.5, -1.0, 1.0)
+    away = (torch.rand(total, 2) * 2 - 1) * reach * scale[:, None]
+    zero = torch.zeros(total)
+    rows = [torch.stack([scale * mirror, zero, away[:, 0]], 1), torch.stack([zero, scale, away[:, 1]], 1)]
+    places = functional.affine_grid(torch.stack(rows, 1), list(pictures.shape), align_corners=False)
+    return functional.grid_sample(pictures, places, padding_mode=padding, align_corners=False)
+
+
+def _batch(everything: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Pictures [B, 3, h, w] with one to four products, and the mask of all of them."""
+    together = _moved(everything[torch.randint(len(everything), (size,))], 0.6, 1.6, 0.5, "reflection")
+    for _ in range(_EXTRAS):
+        other = _moved(everything[torch.randint(len(everything), (size,))], 0.15, 0.8, 0.9, "zeros")
+        share = other[:, 3:] * (torch.rand(size, 1, 1, 1) < 0.3)
+        together = together * (1 - share) + torch.cat([other[:, :3], torch.ones_like(share)], 1) * share
+    pixels = together[:, :3]
+    if torch.rand(()) < 0.5:
+        side = int(torch.randint(48, 120, ()))
+        soft = functional.interpolate(pixels, size=(side, side), mode="area")
+        pixels = functional.interpolate(soft, size=(NATIVE, NATIVE), mode="bilinear")
+    pixels = pixels * (0.85 + 0.3 * torch.rand(size, 1, 1, 1)) + torch.randn_like(pixels) * 0.02
+    return pixels.clamp(0, 1), functional.avg_pool2d(together[:, 3], 2)
+
+
+@click.group()
+def cli() -> None:
+    """Train the counter, and check it."""
+
+
+@cli.command()
+@click.option("--photographs", default=1200, show_default=True)
+@click.option("--steps", default=1200, show_default=True)
+@click.option("--seed", default=5, show_default=True)
+def train(photographs: int, steps: int, seed: int) -> None:
+    """Train on photographs that are drawn for it."""
+    torch.manual_seed(seed)
+    pixels, masks = drawn(photographs, seed)
+    click.echo(f"drawn {photographs}")
+    everything = torch.cat(
+        [
+            torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255,
+            torch.from_numpy(masks)[:, None].float(),
+        ],
+        1,
+    )
+    counter = Counter()
+    optimiser = torch.optim.AdamW(counter.parameters(), lr=3e-3, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
+    for step in range(steps):
+        batch, wanted = _batch(everything, 10)
+        loss = functional.binary_cross_entropy_with_logits(counter(batch), wanted)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if step % 50 == 49:
+            click.echo(f"step {step + 1} of {steps}: loss {float(loss.detach()):.4f}")
+            save_file({name: value.half().contiguous() for name, value in counter.state_dict().items()}, FILE)
+    save_file({name: value.half().contiguous() for name, value in counter.state_dict().items()}, FILE)
+
+
+@cli.command()
+@click.option("--count", "total", default=1000, show_default=True)
+@click.option("--seed", default=77, show_default=True)
+def check(total: int, seed: int) -> None:
+    """Print how many fresh photographs count as one product, and sheets of four as four."""
+    click.echo(json.dumps({"photographs": total, "right": shares(load_counter(), total, seed)}))
+
+
+def shares(counter: Counter, total: int, seed: int) -> dict[str, float]:
+    """The shares of photographs that count as one, and of sheets of four photographs that count as four."""
+    pixels, _ = drawn(total, seed)
+    single = np.mean([number == 1 for number in count(counter, pixels)])
+    half = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    small = functional.avg_pool2d(half, 2).round().byte().permute(0, 2, 3, 1).numpy()
+    quads = small[: total // 4 * 4].reshape(-1, 2, 2, NATIVE // 2, NATIVE // 2, 3)
+    sheets = quads.transpose(0, 1, 3, 2, 4, 5).reshape(-1, NATIVE, NATIVE, 3)
+    four = np.mean([number == 4 for number in count(counter, sheets)])
+    return {"one": float(single), "four": float(four)}
+
+
+if __name__ == "__main__":
+    cli()

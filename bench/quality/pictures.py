@@ -1,0 +1,215 @@
+"""Renders one picture in one way and keeps what is measured of it under its spec's digest, once for ever."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from bench.quality.measures import band_energies, small
+from bench.quality.rows import Prompt, Way
+from render.builtin.data import NATIVE
+from render.builtin.studio import photo
+from render.denoise.canvas import Piece
+from render.denoise.cascade import first_canvas
+from render.denoise.group import SoloGroup
+from render.denoise.loop import StageLoop
+from render.engine import Denoised, render_latents
+from render.models import Adapter
+from render.picture.decode import decode_block
+from render.picture.encode import Pixels
+from render.picture.preview import Preview
+from render.picture.pyramid import publish_pyramid
+from render.picture.seams import seam_score
+from render.plan.geometry import Rect
+from render.plan.plan import make_plan
+from render.plan.stages import Stage, make_stages
+from render.sink import Sink
+from render.spec import Spec
+
+CPU = torch.device("cpu")
+THUMB = 224
+"""Side of a picture on a contact sheet, in pixels."""
+_VERSION = 1
+"""Of what is measured; another one measures everything again."""
+
+
+@dataclass
+class Stages:
+    """In place of a preview: keeps the mean colour of every finished stage but the last, in grey levels."""
+
+    means: list[list[float]] = field(default_factory=list)
+
+    def takes(self, stage: Stage) -> bool:
+        return True
+
+    def show(self, finished: Piece, adapter: Adapter, device: torch.device) -> None:
+        self.means.append(_mean(_whole(finished, adapter)))
+
+
+class _Nowhere:
+    """The pyramid's tiles, in memory."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+
+    def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
+        self.files[key] = data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What is known of one picture."""
+
+    figures: dict[str, Any]
+    native: Pixels
+    """[128, 128, 3], the whole picture made small: what the judge and the counter look at."""
+    thumb: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """A folder of measured pictures. Files appear whole, so a run may be stopped and several may share it."""
+
+    folder: Path
+    adapter: Adapter
+    steps: int
+
+    def known(self, prompt: Prompt, way: Way, times: int) -> Kept | None:
+        """What was measured before; None for a picture that has not been rendered."""
+        base = self._base(self._key(prompt.spec(way, times, self.steps), way))
+        figures = _read(base.with_suffix(".json"))
+        if figures is None:
+            return None
+        native = np.asarray(Image.open(base.with_suffix(".png")).convert("RGB"))
+        return Kept(figures=figures, native=native, thumb=base.with_suffix(".webp"))
+
+    def measure(self, prompt: Prompt, way: Way, times: int) -> None:
+        """Render and measure a picture."""
+        spec = prompt.spec(way, times, self.steps)
+        stages = Stages()
+        denoised = _denoised(spec, way, self.adapter, stages)
+        grid = denoised.seat.tiling.grid
+        piece = denoised.piece(grid.whole)
+        sink = _Nowhere()
+        report = publish_pyramid(piece, self.adapter, spec, SoloGroup(), cast(Sink, sink), device=CPU)
+        pixels = _picture(sink.files, report.cut.top_level, spec)
+        figures = {
+            "prompt": spec.prompt,
+            "seams": asdict(seam_score(report.columns, report.rows)),
+            "bands": band_energies(pixels, NATIVE),
+            "means": [*stages.means, _mean(pixels)],
+            "decode_shift": _decode_shift(pixels, piece, self.adapter, report.cut.decode_side),
+            "cost": cost(spec, way, self.adapter),
+        }
+        base = self._base(self._key(spec, way))
+        base.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(small(pixels, NATIVE)).save(base.with_suffix(".png"))
+        Image.fromarray(pixels).resize((THUMB, THUMB), Image.Resampling.LANCZOS).save(
+            base.with_suffix(".webp"), quality=88
+        )
+        _write(base.with_suffix(".json"), figures)
+
+    def photographs(self, prompt: Prompt, times: int, each: int) -> list[float]:
+        """Mean band energies of `each` studio photographs that the prompt describes, at this size."""
+        base = self.folder / "photographs" / f"{prompt.number}-{times}-{each}-{_VERSION}.json"
+        found = _read(base)
+        if found is None:
+            draw = np.random.default_rng([prompt.number, 1])
+            side, rows = NATIVE * times, []
+            for _ in range(each):
+                material = str(draw.choice(["ceramic", "wood", "woven"]))
+                scene = replace(prompt.scene, seed=int(draw.integers(2**31)), material=material)
+                rows.append(band_energies(photo(scene, side, side), NATIVE))
+            found = {"bands": [float(value) for value in np.mean(rows, axis=0)]}
+            _write(base, found)
+        bands: list[float] = found["bands"]
+        return bands
+
+    def enlarged(self, prompt: Prompt, native: Way, times: int) -> list[float] | None:
+        """Band energies of the native picture enlarged bicubically; None where there is none yet."""
+        kept = self.known(prompt, native, 1)
+        if kept is None:
+            return None
+        side = NATIVE * times
+        large = Image.fromarray(kept.native).resize((side, side), Image.Resampling.BICUBIC)
+        return band_energies(np.asarray(large), NATIVE)
+
+    def _key(self, spec: Spec, way: Way) -> str:
+        kind = "cascade" if way.cascade else "plain"
+        return f"{spec.digest(self.adapter.facts.digest)}-{kind}-{_VERSION}"
+
+    def _base(self, key: str) -> Path:
+        return self.folder / key[:2] / key
+
+
+def cost(spec: Spec, way: Way, adapter: Adapter) -> float:
+    """Latents that all evaluations cover, over those of one pass at the full size without overlaps."""
+    plan = make_plan(spec, adapter.facts, 1)
+    last = plan.stages[-1]
+    grid = last.stage.grid
+    once = spec.steps * last.stage.passes * grid.height * grid.width
+    if way.cascade:
+        return plan.work / once
+    return grid.windows * grid.rows.window * grid.cols.window / (grid.height * grid.width)
+
+
+def _denoised(spec: Spec, way: Way, adapter: Adapter, stages: Stages) -> Denoised:
+    if way.cascade:
+        return render_latents(spec, adapter, SoloGroup(), device=CPU, preview=cast(Preview, stages))
+    stage = replace(make_stages(spec, adapter.facts)[-1], first_step=0)
+    schedule = adapter.schedule(spec.sampler, spec.steps)
+    text = adapter.encode_prompt(spec.prompt, spec.negative_prompt, stage.passes == 2)
+    loop = StageLoop(spec=spec, stage=stage, schedule=schedule, adapter=adapter, texts=(text,), device=CPU)
+    area = stage.grid.whole
+    canvas = first_canvas(stage, schedule, spec.seed, adapter.facts.latent_channels, area)
+    return Denoised(seat=loop.run(canvas, SoloGroup()), scale=schedule.final_scale, seconds={})
+
+
+def _picture(files: dict[str, bytes], level: int, spec: Spec) -> Pixels:
+    """The full level of the pyramid: pictures here are no larger than one tile."""
+    return np.asarray(Image.open(BytesIO(files[f"image_files/{level}/0_0.{spec.format}"])).convert("RGB"))
+
+
+def _whole(piece: Piece, adapter: Adapter) -> Pixels:
+    """The picture decoded in one go, as one tile."""
+    scale = adapter.facts.scale_factor
+    height, width = piece.canvas.height, piece.canvas.width
+    area = Rect(y=0, x=0, height=height * scale, width=width * scale)
+    return decode_block(adapter, piece, area, max(height, width), CPU)
+
+
+def _decode_shift(pixels: Pixels, piece: Piece, adapter: Adapter, side: int) -> float:
+    """The largest mean difference of a decode tile from the picture decoded in one go, in grey levels."""
+    step = side * adapter.facts.scale_factor
+    if max(pixels.shape[:2]) <= step:
+        return 0.0
+    apart = pixels.astype(np.float64) - _whole(piece, adapter)
+    corners = [(y, x) for y in range(0, pixels.shape[0], step) for x in range(0, pixels.shape[1], step)]
+    return max(float(np.abs(apart[y : y + step, x : x + step].mean(axis=(0, 1))).max()) for y, x in corners)
+
+
+def _mean(pixels: NDArray[np.uint8]) -> list[float]:
+    return [float(value) for value in pixels.reshape(-1, 3).mean(axis=0)]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    return found
+
+
+def _write(path: Path, figures: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(figures), encoding="utf-8")
+    part.rename(path)

@@ -1,0 +1,49 @@
+"""SDXL's refiner: one text encoder, and a score of how pleasing the picture is to be in place of its size.
+
+It goes on from the latents of another model, in that model's frame, and needs no autoencoder of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from render.models._diffusers import TextStates, load_pipeline
+from render.models.adapter import ModelFacts, WindowPlace
+from render.models.sdxl import StableDiffusionXL, time_ids
+
+AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
+"""What stock pipelines ask for with the prompt, and without it (arXiv 2307.01952, section 2.5)."""
+
+
+class StableDiffusionXLRefiner(StableDiffusionXL):
+    """The second network of SDXL; `decode` and `encode` are the first one's."""
+
+    def _time_ids(
+        self, text: TextStates, places: Sequence[WindowPlace], passes: Sequence[int]
+    ) -> list[tuple[float, ...]]:
+        prompted = len(text.states) - 1
+        scores = (AESTHETIC_SCORE if turn == prompted else NEGATIVE_AESTHETIC_SCORE for turn in passes)
+        return [
+            (*time_ids(place, self.facts)[:4], score) for place, score in zip(places, scores, strict=True)
+        ]
+
+
+def load(path: Path, facts: ModelFacts, device: torch.device, dtype: str) -> StableDiffusionXLRefiner:
+    """Load a folder of class `StableDiffusionXLImg2ImgPipeline`, but for its autoencoder.
+
+    Raises `ModelNotUsable` when it does not load.
+    """
+    pipeline = load_pipeline(
+        "StableDiffusionXLImg2ImgPipeline",
+        path,
+        device,
+        dtype,
+        vae=None,
+        feature_extractor=None,
+        image_encoder=None,
+        add_watermarker=False,
+    )
+    return StableDiffusionXLRefiner(pipeline, facts, device, dtype)

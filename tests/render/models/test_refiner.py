@@ -1,0 +1,270 @@
+"""A model and its refiner: equal to the stock pipelines, on any ranks, from any checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLImg2ImgPipeline
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from render.denoise.checkpoints import Keeper
+from render.denoise.group import Group, SoloGroup
+from render.denoise.handover import hand_over_step
+from render.denoise.samplers import HISTORY
+from render.engine import render_image, render_latents
+from render.errors import BadInput, ModelNotUsable, Stopped
+from render.models import Adapter, Folders, NoiseSchedule, facts_of, find_models, load_models, read_facts
+from render.models.schedule import stock_scheduler
+from render.spec import Spec
+from tests.render.models.test_equals_stock import NEGATIVE, PROMPT, stock, unit_noise
+from tests.support.cli import chorale, last_json
+from tests.support.groups import run_ranks
+from tests.support.sinks import MemorySink
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def folders(model_folders: dict[str, Path], refiner_folder: Path) -> Folders:
+    return Folders(model=model_folders["sdxl"], refiner=refiner_folder)
+
+
+@lru_cache
+def loaded(folders: Folders) -> tuple[Adapter, Adapter | None]:
+    return load_models(folders, CPU, "float32", facts_of(folders))
+
+
+def spec_of(folders: Folders, **values: Any) -> Spec:
+    names = {"model": str(folders.model), "refiner": str(folders.refiner)}
+    small = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "width": 64, "height": 64, "tile_size": 64}
+    return Spec.from_mapping(small | names | values)
+
+
+@contextmanager
+def stock_noise() -> Iterator[None]:
+    """The noise of a stock pipeline in place of ours, which knows its place."""
+    generator = torch.Generator().manual_seed(3)
+    fresh = patch(
+        "render.denoise.loop.normal", lambda *_: torch.randn((1, 4, 8, 8), generator=generator)[0].numpy()
+    )
+    with fresh, patch("render.denoise.cascade.normal", lambda *_: unit_noise()[0].numpy()):
+        yield
+
+
+def stock_hand_over(folders: Folders, sampler: str, steps: int, guidance: float, start: float) -> Tensor:
+    words = {
+        "prompt": PROMPT,
+        "negative_prompt": NEGATIVE,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "generator": torch.Generator().manual_seed(3),
+        "output_type": "latent",
+    }
+    base = stock(folders.model, sampler)
+    begun = base(height=64, width=64, latents=unit_noise(), denoising_end=start, **words).images
+    refiner = stock_refiner(folders)
+    refiner.scheduler = stock_scheduler(base.scheduler.config, sampler)
+    finished: Tensor = refiner(image=begun, denoising_start=start, **words).images
+    alone = base(height=64, width=64, latents=unit_noise(), **words).images
+    assert (finished - alone).abs().max() > 1e-3, "whose steps they are can be told"
+    return finished
+
+
+@lru_cache
+def stock_refiner(folders: Folders) -> Any:
+    pipeline = StableDiffusionXLImg2ImgPipeline.from_pretrained(
+        folders.refiner, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize(
+    ("steps", "guidance", "start"), [(5, 4.0, 0.8), (5, 1.0, 0.5), (7, 4.0, 0.4), (16, 4.0, 0.7)]
+)
+@pytest.mark.parametrize("sampler", sorted(HISTORY))
+def test_the_hand_over_is_the_stock_pipelines(
+    folders: Folders, sampler: str, steps: int, guidance: float, start: float
+) -> None:
+    spec = spec_of(folders, sampler=sampler, steps=steps, guidance_scale=guidance, refiner_start=start)
+    adapter, refiner = loaded(folders)
+    with stock_noise():
+        done = render_latents(spec, adapter, SoloGroup(), device=CPU, refiner=refiner)
+    ours = done.piece(done.seat.tiling.grid.whole).latents[None]
+    theirs = stock_hand_over(folders, sampler, steps, guidance, start)
+    assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.std()))
+
+
+LARGE = {"width": 160, "height": 128, "steps": 6, "strength": 0.7, "refiner_start": 0.6}
+
+
+def test_ranks_and_checkpoints_around_the_hand_over_change_nothing(folders: Folders) -> None:
+    # The sampler that looks back: what it has heard of the other network must not come out of a checkpoint.
+    spec = spec_of(folders, sampler="dpmpp-2m", **LARGE)
+    adapter, refiner = loaded(folders)
+    digest = spec.digest(facts_of(folders).digest)
+
+    def render(group: Group, sink: MemorySink, steps: int) -> str | None:
+        told: list[str] = []
+        keeper = Keeper(sink, digest, CPU, every_s=1e9, stop=lambda: told.count("step") >= steps)
+        try:
+            return render_image(
+                spec,
+                adapter,
+                group,
+                sink,
+                device=CPU,
+                on_news=lambda news: told.append(news["kind"]),
+                keeper=keeper,
+                refiner=refiner,
+            ).root
+        except Stopped:
+            return None
+
+    root = render(SoloGroup(), MemorySink(), 99)
+    # Six steps of the first stage; of the last one's four the first is the model's. 7 stops right after it.
+    for steps in (6, 7, 8):
+        sink = MemorySink()
+        assert set(run_ranks(2, lambda group: render(group, sink, steps - 1))) == {None}  # noqa: B023
+        assert set(run_ranks(3, lambda group: render(group, sink, 99))) == {root}  # noqa: B023
+    alone = render_image(
+        spec.with_changes(refiner=None),
+        load_models(Folders(model=folders.model), CPU, "float32", read_facts(folders.model))[0],
+        SoloGroup(),
+        MemorySink(),
+        device=CPU,
+    )
+    assert alone.root != root
+
+
+def test_a_refiner_has_to_be_there_where_the_spec_names_one(folders: Folders) -> None:
+    adapter, _ = loaded(folders)
+    with pytest.raises(ValueError, match="is loaded where the spec names one"):
+        render_latents(spec_of(folders), adapter, SoloGroup(), device=CPU)
+    with pytest.raises(ValueError, match="not the digests"):
+        spec_of(folders).digest("of one model")
+
+
+def test_both_weights_are_in_the_digest_and_no_folder(folders: Folders, tmp_path: Path) -> None:
+    spec, facts = spec_of(folders), facts_of(folders)
+    moved = Folders(model=folders.model, refiner=Path(shutil.copytree(folders.refiner or "", tmp_path / "r")))
+    there = spec_of(moved)
+    assert there.digest(facts_of(moved).digest) == spec.digest(facts.digest)
+    written = json.loads(spec.canonical_json(facts.digest))
+    assert f"{written['model']}+{written['refiner']}" == facts.digest
+    assert written["model"] == read_facts(folders.model).digest
+    edit(tmp_path / "r" / "unet/config.json", anything="else")
+    assert there.digest(facts_of(moved).digest) != spec.digest(facts.digest)
+    alone = spec.with_changes(refiner=None)
+    assert alone.digest(read_facts(folders.model).digest) != spec.digest(facts.digest)
+
+
+def edit(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def other_channels(folder: Path) -> None:
+    edit(folder / "vae/config.json", latent_channels=8)
+    edit(folder / "unet/config.json", in_channels=8)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (other_channels, "has 8 latent channels of 8 px, the model 4 of 8 px"),
+        (lambda folder: edit(folder / "model_index.json", requires_aesthetics_score=False), "is no refiner"),
+        (lambda folder: edit(folder / "scheduler/scheduler_config.json", beta_end=0.5), "with beta_end 0.5"),
+        (
+            lambda folder: edit(folder / "scheduler/scheduler_config.json", prediction_type="v_prediction"),
+            "with prediction_type 'v_prediction'",
+        ),
+        (lambda folder: edit(folder / "unet/config.json", time_cond_proj_dim=8), "takes guidance in another"),
+        (lambda folder: (folder / "unet/config.json").unlink(), "lacks unet/"),
+    ],
+)
+def test_a_refiner_that_cannot_go_on_is_refused(
+    folders: Folders, tmp_path: Path, spoil: Callable[[Path], None], said: str
+) -> None:
+    spoiled = Path(shutil.copytree(folders.refiner or "", tmp_path / "refiner"))
+    spoil(spoiled)
+    with pytest.raises(ModelNotUsable, match=said) as refusal:
+        facts_of(find_models(str(folders.model), str(spoiled)))
+    assert refusal.value.field == "refiner"
+
+
+def test_each_model_has_its_own_place(folders: Folders) -> None:
+    model, refiner = str(folders.model), str(folders.refiner)
+    with pytest.raises(ModelNotUsable, match="and no refiner"):
+        facts_of(find_models(model, model))
+    with pytest.raises(ModelNotUsable, match=r"^model: .*is a refiner"):
+        facts_of(find_models(refiner, refiner))
+    with pytest.raises(ModelNotUsable, match=r"^refiner: 'nowhere' is not a folder"):
+        find_models(model, "nowhere")
+    with pytest.raises(ModelNotUsable, match=r"^model: 'nowhere' is not a folder"):
+        find_models("nowhere", refiner)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"refiner_start": 0.0}, "refiner_start: 0.0 leaves"),
+        ({"refiner_start": 1.0}, "refiner_start: 1.0 leaves"),
+        ({"refiner_start": 1.5}, "refiner_start: 1.5 is out of range"),
+        ({"refiner_start": float("nan")}, "is not a finite number"),
+        ({"refiner_start": 0.9, "steps": 5, "refiner": "a"}, "leaves the refiner none of 5 steps"),
+        ({"refiner": " "}, "refiner: ' ' is empty"),
+        ({"refiner": 7}, "refiner: 7 is not text"),
+    ],
+)
+def test_bad_values_get_a_sentence(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        Spec.from_mapping({"prompt": "a vase"} | values)
+
+
+def test_a_model_without_a_step_is_said(folders: Folders) -> None:
+    adapter, refiner = loaded(folders)
+    spec = spec_of(folders, steps=2, refiner_start=0.1)
+    with pytest.raises(BadInput, match="leaves the model none of 2 steps"):
+        render_latents(spec, adapter, SoloGroup(), device=CPU, refiner=refiner)
+
+
+@given(st.integers(1, 200), st.floats(0.01, 0.99))
+def test_a_step_belongs_to_one_of_the_two(steps: int, start: float) -> None:
+    timesteps = tuple(999.0 * (steps - number) / steps for number in range(steps))
+    schedule = NoiseSchedule(timesteps=timesteps, sigmas=(1.0,) * (steps + 1))
+    step = hand_over_step(schedule, start)
+    level = round(1000 - 1000 * start)
+    assert all(timestep >= level for timestep in timesteps[:step])
+    assert all(timestep < level for timestep in timesteps[step:])
+    assert hand_over_step(replace(schedule, trained_steps=2000), start / 2 + 0.5) == step
+
+
+def test_the_command_line_renders_with_two_ranks_and_refuses_half_a_pair(
+    folders: Folders, tmp_path: Path
+) -> None:
+    words = (PROMPT, "--model", str(folders.model), "--size", "160x128", "--steps", "6", "--strength", "0.7")
+    refined = (*words, "--refiner", str(folders.refiner), "--refiner-start", "0.6", "--tile-size", "64")
+    two = chorale("render", *refined, "--ranks", "2", "--out", str(tmp_path / "two"), "--json")
+    assert two.returncode == 0, two.stderr
+    adapter, refiner = loaded(folders)
+    spec = spec_of(folders, negative_prompt="", **LARGE)
+    one = render_image(spec, adapter, SoloGroup(), MemorySink(), device=CPU, refiner=refiner)
+    assert (last_json(two.stdout)["digest"], last_json(two.stdout)["root"]) == (one.digest, one.root)
+    example = ("--spec", "examples/refined.yaml", "--model", str(folders.model))
+    dry = chorale("render", *example, "--refiner", str(folders.refiner), "--dry-run", "--json")
+    assert (dry.returncode, len(last_json(dry.stdout)["digest"])) == (0, 64), dry.stderr
+    bad = chorale("render", *words, "--refiner", str(folders.model), "--out", str(tmp_path / "bad"))
+    assert (bad.returncode, (tmp_path / "bad").exists()) == (2, False)
+    assert "and no refiner" in bad.stderr and "Traceback" not in bad.stderr
