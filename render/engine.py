@@ -68,7 +68,7 @@ class Denoised:
     def piece(self, area: Rect) -> Piece:
         """The area of the finished latents that this rank asks for; all ranks must call it."""
         latents = self.seat.gather(area).latents.mul_(self.scale)
-        return Piece(latents=latents, area=area, canvas=self.seat.tiling.grid.whole)
+        return Piece(latents=latents, area=area, canvas=self.seat.tiling.surface)
 
 
 def render_latents(
@@ -107,7 +107,8 @@ def render_latents(
         started = time.perf_counter()
         # In a list, so that the loop can let go of it: a canvas is the largest thing that a rank holds.
         if found is not None and found.stage == stage.index:
-            canvas = [found.canvas(loop.tiling(group).boxes[group.rank], group, device)]
+            tiling = loop.tiling(group)
+            canvas = [found.canvas(tiling.boxes[group.rank], tiling.surface, group, device)]
             found = None
         else:
             canvas = [_start(loop, done, group, preview)]

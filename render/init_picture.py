@@ -36,13 +36,16 @@ class InitPicture:
     height: int
     """In pixels, turned upright."""
 
-    def pixels(self, area: Rect, width: int, height: int) -> NDArray[np.uint8]:
+    def pixels(
+        self, area: Rect, width: int, height: int, *, wrap_x: bool = False, wrap_y: bool = False
+    ) -> NDArray[np.uint8]:
         """[area.height, area.width, 3] sRGB pixels of an area of the picture scaled to width x height.
 
+        Where it wraps, what lies beyond an edge is the other side when it is scaled.
         Raises `RenderFailed` when the file is not there any more, or is another one.
         """
         try:
-            scaled = _scaled(self, width, height)
+            scaled = _scaled(self, width, height, wrap_x, wrap_y)
             # Not numpy(): it would bring the whole picture in first.
             cut = scaled.crop(area.x, area.y, area.width, area.height).write_to_memory()
         except _vips().Error as exc:
@@ -90,7 +93,7 @@ def _check(path: Path, image: Any) -> None:
 
 
 @lru_cache(maxsize=4)
-def _scaled(source: InitPicture, width: int, height: int) -> pyvips.Image:
+def _scaled(source: InitPicture, width: int, height: int, wrap_x: bool, wrap_y: bool) -> pyvips.Image:
     """The whole picture at a size, as a recipe that libvips follows for the areas that are asked for."""
     vips = _vips()
     if _digest(Path(source.path)) != source.digest:
@@ -102,9 +105,14 @@ def _scaled(source: InitPicture, width: int, height: int) -> pyvips.Image:
         image = image.icc_transform("srgb", embedded=True)
     image = image.colourspace("srgb").cast("uchar")
     kernel = "cubic" if width > source.width else "lanczos3"
+    # The middle one of three: its neighbours are itself.
+    across, down = 3 if wrap_x else 1, 3 if wrap_y else 1
+    if wrap_x or wrap_y:
+        image = image.replicate(across, down)
     scaled = image.resize(width / source.width, vscale=height / source.height, kernel=kernel)
     # Half a pixel of rounding in libvips' own sizes must not leave a line without a picture.
-    return scaled.gravity("north-west", width, height, extend="copy")
+    whole = scaled.gravity("north-west", across * width, down * height, extend="copy")
+    return whole.crop(across // 2 * width, down // 2 * height, width, height)
 
 
 def _digest(path: Path) -> str:

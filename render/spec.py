@@ -23,6 +23,7 @@ from render.init_picture import LARGEST_SIDE, InitPicture, open_picture
 
 SAMPLERS = ("euler", "euler-ancestral", "ddim", "dpmpp-2m", "lcm")
 BLENDS = ("overlap", "shift")
+WRAPS = ("none", "x", "y", "xy")
 DTYPES = ("float32", "bfloat16", "float16")
 FORMATS = {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_500}
 """Output formats and the longest side in pixels that each can hold as one exported file."""
@@ -53,6 +54,8 @@ class Spec:
     refiner_start: float = 0.8
     """The share of the noise levels after which it does, 0 < s < 1 (diffusers' `denoising_start`)."""
     blend: str = "overlap"
+    wrap: str = "none"
+    """Which sides are joined without a seam: `x` left and right, `y` top and bottom, `xy` both."""
     dtype: str = "float32"
     format: str = "png"
     quality: int = 90
@@ -96,6 +99,14 @@ class Spec:
         _check_refiner(self.refiner, self.refiner_start, self.steps)
         if self.init is not None:
             _check_shape(self.init, self.width, self.height)
+
+    @property
+    def wrap_y(self) -> bool:
+        return "y" in self.wrap
+
+    @property
+    def wrap_x(self) -> bool:
+        return "x" in self.wrap
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Spec:
@@ -246,13 +257,19 @@ def _check_is_text(name: str, value: object) -> None:
 
 
 def _check_text(spec: Spec) -> None:
-    for name in ("prompt", "negative_prompt", "sampler", "model", "blend", "dtype", "format"):
+    for name in ("prompt", "negative_prompt", "sampler", "model", "blend", "wrap", "dtype", "format"):
         _check_is_text(name, getattr(spec, name))
     if not spec.prompt.strip():
         raise BadInput("prompt", spec.prompt, "is empty; say what to render")
     if not spec.model.strip():
         raise BadInput("model", spec.model, "is empty; use builtin, a folder or a hub id")
-    choices = {"sampler": SAMPLERS, "blend": BLENDS, "dtype": DTYPES, "format": tuple(FORMATS)}
+    choices = {
+        "sampler": SAMPLERS,
+        "blend": BLENDS,
+        "wrap": WRAPS,
+        "dtype": DTYPES,
+        "format": tuple(FORMATS),
+    }
     for name, allowed in choices.items():
         if getattr(spec, name) not in allowed:
             raise BadInput(name, getattr(spec, name), f"is unknown; use one of {', '.join(allowed)}")

@@ -12,6 +12,7 @@ from infra.errors import StoreError
 from render.errors import BadInput
 from render.models.adapter import ModelFacts
 from render.models.folder import read_facts, resolve_model
+from render.plan.geometry import Axis
 from render.plan.stages import make_stages
 from render.spec import Spec
 
@@ -43,7 +44,7 @@ def _drawn(spec: Spec, facts: ModelFacts, ranks: int, number: int | None) -> Reg
     stage = stages[-1 if number is None else min(number, len(stages) - 1)]
     grid = stage.grid
     owners = stage.tiling(ranks).owners
-    rows, cols = grid.rows.cuts, grid.cols.cuts
+    rows, cols = _cuts(grid.rows), _cuts(grid.cols)
     lines = []
     for top, bottom in pairwise(rows):
         lines += [f"M{x} {top}V{bottom}" for x in cols[1:-1] if owners[top, x - 1] != owners[top, x]]
@@ -55,3 +56,8 @@ def _drawn(spec: Spec, facts: ModelFacts, ranks: int, number: int | None) -> Reg
         if len(ys):
             labels.append((rank, round(float(xs.mean()), 1), round(float(ys.mean()), 1)))
     return Regions(width=grid.width, height=grid.height, path="".join(lines), labels=tuple(labels))
+
+
+def _cuts(axis: Axis) -> list[int]:
+    """The cells' bounds on the picture, from 0 to its length; a ring's first cell may come in two parts."""
+    return sorted({0, axis.length, *(cut % axis.length for cut in axis.cuts)})

@@ -11,7 +11,7 @@ import click
 from render.errors import BadInput
 from render.models.adapter import ModelFacts
 from render.models.pair import Folders, facts_of, find_models
-from render.spec import BLENDS, DTYPES, FORMATS, SAMPLERS, Spec, parse_size, read_spec_file
+from render.spec import BLENDS, DTYPES, FORMATS, SAMPLERS, WRAPS, Spec, parse_size, read_spec_file
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -27,6 +27,7 @@ _FLAGS: tuple[tuple[str, type, str], ...] = (
     ("--refiner", str, "A model that finishes what --model has begun: a folder, or a hub id."),
     ("--refiner-start", float, "The share of the noise levels after which it does. [0.8]"),
     ("--blend", str, f"How windows meet: {' or '.join(BLENDS)}. [overlap]"),
+    ("--wrap", str, f"Sides that join without a seam: {', '.join(WRAPS)}. [none]"),
     ("--strength", float, "How much each stage that starts from a picture may repaint, up to 1. [0.45]"),
     ("--skip-residual", float, "How firmly a stage is held to the one below, 0 to 1. [0]"),
     ("--init", str, "A picture to start from; the image gets its size unless --size is given."),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from render.denoise.group import Group
 from render.plan.geometry import Rect
+from render.plan.surface import Surface
 from render.plan.tiling import Tiling
 
 
@@ -40,20 +41,29 @@ class Piece:
 
     latents: Tensor
     area: Rect
-    canvas: Rect
+    canvas: Surface
     """The whole that it is a piece of."""
 
     def read(self, part: Rect) -> Tensor:
         """The latents of a part of the area, in the canvas's coordinates."""
-        rows, cols = within(part, self.area)
-        return self.latents[:, rows, cols]
+        return cut_out(self.latents, self.area, part, self.canvas)
 
 
-def within(part: Rect, area: Rect) -> tuple[slice, slice]:
-    """Where a part of the canvas lies in a tensor that holds `area` of it."""
-    y, x = part.y - area.y, part.x - area.x
-    assert y >= 0 and x >= 0 and y + part.height <= area.height and x + part.width <= area.width
-    return slice(y, y + part.height), slice(x, x + part.width)
+def cut_out(planes: Tensor, area: Rect, part: Rect, canvas: Surface) -> Tensor:
+    """A part of the canvas, [.., part.height, part.width], from planes that hold `area` of it.
+
+    A view where it lies there in one piece, else a copy that is put together.
+    """
+    pieces = list(canvas.pieces(part, area))
+    if len(pieces) == 1:
+        answer = planes[..., *pieces[0][1]]
+    else:
+        answer = planes.new_empty((*planes.shape[:-2], part.height, part.width))
+        for there, here in pieces:
+            answer[..., *there] = planes[..., *here]
+    found = sum((rows.stop - rows.start) * (cols.stop - cols.start) for (rows, cols), _ in pieces)
+    assert found == part.area and answer.shape[-2:] == (part.height, part.width), "the area holds the part"
+    return answer
 
 
 def gather_planes(planes: Tensor, tiling: Tiling, group: Group, area: Rect) -> Tensor:
@@ -63,12 +73,12 @@ def gather_planes(planes: Tensor, tiling: Tiling, group: Group, area: Rect) -> T
     host. Ranks may ask for different areas. A gather of bits: nothing is added up; and plane by plane, so
     that no rank ever has to hold a canvas which it has not asked for.
     """
-    width = tiling.grid.width
-    regions = [torch.from_numpy(tiling.region(rank)) for rank in range(tiling.world_size)]
+    surface = tiling.surface
+    regions = [tiling.region(rank) for rank in range(tiling.world_size)]
     longest = max(len(region) for region in regions)
     box, mine = tiling.boxes[group.rank], regions[group.rank]
-    sent = ((mine // width - box.y) * box.width + (mine % width - box.x)).to(planes.device)
-    taken = [_inside(region, area, width) for region in regions]
+    sent = torch.from_numpy(surface.inside(mine, box)[1]).to(planes.device)
+    taken = [[torch.from_numpy(each) for each in surface.inside(region, area)] for region in regions]
     flat = planes.reshape(planes.shape[0] * planes.shape[1], -1)
     answer = torch.empty((len(flat), area.area))
     for number, plane in enumerate(flat):
@@ -78,10 +88,3 @@ def gather_planes(planes: Tensor, tiling: Tiling, group: Group, area: Rect) -> T
         for rank, (heard, places) in enumerate(taken):
             answer[number, places] = messages[rank, heard]
     return answer.view(*planes.shape[:2], area.height, area.width)
-
-
-def _inside(region: Tensor, area: Rect, width: int) -> tuple[Tensor, Tensor]:
-    """Of flat canvas places, those that lie in the area: (positions in `region`, flat places in the area)."""
-    y, x = region // width - area.y, region % width - area.x
-    heard = torch.nonzero((y >= 0) & (y < area.height) & (x >= 0) & (x < area.width)).flatten()
-    return heard, y[heard] * area.width + x[heard]

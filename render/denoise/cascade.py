@@ -23,8 +23,9 @@ from render.denoise.group import Group
 from render.denoise.noise import INITIAL, normal
 from render.init_picture import InitPicture
 from render.models.adapter import Adapter, ModelFacts, NoiseSchedule
-from render.plan.geometry import Grid, Rect, bounding, grown
+from render.plan.geometry import Grid, Rect
 from render.plan.stages import Stage
+from render.plan.surface import Surface, surface_of
 
 Pixels = Callable[[Rect], Tensor]
 """An area of the new canvas, in its latents -> [1, 3, H, W] pixels in [0, 1] to encode there."""
@@ -53,8 +54,9 @@ def next_canvas(
 
 def area_to_enlarge(below: Grid, stage: Stage, facts: ModelFacts, group: Group) -> Rect:
     """What a rank reads of the stage below to do its share of `enlarge`."""
-    return bounding(
-        _source(below.whole, _with_halo(tile, stage, facts), stage, facts) for tile in _share(stage, group)
+    surface = surface_of(below)
+    return surface.cover(
+        _source(surface, _with_halo(tile, stage, facts), stage, facts) for tile in _share(stage, group)
     )
 
 
@@ -75,7 +77,7 @@ def pixels_below(
 def pixels_given(source: InitPicture, stage: Stage) -> Pixels:
     """The picture that the spec gives to start from, at the stage's size."""
 
-    return partial(_given_pixels, source, stage.grid.whole, stage.width // stage.grid.width)
+    return partial(_given_pixels, source, surface_of(stage.grid), stage.width // stage.grid.width)
 
 
 def enlarge(
@@ -85,7 +87,7 @@ def enlarge(
 
     All ranks must call it; their areas may differ.
     """
-    mine = _share(stage, group)
+    mine, surface = _share(stage, group), surface_of(stage.grid)
     channels, side = adapter.facts.latent_channels, _refine_side(stage)
     fresh = torch.empty((channels, area.height, area.width))
     # In turns of one tile from each rank, so that nobody holds more than a turn beside its own area.
@@ -98,12 +100,13 @@ def enlarge(
         for rank, made in enumerate(messages):
             theirs = _share(stage, group, rank)
             if turn < len(theirs):
-                _paste(made, theirs[turn], fresh, area)
-    return Piece(latents=fresh, area=area, canvas=stage.grid.whole)
+                for there, here in surface.pieces(theirs[turn], area):
+                    fresh[:, *here] = made[:, *there]
+    return Piece(latents=fresh, area=area, canvas=surface)
 
 
 def _noise(stage: Stage, seed: int, channels: int, area: Rect) -> Tensor:
-    return torch.from_numpy(normal(seed, stage.index, INITIAL, channels, area))
+    return torch.from_numpy(normal(seed, stage.index, INITIAL, channels, area, surface_of(stage.grid)))
 
 
 def _refine_side(stage: Stage) -> tuple[int, int]:
@@ -129,19 +132,8 @@ def _share(stage: Stage, group: Group, rank: int | None = None) -> list[Rect]:
     return tiles[number * each : (number + 1) * each]
 
 
-def _paste(made: Tensor, tile: Rect, fresh: Tensor, area: Rect) -> None:
-    """Put a tile's latents where they meet the area."""
-    top, left = max(tile.y, area.y), max(tile.x, area.x)
-    bottom = min(tile.y + tile.height, area.y + area.height)
-    right = min(tile.x + tile.width, area.x + area.width)
-    if top < bottom and left < right:
-        fresh[:, top - area.y : bottom - area.y, left - area.x : right - area.x] = made[
-            :, top - tile.y : bottom - tile.y, left - tile.x : right - tile.x
-        ]
-
-
 def _with_halo(tile: Rect, stage: Stage, facts: ModelFacts) -> Rect:
-    return grown(tile, facts.decode_halo, stage.grid.whole)
+    return surface_of(stage.grid).grown(tile, facts.decode_halo)
 
 
 def _refined(pixels: Pixels, tile: Rect, stage: Stage, adapter: Adapter) -> Tensor:
@@ -152,11 +144,21 @@ def _refined(pixels: Pixels, tile: Rect, stage: Stage, adapter: Adapter) -> Tens
     return fresh[:, top : top + tile.height, left : left + tile.width]
 
 
-def _given_pixels(source: InitPicture, canvas: Rect, pixel: int, area: Rect) -> Tensor:
-    """[1, 3, H, W] pixels of an area of the canvas (in latents), from a picture scaled to the canvas."""
-    inside = Rect(y=area.y * pixel, x=area.x * pixel, height=area.height * pixel, width=area.width * pixel)
-    cut = source.pixels(inside, canvas.width * pixel, canvas.height * pixel)
-    return torch.from_numpy(cut.copy()).permute(2, 0, 1)[None].float() / 255
+def _given_pixels(source: InitPicture, canvas: Surface, pixel: int, area: Rect) -> Tensor:
+    """[1, 3, H, W] pixels of a rectangle of the canvas (in latents), from a picture scaled to the canvas."""
+    picture = torch.empty((1, 3, area.height * pixel, area.width * pixel))
+    for there, here in canvas.pieces(area, canvas.whole):
+        rows, cols = (_scaled(side, pixel) for side in here)
+        part = Rect(y=rows.start, x=cols.start, height=rows.stop - rows.start, width=cols.stop - cols.start)
+        size = canvas.width * pixel, canvas.height * pixel
+        cut = source.pixels(part, *size, wrap_x=canvas.wrap_x, wrap_y=canvas.wrap_y)
+        down, along = (_scaled(side, pixel) for side in there)
+        picture[0, :, down, along] = torch.from_numpy(cut.copy()).permute(2, 0, 1).float() / 255
+    return picture
+
+
+def _scaled(side: slice, pixel: int) -> slice:
+    return slice(side.start * pixel, side.stop * pixel)
 
 
 def _enlarged_pixels(
@@ -183,7 +185,7 @@ def _enlarged_pixels(
     return functional.grid_sample(picture, places, mode="bicubic", padding_mode="border", align_corners=False)
 
 
-def _places(below: Rect, wide: Rect, stage: Stage, pixel: int) -> tuple[Tensor, Tensor]:
+def _places(below: Surface, wide: Rect, stage: Stage, pixel: int) -> tuple[Tensor, Tensor]:
     """Where the centres of the pixels of `wide` lie on the picture below, in its pixels: (y, x)."""
     ratio_y, ratio_x = below.height / stage.grid.height, below.width / stage.grid.width
     y = (torch.arange(wide.height * pixel) + wide.y * pixel + 0.5) * ratio_y - 0.5
@@ -191,17 +193,16 @@ def _places(below: Rect, wide: Rect, stage: Stage, pixel: int) -> tuple[Tensor, 
     return y, x
 
 
-def _source(below: Rect, wide: Rect, stage: Stage, facts: ModelFacts) -> Rect:
-    """The latents below that the pixels of `wide` are made from."""
+def _source(below: Surface, wide: Rect, stage: Stage, facts: ModelFacts) -> Rect:
+    """The latents below that the pixels of `wide` are made from; across a joined edge too."""
     y, x = _places(below, wide, stage, facts.scale_factor)
-    span = partial(_latent_span, pixel=facts.scale_factor)
-    (top, bottom), (left, right) = span(y, below.height), span(x, below.width)
+    (top, bottom), (left, right) = (_latent_span(places, facts.scale_factor) for places in (y, x))
     needed = Rect(y=top, x=left, height=bottom - top, width=right - left)
-    return grown(needed, facts.decode_halo, below)
+    return below.grown(needed, facts.decode_halo)
 
 
-def _latent_span(places: Tensor, length: int, pixel: int) -> tuple[int, int]:
-    """The latents [first, end) whose pixels a bicubic kernel reads at these places."""
+def _latent_span(places: Tensor, pixel: int) -> tuple[int, int]:
+    """The latents [first, end) whose pixels a bicubic kernel reads at these places; it may pass an edge."""
     first = (int(places[0].floor()) - _BICUBIC_REACH) // pixel
     last = (int(places[-1].ceil()) + _BICUBIC_REACH) // pixel
-    return max(0, first), min(length, last + 1)
+    return first, last + 1

@@ -19,10 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from render.denoise.canvas import Canvas, within
+from render.denoise.canvas import Canvas, cut_out
 from render.denoise.group import Group
 from render.denoise.loop import Seat
 from render.plan.geometry import Rect
+from render.plan.surface import Surface
 from render.sink import Sink
 
 KEY = "work/checkpoint.safetensors"
@@ -181,13 +182,13 @@ class Found:
     shape: tuple[int, ...]
     kept: Checkpoint | None
 
-    def canvas(self, area: Rect, group: Group, device: torch.device) -> Canvas:
+    def canvas(self, area: Rect, surface: Surface, group: Group, device: torch.device) -> Canvas:
         """The rank's area of it. All ranks call it; plane by plane, so that nobody else holds it all."""
-        planes, channels, height, width = self.shape
-        rows, cols = within(area, Rect(y=0, x=0, height=height, width=width))
+        planes, channels = self.shape[:2]
         own = torch.empty((planes * channels, area.height, area.width))
         for number in range(planes * channels):
-            own[number] = group.all_gather(self._plane(number, device)).wait()[0].cpu()[rows, cols]
+            plane = group.all_gather(self._plane(number, device)).wait()[0].cpu()
+            own[number] = cut_out(plane, surface.whole, area, surface)
         mine = own.view(planes, channels, area.height, area.width)
         return Canvas(step=self.step, planes=mine, area=area, heard=self.heard, anchored=self.anchored)
 

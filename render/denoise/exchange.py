@@ -89,8 +89,6 @@ def make_exchange(tiling: Tiling, rank: int, offset: tuple[int, int], device: to
 
 def _inside_hold(tiling: Tiling, rank: int, border: Flat) -> tuple[Flat, Flat]:
     """Of canvas places, those that the rank holds: (positions in `border`, flat places in its box)."""
-    box, width = tiling.boxes[rank], tiling.grid.width
-    y, x = border // width - box.y, border % width - box.x
-    near = np.flatnonzero((y >= 0) & (y < box.height) & (x >= 0) & (x < box.width))
-    held = near[tiling.hold(rank)[y[near], x[near]]]
-    return held, y[held] * box.width + x[held]
+    near, places = tiling.surface.inside(border, tiling.boxes[rank])
+    held = tiling.hold(rank).ravel()[places]
+    return near[held], places[held]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from render.denoise import samplers
-from render.denoise.canvas import Canvas, gather_planes, within
+from render.denoise.canvas import Canvas, cut_out, gather_planes
 from render.denoise.exchange import make_exchange
 from render.denoise.fuse import FixedPoint, pass_weights
 from render.denoise.group import Group
@@ -140,8 +140,8 @@ class Seat:
         self.weights = pass_weights(self.tiling.passes, self.loop.spec.guidance_scale)
         self.fixed = FixedPoint.for_weights(self.weights)
         self.box = self.tiling.boxes[self.group.rank]
-        rows, cols = within(self.box, canvas.area)
-        planes = canvas.planes[:, :, rows, cols].to(self.loop.device, copy=True)
+        own = cut_out(canvas.planes, canvas.area, self.box, self.tiling.surface)
+        planes = own.to(self.loop.device, copy=True)
         self.state = samplers.SamplerState(planes[0], tuple(planes[1 : 1 + canvas.heard]))
         self.anchor = planes[-1] if canvas.anchored else None
         self._anchor_noise = None if self.anchor is None else self._normal(INITIAL)
@@ -284,21 +284,24 @@ class Seat:
             weight = (blend * self.weights[evaluation.turn]).to(answer.device)
             if self._shares is not None:
                 weight = weight * self._view(self._shares, window)[evaluation.layer]
-            self._view(sums, window).add_(self.fixed.encode(answer, weight))
+            self._add_to(sums, window, self.fixed.encode(answer, weight))
 
     def _view(self, plane: Tensor, window: Rect) -> Tensor:
-        y, x = window.y - self.box.y, window.x - self.box.x
-        return plane[:, y : y + window.height, x : x + window.width]
+        return cut_out(plane, self.box, window, self.tiling.surface)
+
+    def _add_to(self, sums: Tensor, window: Rect, terms: Tensor) -> None:
+        for there, here in self.tiling.surface.pieces(window, self.box):
+            sums[:, *here] += terms[:, *there]
 
     def _layer_shares(self) -> Tensor | None:
         """[layers, box] what each layer's prediction counts; None where there is one layer alone."""
         stage = self.loop.stage
         if not stage.patches:
             return None
-        height, width = stage.grid.height, stage.grid.width
+        surface = self.tiling.surface
         boxes = [(self.loop.spec.boxes[patch.text - 1], patch.area) for patch in stage.patches]
-        shares = layer_shares(boxes, height, width)
-        return torch.from_numpy(shares[:, *self.box.slices].copy()).to(self.loop.device)
+        shares = torch.from_numpy(layer_shares(boxes, surface))
+        return cut_out(shares, surface.whole, self.box, surface).to(self.loop.device, copy=True)
 
     def _place(self, window: Rect, layer: Layer) -> WindowPlace:
         """Where a window lies in its layer's picture: a box is a picture of its own to the model."""
@@ -306,8 +309,8 @@ class Seat:
         return WindowPlace(
             picture_height=layer.grid.height * pixel,
             picture_width=layer.grid.width * pixel,
-            pixel_y=(window.y - layer.y) * pixel,
-            pixel_x=(window.x - layer.x) * pixel,
+            pixel_y=layer.grid.rows.place(window.y - layer.y) * pixel,
+            pixel_x=layer.grid.cols.place(window.x - layer.x) * pixel,
             height=window.height * pixel,
             width=window.width * pixel,
         )
@@ -320,5 +323,5 @@ class Seat:
     def _normal(self, step: int) -> Tensor:
         channels = self.state.x.shape[0]
         stage = self.loop.stage.index
-        values = normal(self.loop.spec.seed_of(stage), stage, step, channels, self.box)
+        values = normal(self.loop.spec.seed_of(stage), stage, step, channels, self.box, self.tiling.surface)
         return torch.from_numpy(values).to(self.loop.device)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from render.plan.geometry import Rect
+from render.plan.geometry import Flat, Rect
+from render.plan.surface import Surface
 
 INITIAL = 0xFFFF_FFFF
 """The `step` of the noise that a stage starts from; a sampler's own noise has the step's index."""
@@ -23,30 +24,32 @@ _LOW = np.uint64(0xFFFF_FFFF)
 _SHIFT = np.uint64(32)
 
 
-def normal(seed: int, stage: int, step: int, channels: int, box: Rect) -> NDArray[np.float32]:
+def normal(
+    seed: int, stage: int, step: int, channels: int, box: Rect, canvas: Surface | None = None
+) -> NDArray[np.float32]:
     """Standard normal noise for a rectangle of the canvas: [channels, box.height, box.width].
 
-    The value at (channel, y, x) does not depend on the rectangle it is asked in.
+    The value at (channel, y, x) does not depend on the rectangle it is asked in; on a canvas that wraps, y
+    and x are meant modulo the canvas.
     """
+    sheet = canvas or Surface(height=0, width=0)
     answer = np.empty((channels, box.height, box.width), np.float32)
     rows = max(1, _TOGETHER // max(1, box.width * channels))
     for top in range(0, box.height, rows):
         strip = Rect(y=box.y + top, x=box.x, height=min(rows, box.height - top), width=box.width)
-        answer[:, top : top + rows] = _strip(seed, stage, step, channels, strip)
+        answer[:, top : top + rows] = _strip(seed, stage, step, channels, sheet.ys(strip), sheet.xs(strip))
     return answer
 
 
-def _strip(seed: int, stage: int, step: int, channels: int, box: Rect) -> NDArray[np.float32]:
+def _strip(seed: int, stage: int, step: int, channels: int, ys: Flat, xs: Flat) -> NDArray[np.float32]:
     quads = -(-channels // 4)
-    quad, y, x = np.meshgrid(
-        np.arange(quads), np.arange(box.height) + box.y, np.arange(box.width) + box.x, indexing="ij"
-    )
+    quad, y, x = np.meshgrid(np.arange(quads), ys, xs, indexing="ij")
     counter = (x.ravel(), y.ravel(), quad.ravel() + (stage << 16), np.full(x.size, step))
     words = _philox([word.astype(np.uint64) for word in counter], seed)
     values = np.stack([*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])])
     # [4, quads, h, w] -> [quads * 4, h, w]
-    values = values.reshape(4, quads, box.height, box.width).swapaxes(0, 1)
-    return values.reshape(quads * 4, box.height, box.width)[:channels]
+    values = values.reshape(4, quads, len(ys), len(xs)).swapaxes(0, 1)
+    return values.reshape(quads * 4, len(ys), len(xs))[:channels]
 
 
 def _philox(counter: list[NDArray[np.uint64]], seed: int) -> list[NDArray[np.uint64]]:

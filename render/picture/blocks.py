@@ -12,8 +12,9 @@ from functools import cached_property
 
 from render.models.adapter import ModelFacts
 from render.picture.seams import Lines, make_lines
-from render.plan.geometry import Rect, bounding, grown
+from render.plan.geometry import Rect, bounding
 from render.plan.stages import Stage
+from render.plan.surface import Surface
 from render.spec import Spec
 
 _SMALLEST_DECODE = 64
@@ -30,6 +31,8 @@ class Cut:
     tile: int
     block: int
     decode_side: int
+    wrap_y: bool = False
+    wrap_x: bool = False
 
     @cached_property
     def top_level(self) -> int:
@@ -67,8 +70,13 @@ class Cut:
             height=blocks.height // scale,
             width=blocks.width // scale,
         )
-        canvas = Rect(y=0, x=0, height=self.height // scale, width=self.width // scale)
-        return grown(inside, facts.decode_halo, canvas)
+        canvas = Surface(
+            height=self.height // scale,
+            width=self.width // scale,
+            wrap_y=self.wrap_y,
+            wrap_x=self.wrap_x,
+        )
+        return canvas.cover([canvas.grown(inside, facts.decode_halo)])
 
     def size_at(self, level: int) -> tuple[int, int]:
         """(width, height) of a level, halved with the ceiling."""
@@ -93,13 +101,20 @@ def make_cut(spec: Spec, facts: ModelFacts) -> Cut:
     decode_side = max(smallest, 1 << (native - 1).bit_length())
     block = max(spec.tile_size << grown, decode_side * facts.scale_factor << max(0, grown - 1))
     return Cut(
-        width=spec.width, height=spec.height, tile=spec.tile_size, block=block, decode_side=decode_side
+        width=spec.width,
+        height=spec.height,
+        tile=spec.tile_size,
+        block=block,
+        decode_side=decode_side,
+        wrap_y=spec.wrap_y,
+        wrap_x=spec.wrap_x,
     )
 
 
 def lines_of(cut: Cut, stage: Stage, seed: int, pixel: int) -> tuple[Lines, Lines]:
     """The columns and rows where a seam could be, and their controls: the edges of the last step's windows
-    (region borders are some of them) and of the decode tiles. `pixel` is pixels per latent."""
+    (region borders are some of them) and of the decode tiles; where the picture wraps, its own edge too.
+    `pixel` is pixels per latent."""
     offset = stage.offset(seed, stage.steps - 1)
     lines = []
     for axis, at, length, across in (
@@ -109,7 +124,8 @@ def lines_of(cut: Cut, stage: Stage, seed: int, pixel: int) -> tuple[Lines, Line
         starts = axis.starts(at)
         edges = {start * pixel for start in starts} | {(start + axis.window) * pixel for start in starts}
         edges |= set(range(0, length, cut.decode_side * pixel))
-        lines.append(make_lines(edges, stage.grid.cols.window * pixel, length, across, pixel))
+        window = stage.grid.cols.window * pixel
+        lines.append(make_lines(edges, window, length, across, pixel, wraps=axis.wraps))
     return lines[0], lines[1]
 
 

@@ -8,13 +8,14 @@ import torch
 from render.denoise.canvas import Piece
 from render.models.adapter import Adapter
 from render.picture.encode import Pixels
-from render.plan.geometry import Rect, grown
+from render.plan.geometry import Rect
 
 
 def decode_block(adapter: Adapter, latents: Piece, block: Rect, side: int, device: torch.device) -> Pixels:
     """Pixels of a block of the picture, decoded tile by tile.
 
     `latents` holds the block and its halo; `block` is in pixels, aligned to decode tiles of `side` latents.
+    On a canvas that wraps, a tile at its edge has its halo from the other side.
     Tiles start at multiples of `side` on the canvas, so a block's pixels do not depend on who decodes it.
     """
     scale = adapter.facts.scale_factor
@@ -32,7 +33,7 @@ def decode_block(adapter: Adapter, latents: Piece, block: Rect, side: int, devic
 
 def _decode_tile(adapter: Adapter, latents: Piece, tile: Rect, device: torch.device) -> Pixels:
     facts = adapter.facts
-    wide = grown(tile, facts.decode_halo, latents.canvas)
+    wide = latents.canvas.grown(tile, facts.decode_halo)
     pixels = adapter.decode(latents.read(wide)[None].to(device))[0]
     top, left = (tile.y - wide.y) * facts.scale_factor, (tile.x - wide.x) * facts.scale_factor
     height, width = tile.height * facts.scale_factor, tile.width * facts.scale_factor

@@ -190,9 +190,15 @@ def _exchange(share: _Share, group: Group) -> _Share:
 def _add_steps_between(whole: _Share) -> None:
     """Add the steps between the last line of one block and the first of the next."""
     by_place = {(block.y, block.x): edges for block, edges in whole.edges}
+    side = whole.cut.block
+
+    def before(start: int, length: int) -> int:
+        return start - side if start else (length - 1) // side * side
+
     for block, (top, _, left, _) in whole.edges:
-        above = by_place.get((block.y - whole.cut.block, block.x))
-        beside = by_place.get((block.y, block.x - whole.cut.block))
+        # Line 0 is only looked at where the picture wraps: before its first block comes its last.
+        above = by_place.get((before(block.y, whole.cut.height), block.x))
+        beside = by_place.get((block.y, before(block.x, whole.cut.width)))
         if above is not None and block.y in whole.rows.lines.all:
             whole.rows.add(block.y, block.x, above[1], top)
         if beside is not None and block.x in whole.columns.lines.all:

@@ -63,11 +63,21 @@ class Lines:
         return -(-self.across // SEGMENT)
 
 
-def make_lines(borders: Iterable[int], window: int, length: int, across: int, grid: int = 8) -> Lines:
-    """The borders inside a picture of `length` pixels, and their controls; `grid` is pixels per latent."""
-    inside = sorted({border for border in borders if 0 < border < length})
+def make_lines(
+    borders: Iterable[int], window: int, length: int, across: int, grid: int = 8, *, wraps: bool = False
+) -> Lines:
+    """The borders inside a picture of `length` pixels, and their controls; `grid` is pixels per latent.
+
+    Where the picture wraps, line 0 is one as any other: from its last pixel to its first.
+    """
+    if wraps:
+        inside = sorted({border % length for border in borders})
+    else:
+        inside = sorted({border for border in borders if 0 < border < length})
     thirds = [max(grid, round(window * part / 3 / grid) * grid) for part in (1, 2)]
     beside = {border + away for border in inside for away in thirds}
+    if wraps:
+        beside = {line % length for line in beside}
     controls = sorted(line for line in beside - set(inside) if line < length)
     return Lines(across=across, borders=tuple(inside), controls=tuple(controls))
 

@@ -7,8 +7,11 @@ Vocabulary (all lengths in latents; `row`/`col` count windows, `y`/`x` count lat
     layer    a grid of windows over the canvas, or over a part of it that has a prompt of its own
 
 In the `overlap` blend the grid stands still. In the `shift` blend it moves by an offset at each step;
-windows that would leave the canvas are pushed back in, so the two sides of a picture never meet. What ranks
-do with windows is in `tiling`.
+windows that would leave the canvas are pushed back in, so the two sides of a picture never meet.
+
+Where a canvas wraps, its axis is a ring: windows stand around it evenly, run across the edge, and a moving
+grid moves as a whole. A window's start may then lie before the canvas and its end behind it; both are meant
+modulo the canvas (see `surface`). What ranks do with windows is in `tiling`.
 """
 
 from __future__ import annotations
@@ -55,14 +58,6 @@ def bounding(rects: Iterable[Rect]) -> Rect:
     return Rect(y=top, x=left, height=bottom - top, width=right - left)
 
 
-def grown(rect: Rect, margin: int, bounds: Rect) -> Rect:
-    """The rectangle with a margin on all sides, clipped to `bounds` (which starts at 0, 0)."""
-    top, left = max(0, rect.y - margin), max(0, rect.x - margin)
-    bottom = min(bounds.height, rect.y + rect.height + margin)
-    right = min(bounds.width, rect.x + rect.width + margin)
-    return Rect(y=top, x=left, height=bottom - top, width=right - left)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Axis:
     """The windows along one direction. `count` windows of `window` latents cover `length` latents."""
@@ -71,6 +66,8 @@ class Axis:
     window: int
     overlap: int
     moving: bool
+    wraps: bool = False
+    """Its two ends are joined: a ring."""
 
     def __post_init__(self) -> None:
         if not 0 < self.window <= self.length:
@@ -80,6 +77,8 @@ class Axis:
 
     @cached_property
     def count(self) -> int:
+        if self.wraps:
+            return -(-self.length // (self.window - self.overlap))
         if self.length == self.window:
             return 1
         gaps = -(-(self.length - self.overlap) // (self.window - self.overlap))
@@ -89,6 +88,8 @@ class Axis:
     @cached_property
     def offsets(self) -> int:
         """How many offsets the grid can take: one when it stands still."""
+        if self.moving and self.wraps:
+            return -(-self.length // self.count)
         if not self.moving or self.count == 1:
             return 1
         return -(-(self.length - self.overlap) // (self.count - 1))
@@ -97,6 +98,8 @@ class Axis:
         """First latent of each window when the grid is moved back by `offset`, 0 <= offset < offsets."""
         if not 0 <= offset < self.offsets:
             raise ValueError(f"offset {offset} is not below {self.offsets}")
+        if self.wraps:
+            return tuple(row * self.length // self.count - offset for row in range(self.count))
         last = self.length - self.window
         if self.count == 1:
             return (0,)
@@ -108,8 +111,13 @@ class Axis:
 
     @cached_property
     def cuts(self) -> tuple[int, ...]:
-        """count + 1 ascending bounds; cell i is [cuts[i], cuts[i+1])."""
+        """count + 1 ascending bounds; cell i is [cuts[i], cuts[i+1]). On a ring, all modulo its length: the
+        first may lie before the canvas, and the last is the first once more."""
         middle = self.starts(self.offsets // 2)
+        if self.wraps:
+            around = (middle[-1] - self.length, *middle)
+            bounds = [(before + self.window + after) // 2 for before, after in pairwise(around)]
+            return (*bounds, bounds[0] + self.length)
         between = [(before + self.window + after) // 2 for before, after in pairwise(middle)]
         return (0, *between, self.length)
 
@@ -118,6 +126,17 @@ class Axis:
         """Per window, the [first, end) latents that it may read over all offsets."""
         lowest, highest = self.starts(self.offsets - 1), self.starts(0)
         return tuple((low, high + self.window) for low, high in zip(lowest, highest, strict=True))
+
+    def place(self, start: int) -> int:
+        """Where a model is told that a window starts, [0, length - window].
+
+        A window across the edge of a ring is told the nearer end: no model knows pictures that go on there.
+        """
+        last = self.length - self.window
+        if not self.wraps:
+            return start
+        at = start % self.length
+        return at if at <= last else last if at - last <= self.length - at else 0
 
     def weights(self, offset: int) -> Weights:
         """[count, window] cosine weights that sum to one over the windows at every latent.
@@ -135,9 +154,10 @@ def _weights(axis: Axis, offset: int) -> Weights:
     profile = np.sin(np.pi / 2 * np.minimum(1.0, inside / ramp)) ** 2
     total = np.zeros(axis.length)
     starts = axis.starts(offset)
-    for start in starts:
-        total[start : start + axis.window] += profile
-    rows = [profile / total[start : start + axis.window] for start in starts]
+    places = [np.arange(start, start + axis.window) % axis.length for start in starts]
+    for place in places:
+        total[place] += profile
+    rows = [profile / total[place] for place in places]
     return np.stack(rows).astype(np.float32)
 
 

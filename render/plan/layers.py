@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from render.box import Box
 from render.plan.geometry import Rect
+from render.plan.surface import Surface
 
 Shares = NDArray[np.float32]
 
@@ -25,13 +26,13 @@ def area_of(box: Box, height: int, width: int) -> Rect:
     return Rect(y=top, x=left, height=max(1, bottom - top), width=max(1, right - left))
 
 
-def layer_shares(boxes: Sequence[tuple[Box, Rect]], height: int, width: int) -> Shares:
-    """[1 + boxes, height, width]: what the image's own prompt and each box count; they sum to one."""
-    shares = np.zeros((1 + len(boxes), height, width), np.float32)
+def layer_shares(boxes: Sequence[tuple[Box, Rect]], canvas: Surface) -> Shares:
+    """[1 + boxes, h, w] of the canvas: what the image's own prompt and each box count; they sum to one."""
+    shares = np.zeros((1 + len(boxes), canvas.height, canvas.width), np.float32)
     for number, (box, area) in enumerate(boxes, start=1):
         soft = max(1.0, box.feather * min(area.height, area.width))
-        rows = _fading(area.y, area.height, height, soft)
-        cols = _fading(area.x, area.width, width, soft)
+        rows = _fading(area.y, area.height, canvas.height, soft, canvas.wrap_y)
+        cols = _fading(area.x, area.width, canvas.width, soft, canvas.wrap_x)
         shares[number][area.slices] = box.weight * rows[:, None] * cols[None, :]
     total = shares.sum(axis=0)
     shares[0] = np.maximum(0.0, 1.0 - total)
@@ -39,11 +40,13 @@ def layer_shares(boxes: Sequence[tuple[Box, Rect]], height: int, width: int) -> 
     return shares
 
 
-def _fading(start: int, length: int, canvas: int, soft: float) -> Shares:
-    """A raised cosine to both ends of a box's side, but not to an end that is the canvas's own."""
+def _fading(start: int, length: int, canvas: int, soft: float, wraps: bool) -> Shares:
+    """A raised cosine to both ends of a box's side, but not to an end that is the canvas's own: there is
+    nothing behind it, unless the canvas wraps and the box does not go all the way around."""
     inside = np.arange(length) + 0.5
-    before = inside if start > 0 else np.full(length, np.inf)
-    behind = inside[::-1] if start + length < canvas else np.full(length, np.inf)
+    around = wraps and length < canvas
+    before = inside if around or start > 0 else np.full(length, np.inf)
+    behind = inside[::-1] if around or start + length < canvas else np.full(length, np.inf)
     near = np.minimum(1.0, np.minimum(before, behind) / soft)
     faded: Shares = (np.sin(np.pi / 2 * near) ** 2).astype(np.float32)
     return faded

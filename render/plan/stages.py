@@ -6,6 +6,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 
+from render.errors import BadInput
 from render.models.adapter import ModelFacts
 from render.plan.geometry import Axis, Grid, Layer
 from render.plan.layers import area_of
@@ -67,9 +68,25 @@ def make_stages(spec: Spec, facts: ModelFacts) -> tuple[Stage, ...]:
     Where a picture is to be enlarged, they halve down to its size instead: it stands for the stages below,
     so that what it shows is kept. One that keeps its size is painted anew from the native size upwards,
     since windows of a large picture know too little of it to agree on something new.
+
+    Raises `BadInput` for a picture that is to wrap and too short for windows to stand around it.
     """
+    _check_closes("height", spec.height, spec.wrap_y, facts)
+    _check_closes("width", spec.width, spec.wrap_x, facts)
     sizes = _sizes(spec, facts)
     return tuple(_stage(spec, facts, index, *size) for index, size in enumerate(sizes))
+
+
+def _check_closes(name: str, pixels: int, wraps: bool, facts: ModelFacts) -> None:
+    """A window wraps around no less than half of what the model knows; any length from there on closes."""
+    least = facts.native_size // 2
+    if wraps and pixels < least:
+        raise BadInput(
+            name,
+            pixels,
+            f"is too short for windows of {facts.native_size} px to close around it; use any multiple of 8 "
+            f"from {least} px on, or do not wrap it",
+        )
 
 
 def _sizes(spec: Spec, facts: ModelFacts) -> list[tuple[int, int]]:
@@ -96,8 +113,7 @@ def _sizes(spec: Spec, facts: ModelFacts) -> list[tuple[int, int]]:
 def _stage(spec: Spec, facts: ModelFacts, index: int, width: int, height: int) -> Stage:
     latent_width, latent_height = width // facts.scale_factor, height // facts.scale_factor
     native = facts.native_size // facts.scale_factor
-    moving = spec.blend == "shift"
-    grid = _grid(latent_height, latent_width, native, moving)
+    grid = _grid(latent_height, latent_width, native, spec.blend == "shift", (spec.wrap_y, spec.wrap_x))
     passes = 2 if spec.guidance_scale > 1 and not facts.takes_guidance else 1
     from_noise = index == 0 and spec.init is None
     first_step = 0 if from_noise else spec.steps - max(1, round(spec.steps * spec.strength))
@@ -120,12 +136,14 @@ def _most_in_call(spec: Spec, native: int) -> int:
     return min(MOST_IN_CALL, max(FEWEST_IN_CALL, LATENTS_PER_CALL // (native * native)))
 
 
-def _grid(height: int, width: int, native: int, moving: bool) -> Grid:
+def _grid(height: int, width: int, native: int, moving: bool, wraps: tuple[bool, bool]) -> Grid:
     # A canvas of about native area is one window of its own shape, as a pipeline would render it.
     whole = width * height <= 2 * native * native
     window_width = width if whole else min(native, width)
     window_height = height if whole else min(native, height)
-    return Grid(rows=_axis(height, window_height, moving), cols=_axis(width, window_width, moving))
+    return Grid(
+        rows=_axis(height, window_height, moving, wraps[0]), cols=_axis(width, window_width, moving, wraps[1])
+    )
 
 
 def _patches(spec: Spec, height: int, width: int, native: int) -> tuple[Layer, ...]:
@@ -133,7 +151,14 @@ def _patches(spec: Spec, height: int, width: int, native: int) -> tuple[Layer, .
     areas = ((text, area_of(box, height, width)) for text, box in enumerate(spec.boxes, start=1))
     return tuple(
         Layer(
-            grid=_grid(area.height, area.width, native, spec.blend == "shift"),
+            grid=_grid(
+                area.height,
+                area.width,
+                native,
+                spec.blend == "shift",
+                # A box that goes all the way around is a ring too; any other has two ends.
+                (spec.wrap_y and area.height == height, spec.wrap_x and area.width == width),
+            ),
             y=area.y,
             x=area.x,
             text=text,
@@ -143,7 +168,10 @@ def _patches(spec: Spec, height: int, width: int, native: int) -> tuple[Layer, .
     )
 
 
-def _axis(length: int, window: int, moving: bool) -> Axis:
+def _axis(length: int, window: int, moving: bool, wraps: bool) -> Axis:
     share = SHIFT_SHARE if moving else OVERLAP_SHARE
-    overlap = 0 if window == length else min(max(1, window // share), window - 1)
-    return Axis(length=length, window=window, overlap=overlap, moving=moving)
+    # Around a ring that is one window long stand two of them, so that each covers the other's ends.
+    overlap = window // 2 if wraps else 0
+    if window < length:
+        overlap = min(max(1, window // share), window - 1)
+    return Axis(length=length, window=window, overlap=overlap, moving=moving, wraps=wraps)

@@ -18,7 +18,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from render.plan.geometry import Axis, Flat, Grid, Layer, Mask, Rect, bounding
+from render.plan.geometry import Axis, Flat, Grid, Layer, Mask, Rect
+from render.plan.surface import Surface, surface_of
 
 Window = tuple[int, int, int]
 """(layer, row, col)"""
@@ -51,6 +52,11 @@ class Tiling:
     def layers(self) -> tuple[Layer, ...]:
         """The canvas's own grid, then the patches."""
         return (Layer(grid=self.grid), *self.patches)
+
+    @cached_property
+    def surface(self) -> Surface:
+        """The canvas, and whether its edges are joined."""
+        return surface_of(self.grid)
 
     @cached_property
     def strips(self) -> int:
@@ -95,7 +101,9 @@ class Tiling:
             own = own[own[:, 0] == 0]
             table[own[:, 1], own[:, 2]] = rank
         tall = np.repeat(table, np.diff(self.grid.rows.cuts), axis=0)
-        return np.repeat(tall, np.diff(self.grid.cols.cuts), axis=1)
+        whole = np.repeat(tall, np.diff(self.grid.cols.cuts), axis=1)
+        # On a ring the first cell may begin before the canvas.
+        return np.roll(whole, (self.grid.rows.cuts[0], self.grid.cols.cuts[0]), axis=(0, 1))
 
     def region(self, rank: int) -> Flat:
         """Flat canvas indices of the rank's region, ascending."""
@@ -103,7 +111,8 @@ class Tiling:
 
     @cached_property
     def boxes(self) -> tuple[Rect, ...]:
-        """Per rank, the smallest rectangle around its hold (height 0 for a rank without windows)."""
+        """Per rank, the smallest area around its hold (height 0 for a rank without windows). It may run
+        across an edge that is joined."""
         return tuple(self._box(rank, self.strips) for rank in range(self.world_size))
 
     def hold(self, rank: int) -> Mask:
@@ -120,7 +129,7 @@ class Tiling:
         return tuple(
             other
             for other, box in enumerate(self.boxes)
-            if other != rank and mine.area and box.area and _meet(mine, box)
+            if other != rank and any(self.surface.pieces(mine, box))
         )
 
     def held_by_others(self, rank: int) -> Mask:
@@ -131,13 +140,15 @@ class Tiling:
         """Flat canvas indices, ascending, of what the rank computes at this offset and others hold."""
         box = self.boxes[rank]
         rows, cols = np.nonzero(self.footprint(rank, offset) & self.held_by_others(rank))
-        return (rows + box.y) * self.grid.width + (cols + box.x)
+        places = self.surface.ys(box)[rows] * self.grid.width + self.surface.xs(box)[cols]
+        return np.sort(places) if self.surface.wraps else places
 
     def border_windows(self, rank: int, offset: tuple[int, int] = (0, 0)) -> tuple[bool, ...]:
         """For each of the rank's windows: does any other rank need some of what it computes?"""
         box, shared = self.boxes[rank], self.held_by_others(rank)
         return tuple(
-            bool(_cut(shared, box, self.window(window, offset)).any()) for window in self.windows_of(rank)
+            any(shared[place].any() for _, place in self.surface.pieces(self.window(window, offset), box))
+            for window in self.windows_of(rank)
         )
 
     def spans(self, rank: int, offset: tuple[int, int] | None) -> list[Rect]:
@@ -154,8 +165,7 @@ class Tiling:
     def _painted(self, rank: int, offset: tuple[int, int] | None) -> Mask:
         box = self.boxes[rank]
         mask = np.zeros((box.height, box.width), np.bool_)
-        for span in self.spans(rank, offset):
-            _cut(mask, box, span)[:] = True
+        _paint(mask, box, self.spans(rank, offset), self.surface)
         return mask
 
     def _order(self, strips: int) -> NDArray[np.int64]:
@@ -166,7 +176,7 @@ class Tiling:
         if first == end:
             return Rect(y=0, x=0, height=0, width=0)
         run = self._order(strips)[first // self.passes : -(-end // self.passes)]
-        return bounding(self._reach(number, run) for number in range(len(self.layers)))
+        return self.surface.cover(self._reach(number, run) for number in range(len(self.layers)))
 
     def _reach(self, number: int, run: NDArray[np.int64]) -> Rect:
         """What the windows of one layer in a run may read; nothing where it has none there."""
@@ -185,15 +195,15 @@ def _held_by_others(tiling: Tiling, rank: int) -> Mask:
     box = tiling.boxes[rank]
     mask = np.zeros((box.height, box.width), np.bool_)
     for other in tiling.neighbours(rank):
-        for span in tiling.spans(other, None):
-            _cut(mask, box, span)[:] = True
+        _paint(mask, box, tiling.spans(other, None), tiling.surface)
     return mask
 
 
-def _cut(mask: Mask, box: Rect, span: Rect) -> Mask:
-    """The part of a mask over `box` that lies in `span`, as a view."""
-    top, left = span.y - box.y, span.x - box.x
-    return mask[max(top, 0) : max(top + span.height, 0), max(left, 0) : max(left + span.width, 0)]
+def _paint(mask: Mask, box: Rect, spans: list[Rect], surface: Surface) -> None:
+    """Mark what spans cover in a mask over `box`."""
+    for span in spans:
+        for _, place in surface.pieces(span, box):
+            mask[place] = True
 
 
 @lru_cache(maxsize=64)
@@ -219,6 +229,8 @@ def _order(layers: tuple[Layer, ...], strips: int) -> NDArray[np.int64]:
 def _cells(axis: Axis, corner: int, under: Axis) -> NDArray[np.int64]:
     """In which cell of the axis `under` the middle of each window of a layer's axis lies."""
     middles = np.array(axis.starts(axis.offsets // 2)) + corner + axis.window // 2
+    if under.wraps:
+        middles = (middles - under.cuts[0]) % under.length + under.cuts[0]
     return np.searchsorted(under.cuts[1:-1], middles, side="right")
 
 
@@ -231,12 +243,3 @@ def _strip_order(rows: int, cols: int, strips: int) -> NDArray[np.int64]:
         row, col = np.mgrid[0:rows, left:right]
         parts.append(np.stack([row.ravel(), col.ravel()], axis=1))
     return np.concatenate(parts)
-
-
-def _meet(one: Rect, two: Rect) -> bool:
-    return (
-        one.y < two.y + two.height
-        and two.y < one.y + one.height
-        and one.x < two.x + two.width
-        and two.x < one.x + one.width
-    )

@@ -19,9 +19,9 @@ SIZES = {"wide": (448, 192), "tall": (192, 384), "square": (320, 320)}
 
 
 def cases() -> dict[str, Spec]:
-    """Every blend with every sampler at a wide, a tall and a square size, in two stages."""
+    """Every blend with every sampler at a wide, a tall and a square size, in two stages; and on a torus."""
     combined = itertools.product(BLENDS, SAMPLERS, SIZES)
-    return {
+    cases = {
         f"{blend} {sampler} {name}": Spec(
             prompt="a red vase on a wooden table",
             width=SIZES[name][0],
@@ -36,6 +36,8 @@ def cases() -> dict[str, Spec]:
         )
         for blend, sampler, name in combined
     }
+    wide = {f"{blend} wrap": cases[f"{blend} dpmpp-2m wide"] for blend in BLENDS}
+    return cases | {name: spec.with_changes(wrap="xy") for name, spec in wide.items()}
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from render.picture.pyramid import publish_pyramid
 from render.picture.seams import Steps, add_block
 from render.picture.verify import verify_image
 from render.plan.geometry import Rect
+from render.plan.surface import Surface
 from render.spec import Spec
 from tests.support.groups import run_ranks
 from tests.support.models import ToyModel
@@ -33,9 +34,9 @@ SIZES = [(1000, 616), (512, 512), (520, 1032), (2048, 40), (8, 8), (1024, 1024)]
 
 def latents_for(spec: Spec) -> Piece:
     draw = torch.Generator().manual_seed(1)
-    whole = Rect(y=0, x=0, height=spec.height // 8, width=spec.width // 8)
-    latents = torch.randn((4, whole.height, whole.width), generator=draw)
-    return Piece(latents=latents, area=whole, canvas=whole)
+    canvas = Surface(height=spec.height // 8, width=spec.width // 8, wrap_y=spec.wrap_y, wrap_x=spec.wrap_x)
+    latents = torch.randn((4, canvas.height, canvas.width), generator=draw)
+    return Piece(latents=latents, area=canvas.whole, canvas=canvas)
 
 
 def level_of(files: dict[str, bytes], level: int, width: int, height: int, side: int) -> np.ndarray:

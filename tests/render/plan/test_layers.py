@@ -9,6 +9,7 @@ from render.box import Box
 from render.errors import BadInput
 from render.plan.layers import area_of, layer_shares
 from render.plan.stages import make_stages
+from render.plan.surface import Surface
 from render.spec import Spec
 from tests.support.models import ToyModel
 
@@ -32,7 +33,7 @@ def boxes(draw: st.DrawFn) -> Box:
 @given(st.lists(boxes(), max_size=4), st.integers(8, 60), st.integers(8, 60))
 def test_shares_sum_to_one(asked: list[Box], height: int, width: int) -> None:
     placed = [(box, area_of(box, height, width)) for box in asked]
-    shares = layer_shares(placed, height, width)
+    shares = layer_shares(placed, Surface(height=height, width=width))
     np.testing.assert_allclose(shares.sum(axis=0), 1.0, atol=1e-5)
     assert shares.min() >= 0
     for share, (_, area) in zip(shares[1:], placed, strict=True):
@@ -43,10 +44,23 @@ def test_shares_sum_to_one(asked: list[Box], height: int, width: int) -> None:
 
 def test_a_box_rules_in_its_middle_and_at_the_canvas_edge() -> None:
     box = Box(prompt="a vase", x=0.0, y=0.0, width=0.5, height=1.0)
-    shares = layer_shares([(box, area_of(box, 32, 64))], 32, 64)
+    shares = layer_shares([(box, area_of(box, 32, 64))], Surface(height=32, width=64))
     assert shares[1, 16, 0] == shares[1, 16, 16] == 1.0
     assert 0 < shares[1, 16, 31] < 0.1
     assert shares[0, 16, 40] == 1.0
+
+
+def test_a_box_at_a_joined_edge_fades_unless_it_goes_all_the_way_around() -> None:
+    canvas = Surface(height=32, width=64, wrap_x=True)
+    half, round_ = (
+        Box(prompt="a vase", x=0.0, y=0.0, width=width, height=1.0, feather=0.2) for width in (0.5, 1.0)
+    )
+    shares = layer_shares([(half, area_of(half, 32, 64))], canvas)
+    assert 0 < shares[1, 16, 0] < 0.1 and shares[1, 0, 16] == 1.0
+    assert (layer_shares([(round_, area_of(round_, 32, 64))], canvas)[1] == 1.0).all()
+    spec = Spec(prompt="a table", width=1024, height=1024, wrap="x", boxes=(half, round_))
+    rings = [layer.grid.cols.wraps for layer in make_stages(spec, ToyModel().facts)[-1].patches]
+    assert rings == [False, True]
 
 
 def test_small_boxes_wait_for_a_stage_that_can_show_them() -> None:
