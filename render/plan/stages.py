@@ -6,7 +6,9 @@ import hashlib
 import math
 from dataclasses import dataclass
 
+from render.errors import BadInput
 from render.models.adapter import ModelFacts
+from render.plan.dilation import Dilation, dilation_of
 from render.plan.geometry import Axis, Grid, Layer
 from render.plan.layers import area_of
 from render.plan.tiling import Tiling
@@ -47,6 +49,8 @@ class Stage:
     """Evaluations of each window: 2 with classifier-free guidance, without and with the prompt."""
     patches: tuple[Layer, ...] = ()
     """The spec's boxes that are large enough at this stage; `text` is 1 for the first one."""
+    dilation: Dilation | None = None
+    """The views of the whole that guide the windows; None where the spec asks for none or there are none."""
 
     def tiling(self, world_size: int) -> Tiling:
         """The stage dealt out to a number of ranks."""
@@ -67,7 +71,14 @@ def make_stages(spec: Spec, facts: ModelFacts) -> tuple[Stage, ...]:
     Where a picture is to be enlarged, they halve down to its size instead: it stands for the stages below,
     so that what it shows is kept. One that keeps its size is painted anew from the native size upwards,
     since windows of a large picture know too little of it to agree on something new.
+    Raises `BadInput` when the spec asks for what the model cannot do.
     """
+    if spec.cross_attention and not facts.token_width:
+        raise BadInput(
+            "cross_attention",
+            spec.cross_attention,
+            f"needs a model that attends to itself in its middle, which {spec.model} does not; set it to 0",
+        )
     sizes = _sizes(spec, facts)
     return tuple(_stage(spec, facts, index, *size) for index, size in enumerate(sizes))
 
@@ -111,6 +122,7 @@ def _stage(spec: Spec, facts: ModelFacts, index: int, width: int, height: int) -
         grid=grid,
         passes=passes,
         patches=_patches(spec, latent_height, latent_width, native),
+        dilation=dilation_of(grid, native) if spec.dilated else None,
     )
 
 
