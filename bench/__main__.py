@@ -16,6 +16,7 @@ SECTIONS = {
     "panorama": ("Against StableDiffusionPanoramaPipeline", panorama.rows),
     "seams": ("Seams", seams.rows),
     "coherence": ("Hearing the whole canvas", coherence.rows),
+    "repainting": ("Hearing the whole canvas, at a strength of 0.8", coherence.repainting_rows),
     "memory": ("Memory", image.memory_rows),
     "farm": ("Farm", farm.rows),
     "metrics": ("Metrics", metrics.rows),

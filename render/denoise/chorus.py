@@ -43,6 +43,8 @@ class Chorus:
     """What `heard` gave before this step, in this seat's place or another's; None at a stage's first."""
     tokens: PooledTokens | None = field(init=False)
     views: DilatedViews | None = field(init=False)
+    _answers: Tensor | None = field(default=None, init=False)
+    """What this rank's views have answered at this step."""
 
     def __post_init__(self, said: Tensor | None) -> None:
         spec, stage, grid = self.loop.spec, self.loop.stage, self.tiling.grid

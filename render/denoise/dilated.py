@@ -65,8 +65,10 @@ class DilatedViews:
 
     def speak(self, x: Tensor, box: Rect) -> Tensor:
         """[C, longest region] float16: the own region's part of `x`, [C, box]."""
-        width, region = self.tiling.grid.width, torch.from_numpy(self.tiling.region(self.rank))
-        places = ((region // width - box.y) * box.width + region % width - box.x).to(x.device)
+        # Modulo the canvas, so that a box may run across an edge.
+        grid, region = self.tiling.grid, torch.from_numpy(self.tiling.region(self.rank))
+        down, right = (region // grid.width - box.y) % grid.height, (region % grid.width - box.x) % grid.width
+        places = (down * box.width + right).to(x.device)
         message = x.new_zeros((len(x), self.longest_region), dtype=torch.float16)
         message[:, : len(region)] = x.flatten(1)[:, places].half()
         return message
@@ -79,8 +81,10 @@ class DilatedViews:
         for rank in range(world):
             for number, view in enumerate(dilation.views_of(rank, world)):
                 _view(whole, dilation, view).copy_(messages[rank, number])
-        rows, cols = box.slices
-        self.answer = whole[:, rows, cols].float()
+        grid = self.tiling.grid
+        rows = (torch.arange(box.height, device=whole.device) + box.y) % grid.height
+        cols = (torch.arange(box.width, device=whole.device) + box.x) % grid.width
+        self.answer = whole[:, rows[:, None], cols].float()
 
     def hear_canvas(self, messages: Tensor) -> None:
         """Take [world_size, C, longest region] float16 for the next step."""

@@ -44,6 +44,7 @@ class PooledTokens:
         self._slots = {voice: number for number, voice in enumerate(own)}
         self._heard: dict[int, Any] = {}
         self._share = 0.0
+        self._message = torch.empty(0)
 
     @property
     def numbers(self) -> int:

@@ -19,9 +19,10 @@ SIZES = {"wide": (448, 192), "tall": (192, 384), "square": (320, 320)}
 
 
 def cases() -> dict[str, Spec]:
-    """Every blend with every sampler at a wide, a tall and a square size, in two stages."""
+    """Every blend with every sampler at a wide, a tall and a square size, in two stages; and every blend
+    with all that is heard of the whole canvas."""
     combined = itertools.product(BLENDS, SAMPLERS, SIZES)
-    return {
+    plain = {
         f"{blend} {sampler} {name}": Spec(
             prompt="a red vase on a wooden table",
             width=SIZES[name][0],
@@ -36,6 +37,11 @@ def cases() -> dict[str, Spec]:
         )
         for blend, sampler, name in combined
     }
+    hearing = {
+        f"{blend} hearing": plain[f"{blend} euler square"].with_changes(dilated=0.7, cross_attention=1.0)
+        for blend in BLENDS
+    }
+    return plain | hearing
 
 
 def main() -> None:

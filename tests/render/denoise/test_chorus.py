@@ -195,3 +195,15 @@ def test_a_model_that_cannot_listen_is_refused_before_anything_runs() -> None:
 def test_strengths_outside_0_to_1_are_refused(field: str, value: float) -> None:
     with pytest.raises(BadInput, match=field):
         Spec(prompt="x", **{field: value})
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize(("channels", "native", "width"), [(16, 128, 144), (4, 1024, 1280)])
+def test_tokens_are_a_twentieth_of_what_crosses_at_most(
+    blend: str, channels: int, native: int, width: int
+) -> None:
+    facts = replace(ToyModel(native, channels).facts, token_width=width)
+    spec = Spec(prompt="x", width=4096, height=4096, blend=blend, cross_attention=1.0)
+    for ranks in (4, 8):
+        last = make_plan(spec, facts, ranks).stages[-1]
+        assert 0 < last.token_bytes <= 0.05 * max(last.border_bytes)
