@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from render.denoise import samplers
 from render.denoise.dilated import DilatedViews
 from render.denoise.fuse import pass_weights
+from render.denoise.group import Group
 from render.denoise.pooled import Call, PooledTokens
 from render.errors import RenderFailed
 from render.models.adapter import WindowPlace
@@ -63,6 +65,16 @@ class Chorus:
         if stage.dilation is not None:
             self.views = DilatedViews(stage.dilation, self.tiling, self.rank, echo)
 
+    def open(self, x: Tensor, box: Rect, group: Group) -> None:
+        """Before a stage's first step, outside of any: gather what its views look at; `x` is [C, box]."""
+        if self.views is None or self.views.echo is not None or self.step != self.loop.stage.first_step:
+            return
+        said = self._spoken(self.views, x, box).flatten()
+        # Two to a 32-bit number, which every backend gathers.
+        block = functional.pad(said, (0, len(said) % 2)).view(torch.int32)
+        heard = group.all_gather(block).wait().view(torch.float16)[:, : len(said)]
+        self.views.hear_canvas(heard.reshape(group.world_size, self._channels, -1))
+
     @property
     def heard(self) -> Tensor:
         """All that has been heard for the next step, flat, on the host: a checkpoint's part."""
@@ -99,8 +111,7 @@ class Chorus:
         if self._answers is not None:
             parts.append(self._answers.flatten())
         if self.views is not None and self._says_canvas:
-            scaled = x * samplers.input_scale(self.loop.schedule.sigmas[self.step])
-            parts.append(self.views.speak(scaled, box).flatten())
+            parts.append(self._spoken(self.views, x, box).flatten())
         return torch.cat(parts) if parts else x.new_empty(0, dtype=torch.float16)
 
     def hear(self, messages: Tensor, box: Rect) -> None:
@@ -150,11 +161,15 @@ class Chorus:
     def _says_canvas(self) -> bool:
         return canvas_crosses(self.loop.spec, self.loop.stage, self.step)
 
+    def _spoken(self, views: DilatedViews, x: Tensor, box: Rect) -> Tensor:
+        return views.speak(x * samplers.input_scale(self.loop.schedule.sigmas[self.step]), box)
+
     def _look(self, views: Tensor, times: StepTimes) -> Tensor:
         """Denoised predictions of whole pictures [n, C, h, w], under the image's own prompt, at the noise
-        of the step before, which is when they were seen."""
+        of the step at which they were seen."""
         loop, size, passes = self.loop, self.loop.stage.batch, self.tiling.passes
-        sigma = loop.schedule.sigmas[self.step - 1]
+        seen = max(self.step - 1, loop.stage.first_step)
+        sigma = loop.schedule.sigmas[seen]
         rows = [(view, turn) for view in range(len(views)) for turn in range(passes)]
         sums = torch.zeros_like(views)
         weights = pass_weights(passes, loop.spec.guidance_scale)
@@ -163,7 +178,7 @@ class Chorus:
             filled = batch + [batch[-1]] * (size - len(batch))
             prediction = loop.adapter.predict(
                 views[[view for view, _ in filled]],
-                loop.schedule.timesteps[self.step - 1],
+                loop.schedule.timesteps[seen],
                 loop.texts[0],
                 [self._whole_picture()] * size,
                 [turn for _, turn in filled],

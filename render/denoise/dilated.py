@@ -7,7 +7,8 @@ Before, the canvas is blurred, less and less, so that neighbouring views see ali
 
 A view needs latents of all ranks, and all ranks need its answer. Both cross in the step's one gather and are
 one step old: at a step, each rank says the latents of its region for the next step's views, and the answers
-of its own views to what it has heard at the step before.
+of its own views to what it has heard at the step before. For a stage's first step the canvas is gathered
+beforehand; it is then all that the second one has, too.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class DilatedViews:
     tiling: Tiling
     rank: int
     echo: Tensor | None
-    """[C, height, width] float16: the canvas at the step before, scaled as the network takes it."""
+    """[C, height, width] float16: the canvas at the step before (at a stage's first step, at this one), as the
+    network takes it."""
     answer: Tensor | None = field(default=None, init=False)
     """[C, box] float32: what the views have answered in this rank's box at this step."""
 

@@ -155,6 +155,7 @@ class Seat:
         planes = canvas.planes[:, :, rows, cols].to(self.loop.device, copy=True)
         self.state = samplers.SamplerState(planes[0], tuple(planes[1 : 1 + canvas.heard]))
         self.chorus = Chorus(self.loop, self.tiling, self.group.rank, self.step, canvas.said)
+        self.chorus.open(self.state.x, self.box, self.group)
         self.anchor = planes[-1] if canvas.anchored else None
         self._anchor_noise = None if self.anchor is None else self._normal(INITIAL)
         self._shares = self._layer_shares()

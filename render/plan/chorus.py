@@ -40,10 +40,11 @@ def token_bytes(spec: Spec, stage: Stage, tiling: Tiling, facts: ModelFacts) -> 
 
 
 def view_bytes(spec: Spec, stage: Stage, tiling: Tiling, facts: ModelFacts) -> int:
-    """Bytes that each rank says at a step where views are looked at and the canvas is said."""
-    if stage.dilation is None or not canvas_crosses(spec, stage, stage.first_step):
+    """Bytes that each rank says for dilated views at a stage's first step; later perhaps none."""
+    dilation, first, world = stage.dilation, stage.first_step, tiling.world_size
+    if dilation is None or not views_taken(spec.dilated, stage, first):
         return 0
-    view = stage.dilation.height * stage.dilation.width
-    longest = max(len(tiling.region(rank)) for rank in range(tiling.world_size))
-    numbers = stage.dilation.most_views(tiling.world_size) * view + longest
+    numbers = dilation.most_views(world) * dilation.height * dilation.width
+    if canvas_crosses(spec, stage, first):
+        numbers += max(len(tiling.region(rank)) for rank in range(world))
     return numbers * facts.latent_channels * _BYTES

@@ -53,8 +53,8 @@ def dilation_of(grid: Grid, native: int) -> Dilation | None:
 
 
 def views_taken(strength: float, span: Span, step: int) -> bool:
-    """Whether the views are evaluated at a step: not at a stage's first, which nothing was heard before."""
-    return step > span.first_step and fading_share(strength, span, step) > 0.0
+    """Whether the views are evaluated at a step: as long as they count."""
+    return fading_share(strength, span, step) > 0.0
 
 
 def steps_with_views(strength: float, span: Span) -> Iterator[int]:

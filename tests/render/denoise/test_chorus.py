@@ -97,7 +97,7 @@ def test_views_and_speakers_are_counted_in_the_plan() -> None:
     assert last.stage.dilation is not None and last.stage.dilation.views == 16
     looking = len(list(steps_with_views(0.5, last.stage)))
     assert looking == sum(
-        fading_share(0.5, last.stage, step) > 0 for step in range(last.stage.first_step + 1, last.stage.steps)
+        fading_share(0.5, last.stage, step) > 0 for step in range(last.stage.first_step, last.stage.steps)
     )
     assert last.view_calls == (-(-8 * last.stage.passes // last.stage.batch),) * 2
     assert dilated.work > plain.work and dilated.model_calls > plain.model_calls
