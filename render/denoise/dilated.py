@@ -43,8 +43,8 @@ class DilatedViews:
     tiling: Tiling
     rank: int
     echo: Tensor | None
-    """[C, height, width] float16: the canvas at the step before (at a stage's first step, at this one), as the
-    network takes it."""
+    """[C, height, width] float16: the canvas at the step before (at a stage's first step, at this one), as
+    the network takes it."""
     answer: Tensor | None = field(default=None, init=False)
     """[C, box] float32: what the views have answered in this rank's box at this step."""
 
