@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from bench import board, farm, image, metrics, panorama, seams, store
+from bench import board, coherence, farm, image, metrics, panorama, seams, store
 from bench.table import as_markdown, write_section
 
 SECTIONS = {
@@ -15,6 +15,8 @@ SECTIONS = {
     "placement": ("Placement changes nothing", image.placement_rows),
     "panorama": ("Against StableDiffusionPanoramaPipeline", panorama.rows),
     "seams": ("Seams", seams.rows),
+    "coherence": ("Hearing the whole canvas", coherence.rows),
+    "repainting": ("Hearing the whole canvas, at a strength of 0.8", coherence.repainting_rows),
     "memory": ("Memory", image.memory_rows),
     "farm": ("Farm", farm.rows),
     "metrics": ("Metrics", metrics.rows),

@@ -30,7 +30,14 @@ FORMATS = {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_500}
 SHAPE_TOLERANCE = 0.02
 """A picture to start from may differ so much from the image's shape; it is stretched by that."""
 DIGEST_VERSION = 3
-_REALS = ("guidance_scale", "strength", "skip_residual", "refiner_start")
+_REALS = (
+    "guidance_scale",
+    "strength",
+    "skip_residual",
+    "dilated",
+    "cross_attention",
+    "refiner_start",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +71,11 @@ class Spec:
     0 < s <= 1: all but the first stage, and the first one too where `init` is given."""
     skip_residual: float = 0.0
     """How firmly a stage is held to the one below while it is denoised, 0 to 1; fades over its steps."""
+    dilated: float = 0.0
+    """How firmly it is held to what the model makes of the whole canvas seen through every n-th latent, 0 to
+    1; fades over its steps. Costs one more pass over the canvas at each of them."""
+    cross_attention: float = 0.0
+    """How much a window attends to all the others beside itself, 0 to 1; fades over a stage's steps."""
     variation: int = 0
     """Another finish of the same composition: what decides the composition draws the same noise, the stages
     after it draw other noise. 0 is the picture itself."""
@@ -95,8 +107,13 @@ class Spec:
             raise BadInput("tile_size", self.tile_size, "is not a power of two; use 256, 512 or 1024")
         _check_real("guidance_scale", self.guidance_scale, 0.0, 100.0)
         _check_real("strength", self.strength, 0.01, 1.0)
-        _check_real("skip_residual", self.skip_residual, 0.0, 1.0)
+        for name in ("skip_residual", "dilated", "cross_attention"):
+            _check_real(name, getattr(self, name), 0.0, 1.0)
         _check_refiner(self.refiner, self.refiner_start, self.steps)
+        if self.cross_attention and self.refiner is not None:
+            raise BadInput("cross_attention", self.cross_attention, "does not go with a refiner; set it to 0")
+        if self.dilated and self.wrap != "none":
+            raise BadInput("dilated", self.dilated, "does not go with sides that wrap; set it to 0")
         if self.init is not None:
             _check_shape(self.init, self.width, self.height)
 

@@ -47,7 +47,11 @@ def _document(made: Plan) -> dict[str, Any]:
                 "call_batch": stage.stage.batch,
                 "evaluations_per_rank": stage.evaluations_per_rank,
                 "calls_per_step": stage.calls_per_step,
+                "view_calls": stage.view_calls,
+                "view_steps": stage.view_steps,
                 "border_bytes": stage.border_bytes,
+                "token_bytes": stage.token_bytes,
+                "view_bytes": stage.view_bytes,
                 "memory_bytes": stage.memory_bytes,
             }
             for stage in made.stages

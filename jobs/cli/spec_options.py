@@ -30,6 +30,8 @@ _FLAGS: tuple[tuple[str, type, str], ...] = (
     ("--wrap", str, f"Sides that join without a seam: {', '.join(WRAPS)}. [none]"),
     ("--strength", float, "How much each stage that starts from a picture may repaint, up to 1. [0.45]"),
     ("--skip-residual", float, "How firmly a stage is held to the one below, 0 to 1. [0]"),
+    ("--dilated", float, "How firmly it is held to views of the whole, 0 to 1; one more pass of calls. [0]"),
+    ("--cross-attention", float, "How much windows attend to all others, 0 to 1. [0]"),
     ("--init", str, "A picture to start from; the image gets its size unless --size is given."),
     ("--dtype", str, f"One of {', '.join(DTYPES)}. [float32]"),
     ("--format", str, f"Tiles' format: {', '.join(FORMATS)}. [png]"),

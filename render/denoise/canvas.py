@@ -28,6 +28,8 @@ class Canvas:
     heard: int = 0
     anchored: bool = False
     """The last plane is the enlarged picture that the stage started from, before it was noised."""
+    said: Tensor | None = None
+    """What every rank has heard of the whole canvas for the next step, flat float16 (see `chorus`)."""
 
     @property
     def latents(self) -> Tensor:

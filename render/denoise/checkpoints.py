@@ -1,6 +1,7 @@
 """Checkpoints: the canvas between two steps, from which any number of ranks can go on to the same bits.
 
-Only the newest is kept, under one key of the image's sink, so it is there whole or not at all.
+What all ranks have heard of the canvas for the next step is kept with it. Only the newest is kept, under one
+key of the image's sink, so it is there whole or not at all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.nn import functional
 
 from render.denoise.canvas import Canvas, cut_out
 from render.denoise.group import Group
@@ -28,6 +30,7 @@ from render.sink import Sink
 
 KEY = "work/checkpoint.safetensors"
 _NOTHING = Rect(y=0, x=0, height=0, width=0)
+_NOTHING_SAID = torch.empty(0, dtype=torch.float16)
 
 
 class Wish(IntFlag):
@@ -48,15 +51,16 @@ class Checkpoint:
     def pack(self, identity: str) -> bytes:
         """As safetensors, with what `identity_of` says and a checksum."""
         planes = self.canvas.planes.contiguous()
+        said = _NOTHING_SAID if self.canvas.said is None else self.canvas.said.contiguous()
         facts = {
             "identity": identity,
             "stage": self.stage,
             "step": self.canvas.step,
             "heard": self.canvas.heard,
             "anchored": self.canvas.anchored,
-            "sha256": _checksum(planes),
+            "sha256": _checksum(planes, said),
         }
-        return save({"planes": planes}, metadata={"chorale": json.dumps(facts)})
+        return save({"planes": planes, "said": said}, metadata={"chorale": json.dumps(facts)})
 
     @classmethod
     def unpack(cls, data: bytes, identity: str) -> Checkpoint | None:
@@ -64,16 +68,17 @@ class Checkpoint:
         try:
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             facts = json.loads(header["__metadata__"]["chorale"])
-            planes = load(data)["planes"]
+            tensors = load(data)
+            planes, said = tensors["planes"], tensors["said"]
             stage, step, heard, anchored = (
                 int(facts[name]) for name in ("stage", "step", "heard", "anchored")
             )
         except (ValueError, KeyError, TypeError, SafetensorError):
             return None
-        if facts.get("identity") != identity or facts.get("sha256") != _checksum(planes):
+        if facts.get("identity") != identity or facts.get("sha256") != _checksum(planes, said):
             return None
         area = Rect(y=0, x=0, height=planes.shape[2], width=planes.shape[3])
-        canvas = Canvas(step=step, planes=planes, area=area, heard=heard, anchored=bool(anchored))
+        canvas = Canvas(step=step, planes=planes, area=area, heard=heard, anchored=bool(anchored), said=said)
         return cls(stage=stage, canvas=canvas)
 
 
@@ -141,13 +146,22 @@ class Keeper:
         facts = b""
         if kept is not None:
             canvas = kept.canvas
-            numbers = kept.stage, canvas.step, canvas.heard, canvas.anchored
+            said_length = 0 if canvas.said is None else len(canvas.said)
+            numbers = kept.stage, canvas.step, canvas.heard, canvas.anchored, said_length
             facts = json.dumps([*numbers, list(canvas.planes.shape)]).encode()
         said = group.all_gather_bytes(facts)[0]
         if not said:
             return None
-        stage, step, heard, anchored, shape = json.loads(said)
-        return Found(stage=stage, step=step, heard=heard, anchored=anchored, shape=tuple(shape), kept=kept)
+        stage, step, heard, anchored, said_length, shape = json.loads(said)
+        return Found(
+            stage=stage,
+            step=step,
+            heard=heard,
+            anchored=anchored,
+            said_length=said_length,
+            shape=tuple(shape),
+            kept=kept,
+        )
 
     def close(self) -> None:
         """Wait until what is being stored is stored."""
@@ -179,6 +193,8 @@ class Found:
     step: int
     heard: int
     anchored: bool
+    said_length: int
+    """Numbers that every rank has heard beside the canvas."""
     shape: tuple[int, ...]
     kept: Checkpoint | None
 
@@ -190,7 +206,25 @@ class Found:
             plane = group.all_gather(self._plane(number, device)).wait()[0].cpu()
             own[number] = cut_out(plane, surface.whole, area, surface)
         mine = own.view(planes, channels, area.height, area.width)
-        return Canvas(step=self.step, planes=mine, area=area, heard=self.heard, anchored=self.anchored)
+        return Canvas(
+            step=self.step,
+            planes=mine,
+            area=area,
+            heard=self.heard,
+            anchored=self.anchored,
+            said=self._said(group, device),
+        )
+
+    def _said(self, group: Group, device: torch.device) -> Tensor:
+        # Two to a 32-bit number, which every backend gathers.
+        block = torch.zeros(-(-self.said_length // 2), dtype=torch.int32)
+        if self.kept is not None and self.kept.canvas.said is not None:
+            odd = functional.pad(self.kept.canvas.said, (0, self.said_length % 2))
+            block = odd.view(torch.int32)
+        if not len(block):
+            return _NOTHING_SAID
+        heard = group.all_gather(block.to(device)).wait()[0].cpu()
+        return heard.view(torch.float16)[: self.said_length]
 
     def _plane(self, number: int, device: torch.device) -> Tensor:
         if self.kept is None:
@@ -198,5 +232,7 @@ class Found:
         return self.kept.canvas.planes.flatten(0, 1)[number].to(device)
 
 
-def _checksum(planes: Tensor) -> str:
-    return hashlib.sha256(planes.contiguous().numpy().tobytes()).hexdigest()
+def _checksum(planes: Tensor, said: Tensor) -> str:
+    digest = hashlib.sha256(planes.contiguous().numpy().tobytes())
+    digest.update(said.numpy().tobytes())
+    return digest.hexdigest()

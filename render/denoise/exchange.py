@@ -1,4 +1,7 @@
-"""The one collective of a step: every rank gathers all border sums and takes the ones it holds."""
+"""The one collective of a step: every rank gathers all border sums and takes the ones it holds.
+
+Behind them a message carries a word, and what a rank says to all beside its borders (`chorus`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from operator import or_
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from render.denoise.group import Gathering, Group
 from render.plan.geometry import Flat
@@ -32,37 +36,51 @@ class Exchange:
     """Places in the own box that are said."""
     longest: int
     """Latents of the longest message; all are padded to it, since gloo gathers equal blocks only. One more
-    number follows them: the word."""
+    number follows them, the word, and then what is said to all."""
     inlets: tuple[Inlet, ...]
 
-    def message_bytes(self, channels: int) -> int:
-        """Size of what this rank says, padding included."""
-        return 4 * channels * (self.longest + 1)
+    def message_bytes(self, channels: int, said: int = 0) -> int:
+        """Size of what this rank says, padding included; `said` counts the numbers of its own message."""
+        return 4 * channels * (self.longest + 1 + _columns(said, channels))
 
-    def start(self, sums: Tensor, group: Group, word: int = 0) -> Gathering | None:
+    def start(self, sums: Tensor, group: Group, word: int, said: Tensor) -> Gathering | None:
         """Start to gather; `sums` is [C, box] int32, complete at the outlet's places. None when alone.
 
-        `word` holds bits that this rank wants all to hear.
+        `word` holds bits that this rank wants all to hear, `said` float16 numbers, as many on every rank.
         """
         if group.world_size == 1:
             return None
-        message = sums.new_zeros((sums.shape[0], self.longest + 1))
+        channels = sums.shape[0]
+        columns = _columns(len(said), channels)
+        message = sums.new_zeros((channels, self.longest + 1 + columns))
         message[:, : len(self.outlet)] = sums[:, self.outlet]
-        message[:, -1] = word
+        message[:, self.longest] = word
+        if columns:
+            padded = functional.pad(said, (0, 2 * channels * columns - len(said)))
+            message[:, self.longest + 1 :] = padded.view(torch.int32).view(channels, columns)
         return group.all_gather(message)
 
-    def finish(self, gathering: Gathering | None, sums: Tensor) -> int:
+    def finish(
+        self, gathering: Gathering | None, sums: Tensor, word: int, said: Tensor
+    ) -> tuple[int, Tensor]:
         """Wait, and add what the neighbours computed for the latents that this rank holds.
 
-        Returns the bits that any rank has said, the same on all of them; 0 when alone.
+        Returns the bits that any rank has said, and [world_size, numbers] of what each has, both the same
+        on all ranks. Given `word` and `said` again, for one that is alone.
         """
         if gathering is None:
-            return 0
+            return word, said[None]
         messages = gathering.wait()
         for inlet in self.inlets:
             sums[:, inlet.target] += messages[inlet.rank][:, inlet.source]
-        words: list[int] = messages[:, 0, -1].tolist()
-        return reduce(or_, words)
+        words: list[int] = messages[:, 0, self.longest].tolist()
+        heard = messages[:, :, self.longest + 1 :].flatten(1).contiguous().view(torch.float16)[:, : len(said)]
+        return reduce(or_, words), heard
+
+
+def _columns(numbers: int, channels: int) -> int:
+    """Columns of int32 that so many float16 numbers fill, two to each."""
+    return -(-numbers // (2 * channels))
 
 
 @lru_cache(maxsize=2)

@@ -1,9 +1,9 @@
 """The step loop of one stage: predict windows, fuse, exchange borders, step once on the fused canvas.
 
-Inside a step a rank does, in this order: the windows whose results some other rank needs; the start of the
-one all-gather; its other windows while the gather is in flight; the wait; one sampler step on all that it
-holds. Latents held by several ranks are stepped by each of them, to the same bits, since their sums are
-integers and the sampler is elementwise.
+Inside a step a rank does, in this order: the windows whose results some other rank needs, and those that
+speak to all (`chorus`); the start of the one all-gather; its other windows while the gather is in flight; the
+wait; one sampler step on all that it holds. Latents held by several ranks are stepped by each of them, to the
+same bits, since their sums are integers and the sampler is elementwise.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from torch import Tensor
 
 from render.denoise import samplers
 from render.denoise.canvas import Canvas, cut_out, gather_planes
+from render.denoise.chorus import Chorus
 from render.denoise.exchange import make_exchange
 from render.denoise.fuse import FixedPoint, pass_weights
 from render.denoise.group import Group
 from render.denoise.noise import INITIAL, normal
-from render.denoise.residual import held_to, residual_share
+from render.denoise.residual import held_to
 from render.errors import RenderFailed
 from render.models.adapter import Adapter, NoiseSchedule, WindowPlace
+from render.plan.fading import fading_share
 from render.plan.geometry import Layer, Rect
 from render.plan.layers import layer_shares
+from render.plan.speakers import Voice
 from render.plan.stages import Stage
 from render.plan.tiling import Tiling
 from render.spec import Spec
@@ -111,10 +114,17 @@ class StageLoop:
 class _Evaluation:
     """One window under one condition: what a row of a model call is."""
 
-    layer: int
+    voice: Voice
     window: Rect
-    turn: int
-    """Number of the pass."""
+
+    @property
+    def layer(self) -> int:
+        return self.voice[0][0]
+
+    @property
+    def turn(self) -> int:
+        """Number of the pass."""
+        return self.voice[1]
 
 
 @dataclass
@@ -131,6 +141,7 @@ class Seat:
     state: samplers.SamplerState = field(init=False)
     weights: tuple[float, ...] = field(init=False)
     fixed: FixedPoint = field(init=False)
+    chorus: Chorus = field(init=False)
     anchor: Tensor | None = field(init=False)
     """What the stage started from, before it was noised; None where nothing is held to it."""
 
@@ -143,6 +154,8 @@ class Seat:
         own = cut_out(canvas.planes, canvas.area, self.box, self.tiling.surface)
         planes = own.to(self.loop.device, copy=True)
         self.state = samplers.SamplerState(planes[0], tuple(planes[1 : 1 + canvas.heard]))
+        self.chorus = Chorus(self.loop, self.tiling, self.group.rank, self.step, canvas.said)
+        self.chorus.open(self.state.x, self.box, self.group)
         self.anchor = planes[-1] if canvas.anchored else None
         self._anchor_noise = None if self.anchor is None else self._normal(INITIAL)
         self._shares = self._layer_shares()
@@ -157,25 +170,29 @@ class Seat:
         first, then = self._batches(offset)
         self._hold_to_anchor()
 
+        self.chorus.begin(step, times)
         self._predict(first, step, offset, sums, times)
         gather_started = time.perf_counter()
-        gathering = exchange.start(sums.flatten(1), self.group, word)
+        said = self.chorus.say(self.state.x, self.box)
+        gathering = exchange.start(sums.flatten(1), self.group, word, said)
         self._predict(then, step, offset, sums, times)
         started = time.perf_counter()
-        word |= exchange.finish(gathering, sums.flatten(1))
+        word, heard = exchange.finish(gathering, sums.flatten(1), word, said)
         ended = time.perf_counter()
         times.wait += ended - started
         if gathering is not None:
             times.exchange = ended - gather_started
-            times.border_bytes = exchange.message_bytes(sums.shape[0])
+            times.border_bytes = exchange.message_bytes(sums.shape[0], len(said))
 
         started = time.perf_counter()
+        self.chorus.hear(heard, self.box)
         prediction = self.fixed.decode(sums)
-        del sums
+        del sums, said, heard
         denoised = samplers.to_denoised(
             prediction, self.state.x, schedule.sigmas[step], self.loop.adapter.prediction_type
         )
         del prediction
+        denoised = self.chorus.guide(denoised, None if self._shares is None else self._shares[0])
         self.state = samplers.step(
             self.loop.spec.sampler, step, schedule, self.state, denoised, self._noise(step)
         )
@@ -195,19 +212,20 @@ class Seat:
             area=wanted,
             heard=len(self.state.history),
             anchored=self.anchor is not None,
+            said=self.chorus.heard,
         )
 
     def _hold_to_anchor(self) -> None:
         """Bring the latents nearer to what the stage started from, less and less as it goes on."""
         if self.anchor is None or self._anchor_noise is None:
             return
-        share = residual_share(self.loop.spec.skip_residual, self.loop.stage, self.step)
+        share = fading_share(self.loop.spec.skip_residual, self.loop.stage, self.step)
         sigma = self.loop.schedule.sigmas[self.step]
         held = held_to(self.state.x, self.anchor, self._anchor_noise, sigma, share)
         self.state = samplers.SamplerState(held, self.state.history)
 
     def _batches(self, offset: tuple[int, int]) -> tuple[list[list[_Evaluation]], list[list[_Evaluation]]]:
-        """The rank's evaluations in batches: those that hold all border windows, then the rest.
+        """The rank's evaluations in batches: those that hold all border windows and speakers, then the rest.
 
         Each batch is of one layer, whose windows have one shape and one prompt.
         """
@@ -222,8 +240,9 @@ class Seat:
             inner: list[_Evaluation] = []
             for window, turn in evaluations:
                 if window[0] == layer:
-                    evaluation = _Evaluation(layer, self.tiling.window(window, offset), turn)
-                    (border if shared[window] else inner).append(evaluation)
+                    evaluation = _Evaluation((window, turn), self.tiling.window(window, offset))
+                    early = shared[window] or self.chorus.speaks(evaluation.voice)
+                    (border if early else inner).append(evaluation)
             ordered = border + inner
             batches = [ordered[at : at + size] for at in range(0, len(ordered), size)]
             split = -(-len(border) // size)
@@ -249,13 +268,14 @@ class Seat:
             times.fuse += time.perf_counter() - ended
 
     def _call_model(self, batch: list[_Evaluation], step: int) -> Tensor:
-        stage, schedule, adapter = self.loop.stage, self.loop.schedule, self.loop.adapter
+        stage, schedule = self.loop.stage, self.loop.schedule
         # Kernels round differently at other batch shapes, so the last batch is filled up, not shortened.
         filled = batch + [batch[-1]] * (stage.batch - len(batch))
         layer = self.tiling.layers[batch[0].layer]
         latents = torch.stack([self._view(self.state.x, evaluation.window) for evaluation in filled])
         latents = latents * samplers.input_scale(schedule.sigmas[step])
-        prediction = adapter.predict(
+        prediction = self.chorus.predict(
+            [evaluation.voice for evaluation in batch],
             latents,
             schedule.timesteps[step],
             self.loop.texts[layer.text],

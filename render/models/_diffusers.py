@@ -18,6 +18,7 @@ from torch import Tensor
 from render.errors import ModelNotUsable
 from render.models.adapter import ModelFacts, NoiseSchedule, WindowPlace
 from render.models.folder import networks_of
+from render.models.listening import Heard, hear, listening
 from render.models.schedule import noise_schedule
 from render.models.strips import fits_strips, run_in_strips
 
@@ -142,6 +143,25 @@ class UNetAdapter:
             return_dict=False,
         )[0].float()
         return prediction
+
+    def hear(self, tokens: Tensor, share: float) -> Heard:
+        """What windows listen to in a step, from [passes, N, token_width]; see `render.models.listening`."""
+        return hear(self._unet, tokens, share, self._dtype)
+
+    def predict_listening(
+        self,
+        latents: Tensor,
+        timestep: float,
+        text: TextStates,
+        places: Sequence[WindowPlace],
+        passes: Sequence[int],
+        guidance_scale: float,
+        heard: Heard | None,
+    ) -> tuple[Tensor, Tensor]:
+        """`predict`, and what each window says, [B, token_width]; see `Adapter.predict_listening`."""
+        with listening(self._unet, heard, passes) as said:
+            prediction = self.predict(latents, timestep, text, places, passes, guidance_scale)
+        return prediction, torch.cat(said, dim=1)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

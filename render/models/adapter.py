@@ -32,6 +32,8 @@ class ModelFacts:
     """A distilled model takes the guidance scale as an input, instead of a second pass per window."""
     zoom_limit: float | None = None
     """The largest picture that the model's own coordinates reach, in native sizes; None when unbounded."""
+    token_width: int = 0
+    """Numbers by which a window tells all others of itself under one condition; 0 when it cannot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,30 @@ class Adapter(Protocol):
         `passes` says under which of the text's rows each is evaluated: with guidance 0 is without the
         prompt and 1 with it, without guidance 0 is with it.
         Returns [B, C, h, w] in float32.
+        """
+        ...
+
+    def hear(self, tokens: Tensor, share: float) -> Any:
+        """What windows listen to in a step, ready for `predict_listening`; computed once per step.
+
+        `tokens` is [passes, N, token_width], `share` what all of them count beside a window's own tokens.
+        Only asked of a model whose facts have a `token_width`.
+        """
+        ...
+
+    def predict_listening(
+        self,
+        latents: Tensor,
+        timestep: float,
+        text: Any,
+        places: Sequence[WindowPlace],
+        passes: Sequence[int],
+        guidance_scale: float,
+        heard: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """`predict` with what `hear` has made, or None; also what each window says, [B, token_width] float32.
+
+        Only asked of a model whose facts have a `token_width`.
         """
         ...
 

@@ -29,6 +29,7 @@ AESTHETICS_KEY = "requires_aesthetics_score"
 KL_HALO = 18
 """Latents around a decode tile of an `AutoencoderKL`. The convolutions of its four levels reach 18 latents;
 its group norms and its one attention see the whole tile, so a tiled decode is close, never exact."""
+_ATTENDING_MIDDLE = "UNetMidBlock2DCrossAttn"
 
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors")
 _COUNTED_ENDINGS = (".json", ".txt", ".model")
@@ -89,6 +90,7 @@ def _facts(path: Path, index: dict[str, Any], family: Family, parts: tuple[str, 
         decode_halo=halo,
         takes_guidance=unet.get("time_cond_proj_dim") is not None,
         zoom_limit=_zoom_limit(path, index),
+        token_width=_token_width(unet),
     )
 
 
@@ -251,6 +253,13 @@ def _zoom_limit(path: Path, index: dict[str, Any]) -> float | None:
     if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit >= 1:
         raise _unusable(path, f"has {ZOOM_LIMIT_KEY} {limit!r} in model_index.json; it must be at least 1")
     return float(limit)
+
+
+def _token_width(unet: dict[str, Any]) -> int:
+    """See `render.models.listening`: the channels of the UNet's middle, where that attends to itself."""
+    channels = unet.get("block_out_channels", (320, 640, 1280, 1280))
+    attends = unet.get("mid_block_type", _ATTENDING_MIDDLE) == _ATTENDING_MIDDLE
+    return int(channels[-1]) if attends and not unet.get("mid_block_only_cross_attention") else 0
 
 
 def _whole(path: Path, config: dict[str, Any], part: str, key: str, default: int) -> int:

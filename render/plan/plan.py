@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from render.models.adapter import ModelFacts
+from render.plan.chorus import token_bytes, view_bytes
+from render.plan.dilation import steps_with_views
 from render.plan.stages import Stage, make_stages
 from render.plan.tiling import Tiling
 from render.spec import Spec
@@ -21,6 +23,12 @@ class StagePlan:
     stage: Stage
     tiling: Tiling
     channels: int
+    token_bytes: int = 0
+    """Of the bytes that each rank says at a step, those of pooled tokens (cross attention)."""
+    view_bytes: int = 0
+    """Those of dilated views, at a step that has them."""
+    view_steps: int = 0
+    """Steps at which dilated views are looked at."""
 
     @property
     def width(self) -> int:
@@ -46,16 +54,45 @@ class StagePlan:
 
     @cached_property
     def calls_per_step(self) -> tuple[int, ...]:
-        """Model calls of each rank at each step; one call is a batch of `stage.batch` evaluations."""
+        """Model calls of each rank for its windows at each step; a call is a batch of `stage.batch`
+        evaluations."""
         return tuple(-(-count // self.stage.batch) for count in self.evaluations_per_rank)
 
     @cached_property
+    def view_calls(self) -> tuple[int, ...]:
+        """Model calls of each rank for dilated views, at each of `view_steps`."""
+        dilation, world, passes = self.stage.dilation, self.tiling.world_size, self.tiling.passes
+        if dilation is None:
+            return (0,) * world
+        counts = (len(dilation.views_of(rank, world)) * passes for rank in range(world))
+        return tuple(-(-count // self.stage.batch) for count in counts)
+
+    @cached_property
+    def model_calls(self) -> int:
+        """Model calls of the busiest rank over the whole stage."""
+        both = zip(self.calls_per_step, self.view_calls, strict=True)
+        return max(own * self.steps + views * self.view_steps for own, views in both)
+
+    @property
+    def work(self) -> int:
+        """Latents that all evaluations of all steps cover."""
+        windows = sum(
+            layer.grid.windows * layer.grid.rows.window * layer.grid.cols.window
+            for layer in self.tiling.layers
+        )
+        dilation = self.stage.dilation
+        views = 0 if dilation is None else dilation.views * dilation.height * dilation.width
+        return self.tiling.passes * (self.steps * windows + self.view_steps * views)
+
+    @cached_property
     def border_bytes(self) -> tuple[int, ...]:
-        """Bytes that each rank has to say at a step (grid at rest); the gather pads to the largest."""
+        """Bytes that each rank has to say at a step (grid at rest), with what is said to all; the gather
+        pads to the largest."""
         if self.tiling.world_size == 1:
             return (0,)
         ranks = range(self.tiling.world_size)
-        return tuple(len(self.tiling.border(rank)) * self.channels * WIRE_BYTES for rank in ranks)
+        said = self.token_bytes + self.view_bytes
+        return tuple(len(self.tiling.border(rank)) * self.channels * WIRE_BYTES + said for rank in ranks)
 
     @cached_property
     def memory_bytes(self) -> tuple[int, ...]:
@@ -68,7 +105,9 @@ class StagePlan:
         part = -(-canvas // self.tiling.world_size)
         received = self.tiling.world_size * max(self.border_bytes)
         boxes = (box.area * self.channels for box in self.tiling.boxes)
-        return tuple(box * 5 * 4 + received + part * 4 * 2 for box in boxes)
+        # Whoever looks at views holds the whole canvas: as it was heard, blurred twice, and answered.
+        views = canvas * (2 + 4 + 4 + 2) if self.view_bytes else 0
+        return tuple(box * 5 * 4 + received + part * 4 * 2 + views for box in boxes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,30 +127,28 @@ class Plan:
     @cached_property
     def work(self) -> int:
         """Latents that all evaluations of all steps cover: what the time of a render is proportional to."""
-        return sum(
-            stage.steps
-            * stage.tiling.passes
-            * layer.grid.windows
-            * layer.grid.rows.window
-            * layer.grid.cols.window
-            for stage in self.stages
-            for layer in stage.tiling.layers
-        )
+        return sum(stage.work for stage in self.stages)
 
     @cached_property
     def model_calls(self) -> int:
         """Model calls of the busiest rank over the whole image."""
-        return sum(max(stage.calls_per_step) * stage.steps for stage in self.stages)
+        return sum(stage.model_calls for stage in self.stages)
 
 
 def make_plan(spec: Spec, facts: ModelFacts, world_size: int) -> Plan:
     """Deal every stage of the image out to `world_size` ranks (1 to 1,024)."""
-    stages = tuple(
-        StagePlan(
-            stage=stage,
-            tiling=stage.tiling(world_size),
-            channels=facts.latent_channels,
-        )
-        for stage in make_stages(spec, facts)
-    )
+    stages = tuple(_stage_plan(spec, facts, stage, world_size) for stage in make_stages(spec, facts))
     return Plan(spec=spec, facts=facts, world_size=world_size, stages=stages)
+
+
+def _stage_plan(spec: Spec, facts: ModelFacts, stage: Stage, world_size: int) -> StagePlan:
+    tiling = stage.tiling(world_size)
+    looking = 0 if stage.dilation is None else sum(1 for _ in steps_with_views(spec.dilated, stage))
+    return StagePlan(
+        stage=stage,
+        tiling=tiling,
+        channels=facts.latent_channels,
+        token_bytes=token_bytes(spec, stage, tiling, facts),
+        view_bytes=view_bytes(spec, stage, tiling, facts),
+        view_steps=looking,
+    )

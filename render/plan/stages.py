@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from render.errors import BadInput
 from render.models.adapter import ModelFacts
+from render.plan.dilation import Dilation, dilation_of
 from render.plan.geometry import Axis, Grid, Layer
 from render.plan.layers import area_of
 from render.plan.tiling import Tiling
@@ -48,6 +49,8 @@ class Stage:
     """Evaluations of each window: 2 with classifier-free guidance, without and with the prompt."""
     patches: tuple[Layer, ...] = ()
     """The spec's boxes that are large enough at this stage; `text` is 1 for the first one."""
+    dilation: Dilation | None = None
+    """The views of the whole that guide the windows; None where the spec asks for none or there are none."""
 
     def tiling(self, world_size: int) -> Tiling:
         """The stage dealt out to a number of ranks."""
@@ -69,8 +72,15 @@ def make_stages(spec: Spec, facts: ModelFacts) -> tuple[Stage, ...]:
     so that what it shows is kept. One that keeps its size is painted anew from the native size upwards,
     since windows of a large picture know too little of it to agree on something new.
 
-    Raises `BadInput` for a picture that is to wrap and too short for windows to stand around it.
+    Raises `BadInput` when the spec asks for what the model cannot do, and for a picture that is to wrap and
+    is too short for windows to stand around it.
     """
+    if spec.cross_attention and not facts.token_width:
+        raise BadInput(
+            "cross_attention",
+            spec.cross_attention,
+            f"needs a model that attends to itself in its middle, which {spec.model} does not; set it to 0",
+        )
     _check_closes("height", spec.height, spec.wrap_y, facts)
     _check_closes("width", spec.width, spec.wrap_x, facts)
     sizes = _sizes(spec, facts)
@@ -127,6 +137,7 @@ def _stage(spec: Spec, facts: ModelFacts, index: int, width: int, height: int) -
         grid=grid,
         passes=passes,
         patches=_patches(spec, latent_height, latent_width, native),
+        dilation=dilation_of(grid, native) if spec.dilated else None,
     )
 
 

@@ -19,9 +19,10 @@ SIZES = {"wide": (448, 192), "tall": (192, 384), "square": (320, 320)}
 
 
 def cases() -> dict[str, Spec]:
-    """Every blend with every sampler at a wide, a tall and a square size, in two stages; and on a torus."""
+    """Every blend with every sampler at a wide, a tall and a square size, in two stages; and every blend on a
+    torus, and with all that is heard of the whole canvas."""
     combined = itertools.product(BLENDS, SAMPLERS, SIZES)
-    cases = {
+    plain = {
         f"{blend} {sampler} {name}": Spec(
             prompt="a red vase on a wooden table",
             width=SIZES[name][0],
@@ -36,8 +37,12 @@ def cases() -> dict[str, Spec]:
         )
         for blend, sampler, name in combined
     }
-    wide = {f"{blend} wrap": cases[f"{blend} dpmpp-2m wide"] for blend in BLENDS}
-    return cases | {name: spec.with_changes(wrap="xy") for name, spec in wide.items()}
+    others = {}
+    for blend in BLENDS:
+        others[f"{blend} wrap"] = plain[f"{blend} dpmpp-2m wide"].with_changes(wrap="xy")
+        square = plain[f"{blend} euler square"]
+        others[f"{blend} hearing"] = square.with_changes(dilated=0.7, cross_attention=1.0)
+    return plain | others
 
 
 def main() -> None:

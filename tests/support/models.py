@@ -25,6 +25,7 @@ class ToyModel:
             native_size=native,
             digest="toy",
             decode_halo=2,
+            token_width=3,
         )
         draw = torch.Generator().manual_seed(5)
         self._mix = torch.randn((channels, channels, 3, 3), generator=draw) * 0.2
@@ -54,6 +55,24 @@ class ToyModel:
         mixed = functional.conv2d(latents, self._mix, padding=1)
         turn = torch.tensor(passes) / 100
         return torch.tanh(mixed) + latents * 0.5 + (where + turn + text)[:, None, None, None]
+
+    def hear(self, tokens: Tensor, share: float) -> Tensor:
+        return tokens.mean(1).sum(1) * share
+
+    def predict_listening(
+        self,
+        latents: Tensor,
+        timestep: float,
+        text: Any,
+        places: Sequence[WindowPlace],
+        passes: Sequence[int],
+        guidance_scale: float,
+        heard: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        answer = self.predict(latents, timestep, text, places, passes, guidance_scale)
+        if heard is not None:
+            answer = answer + heard[list(passes)][:, None, None, None]
+        return answer, latents.mean((2, 3))[:, :3]
 
     def decode(self, latents: Tensor) -> Tensor:
         painted = functional.conv2d(latents, self._paint, padding=1)

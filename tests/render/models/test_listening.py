@@ -1,0 +1,83 @@
+"""Self-attention that hears other windows: an oracle of repeated tokens, and nothing left behind."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from render.models.listening import _Ear, hear, listening, listening_layers
+from tests.render.models.tiny_folders import unet
+
+
+def network() -> Any:
+    torch.manual_seed(0)
+    return unet(32).eval()
+
+
+def inputs(batch: int) -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(1)
+    return {
+        "sample": torch.randn((batch, 4, 8, 8), generator=draw),
+        "timestep": torch.tensor(500.0),
+        "encoder_hidden_states": torch.randn((batch, 6, 32), generator=draw),
+        "return_dict": False,
+    }
+
+
+@torch.no_grad()
+def test_a_pooled_token_counts_as_the_tokens_that_it_stands_for() -> None:
+    (attention,) = listening_layers(network())
+    width = attention.to_k.in_features
+    draw = torch.Generator().manual_seed(2)
+    own = torch.randn((2, 8, width), generator=draw)
+    pooled = torch.randn((2, 4, width), generator=draw)
+    heard = hear(network(), pooled, 0.5, torch.float32)
+    ear = _Ear(attention.processor, heard.layers[0], heard.share, [1, 0], [])
+    # At a share of one half, four pooled tokens beside eight own ones count as one own token each.
+    said = torch.cat([own, pooled[[1, 0]]], dim=1)
+
+    def heads(states: torch.Tensor) -> torch.Tensor:
+        return states.unflatten(2, (attention.heads, -1)).transpose(1, 2)
+
+    joined = functional.scaled_dot_product_attention(
+        heads(attention.to_q(own)), heads(attention.to_k(said)), heads(attention.to_v(said))
+    )
+    oracle = attention.to_out[0](joined.transpose(1, 2).flatten(2))
+    assert torch.allclose(ear(attention, own), oracle, atol=1e-6)
+
+
+@torch.no_grad()
+def test_who_hears_nothing_answers_as_ever_and_nothing_stays_behind() -> None:
+    model = network()
+    before = [attention.processor for attention in listening_layers(model)]
+    plain = model(**inputs(3))[0]
+    with listening(model, None, [0, 1, 0]) as said:
+        assert torch.equal(model(**inputs(3))[0], plain)
+    assert [token.shape for token in said] == [(3, 32)]
+    heard = hear(model, torch.stack([torch.cat(said, dim=1)] * 2), 1.0, torch.float32)
+    with listening(model, heard, [0, 1, 0]):
+        moved = model(**inputs(3))[0]
+    with pytest.raises(IndexError), listening(model, heard, [0, 1, 2]):
+        model(**inputs(3))
+    assert not torch.allclose(moved, plain, atol=1e-5)
+    assert [attention.processor for attention in listening_layers(model)] == before
+    assert torch.equal(model(**inputs(3))[0], plain)
+
+
+@torch.no_grad()
+def test_a_window_hears_what_was_said_under_its_own_pass() -> None:
+    model = network()
+    draw = torch.Generator().manual_seed(4)
+    one, two = (torch.randn((1, 5, 32), generator=draw) for _ in range(2))
+
+    def answers(tokens: torch.Tensor, passes: list[int]) -> torch.Tensor:
+        heard = hear(model, tokens, 1.0, torch.float32)
+        with listening(model, heard, passes):
+            answer: torch.Tensor = model(**inputs(2))[0]
+        return answer
+
+    both = answers(torch.cat([one, two]), [0, 1])
+    assert torch.equal(both[0], answers(torch.cat([one, one]), [0, 0])[0])
+    assert torch.equal(both[1], answers(torch.cat([two, two]), [1, 1])[1])
+    assert not torch.equal(both[1], answers(torch.cat([one, one]), [1, 1])[1])
