@@ -133,6 +133,8 @@ def list_jobs(
 ) -> dict[str, Any]:
     """Jobs, the newest first. `next` is the `after` of the next page; it is null on the last.
 
+    `search` is words of a prompt, or their beginnings, in any order; or the beginning of an id.
+
     `counts` says how many jobs are in each state; it is null for a search, which reads no more than it must.
     """
     wanted = Filter(states=tuple(state or ()), queue=queue, owner=owner, batch=batch, search=search)

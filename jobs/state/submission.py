@@ -18,6 +18,7 @@ from infra.database import Database, insert_unless_there, now
 from jobs.state.leases import wait_for_placing
 from jobs.state.machine import change
 from jobs.state.tables import batches, entries, events, jobs
+from jobs.state.words import kept_words
 from render.errors import BadInput
 from render.models.adapter import ModelFacts
 from render.models.pair import facts_of, find_models
@@ -155,6 +156,7 @@ def _job_row(each: Asked, terms: Terms) -> dict[str, Any]:
         "id": digest[:16],
         "digest": digest,
         "spec": asdict(spec),
+        "words": kept_words(spec.prompt),
         "model": spec.model,
         "owner": terms.owner,
         "queue": terms.queue,

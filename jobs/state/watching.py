@@ -69,7 +69,7 @@ def page_jobs(
     before: Cursor | None = None,
 ) -> Page:
     """Up to `limit` jobs, the newest first, from a place in the list on, or those up to one."""
-    statement = wanted.on(select(*_FACTS))
+    statement = wanted.on(select(*_FACTS), connection)
     if before is not None:
         statement = statement.where(_beyond(before, newer=True)).order_by(jobs.c.created, jobs.c.id.desc())
     else:
@@ -105,7 +105,9 @@ def job_facts(connection: Connection, job: str) -> dict[str, Any]:
 def living_jobs(connection: Connection, limit: int) -> list[dict[str, Any]]:
     """The jobs that hold slots, those that hold them longest first, with what their ranks are at."""
     wanted = Filter(states=HOLDING)
-    found = _rows(connection, wanted.on(select(*_FACTS)).order_by(jobs.c.started, jobs.c.id).limit(limit))
+    found = _rows(
+        connection, wanted.on(select(*_FACTS), connection).order_by(jobs.c.started, jobs.c.id).limit(limit)
+    )
     told = (
         select(attempts.c.job, members.c.live)
         .join(members, members.c.attempt == attempts.c.id)
