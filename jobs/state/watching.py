@@ -182,6 +182,21 @@ def batch_rows(connection: Connection, batch: str, limit: int, after: int = -1) 
     return _rows(connection, statement)
 
 
+def first_rows(connection: Connection, wanted: list[str], number: int) -> dict[str, list[dict[str, Any]]]:
+    """Of each batch, its first rows, up to `number`; a file's rows are numbered from its second line on."""
+    statement = (
+        select(entries.c.batch, *_FACTS)
+        .join(jobs, jobs.c.id == entries.c.job)
+        .where(entries.c.batch.in_(wanted), entries.c.row <= number + 1)
+        .order_by(entries.c.batch, entries.c.row)
+    )
+    found: dict[str, list[dict[str, Any]]] = {batch: [] for batch in wanted}
+    for row in _rows(connection, statement):
+        if len(found[row["batch"]]) < number:
+            found[row["batch"]].append(row)
+    return found
+
+
 def newest_done(connection: Connection, limit: int) -> list[dict[str, Any]]:
     """The images that were submitted last, of those that are finished."""
     return page_jobs(connection, Filter(states=("done",)), limit).jobs
