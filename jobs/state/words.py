@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Select,
     String,
     and_,
     cast,
     false,
+    func,
     literal,
     literal_column,
     or_,
@@ -37,7 +41,7 @@ _ID = re.compile("[0-9a-f]{4,32}")
 _LETTERS, _WORDS, _ASKED = 64, 1000, 100
 """A longer word is cut; further words of a prompt, or of a search, do not count: databases have limits."""
 _FEW = 5000
-"""Up to so many jobs of SQLite's are found by the index; where more match, the newest are soon met anyway."""
+"""Up to so many jobs are found by the index; where more match, the newest are soon met one by one."""
 _VECTOR = literal_column(
     "coalesce(array_to_tsvector(string_to_array(jobs.words, ' ')),"
     " to_tsvector('simple', jobs.spec ->> 'prompt'))",
@@ -58,6 +62,13 @@ def kept_words(prompt: str) -> str:
     return " ".join(words_of(prompt))
 
 
+def keep_words(connection: Connection, rows: Iterable[dict[str, Any]]) -> None:
+    """Let new jobs be found, given their rows' `id` and `words`; in the transaction that inserts them."""
+    if connection.dialect.name == "sqlite":
+        kept = [{"id": row["id"], "words": row["words"]} for row in rows]
+        connection.execute(text("insert into job_words (words, job) values (:words, :id)"), kept)
+
+
 def matching(connection: Connection, search: str) -> ColumnElement[bool]:
     """The jobs whose prompts a search finds; any character is harmless, and no word finds nothing.
 
@@ -66,11 +77,15 @@ def matching(connection: Connection, search: str) -> ColumnElement[bool]:
     words = words_of(search)[:_ASKED]
     if not words:
         return false()
+    in_postgres = connection.dialect.name == "postgresql"
+    by_index = select(jobs.c.id).where(_fits(words)) if in_postgres else _found_by_sqlite(words)
     by_id = _begins(words[0]) if _ID.fullmatch(search.strip().lower()) else false()
-    if connection.dialect.name == "postgresql":
-        query = " & ".join(f"'{word}':*" for word in words)
-        return or_(_VECTOR.op("@@")(cast(literal(query), TSQUERY)), by_id)
-    return _in_sqlite(connection, words, by_id)
+    some = by_index.limit(_FEW + 1).subquery()
+    if connection.execute(select(func.count()).select_from(some)).scalar_one() <= _FEW:
+        # A union is read to its end, and by the index. A mere condition would tempt PostgreSQL to look at all
+        # jobs from the newest on for a page of matches, which there are not.
+        return jobs.c.id.in_(by_index.union(select(jobs.c.id).where(by_id)))
+    return or_(_fits(words) if in_postgres else _holds(words), by_id)
 
 
 def _begins(beginning: str) -> ColumnElement[bool]:
@@ -78,12 +93,16 @@ def _begins(beginning: str) -> ColumnElement[bool]:
     return and_(jobs.c.id >= beginning, jobs.c.id < beginning + "g")
 
 
-def _in_sqlite(connection: Connection, words: list[str], by_id: ColumnElement[bool]) -> ColumnElement[bool]:
-    query = " ".join(f'"{word}"*' for word in words)
-    number = text("select count(*) from job_words where job_words match :query")
-    if connection.execute(number, {"query": query}).scalar_one() > _FEW:
-        # Row by row from the list's beginning, which is full long before its end.
-        padded = literal(" ") + jobs.c.words
-        return or_(and_(*(padded.contains(f" {word}") for word in words)), by_id)
-    found = select(_JOB).select_from(text("job_words")).where(text("job_words match :query"))
-    return jobs.c.id.in_(found.params(query=query).union(select(jobs.c.id).where(by_id)))
+def _fits(words: list[str]) -> ColumnElement[bool]:
+    query = " & ".join(f"'{word}':*" for word in words)
+    return _VECTOR.op("@@")(cast(literal(query), TSQUERY))
+
+
+def _found_by_sqlite(words: list[str]) -> Select[Any]:
+    matches = text("job_words match :query").bindparams(query=" ".join(f'"{word}"*' for word in words))
+    return select(_JOB).select_from(text("job_words")).where(matches)
+
+
+def _holds(words: list[str]) -> ColumnElement[bool]:
+    padded = literal(" ") + jobs.c.words
+    return and_(*(padded.contains(f" {word}") for word in words))
