@@ -33,6 +33,10 @@ class Box:
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise BadInput("boxes", self.prompt, "has no prompt; say what to render there")
+        if any(0xD800 <= ord(sign) <= 0xDFFF or sign == "\0" for sign in self.prompt):
+            raise BadInput(
+                "boxes", ascii(self.prompt)[:80], "holds characters that are not text; leave them out"
+            )
         for name in ("x", "y", "width", "height", "weight", "feather"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, float) or not 0.0 <= value <= 1.0:

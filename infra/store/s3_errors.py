@@ -128,6 +128,11 @@ _CODES: dict[str, tuple[Kind, str]] = {
         StoreUnusable,
         "the store refuses the signature's region or key; check CHORALE_S3_REGION and the credentials",
     ),
+    # The answer to a HEAD has no body that could say more.
+    "400": (
+        StoreUnusable,
+        "the store refuses the request and does not say why; check CHORALE_S3_REGION and the credentials",
+    ),
     "IllegalLocationConstraintException": (
         StoreUnusable,
         "the bucket is in another region; set CHORALE_S3_REGION to it",
@@ -165,6 +170,10 @@ def translated(where: str) -> Iterator[None]:
     except BotoCoreError as exc:
         kind = kind_of(exc) or StorePermanent
         raise kind(f"{_subject(kind, where)}: {_sentence(kind, exc)}") from exc
+    except RecursionError as exc:
+        # botocore asks for the bucket's region, is sent elsewhere again, and asks without an end.
+        kind, text = _CODES["PermanentRedirect"]
+        raise kind(f"{_subject(kind, where)}: {text}") from exc
     except (ResponseParserError, HTTPError, OSError) as exc:
         # What answers is no S3, or something broke below botocore while a body was read.
         raise StoreRetryable(f"{where}: {_sentence(StoreRetryable, exc)}") from exc

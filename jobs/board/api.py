@@ -50,6 +50,13 @@ class Image(_Strict):
     format: str | None = None
     quality: int | None = None
     strength: float | None = None
+    skip_residual: float | None = None
+    variation: int | None = Field(None, description="Another finish of the same composition.")
+    boxes: list[str] | None = Field(
+        None,
+        description="Prompts for parts of the picture.",
+        examples=[["0,0,0.5,1: a red vase"]],
+    )
     window_batch: int | None = None
     tile_size: int | None = None
     queue: Name = "default"
@@ -132,6 +139,8 @@ def list_jobs(
     after: Text = None,
 ) -> dict[str, Any]:
     """Jobs, the newest first. `next` is the `after` of the next page; it is null on the last.
+
+    `search` is words of a prompt, or their beginnings, in any order; or the beginning of an id.
 
     `counts` says how many jobs are in each state; it is null for a search, which reads no more than it must.
     """

@@ -23,7 +23,7 @@ from jobs.board.templating import page
 from jobs.state.actions import VERBS, act, act_on_all
 from jobs.state.leases import wait_for_placing
 from jobs.state.nodes import set_draining
-from jobs.state.queries import Filter, job_ids
+from jobs.state.queries import Filter, job_ids, show_job
 from jobs.state.queues import set_queue
 from jobs.state.submission import Terms, parse_moment, parse_ranks, submit
 from jobs.state.watching import batch_rows
@@ -31,8 +31,10 @@ from render.errors import BadInput
 from render.spec import parse_size
 
 _TEXT = ("prompt", "negative_prompt", "sampler", "model", "blend", "dtype", "format")
-_WHOLE = ("seed", "steps", "quality", "window_batch", "tile_size")
-_REAL = ("guidance_scale", "strength")
+_WHOLE = ("seed", "variation", "steps", "quality", "window_batch", "tile_size")
+_REAL = ("guidance_scale", "strength", "skip_residual")
+_KEPT = ("init", "boxes")
+"""What a variation has from its original: the form has no field for these."""
 _FIELDS, _SHOWN = 60, 8
 _ENDINGS = (".csv", ".jsonl")
 """Not YAML: a few lines of it can stand for more than any memory holds."""
@@ -122,12 +124,21 @@ async def submit_one(request: Request) -> Response:
 
 def _submit_one(board: Board, request: Request, form: dict[str, Any]) -> Response:
     try:
-        receipt = board.submit(_spec_values(form), _terms(form))
+        receipt = board.submit(_kept(board, form.get("of")) | _spec_values(form), _terms(form))
     except BadInput as exc:
         return pages.form_page(request, form, str(exc))
     with board.farm.database.read() as connection:
         (row,) = batch_rows(connection, receipt.batch, 1)
     return _look_at(f"/jobs/{row['id']}", "" if receipt.new else "this very image is known already")
+
+
+def _kept(board: Board, original: str | None) -> dict[str, Any]:
+    if not original:
+        return {}
+    job = board.job(original)
+    with board.farm.database.read() as connection:
+        spec = show_job(connection, job)["spec"]
+    return {name: spec[name] for name in _KEPT if spec.get(name)}
 
 
 @router.post("/submit/batch")

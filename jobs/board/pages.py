@@ -28,6 +28,7 @@ from jobs.state.watching import (
     Cursor,
     attempts_of,
     batch_rows,
+    first_rows,
     job_facts,
     known_models,
     living_jobs,
@@ -41,6 +42,8 @@ from render.spec import BLENDS, DTYPES, FORMATS, SAMPLERS, Spec
 
 _ROWS = 50
 _PICTURES = 120
+_FEW = 4
+"""Pictures beside each batch of the list."""
 _LOG_BYTES = 40_000
 
 router = APIRouter(include_in_schema=False)
@@ -241,7 +244,9 @@ def _with(done: list[dict[str, Any]], pair: list[dict[str, Any] | None]) -> list
 @shown(router, "/batches", "batches.html")
 def batch_list(board: Board, request: Request) -> dict[str, Any]:
     with board.farm.database.read() as connection:
-        return {"batches": list_batches(connection, 100)}
+        found = list_batches(connection, 100)
+        first = first_rows(connection, [batch["id"] for batch in found], _FEW)
+    return {"batches": [batch | {"first": first[batch["id"]]} for batch in found]}
 
 
 @shown(router, "/batches/{batch}", "batch.html")

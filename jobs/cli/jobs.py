@@ -21,6 +21,7 @@ from render.errors import BadInput
 @click.option("--queue", default=None, help="Only this queue.")
 @click.option("--owner", default=None, help="Only this owner's.")
 @click.option("--batch", default=None, help="Only this batch.")
+@click.option("--search", default=None, help="Only prompts with these words, or words that begin so.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Most jobs.")
 @farm_options
 def list_command(
@@ -30,10 +31,11 @@ def list_command(
     queue: str | None,
     owner: str | None,
     batch: str | None,
+    search: str | None,
     limit: int,
 ) -> None:
     """List jobs, the newest first, and how many are in each state."""
-    wanted = Filter(states=states, queue=queue, owner=owner, batch=batch)
+    wanted = Filter(states=states, queue=queue, owner=owner, batch=batch, search=search)
     with farm.database.read() as connection:
         found, counts = list_jobs(connection, wanted, limit), count_jobs(connection, wanted)
     if as_json:

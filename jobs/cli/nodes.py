@@ -73,7 +73,8 @@ def up(slots: int | None, port: int, board: bool, metrics_address: str | None) -
     settings = replace(read_settings({"metrics_address": metrics_address}), database_url="")
     with open_farm(settings) as farm, embedded_redis(default_home() / "broker") as broker_url:
         made = _agent(farm, slots, broker_url)
-        click.echo(f"a farm of {made.slots} slots; images go to {open_images(settings).url()}", err=True)
+        size = f"{made.slots} slot{'' if made.slots == 1 else 's'}"
+        click.echo(f"a farm of {size}; images go to {open_images(settings).url()}", err=True)
         click.echo('submit to it from another terminal: chorale submit "a red vase on marble"', err=True)
         with board_beside(farm, port if board else None):
             _run(made)

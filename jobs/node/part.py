@@ -260,7 +260,7 @@ class Part:
 
     def _begin(self) -> None:
         part = self.claimed
-        reason = f"group of {part.nodes} nodes is complete"
+        reason = f"group of {part.nodes} node{'' if part.nodes == 1 else 's'} is complete"
         patiently(
             self.farm.database,
             lambda connection: change(connection, part.job, "placing", "rendering", reason, under=part.fence),

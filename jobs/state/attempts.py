@@ -245,7 +245,7 @@ def finish(connection: Connection, part: Assignment, root: str, model_seconds: f
         part.job,
         "publishing",
         "done",
-        f"rendered by {part.nodes} nodes",
+        f"rendered by {part.nodes} node{'' if part.nodes == 1 else 's'}",
         under=part.fence,
         root=root,
         progress=1.0,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, Text, cast, func, select
+from sqlalchemy import Connection, Select, func, select
 
 from jobs.errors import UnknownJob
 from jobs.state.machine import STATES
 from jobs.state.tables import batches, entries, events, jobs
+from jobs.state.words import matching
 
 _COLUMNS = (
     "id",
@@ -38,9 +38,9 @@ class Filter:
     batch: str | None = None
     job: str | None = None
     search: str | None = None
-    """A part of the prompt, or the beginning of the id."""
+    """Words of the prompt, or their beginnings, or an id's beginning; see `jobs.state.words`."""
 
-    def on(self, statement: Select[Any]) -> Select[Any]:
+    def on(self, statement: Select[Any], connection: Connection) -> Select[Any]:
         if self.states:
             statement = statement.where(jobs.c.state.in_(self.states))
         if self.job:
@@ -54,35 +54,27 @@ class Filter:
                 jobs.c.id.in_(select(entries.c.job).where(entries.c.batch == self.batch))
             )
         if self.search:
-            by_id = (jobs.c.id >= self.search) & (jobs.c.id < self.search + "g")
-            statement = statement.where(_prompt_holds(self.search) | by_id)
+            statement = statement.where(matching(connection, self.search))
         return statement
-
-
-def _prompt_holds(text: str) -> ColumnElement[bool]:
-    holds: ColumnElement[bool] = jobs.c.spec["prompt"].as_string().icontains(text, autoescape=True)
-    if not text.isascii():
-        return holds
-    # Looking through the spec as it is written costs a third of taking each one apart.
-    return cast(jobs.c.spec, Text).icontains(json.dumps(text)[1:-1], autoescape=True) & holds
 
 
 def list_jobs(connection: Connection, wanted: Filter, limit: int) -> list[dict[str, Any]]:
     """The newest jobs first."""
     columns = [jobs.c[name] for name in _COLUMNS]
     prompt = jobs.c.spec["prompt"].as_string().label("prompt")
-    statement = wanted.on(select(*columns, prompt)).order_by(jobs.c.created.desc(), jobs.c.id).limit(limit)
-    return [dict(row._mapping) for row in connection.execute(statement)]
+    statement = wanted.on(select(*columns, prompt), connection)
+    newest = statement.order_by(jobs.c.created.desc(), jobs.c.id).limit(limit)
+    return [dict(row._mapping) for row in connection.execute(newest)]
 
 
 def job_ids(connection: Connection, wanted: Filter) -> list[str]:
-    return list(connection.execute(wanted.on(select(jobs.c.id))).scalars())
+    return list(connection.execute(wanted.on(select(jobs.c.id), connection)).scalars())
 
 
 def count_jobs(connection: Connection, wanted: Filter) -> dict[str, int]:
     """How many jobs are in each state, states without any included."""
-    statement = wanted.on(select(jobs.c.state, func.count().label("number"))).group_by(jobs.c.state)
-    counts = {row.state: row.number for row in connection.execute(statement)}
+    statement = wanted.on(select(jobs.c.state, func.count().label("number")), connection)
+    counts = {row.state: row.number for row in connection.execute(statement.group_by(jobs.c.state))}
     return dict.fromkeys(STATES, 0) | counts
 
 
@@ -100,7 +92,8 @@ def find_job(connection: Connection, beginning: str) -> str:
 
 def show_job(connection: Connection, job: str) -> dict[str, Any]:
     """All that is known of a job, its history included."""
-    row = connection.execute(select(jobs).where(jobs.c.id == job)).one()
+    known = [column for column in jobs.c if column.name != "words"]
+    row = connection.execute(select(*known).where(jobs.c.id == job)).one()
     history = connection.execute(select(events).where(events.c.job == job).order_by(events.c.number))
     member_of = connection.execute(
         select(entries.c.batch, entries.c.custom_id).where(entries.c.job == job).order_by(entries.c.batch)

@@ -18,6 +18,7 @@ from infra.database import Database, insert_unless_there, now
 from jobs.state.leases import wait_for_placing
 from jobs.state.machine import change
 from jobs.state.tables import batches, entries, events, jobs
+from jobs.state.words import keep_words, kept_words
 from render.errors import BadInput
 from render.models.adapter import ModelFacts
 from render.models.pair import facts_of, find_models
@@ -129,6 +130,7 @@ def _submit_part(
         moment = now()
         arriving = insert_unless_there(connection, jobs).values(created=moment, changed=moment)
         connection.execute(arriving, fresh)
+        keep_words(connection, fresh)
         born = {"fence": 0, "old": "", "new": "queued", "reason": f"submitted in batch {receipt.batch}"}
         connection.execute(insert(events).values(time=now()), [{"job": row["id"], **born} for row in fresh])
     for job in sorted(job for job, state in known.items() if state == "cancelled"):
@@ -155,6 +157,7 @@ def _job_row(each: Asked, terms: Terms) -> dict[str, Any]:
         "id": digest[:16],
         "digest": digest,
         "spec": asdict(spec),
+        "words": kept_words(spec.prompt),
         "model": spec.model,
         "owner": terms.owner,
         "queue": terms.queue,

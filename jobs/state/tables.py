@@ -87,6 +87,8 @@ jobs = Table(
     Column("model_seconds", Double, nullable=False, default=0.0),
     # Latents that its evaluations cover over all steps; what slot seconds are estimated from.
     Column("work", Double),
+    # Of the prompt, for the search; its index is `jobs.state.words`' own.
+    Column("words", Text),
     Index(None, "state", "queue", "created"),
     Index(None, "state", "queue", "owner", "priority", "created"),
     Index(None, "created"),

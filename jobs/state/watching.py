@@ -69,7 +69,7 @@ def page_jobs(
     before: Cursor | None = None,
 ) -> Page:
     """Up to `limit` jobs, the newest first, from a place in the list on, or those up to one."""
-    statement = wanted.on(select(*_FACTS))
+    statement = wanted.on(select(*_FACTS), connection)
     if before is not None:
         statement = statement.where(_beyond(before, newer=True)).order_by(jobs.c.created, jobs.c.id.desc())
     else:
@@ -105,7 +105,9 @@ def job_facts(connection: Connection, job: str) -> dict[str, Any]:
 def living_jobs(connection: Connection, limit: int) -> list[dict[str, Any]]:
     """The jobs that hold slots, those that hold them longest first, with what their ranks are at."""
     wanted = Filter(states=HOLDING)
-    found = _rows(connection, wanted.on(select(*_FACTS)).order_by(jobs.c.started, jobs.c.id).limit(limit))
+    found = _rows(
+        connection, wanted.on(select(*_FACTS), connection).order_by(jobs.c.started, jobs.c.id).limit(limit)
+    )
     told = (
         select(attempts.c.job, members.c.live)
         .join(members, members.c.attempt == attempts.c.id)
@@ -178,6 +180,21 @@ def batch_rows(connection: Connection, batch: str, limit: int, after: int = -1) 
         .limit(limit)
     )
     return _rows(connection, statement)
+
+
+def first_rows(connection: Connection, wanted: list[str], number: int) -> dict[str, list[dict[str, Any]]]:
+    """Of each batch, its first rows, up to `number`; a file's rows are numbered from its second line on."""
+    statement = (
+        select(entries.c.batch, *_FACTS)
+        .join(jobs, jobs.c.id == entries.c.job)
+        .where(entries.c.batch.in_(wanted), entries.c.row <= number + 1)
+        .order_by(entries.c.batch, entries.c.row)
+    )
+    found: dict[str, list[dict[str, Any]]] = {batch: [] for batch in wanted}
+    for row in _rows(connection, statement):
+        if len(found[row["batch"]]) < number:
+            found[row["batch"]].append(row)
+    return found
 
 
 def newest_done(connection: Connection, limit: int) -> list[dict[str, Any]]:

@@ -60,6 +60,7 @@ def test_an_error_that_nobody_knows_is_noticed() -> None:
         (403, "InvalidAccessKeyId", StoreUnusable),
         (400, "ExpiredToken", StoreUnusable),
         (400, "AuthorizationHeaderMalformed", StoreUnusable),
+        (400, "400", StoreUnusable),
         (301, "PermanentRedirect", StoreUnusable),
         (301, "301", StoreUnusable),
         (400, "EntityTooLarge", StorePermanent),

@@ -148,6 +148,26 @@ def test_a_bucket_that_is_not_there_and_a_clock_that_is_wrong(
     assert code == 6 and "clock" in text and text.count("\n") == 1
 
 
+def test_a_bucket_of_another_region(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = bucket.fresh_url()
+    with fault_proxy(bucket.endpoint) as proxy:
+        monkeypatch.setenv("CHORALE_S3_ENDPOINT_URL", proxy.url)
+        moved = {"status": "301 Moved Permanently", "code": "PermanentRedirect"}
+        proxy.faults = [
+            Fault(kind="status", times=99, method=method, **moved) for method in ("HEAD", "GET", "PUT")
+        ]
+        code, text = refused(capsys, "render", "x", "--out", url)
+    assert (code, text.count("\n")) == (6, 1), text
+    assert "another region; set CHORALE_S3_REGION" in text
+    monkeypatch.setenv("CHORALE_S3_ENDPOINT_URL", bucket.endpoint)
+    monkeypatch.setenv("CHORALE_S3_REGION", "eu-west-9")
+    forget_clients()
+    code, text = refused(capsys, "render", "x", "--out", url)
+    assert (code, text.count("\n")) == (6, 1) and "CHORALE_S3_REGION" in text, text
+
+
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [

@@ -10,6 +10,7 @@ import pytest
 from tests.support.board import RunningBoard, running_board
 from tests.support.cli import wait_until
 
+OPERATOR, VIEWER = "correct-horse-battery-operator", "correct-horse-battery-viewer"
 IMAGE = {"prompt": "a red vase", "size": "320x192", "steps": 2, "tile_size": 64, "ranks": 1}
 
 
@@ -39,3 +40,14 @@ def quiet_board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBoa
     """A board of a farm without nodes, where jobs wait for ever."""
     with running_board(tmp_path_factory.mktemp("quiet"), "serve", "--port", "0") as board:
         yield board
+
+
+@pytest.fixture(scope="session")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBoard]:
+    """A board that wants tokens."""
+    folder = tmp_path_factory.mktemp("locked")
+    tokens = folder / "tokens"
+    tokens.write_text(f"# who may\noperator={OPERATOR}\nviewer: {VIEWER}\n")
+    words = ("serve", "--host", "0.0.0.0", "--port", "0")
+    with running_board(folder, *words, CHORALE_TOKENS_FILE=str(tokens)) as board:
+        yield RunningBoard(board.address.replace("0.0.0.0", "127.0.0.1"), board.log)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
@@ -13,20 +12,9 @@ import pytest
 from infra.errors import BadSetting
 from jobs.board.access import Access, check_address, read_access
 from jobs.board.guard import LARGEST_BODY
-from tests.support.board import RunningBoard, running_board
+from tests.jobs.board.conftest import OPERATOR, VIEWER
+from tests.support.board import RunningBoard
 from tests.support.cli import chorale
-
-OPERATOR, VIEWER = "correct-horse-battery-operator", "correct-horse-battery-viewer"
-
-
-@pytest.fixture(scope="module")
-def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBoard]:
-    folder = tmp_path_factory.mktemp("locked")
-    tokens = folder / "tokens"
-    tokens.write_text(f"# who may\noperator={OPERATOR}\nviewer: {VIEWER}\n")
-    words = ("serve", "--host", "0.0.0.0", "--port", "0")
-    with running_board(folder, *words, CHORALE_TOKENS_FILE=str(tokens)) as board:
-        yield RunningBoard(board.address.replace("0.0.0.0", "127.0.0.1"), board.log)
 
 
 def test_other_addresses_than_loopback_want_tokens(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.jobs.board.conftest import Atelier
+from tests.jobs.board.conftest import OPERATOR, VIEWER, Atelier
+from tests.support.board import RunningBoard
 from tests.support.cli import wait_until
 from tests.support.services import require
 
@@ -118,3 +119,25 @@ def test_a_prompt_is_text_wherever_it_is_shown(page: Page, atelier: Atelier) -> 
     page.goto(f"/jobs?q={'<script>window.hit=1</script>'}&owner=<b>")
     assert page.evaluate("window.hit") is None
     atelier.board.ask(f"/api/v1/jobs/{made['job']}/cancel", "POST")
+
+
+def test_a_token_is_refused_and_another_lets_in(browser: Browser, locked: RunningBoard) -> None:
+    context = browser.new_context(base_url=locked.address)
+    try:
+        page = context.new_page()
+        page.set_default_timeout(_SLOW_MS)
+        page.goto("/jobs?state=done")
+        page.get_by_label("Token").fill("no-such-token-at-all")
+        page.get_by_role("button", name="Come in").click()
+        page.get_by_role("alert").wait_for()
+        assert "not known" in page.inner_text("main")
+        assert page.get_by_role("navigation").count() == 0, "a stranger is shown nothing"
+        for token, may_submit in ((VIEWER, 0), (OPERATOR, 1)):
+            page.goto("/login?next=/jobs")
+            page.get_by_label("Token").fill(token)
+            page.get_by_role("button", name="Come in").click()
+            page.wait_for_url("**/jobs")
+            assert page.get_by_role("link", name="Submit", exact=True).count() == may_submit
+            assert token not in page.content()
+    finally:
+        context.close()

@@ -87,3 +87,18 @@ def test_a_job_and_a_queue_are_steered(visitor: Visitor) -> None:
         queues = visitor.board.ask("/api/v1/queues").json["queues"]
         assert [queue["paused"] for queue in queues if queue["name"] == "forms"] == [paused]
     assert visitor.send("/nodes/nowhere/do", draining="yes").status == 400
+
+
+def test_a_variation_keeps_what_the_form_has_no_field_for(visitor: Visitor) -> None:
+    boxes = ["0,0,0.5,1: a blue vase"]
+    image = {"prompt": "a table", "size": "256x128", "queue": "forms", "boxes": boxes, "variation": 2}
+    original = visitor.board.ask("/api/v1/jobs", "POST", image).json["job"]
+    page = visitor.board.ask(f"/submit?job={original}").body
+    assert b"it keeps its boxes" in page
+    sent = visitor.send("/submit", of=original, prompt="a table", size="256x128", seed="1", variation="3")
+    assert sent.status == 303
+    made = visitor.board.ask(f"/api/v1{sent.headers['location']}").json["spec"]
+    known = visitor.board.ask(f"/api/v1/jobs/{original}").json["spec"]
+    assert (made["seed"], made["variation"], made["boxes"]) == (1, 3, known["boxes"])
+    assert known["boxes"] and known["variation"] == 2
+    assert visitor.send("/submit", of="zz", prompt="a table").status == 404

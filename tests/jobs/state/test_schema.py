@@ -10,8 +10,13 @@ from jobs.state.tables import metadata
 
 
 def test_migrations_and_tables_agree(database: Database) -> None:
+    def is_a_table_of_ours(name: str | None, kind: str, parents: object) -> bool:
+        # The search's own index is another thing on each database, and none that SQLAlchemy knows.
+        return not (name or "").startswith(("job_words", "ix_jobs_words"))
+
     with database.write() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        context = MigrationContext.configure(connection, opts={"include_name": is_a_table_of_ours})
+        assert compare_metadata(context, metadata) == []
 
 
 def test_upgrading_twice_is_harmless(database: Database) -> None:

@@ -1,0 +1,45 @@
+/* A stand-in for NVIDIA's libnvidia-ml.so.1: two whole GPUs, a partitioned one that tells no utilisation, and
+   one that has fallen off the bus. Signatures and numbers as in the driver's nvml.h. */
+#include <string.h>
+
+typedef struct { unsigned number; } device;
+typedef struct { unsigned long long total, free, used; } memory;
+typedef struct { unsigned gpu, memory; } utilization;
+
+enum { SUCCESS = 0, NOT_SUPPORTED = 3, GPU_IS_LOST = 15 };
+#define GIB (1ull << 30)
+
+static device devices[4] = {{0}, {1}, {2}, {3}};
+
+int nvmlInitWithFlags(unsigned flags) { return SUCCESS; }
+const char *nvmlErrorString(int code) { return "as planned"; }
+
+int nvmlSystemGetDriverVersion(char *text, unsigned length) {
+    strncpy(text, "580.65.06", length);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetCount_v2(unsigned *count) {
+    *count = 4;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, device **handle) {
+    *handle = &devices[index];
+    return SUCCESS;
+}
+
+int nvmlDeviceGetMemoryInfo(device *handle, memory *said) {
+    if (handle->number == 3) return GPU_IS_LOST;
+    said->total = 80 * GIB;
+    said->used = (handle->number + 1) * GIB;
+    said->free = said->total - said->used;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetUtilizationRates(device *handle, utilization *said) {
+    if (handle->number >= 2) return NOT_SUPPORTED;
+    said->gpu = 25 * (handle->number + 1);
+    said->memory = 99;
+    return SUCCESS;
+}
