@@ -32,7 +32,7 @@ CHORALE = [sys.executable, "-m", "jobs.cli.main"]
 MANY = 100_000
 PLACEMENTS = 2_000
 NODES = 100
-WARM_JOBS = 40
+WARM_JOBS = 200
 
 
 def rows() -> list[Row]:
@@ -154,7 +154,7 @@ def _hand_over(folder: Path) -> Iterator[Row]:
     words = [*CHORALE, "up", "--slots", "1"]
     farm = subprocess.Popen(words, env=os.environ | home, stderr=subprocess.DEVNULL)
     try:
-        call("wait", "--batch", batch, "--timeout", "600")
+        call("wait", "--batch", batch, "--timeout", "3600")
     finally:
         farm.terminate()
         farm.wait(60)
