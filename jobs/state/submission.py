@@ -100,7 +100,7 @@ def submit(database: Database, asked: Iterable[Asked], name: str, terms: Terms) 
     breaks off, submitting it again adds the rest.
     """
     # Each model is looked at once per batch: a server lives long, and a folder may have changed since.
-    _model.cache_clear()
+    _models.cache_clear()
     receipt = Receipt(batch=uuid.uuid4().hex[:12])
     with database.write() as connection:
         connection.execute(
