@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from bench import board, coherence, farm, image, metrics, panorama, seams, store
+from bench import board, coherence, farm, image, metrics, panorama, seams, starts, store
 from bench.table import as_markdown, write_section
 
 SECTIONS = {
@@ -19,6 +19,7 @@ SECTIONS = {
     "repainting": ("Hearing the whole canvas, at a strength of 0.8", coherence.repainting_rows),
     "memory": ("Memory", image.memory_rows),
     "farm": ("Farm", farm.rows),
+    "starts": ("Starts", starts.rows),
     "metrics": ("Metrics", metrics.rows),
     "store": ("Object store: requests", store.request_rows),
     "uploads": ("Object store: uploads beside a render", store.upload_rows),

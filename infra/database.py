@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
+from inspect import signature
 from typing import Any
 
-from sqlalchemy import Connection, Double, Engine, Table, create_engine, event
+from sqlalchemy import Connection, Double, Engine, Table, bindparam, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.ext.compiler import compiles
@@ -80,21 +82,66 @@ class Database:
         self.engine.dispose()
 
 
+def built_once(build: Callable[..., Any]) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """A statement that is built when it is first used; later only its arguments are filled in.
+
+        @built_once
+        def _named(job: Any) -> Any:
+            return select(jobs).where(jobs.c.id == job)
+
+        connection.execute(*_named(job="3fa9"))
+
+    To build it takes longer than a database next door takes to answer. Arguments stand for values: `build`
+    must not look at them.
+    """
+    names = tuple(signature(build).parameters)
+
+    @cache
+    def statement() -> Any:
+        return build(**{name: bindparam(f"given_{name}") for name in names})
+
+    def filled(**values: Any) -> tuple[Any, dict[str, Any]]:
+        return statement(), {f"given_{name}": values[name] for name in names}
+
+    return filled
+
+
 def insert_unless_there(connection: Connection, table: Table) -> Any:
     """An INSERT that leaves a row with the same key as it is; both databases say it the same way."""
+    return _insert(connection, table).on_conflict_do_nothing()
+
+
+def insert_or_change(connection: Connection, table: Table, changes: dict[str, Any]) -> Any:
+    """An INSERT that makes `changes` to a row with the same primary key instead, where there is one."""
+    return _insert(connection, table).on_conflict_do_update(index_elements=table.primary_key, set_=changes)
+
+
+def _insert(connection: Connection, table: Table) -> Any:
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    return dialect.insert(table).on_conflict_do_nothing()
+    return dialect.insert(table)
 
 
 def _engine(url: str) -> Engine:
     if url.startswith("postgresql://"):
         url = url.replace("postgresql://", "postgresql+psycopg://", 1)
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True, connect_args=_POSTGRES)
+        engine = create_engine(url, pool_pre_ping=True, connect_args=_POSTGRES)
+        # Before SQLAlchemy looks at the server, which stumbles over what is refused here.
+        event.listen(engine, "connect", partial(_refuse_other_encodings, engine), insert=True)
+        return engine
     engine = create_engine(url, connect_args={"timeout": _BUSY_S})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _refuse_other_encodings(engine: Engine, connection: Any, record: object) -> None:
+    """Prompts, names and reasons are in all languages; a database of another encoding takes some of them."""
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding not in (None, "UTF8"):
+        where = engine.url.render_as_string(hide_password=True)
+        fix = "make a database for the farm with: createdb --encoding UTF8 --template template0 NAME"
+        raise BadSetting("database_url", where, f"keeps its text as {encoding}; {fix}")
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:

@@ -39,6 +39,10 @@ def cli() -> None:
     Exit codes: 0 done, 2 bad input, 3 failed, 4 cancelled, 5 timed out, 6 a service unreachable.
 
     \b
+    Words are completed with Tab after this line in ~/.bashrc (zsh and fish likewise):
+      eval "$(_CHORALE_COMPLETE=bash_source chorale)"
+
+    \b
     Example:
       chorale render "a red vase on a wooden table" --size 1536x1024 --seed 7 --out out/vase
     """

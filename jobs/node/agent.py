@@ -36,7 +36,7 @@ _ROUND_S = 1.0
 """Between two looks into the database, unless a bell rings."""
 _OFFER_S = 0.6
 """For so long warm groups may take a new attempt before a group is started for it."""
-_RENEW_S = 2.0
+RENEW_S = 1.0
 _REPORT_S = 10.0
 """Between two looks for ended batches and closed queues, where reports are wanted."""
 STOP_S = 15.0
@@ -147,7 +147,7 @@ class Agent:
             ring(self._app, [bell for bell in bells if bell[0] != self.name])
 
     def _renew(self) -> None:
-        if time.monotonic() - self._renewed > _RENEW_S:
+        if time.monotonic() - self._renewed > RENEW_S:
             with self.farm.database.write() as connection:
                 renew(connection, self.name)
             self._renewed = time.monotonic()

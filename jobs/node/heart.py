@@ -15,7 +15,7 @@ from infra.errors import ServiceError
 from jobs.errors import LostRace
 from jobs.state.attempts import Assignment, beat, publish
 
-BEAT_S = 2.0
+BEAT_S = 1.0
 PATIENCE_S = 30.0
 """The database may be away for so long before a supervisor gives its part up."""
 Result = TypeVar("Result")

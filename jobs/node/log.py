@@ -37,7 +37,9 @@ class AttemptLog:
     def hear(self, news: dict[str, Any]) -> None:
         """Write down the ranks' news that are worth it."""
         kind = news["kind"]
-        if kind == "stage":
+        if kind == "loaded":
+            self.say(f"model loaded in {news['seconds']:.1f} s")
+        elif kind == "stage":
             size = f"{news['width']}x{news['height']}"
             self.say(f"stage {news['stage'] + 1} of {news['stages']}: {size}, {news['steps']} steps")
         elif kind == "step":

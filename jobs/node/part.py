@@ -25,14 +25,15 @@ from jobs.node.part_meter import PartMeter
 from jobs.node.request import CHECKPOINT_S, PATIENCE_S, Request
 from jobs.node.torchrun import RankGroup, Rendezvous
 from jobs.place.handover import finish_and_take_next
-from jobs.state.attempts import Assignment, Tally, fail, finish, let_go, make_ready, meeting_point
+from jobs.state.attempts import LEASE_S, Assignment, Tally, fail, finish, let_go, make_ready, meeting_point
 from jobs.state.machine import change
 from render.models.pair import facts_of, find_models
 from render.processors import gpu_count
 from render.spec import Spec
 
-_MATES_S = 5.0
-"""A group that breaks off waits so long for the node that knows why to say it first."""
+_MATES_S = LEASE_S + 2.0
+"""A group that breaks off waits so long for the node that knows why to say it first. If that one is dead, its
+lease is over by then, and the job goes on at once."""
 
 
 class Superseded(JobError):
@@ -89,7 +90,7 @@ class Part:
             else:
                 # The node whose rank failed knows the reason, and its word should come first. If none comes,
                 # a node or the network between them is gone, and the job is not to blame.
-                time.sleep(_MATES_S)
+                self._await_mates()
                 self._fail(exc, _last_line(exc), None, "outages")
         except (ServiceError, StoreError, OSError) as exc:
             self._fail(exc, f"{type(exc).__name__}: {exc}".splitlines()[0], None, "outages")
@@ -109,6 +110,11 @@ class Part:
                 with contextlib.suppress(ServiceError):
                     patiently(self.farm.database, lambda connection: let_go(connection, self.claimed))
         return None
+
+    def _await_mates(self) -> None:
+        end = time.monotonic() + _MATES_S
+        while self._heart.lost is None and time.monotonic() < end:
+            time.sleep(0.2)
 
     def _fail(self, exc: Exception, reason: str, node: str | None, tally: Tally | None = "attempts") -> None:
         self._meter.on_failure(exc)

@@ -1,4 +1,4 @@
-"""One rank of a group, started by torchrun: `python -m jobs.node.rank DESK`.
+"""One rank of a group, started just before torchrun, or by it: `python -m jobs.node.rank DESK`.
 
 DESK is a folder of whoever started the group: requests come as files, news go to a socket. Between two
 requests the rank waits with its model loaded.
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.node.desk import news_path, request_path
+from jobs.node.early import Early
 from jobs.node.launcher import MATES_LOST
 from jobs.node.meter import Meter
 from jobs.node.news import Reporter
@@ -38,7 +39,6 @@ _LOOK_S = 0.01
 
 def main() -> int:
     """Render request after request with the other ranks; 0 when the last one is published or stopped."""
-    die_with_parent(int(os.environ[PARENT]))
     stop = threading.Event()
     # Whoever started us asks for a stop after the step by this signal; all ranks then hear of it.
     signal.signal(signal.SIGUSR1, lambda *_: stop.set())
@@ -169,9 +169,12 @@ class _Rank:
         if self._loaded is None or self._loaded[0] != wanted:
             # The old model goes before the new one comes: there is seldom room for two.
             self._loaded = None
+            started = time.perf_counter()
             refiner = None if request.refiner is None else Path(request.refiner)
             folders = Folders(model=Path(request.model), refiner=refiner)
             self._loaded = wanted, load_models(folders, device, dtype, request.facts)
+            if int(os.environ["LOCAL_RANK"]) == 0:
+                self.report({"kind": "loaded", "seconds": time.perf_counter() - started})
         return self._loaded[1]
 
 
@@ -193,6 +196,13 @@ def _voice(report: Reporter, measure: RankMeter) -> Callable[[dict[str, Any]], N
     return say
 
 
+def _import() -> None:
+    """What takes a rank the most time before its first request."""
+    import render.engine
+    import render.models.sd
+    import render.models.sdxl  # noqa: F401
+
+
 def _write_to(log: str) -> None:
     """What this process prints from here on goes to the end of a file."""
     sys.stdout.flush()
@@ -204,8 +214,15 @@ def _write_to(log: str) -> None:
 
 
 if __name__ == "__main__":
-    code = main()
+    die_with_parent(int(os.environ[PARENT]))
+    early = Early.begin(_import)
+    code = 1
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
+    early.end(code)
     # Not by way of the interpreter's end: there gloo's threads now and then abort a process that is done.
     os._exit(code)

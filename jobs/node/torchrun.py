@@ -120,7 +120,7 @@ class RankGroup:
 def _start(
     desk: Path, ranks: int, rendezvous: Rendezvous | None, gpus: tuple[int, ...] | None, log: Path
 ) -> subprocess.Popen[bytes]:
-    launcher = [sys.executable, "-m", "jobs.node.launcher", str(os.getpid())]
+    launcher = [sys.executable, "-m", "jobs.node.launcher", str(os.getpid()), str(ranks), str(desk)]
     meeting = ["--standalone"] if rendezvous is None else rendezvous.arguments()
     chosen = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
     if rendezvous is not None and rendezvous.interface is not None:
@@ -128,7 +128,7 @@ def _start(
         chosen |= {name: rendezvous.interface for name in names if name not in os.environ}
     with log.open("ab") as file:
         return subprocess.Popen(
-            [*launcher, *meeting, "--nproc-per-node", str(ranks), "-m", "jobs.node.rank", str(desk)],
+            [*launcher, *meeting],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

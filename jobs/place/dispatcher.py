@@ -9,7 +9,6 @@ from typing import Any
 from sqlalchemy import Connection, exists, select
 
 from infra.database import Database, now
-from jobs.errors import LostRace
 from jobs.place.placement import AGEING_S, Decision, Node, Running, Want, place
 from jobs.state.attempts import bad_nodes, reserve, sweep
 from jobs.state.leases import DISPATCHER, hold_lease
@@ -46,14 +45,9 @@ def dispatch(
             for node in sweep(connection):
                 on_lost(node)
         stop_closed(connection, moment)
-        bells: list[Bell] = []
-        for group in decide(connection, moment).placed:
-            try:
-                attempt, fence = reserve(connection, group, f"placed on {', '.join(group.slots)}")
-            except LostRace:
-                continue
-            bells += [(node, attempt, fence) for node in group.slots]
-        return bells
+        groups = decide(connection, moment).placed
+        taken = reserve(connection, groups, lambda group: f"placed on {', '.join(group.slots)}")
+        return [(node, *taken[group.job]) for group in groups if group.job in taken for node in group.slots]
 
 
 def decide(connection: Connection, moment: float | None = None) -> Decision:

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, select
 
-from jobs.errors import LostRace
 from jobs.place.dispatcher import decide
 from jobs.state.attempts import Assignment, claim, finish, make_ready, reserve
 from jobs.state.leases import wait_for_placing
@@ -32,11 +31,10 @@ def finish_and_take_next(
     if placed is None:
         return None
     reason = f"next for the warm group on {part.node}"
-    try:
-        attempt, _ = reserve(connection, placed, reason, part.slots)
-    except LostRace:
+    reserved = reserve(connection, [placed], lambda group: reason, part.slots)
+    if placed.job not in reserved:
         return None
-    given = claim(connection, attempt, part.node, part.supervisor)
+    given = claim(connection, reserved[placed.job][0], part.node, part.supervisor)
     assert given is not None, "nobody else knows of the attempt yet"
     make_ready(connection, given, None)
     change(connection, given.job, "placing", "rendering", reason, under=given.fence)

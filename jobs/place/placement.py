@@ -102,20 +102,22 @@ def place(
 ) -> Decision:
     """Decide once, for the farm as it is."""
     farm = _Farm(nodes, list(running), {queue.name: queue for queue in queues})
-    waiting = sorted(wants, key=farm.order, reverse=True)
+    waiting = farm.lines(wants)
     placed: list[Placed] = []
     reserved_for: str | None = None
     reserved: frozenset[str] = frozenset()
     while waiting and (farm.any_free or reserved_for is None):
-        want = waiting.pop()
+        # Anew each time: with each placement its owner's share grows, and others may come first.
+        line = min(waiting, key=lambda line: farm.order(line[-1]))
+        want = line.pop()
+        if not line:
+            waiting.remove(line)
         if not farm.may_start(want):
             continue
         slots = farm.fit(want, kept=reserved)
         if slots is not None:
             farm.take(want, slots)
             placed.append(Placed(job=want.job, slots=slots))
-            # Its owner's share has grown, and others may come first now.
-            waiting.sort(key=farm.order, reverse=True)
         elif reserved_for is None and farm.could_ever_fit(want):
             reserved_for, reserved = want.job, farm.reserve(want)
     return Decision(placed=tuple(placed), reserved_for=reserved_for, reserved=reserved)
@@ -142,6 +144,14 @@ class _Farm:
         share = self._used.get((want.queue, want.owner), 0) / weight
         points = want.priority + want.waited // AGEING_S
         return -points, share, -want.waited, want.job
+
+    def lines(self, wants: Iterable[Want]) -> list[list[Want]]:
+        """The jobs of each owner in each queue, the first of each line at its end: as long as their share
+        is the same, so is their order."""
+        found: dict[tuple[str, str], list[Want]] = {}
+        for want in sorted(wants, key=self.order, reverse=True):
+            found.setdefault((want.queue, want.owner), []).append(want)
+        return list(found.values())
 
     @property
     def any_free(self) -> bool:

@@ -7,14 +7,15 @@ and changes nothing. An attempt ends once: the first end counts.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, exists, func, insert, select, update
 
-from infra.database import now
+from infra.database import built_once, now
 from jobs.place.placement import Placed
-from jobs.state.machine import HOLDING, change
+from jobs.state.machine import HOLDING, change, change_all
 from jobs.state.rates import learn
 from jobs.state.tables import attempts, jobs, members, nodes
 
@@ -22,8 +23,8 @@ MOST_ATTEMPTS = 4
 """After so many the job is failed, with the last reason, so that a poison job never blocks its queue."""
 MOST_LOSSES = 12
 """After so many attempts that were lost with their node, the job is taken to be what kills them."""
-LEASE_S = 10.0
-"""A member that has not been heard of for so long is lost."""
+LEASE_S = 6.0
+"""A member that has not been heard of for so long is lost; six beats."""
 START_S = 60.0
 """A group that is not complete after so long is released."""
 _BACKOFF_S = 2.0
@@ -62,48 +63,58 @@ class Assignment:
 
 
 def reserve(
-    connection: Connection, placed: Placed, reason: str, slots: tuple[int, ...] | None = None
-) -> tuple[str, int]:
-    """Take a whole group's slots for a queued job: (attempt, fence). `LostRace` when the job is gone.
+    connection: Connection,
+    groups: Sequence[Placed],
+    reason: Callable[[Placed], str],
+    slots: tuple[int, ...] | None = None,
+) -> dict[str, tuple[str, int]]:
+    """Take the slots of whole groups for their queued jobs: (attempt, fence) by job, without the jobs that
+    are gone. Statements are for all groups at once, since each is a way to the database and back.
 
-    `slots` are the numbers to take, for a group on one node; without them any free ones.
+    `slots` are the numbers to take, for one group on one node; without them any free ones.
     """
-    change(
-        connection,
-        placed.job,
-        "queued",
-        "placing",
-        reason,
-        fence=jobs.c.fence + 1,
-    )
-    fence: int = connection.execute(select(jobs.c.fence).where(jobs.c.id == placed.job)).scalar_one()
-    attempt = uuid.uuid4().hex[:16]
-    connection.execute(insert(attempts).values(id=attempt, job=placed.job, fence=fence, created=now()))
-    connection.execute(
-        insert(members),
-        [
-            {
-                "attempt": attempt,
-                "node": node,
-                "place": place,
-                "slots": _free_slots(connection, node, count) if slots is None else list(slots),
-            }
-            for place, (node, count) in enumerate(placed.slots.items())
-        ],
-    )
-    return attempt, fence
+    if slots is None:
+        parts = _deal(groups, _free_slots(connection, {node for group in groups for node in group.slots}))
+    else:
+        parts = {group.job: [list(slots)] for group in groups}
+    reasons = {group.job: reason(group) for group in groups if group.job in parts}
+    fences = change_all(connection, reasons, "queued", "placing", fence=jobs.c.fence + 1)
+    if not fences:
+        return {}
+    made = {job: (uuid.uuid4().hex[:16], fence) for job, fence in fences.items()}
+    rows = [{"id": attempt, "job": job, "fence": fence} for job, (attempt, fence) in made.items()]
+    connection.execute(insert(attempts).values(created=now()), rows)
+    held = [
+        {"attempt": made[group.job][0], "node": node, "place": place, "slots": parts[group.job][place]}
+        for group in groups
+        if group.job in made
+        for place, node in enumerate(group.slots)
+    ]
+    connection.execute(insert(members), held)
+    return made
 
 
-def _free_slots(connection: Connection, node: str, count: int) -> list[int]:
-    """The numbers of `count` slots of a node that no living attempt holds."""
+def _deal(groups: Sequence[Placed], free: dict[str, list[int]]) -> dict[str, list[list[int]]]:
+    """Numbers of slots for each node of each group, by job; a group that lacks one is left out whole."""
+    dealt: dict[str, list[list[int]]] = {}
+    for group in groups:
+        if all(len(free.get(node, ())) >= count for node, count in group.slots.items()):
+            dealt[group.job] = [[free[node].pop(0) for _ in range(n)] for node, n in group.slots.items()]
+    return dealt
+
+
+def _free_slots(connection: Connection, names: set[str]) -> dict[str, list[int]]:
+    """The numbers of the slots of some nodes that no living attempt holds, by node."""
     holding = (
-        select(members.c.slots)
+        select(members.c.node, members.c.slots)
         .join(attempts, attempts.c.id == members.c.attempt)
-        .where(members.c.node == node, attempts.c.ended.is_(None))
+        .where(members.c.node.in_(names), attempts.c.ended.is_(None))
     )
-    taken = {number for slots in connection.execute(holding).scalars() for number in slots}
-    have: int = connection.execute(select(nodes.c.slots).where(nodes.c.name == node)).scalar_one()
-    return [number for number in range(have) if number not in taken][:count]
+    taken: dict[str, set[int]] = {name: set() for name in names}
+    for row in connection.execute(holding):
+        taken[row.node].update(row.slots)
+    have = connection.execute(select(nodes.c.name, nodes.c.slots).where(nodes.c.name.in_(names)))
+    return {row.name: [n for n in range(row.slots) if n not in taken[row.name]] for row in have}
 
 
 def unclaimed(connection: Connection, node: str) -> list[str]:
@@ -119,23 +130,10 @@ def unclaimed(connection: Connection, node: str) -> list[str]:
 
 def claim(connection: Connection, attempt: str, node: str, supervisor: str) -> Assignment | None:
     """Take a node's part of an attempt; None when another supervisor has it or the attempt has ended."""
-    # Ours: the answer to a first try may have been lost on the way.
-    unclaimed_or_ours = members.c.claimed_by.is_(None) | (members.c.claimed_by == supervisor)
-    taken = connection.execute(
-        update(members)
-        .where(_member(attempt, node), unclaimed_or_ours, _living(attempt))
-        .values(claimed_by=supervisor, lease_until=now() + LEASE_S)
-    )
+    taken = connection.execute(*_taken(attempt=attempt, node=node, supervisor=supervisor))
     if taken.rowcount != 1:
         return None
-    row = connection.execute(
-        select(members, jobs.c.digest, jobs.c.spec, attempts.c.job, attempts.c.fence, nodes.c.address)
-        .join(attempts, attempts.c.id == members.c.attempt)
-        .join(jobs, jobs.c.id == attempts.c.job)
-        .join(nodes, nodes.c.name == members.c.node)
-        .where(_member(attempt, node))
-    ).one()
-    count = select(func.count()).where(members.c.attempt == attempt)
+    row = connection.execute(*_part(attempt=attempt, node=node)).one()
     return Assignment(
         attempt=attempt,
         node=node,
@@ -146,8 +144,29 @@ def claim(connection: Connection, attempt: str, node: str, supervisor: str) -> A
         spec=row.spec,
         place=row.place,
         slots=tuple(row.slots),
-        nodes=connection.execute(count).scalar_one(),
+        nodes=row.nodes,
         address=row.address,
+    )
+
+
+@built_once
+def _taken(attempt: Any, node: Any, supervisor: Any) -> Any:
+    # Ours: the answer to a first try may have been lost on the way.
+    unclaimed_or_ours = members.c.claimed_by.is_(None) | (members.c.claimed_by == supervisor)
+    open_part = update(members).where(_member(attempt, node), unclaimed_or_ours, _living(attempt))
+    return open_part.values(claimed_by=supervisor, lease_until=now() + LEASE_S)
+
+
+@built_once
+def _part(attempt: Any, node: Any) -> Any:
+    count = select(func.count()).where(members.c.attempt == attempt).scalar_subquery().label("nodes")
+    names = (members, jobs.c.digest, jobs.c.spec, attempts.c.job, attempts.c.fence, nodes.c.address, count)
+    return (
+        select(*names)
+        .join(attempts, attempts.c.id == members.c.attempt)
+        .join(jobs, jobs.c.id == attempts.c.job)
+        .join(nodes, nodes.c.name == members.c.node)
+        .where(_member(attempt, node))
     )
 
 
@@ -198,11 +217,19 @@ def let_go(connection: Connection, part: Assignment) -> None:
 
 def make_ready(connection: Connection, part: Assignment, rendezvous: str | None) -> None:
     """Say that this node's supervisor stands by; the first node also says where the ranks shall meet."""
-    connection.execute(update(members).where(_member(part.attempt, part.node)).values(ready=True))
+    connection.execute(*_ready(attempt=part.attempt, node=part.node))
     if rendezvous is not None:
-        connection.execute(
-            update(attempts).where(attempts.c.id == part.attempt).values(rendezvous=rendezvous)
-        )
+        connection.execute(*_meeting(attempt=part.attempt, point=rendezvous))
+
+
+@built_once
+def _ready(attempt: Any, node: Any) -> Any:
+    return update(members).where(_member(attempt, node)).values(ready=True)
+
+
+@built_once
+def _meeting(attempt: Any, point: Any) -> Any:
+    return update(attempts).where(attempts.c.id == attempt).values(rendezvous=point)
 
 
 def meeting_point(connection: Connection, part: Assignment) -> str | None:
@@ -238,8 +265,9 @@ def publish(connection: Connection, part: Assignment) -> None:
 
 def finish(connection: Connection, part: Assignment, root: str, model_seconds: float) -> None:
     """The image is there: > done. Raises `LostRace` when the job is no longer this attempt's."""
-    publish(connection, part)
-    seconds = jobs.c.model_seconds + model_seconds
+    found = connection.execute(*_whole(attempt=part.attempt)).all()
+    if found and found[0].state == "rendering":
+        change(connection, part.job, "rendering", "publishing", "all steps done", under=part.fence)
     change(
         connection,
         part.job,
@@ -249,20 +277,45 @@ def finish(connection: Connection, part: Assignment, root: str, model_seconds: f
         under=part.fence,
         root=root,
         progress=1.0,
-        model_seconds=seconds,
+        model_seconds=found[0].model_seconds + model_seconds if found else model_seconds,
     )
-    learn(connection, part.attempt)
+    # What an earlier attempt has done already did not cost this one anything.
+    if part.fence == 1 and found[0].work:
+        slot_seconds = found[0].age * sum(len(member.slots) for member in found)
+        learn(connection, found[0].model, found[0].device, found[0].work, slot_seconds)
     _end(connection, part.attempt, "done", None)
 
 
+@built_once
+def _whole(attempt: Any) -> Any:
+    """An attempt's job, locked, with each of its members: what there is to know at its end."""
+    age = (now() - attempts.c.created).label("age")
+    names = ("state", "model", "work", "model_seconds")
+    return (
+        select(*(jobs.c[name] for name in names), age, members.c.slots, nodes.c.device)
+        .join(attempts, attempts.c.job == jobs.c.id)
+        .join(members, members.c.attempt == attempts.c.id)
+        .join(nodes, nodes.c.name == members.c.node)
+        .where(attempts.c.id == attempt)
+        .order_by(members.c.place)
+        .with_for_update(of=jobs)
+    )
+
+
 def fail(
-    connection: Connection, attempt: str, reason: str, node: str | None, tally: Tally | None = "attempts"
+    connection: Connection,
+    attempt: str,
+    reason: str,
+    node: str | None,
+    tally: Tally | None = "attempts",
+    *,
+    late: bool = False,
 ) -> None:
     """End an attempt without an image, and put its job back into the queue, or fail it after too many.
 
     `tally` says what it counts as: an attempt that failed by the job's own fault, or one that was lost with
-    its node or by an outage, of which it takes many more; None for a stop that was asked for. Harmless when
-    the attempt has ended, or the job has been cancelled.
+    its node or by an outage, of which it takes many more; None for a stop that was asked for. `late` says
+    that the group has never met. Harmless when the attempt has ended, or the job has been cancelled.
     """
     # The job before the attempt, as everywhere, so that two of us never wait for each other; and locked, so
     # that nobody changes it between this look and our change.
@@ -279,7 +332,7 @@ def fail(
         return
     # A lost node's job goes on at once, on another; what else there was may need some time to pass.
     doublings = min(tries + losses, _MOST_DOUBLINGS)
-    pause = _BACKOFF_S * 2**doublings if tally in ("attempts", "outages") else 0.0
+    pause = _BACKOFF_S * 2**doublings if late or tally in ("attempts", "outages") else 0.0
     later = now() + pause
     change(connection, row.id, row.state, "queued", reason, under=row.own, not_before=later, **tallies)
 
@@ -289,16 +342,16 @@ def sweep(connection: Connection) -> list[str]:
     for row in list(connection.execute(_left_over())):
         _end(connection, row.id, f"{_WENT_ANOTHER_WAY} {row.state}", None)
     silent = (
-        select(attempts.c.id, members.c.node, members.c.claimed_by)
+        select(attempts.c.id, members.c.node, members.c.claimed_by, _gone().label("gone"))
         .join(members, members.c.attempt == attempts.c.id)
         .join(nodes, nodes.c.name == members.c.node)
-        .where(attempts.c.ended.is_(None), _silent())
-        .order_by(attempts.c.job, members.c.place)
+        .where(attempts.c.ended.is_(None), _gone() | _overdue())
+        .order_by(attempts.c.job, _gone().desc(), members.c.place)
     )
     lost = list(connection.execute(silent))
     for row in lost:
         what = "was never started" if row.claimed_by is None else "has not been heard of"
-        fail(connection, row.id, f"node {row.node} {what}", row.node, "losses")
+        fail(connection, row.id, f"node {row.node} {what}", row.node, "losses", late=not row.gone)
     return list({row.id: row.node for row in reversed(lost)}.values())
 
 
@@ -316,24 +369,28 @@ def bad_nodes(connection: Connection, job_ids: list[str], failures: int = 2) -> 
     return {job: frozenset(names) for job, names in found.items()}
 
 
-def _member(attempt: str, node: str) -> ColumnElement[bool]:
-    return (members.c.attempt == attempt) & (members.c.node == node)
+def _member(attempt: Any, node: Any) -> ColumnElement[bool]:
+    same: ColumnElement[bool] = (members.c.attempt == attempt) & (members.c.node == node)
+    return same
 
 
 def _held(part: Assignment) -> ColumnElement[bool]:
     return _member(part.attempt, part.node) & (members.c.claimed_by == part.supervisor)
 
 
-def _living(attempt: str) -> ColumnElement[bool]:
+def _living(attempt: Any) -> ColumnElement[bool]:
     return exists().where(attempts.c.id == attempt, attempts.c.ended.is_(None))
 
 
-def _silent() -> ColumnElement[bool]:
-    """A claimed member whose lease is over; an unclaimed one whose node's is; a group that took too long."""
+def _gone() -> ColumnElement[bool]:
+    """A claimed member whose lease is over, or an unclaimed one whose node's is."""
     claimed = members.c.claimed_by.is_not(None)
-    overdue = members.c.ready.is_(False) & (attempts.c.created + START_S < now())
-    lost = claimed & (members.c.lease_until < now())
-    return lost | (~claimed & (nodes.c.lease_until < now())) | overdue
+    return (claimed & (members.c.lease_until < now())) | (~claimed & (nodes.c.lease_until < now()))
+
+
+def _overdue() -> ColumnElement[bool]:
+    """A member of a group that takes too long to meet."""
+    return members.c.ready.is_(False) & (attempts.c.created + START_S < now())
 
 
 def _left_over() -> Any:
@@ -349,9 +406,11 @@ def _left_over() -> Any:
 
 
 def _end(connection: Connection, attempt: str, reason: str, node: str | None) -> bool:
-    ended = connection.execute(
-        update(attempts)
-        .where(attempts.c.id == attempt, attempts.c.ended.is_(None))
-        .values(ended=now(), reason=reason, failed_node=node)
-    )
-    return ended.rowcount == 1
+    ended = connection.execute(*_ended(attempt=attempt, reason=reason, node=node))
+    return bool(ended.rowcount == 1)
+
+
+@built_once
+def _ended(attempt: Any, reason: Any, node: Any) -> Any:
+    living = update(attempts).where(attempts.c.id == attempt, attempts.c.ended.is_(None))
+    return living.values(ended=now(), reason=reason, failed_node=node)

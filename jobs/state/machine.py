@@ -10,9 +10,13 @@ supervisors, a replayed message or a node that wakes up after its lease can do n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Text, bindparam, insert, literal, select, update
+from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
+from sqlalchemy.sql.elements import ClauseElement
 
 from infra.database import now
 from jobs.errors import IllegalChange, LostRace, UnknownJob
@@ -51,23 +55,95 @@ def change(
     Raises `IllegalChange` for a step that the machine does not have, `LostRace` when the job is not in
     `old`, or no longer under the fence `under`, and `UnknownJob`.
     """
-    if new not in ALLOWED[old]:
-        raise IllegalChange(f"job {job} cannot go from {old} to {new}")
-    moment = now()
-    if new in ENDED:
-        values.setdefault("ended", moment)
-    elif new == "rendering":
-        values.setdefault("started", moment)
-    statement = update(jobs).where(jobs.c.id == job, jobs.c.state == old)
-    if under is not None:
-        statement = statement.where(jobs.c.fence == under)
-    changed = connection.execute(statement.values(state=new, reason=reason, changed=moment, **values))
-    if changed.rowcount != 1:
+    _check(f"job {job}", old, new)
+    written = {name: value for name, value in values.items() if isinstance(value, ClauseElement)}
+    given = {name: value for name, value in values.items() if name not in written}
+    moved = _moved(new, under is not None, tuple(given))
+    if written:
+        moved = moved.values(**written)
+    told: dict[str, Any] = {"own_job": job, "own_old": old, "own_reason": reason}
+    told |= {f"own_{name}": value for name, value in given.items()}
+    told |= {} if under is None else {"own_under": under}
+    if connection.dialect.name == "postgresql":
+        # One statement, since there each is a way over the network.
+        both = _recorded(moved, old, new) if written else _recorded_once(moved, old, new)
+        done = connection.execute(both, told).first() is not None
+    else:
+        fence = connection.execute(moved, told).scalar()
+        done = fence is not None
+        if fence is not None:
+            _record(connection, {job: fence}, old, new, {job: reason})
+    if not done:
         raise _lost(connection, job, old, under)
-    held = connection.execute(select(jobs.c.fence).where(jobs.c.id == job)).scalar_one()
-    connection.execute(
-        insert(events).values(time=now(), job=job, fence=held, old=old, new=new, reason=reason)
-    )
+
+
+@cache
+def _moved(new: str, under: bool, names: tuple[str, ...]) -> ReturningUpdate[Any]:
+    """The change of one job; what it sets beside its state is filled in by name."""
+    own = (jobs.c.id == bindparam("own_job")) & (jobs.c.state == bindparam("own_old"))
+    if under:
+        own &= jobs.c.fence == bindparam("own_under")
+    given: dict[str, Any] = {name: bindparam(f"own_{name}") for name in names}
+    statement = update(jobs).where(own).values(**_told(new), reason=bindparam("own_reason"), **given)
+    return statement.returning(jobs.c.fence, jobs.c.id)
+
+
+def _recorded(moved: ReturningUpdate[Any], old: str, new: str) -> ReturningInsert[Any]:
+    """A change and its event in one statement; returns a row if there was one."""
+    job = moved.cte("moved")
+    reason = bindparam("own_reason", type_=Text)
+    event = select(now(), job.c.id, job.c.fence, literal(old), literal(new), reason)
+    names = ("time", "job", "fence", "old", "new", "reason")
+    return insert(events).from_select(names, event).returning(events.c.fence)
+
+
+_recorded_once = cache(_recorded)
+
+
+def change_all(
+    connection: Connection, reasons: Mapping[str, str], old: str, new: str, **values: Any
+) -> dict[str, int]:
+    """Move those of many jobs that are in `old`, each with its reason: their fences afterwards, by job.
+
+    A job that somebody else was faster to move is left out and left alone. Whoever calls this keeps every
+    dispatcher out first, see `wait_for_placing`. Raises `IllegalChange`.
+    """
+    _check("a job", old, new)
+    # Locked in the order of their names, so that what is read here is what is changed below.
+    there = select(jobs.c.id).where(jobs.c.id.in_(sorted(reasons)), jobs.c.state == old)
+    found = connection.execute(there.order_by(jobs.c.id).with_for_update()).scalars().all()
+    if not found:
+        return {}
+    own = (jobs.c.id == bindparam("own_id")) & (jobs.c.state == old)
+    each = update(jobs).where(own).values(**_told(new), reason=bindparam("own_reason"), **values)
+    connection.execute(each, [{"own_id": job, "own_reason": reasons[job]} for job in found])
+    held = select(jobs.c.id, jobs.c.fence).where(jobs.c.id.in_(found))
+    fences = {row.id: row.fence for row in connection.execute(held)}
+    _record(connection, fences, old, new, reasons)
+    return fences
+
+
+def _check(what: str, old: str, new: str) -> None:
+    if new not in ALLOWED[old]:
+        raise IllegalChange(f"{what} cannot go from {old} to {new}")
+
+
+def _told(new: str) -> dict[str, Any]:
+    """What every change to a state sets."""
+    told: dict[str, Any] = {"state": new, "changed": now()}
+    if new in ENDED:
+        told["ended"] = now()
+    elif new == "rendering":
+        told["started"] = now()
+    return told
+
+
+def _record(
+    connection: Connection, fences: Mapping[str, int], old: str, new: str, reasons: Mapping[str, str]
+) -> None:
+    both = {"old": old, "new": new}
+    rows = [{"job": job, "fence": fence, "reason": reasons[job]} | both for job, fence in fences.items()]
+    connection.execute(insert(events).values(time=now()), rows)
 
 
 def _lost(connection: Connection, job: str, old: str, fence: int | None) -> LostRace | UnknownJob:

@@ -7,11 +7,12 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from infra.database import now
+from infra.database import built_once, now
 from jobs.state.tables import attempts, members, nodes
 from render.errors import BadInput
 
-LEASE_S = 10.0
+LEASE_S = 6.0
+"""A node that has not been heard of for so long gets nothing."""
 
 
 def register(connection: Connection, name: str, **facts: Any) -> None:
@@ -23,7 +24,12 @@ def register(connection: Connection, name: str, **facts: Any) -> None:
 
 def renew(connection: Connection, name: str) -> None:
     """The node is still there."""
-    connection.execute(update(nodes).where(nodes.c.name == name).values(lease_until=now() + LEASE_S))
+    connection.execute(*_renewed(name=name))
+
+
+@built_once
+def _renewed(name: Any) -> Any:
+    return update(nodes).where(nodes.c.name == name).values(lease_until=now() + LEASE_S)
 
 
 def sign_off(connection: Connection, name: str) -> None:

@@ -6,10 +6,10 @@ second buys of it is learned from finished jobs, recent ones counting most.
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, func, select
 
-from infra.database import insert_unless_there, now
-from jobs.state.tables import attempts, jobs, members, nodes, rates
+from infra.database import insert_or_change
+from jobs.state.tables import rates
 
 _KEPT = 0.9
 """Weight of what is known already when another job is finished."""
@@ -17,29 +17,14 @@ Rates = dict[str, float]
 """Model -> slot seconds per unit of work, on the slowest kind of device that it has been seen on."""
 
 
-def learn(connection: Connection, attempt: str) -> None:
-    """Take a finished attempt into account, if it has done all of its job by itself."""
-    row = connection.execute(
-        select(attempts.c.created, attempts.c.fence, jobs.c.model, jobs.c.work, now().label("moment"))
-        .join(jobs, jobs.c.id == attempts.c.job)
-        .where(attempts.c.id == attempt)
-    ).one()
-    if not row.work or row.fence != 1:
-        return
-    held = connection.execute(
-        select(members.c.slots, nodes.c.device)
-        .join(nodes, nodes.c.name == members.c.node)
-        .where(members.c.attempt == attempt)
-    ).all()
-    spent = (row.moment - row.created) * sum(len(member.slots) for member in held)
-    ours = (rates.c.model == row.model) & (rates.c.device == held[0].device)
-    values = {
-        "work": rates.c.work * _KEPT + row.work,
-        "slot_seconds": rates.c.slot_seconds * _KEPT + spent,
+def learn(connection: Connection, model: str, device: str, work: float, slot_seconds: float) -> None:
+    """Take a job into account that one attempt has done all of."""
+    first = {"model": model, "device": device, "work": work, "slot_seconds": slot_seconds}
+    more = {
+        "work": rates.c.work * _KEPT + work,
+        "slot_seconds": rates.c.slot_seconds * _KEPT + slot_seconds,
     }
-    empty = {"model": row.model, "device": held[0].device, "work": 0.0, "slot_seconds": 0.0}
-    connection.execute(insert_unless_there(connection, rates).values(**empty))
-    connection.execute(update(rates).where(ours).values(**values))
+    connection.execute(insert_or_change(connection, rates, more).values(**first))
 
 
 def read_rates(connection: Connection) -> Rates:

@@ -100,6 +100,8 @@ def submit(database: Database, asked: Iterable[Asked], name: str, terms: Terms) 
     `retry`. Rows go in part by part, so that a large batch does not keep the farm from its database; if it
     breaks off, submitting it again adds the rest.
     """
+    # Each model is looked at once per batch: a server lives long, and a folder may have changed since.
+    _models.cache_clear()
     receipt = Receipt(batch=uuid.uuid4().hex[:12])
     with database.write() as connection:
         connection.execute(

@@ -6,6 +6,7 @@ without safetensors beside it is refused, and one that has both is read from the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -33,6 +34,7 @@ _ATTENDING_MIDDLE = "UNetMidBlock2DCrossAttn"
 
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors")
 _COUNTED_ENDINGS = (".json", ".txt", ".model")
+Listing = tuple[tuple[str, int, int, int], ...]
 
 
 def resolve_model(name: str) -> Path:
@@ -54,8 +56,9 @@ def read_facts(path: Path) -> ModelFacts:
     """What the plan needs of a model, from its configuration files and the hashes of its weights.
 
     Raises `ModelNotUsable` for a folder that lacks parts, holds pickles, or is of a family without adapter.
+    A process reads a folder again only when a file in it has come, gone or changed.
     """
-    return _facts(path, *_inspect(path))
+    return _read_facts(path, _listing(path))
 
 
 def read_refiner_facts(path: Path) -> ModelFacts:
@@ -63,6 +66,17 @@ def read_refiner_facts(path: Path) -> ModelFacts:
 
     Raises `ModelNotUsable` for a folder that cannot be used, or that holds no refiner.
     """
+    return _read_refiner_facts(path, _listing(path))
+
+
+# `listing` is looked at by the caches alone. Refusals are not kept: they are looked at anew each time.
+@lru_cache(maxsize=32)
+def _read_facts(path: Path, listing: Listing) -> ModelFacts:
+    return _facts(path, *_inspect(path))
+
+
+@lru_cache(maxsize=32)
+def _read_refiner_facts(path: Path, listing: Listing) -> ModelFacts:
     index, family, parts = _inspect(path, REFINERS)
     if not index.get(AESTHETICS_KEY):
         raise _unusable(path, f"has no {AESTHETICS_KEY} in model_index.json and is no refiner; use another")
@@ -129,6 +143,16 @@ def _builtin_folder() -> Path:
     if not folder.is_dir():
         raise ModelNotUsable("model", BUILTIN, "has no weights in this installation; install it again")
     return folder
+
+
+def _listing(path: Path) -> Listing:
+    """Every file below a folder with its size and its times, in nanoseconds; a link's are its target's."""
+    found = []
+    for file in sorted(path.rglob("*")):
+        with contextlib.suppress(OSError):
+            stat = file.stat()
+            found.append((str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    return tuple(found)
 
 
 def _is_whole(path: Path) -> bool:
@@ -281,12 +305,12 @@ def _digest(path: Path, parts: tuple[str, ...]) -> str:
 
 def _file_sha256(file: Path) -> str:
     stat = file.stat()
-    return _hash_once(str(file.resolve()), stat.st_size, stat.st_mtime_ns)
+    return _hash_once(str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 @lru_cache(maxsize=1024)
-def _hash_once(name: str, size: int, mtime_ns: int) -> str:
-    # Size and time are in the key so that a changed file is hashed again within one process.
+def _hash_once(name: str, size: int, mtime_ns: int, ctime_ns: int) -> str:
+    # Size and times are in the key so that a changed file is hashed again within one process.
     with open(name, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -154,6 +154,18 @@ def test_settings_come_from_flag_environment_and_file(home: Path, monkeypatch: p
     assert chorale("list", *flag)["jobs"][0]["prompt"] == "from the file"
 
 
+def test_commands_and_flags_are_completed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_CHORALE_COMPLETE", "bash_complete")
+    for typed, wanted in (("chorale dra", "drain"), ("chorale submit --not", "--not-before")):
+        monkeypatch.setenv("COMP_WORDS", typed)
+        monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+        with pytest.raises(SystemExit) as ended:
+            main([])
+        assert (ended.value.code, capsys.readouterr().out) == (0, f"plain,{wanted}\n")
+
+
 def test_the_examples_catalog_is_48_products() -> None:
     catalog = Path(__file__).parent.parent.parent / "examples" / "catalog.csv"
     template = "a studio photo of a {color} {product} {place}"

@@ -82,6 +82,39 @@ def test_owners_share_by_weight() -> None:
     assert sum(job.startswith("y") for job in started) == 8
 
 
+@settings(max_examples=50)
+@given(st.integers(0, 2**32))
+def test_jobs_start_in_their_order_as_it_is_after_each_start(seed: int) -> None:
+    # The oracle sorts all of them anew each time; slots are so many that all are placed.
+    draw = random.Random(seed)
+    nodes = [Node(name="a", slots=100)]
+    shares = {"x": 2.0, "z": 0.5}
+    wants = [
+        Want(
+            job=f"{number:02}",
+            owner=draw.choice("xyz"),
+            queue=draw.choice(("default", "night")),
+            priority=draw.choice((50, 50, 60)),
+            waited=draw.choice((0.0, 10.0, 4000.0)),
+            most=draw.choice((1, 3)),
+        )
+        for number in range(30)
+    ]
+    used = dict.fromkeys(((want.queue, want.owner) for want in wants), 0)
+
+    def order(want: Want) -> tuple[float, float, float, str]:
+        share = used[want.queue, want.owner] / (shares.get(want.owner, 1) if want.queue == "night" else 1)
+        return -(want.priority + want.waited // 3600), share, -want.waited, want.job
+
+    expected, left = [], list(wants)
+    while left:
+        first = min(left, key=order)
+        left.remove(first)
+        used[first.queue, first.owner] += first.most
+        expected.append(first.job)
+    assert list(placed(place(nodes, [], wants, [Queue(name="night", shares=shares)]))) == expected
+
+
 class Simulation:
     """A farm on a simulated clock: places, lets time pass, finishes jobs."""
 

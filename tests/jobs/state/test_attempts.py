@@ -9,6 +9,7 @@ from infra.database import Database, now
 from jobs.errors import LostRace
 from jobs.place.dispatcher import dispatch
 from jobs.place.handover import finish_and_take_next
+from jobs.place.placement import Placed
 from jobs.state.actions import act
 from jobs.state.attempts import (
     MOST_ATTEMPTS,
@@ -22,6 +23,7 @@ from jobs.state.attempts import (
     make_ready,
     meeting_point,
     offered,
+    reserve,
 )
 from jobs.state.machine import change
 from jobs.state.nodes import register, set_draining
@@ -107,6 +109,25 @@ def test_one_dispatcher_at_a_time_and_another_takes_over(farm: Database) -> None
         assert connection.execute(select(leases.c.holder)).scalar_one() == "b"
 
 
+def test_groups_reserved_together_get_slots_of_their_own_or_none(farm: Database) -> None:
+    with farm.write() as connection:
+        register(connection, "a", address="127.0.0.1", slots=4, device="cpu", vram_bytes=None)
+    one, two, three, gone = ask(farm, count=4)
+    with farm.write() as connection:
+        change(connection, gone, "queued", "cancelled", "")
+    wishes = [(one, {"a": 2}), (gone, {"b": 1}), (two, {"a": 1, "b": 1}), (three, {"b": 1, "a": 1})]
+    groups = [Placed(job=job, slots=slots) for job, slots in wishes]
+    with farm.write() as connection:
+        # Node b's one slot was meant for the cancelled job; the others get it in the next round.
+        assert list(reserve(connection, groups, lambda group: "")) == [one]
+        taken = reserve(connection, groups[2:], lambda group: f"for {group.job}")
+        assert list(taken) == [two] and taken[two][1] == 1
+        held = {(row.node, tuple(row.slots)) for row in connection.execute(select(members))}
+    assert held == {("a", (0, 1)), ("a", (2,)), ("b", (0,))}
+    assert job_of(farm, three).state == "queued"
+    assert job_of(farm, two).reason == f"for {two}"
+
+
 def test_a_lost_member_gives_the_job_back_without_blaming_it(farm: Database) -> None:
     # J: rendering > queued, and a late supervisor is not listened to.
     (job,) = ask(farm)
@@ -137,7 +158,9 @@ def test_a_group_that_never_meets_is_released(farm: Database) -> None:
     with farm.read() as connection:
         ended = connection.execute(select(attempts.c.reason).where(attempts.c.id == attempt)).scalar_one()
     assert "was never started" in ended
-    assert (job_of(farm, job).attempts, job_of(farm, job).losses) == (0, 1)
+    row = job_of(farm, job)
+    assert (row.state, row.attempts, row.losses) == ("queued", 0, 1)
+    assert row.not_before > row.changed + 1, "not at once again"
 
 
 def test_a_poison_job_is_failed_with_its_reason_and_blocks_nobody(farm: Database) -> None:

@@ -8,7 +8,7 @@ from sqlalchemy import func, insert, select
 
 from infra.database import Database, now
 from jobs.errors import IllegalChange, LostRace, UnknownJob
-from jobs.state.machine import ALLOWED, STATES, change
+from jobs.state.machine import ALLOWED, STATES, change, change_all
 from jobs.state.tables import events, jobs
 
 
@@ -67,6 +67,34 @@ def test_who_is_late_changes_nothing(database: Database) -> None:
         change(connection, "j", "placing", "rendering", "later")
     assert state_of(database) == "rendering"
     assert events_of(database) == []
+
+
+def test_of_many_jobs_those_in_the_old_state_are_changed(database: Database) -> None:
+    # J: a, c: queued > placing; b has been cancelled, d was never there.
+    for job, state in (("a", "queued"), ("b", "cancelled"), ("c", "queued")):
+        add_job(database, state, job, fence=4)
+    reasons = {job: f"on {job.upper()}" for job in ("d", "c", "b", "a")}
+    with database.write() as connection:
+        fences = change_all(connection, reasons, "queued", "placing", fence=jobs.c.fence + 1)
+    assert fences == {"a": 5, "c": 5}
+    assert [state_of(database, job) for job in "abc"] == ["placing", "cancelled", "placing"]
+    assert events_of(database) == ["queued > placing: on A (5)", "queued > placing: on C (5)"]
+    with database.write() as connection:
+        assert change_all(connection, reasons, "queued", "placing") == {}
+        with pytest.raises(IllegalChange, match="from done to queued"):
+            change_all(connection, reasons, "done", "queued")
+
+
+def test_values_and_expressions_are_set_with_the_state(database: Database) -> None:
+    add_job(database)
+    with database.write() as connection:
+        change(connection, "j", "queued", "placing", "", fence=jobs.c.fence + 1, progress=0.5)
+        change(connection, "j", "placing", "queued", "", under=1, fence=7, not_before=now() + 60)
+    with database.read() as connection:
+        row = connection.execute(select(jobs, now().label("moment"))).one()
+    assert (row.fence, row.progress) == (7, 0.5)
+    assert row.moment < row.not_before < row.moment + 61
+    assert events_of(database) == ["queued > placing:  (1)", "placing > queued:  (7)"]
 
 
 def test_an_unknown_job_is_said_to_be_unknown(database: Database) -> None:

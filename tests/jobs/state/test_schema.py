@@ -1,10 +1,13 @@
 """The migrations build what the code expects, on both databases."""
 
+import psycopg
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import select, text
 
 from infra.database import Database, now
+from infra.errors import BadSetting
 from jobs.state.schema import upgrade
 from jobs.state.tables import metadata
 
@@ -37,3 +40,14 @@ def test_the_clock_is_the_databases_and_moves(database: Database) -> None:
         first = connection.execute(select(now())).scalar_one()
         second = connection.execute(select(now())).scalar_one()
     assert 1.7e9 < first <= second < first + 60
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_cannot_keep_every_prompt_is_refused(postgres_url: str, encoding: str) -> None:
+    name = encoding.lower()
+    with psycopg.connect(postgres_url, autocommit=True) as server:
+        server.execute(f"create database {name} encoding '{encoding}' template template0 locale 'C'")
+    database = Database(postgres_url.replace("/postgres", f"/{name}"))
+    with pytest.raises(BadSetting, match=f"database_url: .*{name} keeps its text as {encoding}; make"):
+        upgrade(database)
+    database.close()

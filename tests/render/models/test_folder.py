@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from render.errors import ModelNotUsable, exit_code
 from render.models import hub, load_adapter, read_facts, resolve_model
-from render.models.folder import KL_HALO, tiny_decoder_halo
+from render.models.folder import KL_HALO, _read_facts, tiny_decoder_halo
 
 
 def edit(file: Path, **changes: object) -> None:
@@ -228,6 +229,25 @@ def test_beyond_the_zoom_limit_a_window_keeps_its_place(model_folders: dict[str,
     within = replace(place, picture_height=1024, pixel_y=960)
     assert time_ids(within, facts) == (1024.0, 4096.0, 960.0, 512.0, 64.0, 64.0)
     assert time_ids(place, replace(facts, zoom_limit=None)) == (2048.0, 4096.0, 1024.0, 512.0, 64.0, 64.0)
+
+
+def test_a_folder_is_read_again_when_a_file_in_it_has_changed(folder: Path) -> None:
+    facts = read_facts(folder)
+    before = _read_facts.cache_info()
+    assert read_facts(folder) == facts
+    after = _read_facts.cache_info()
+    assert (after.hits, after.misses) == (before.hits + 1, before.misses), "as long as it is the same"
+    file = folder / "unet/diffusion_pytorch_model.safetensors"
+    times = file.stat()
+    changed = bytearray(file.read_bytes())
+    changed[-1] ^= 1
+    file.write_bytes(changed)
+    # Of the same size, and as old as before by its own word.
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert read_facts(folder).digest != facts.digest
+    file.unlink()
+    with pytest.raises(ModelNotUsable, match="unet"):
+        read_facts(folder)
 
 
 def test_a_local_folder_resolves_to_itself(model_folders: dict[str, Path]) -> None:
