@@ -217,3 +217,9 @@ def test_tokens_are_a_twentieth_of_what_crosses_at_most(
     for ranks in (4, 8):
         last = make_plan(spec, facts, ranks).stages[-1]
         assert 0 < last.token_bytes <= 0.05 * max(last.border_bytes)
+
+
+def test_views_of_a_picture_whose_sides_join_are_refused() -> None:
+    with pytest.raises(BadInput, match="dilated"):
+        Spec(prompt="x", width=512, height=512, dilated=0.5, wrap="x")
+    Spec(prompt="x", width=512, height=512, cross_attention=0.5, wrap="x")
