@@ -110,8 +110,6 @@ class Spec:
         for name in ("skip_residual", "dilated", "cross_attention"):
             _check_real(name, getattr(self, name), 0.0, 1.0)
         _check_refiner(self.refiner, self.refiner_start, self.steps)
-        if self.cross_attention and self.refiner is not None:
-            raise BadInput("cross_attention", self.cross_attention, "does not go with a refiner; set it to 0")
         if self.dilated and self.wrap != "none":
             raise BadInput("dilated", self.dilated, "does not go with sides that wrap; set it to 0")
         if self.init is not None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from jobs.cli.group_options import whole
 from jobs.cli.spec_options import spec_options, take_spec
 from jobs.state.submission import MOST_RANKS
-from render.plan.plan import Plan, make_plan
+from render.plan.plan import Plan, StagePlan, make_plan
 
 
 @click.command(epilog='Example: chorale plan "a red vase" --size 4096x4096 --ranks 8')
@@ -69,11 +69,17 @@ def _table(made: Plan) -> Table:
             f"{stage.width}x{stage.height}",
             str(stage.steps),
             str(stage.windows),
-            _range(stage.calls_per_step),
+            _calls(stage),
             _range(stage.border_bytes),
             f"{max(stage.memory_bytes) / 2**20:.1f} MiB",
         )
     return table
+
+
+def _calls(stage: StagePlan) -> str:
+    """Of windows, and of dilated views where there are any."""
+    views = f" + {_range(stage.view_calls)}" if stage.view_steps else ""
+    return _range(stage.calls_per_step) + views
 
 
 def _range(values: tuple[int, ...]) -> str:

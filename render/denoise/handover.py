@@ -72,7 +72,10 @@ class _Texts:
 
 @dataclass(kw_only=True)
 class HandedOver:
-    """The `Adapter` of a stage in which a refiner takes over; all but `predict` is the model's own."""
+    """The `Adapter` of a stage in which a refiner takes over; all but `predict` is the model's own.
+
+    The refiner hears no other windows and says nothing of its own: the layout is the model's business.
+    """
 
     model: Adapter
     refiner: Adapter
@@ -102,9 +105,32 @@ class HandedOver:
         passes: Sequence[int],
         guidance_scale: float,
     ) -> Tensor:
-        begins = timestep >= self.last_of_model
-        network, words = (self.model, text.model) if begins else (self.refiner, text.refiner)
+        network, words = (
+            (self.model, text.model) if self._is_models(timestep) else (self.refiner, text.refiner)
+        )
         return network.predict(latents, timestep, words, places, passes, guidance_scale)
+
+    def hear(self, tokens: Tensor, share: float) -> Any:
+        return self.model.hear(tokens, share)
+
+    def predict_listening(
+        self,
+        latents: Tensor,
+        timestep: float,
+        text: _Texts,
+        places: Sequence[WindowPlace],
+        passes: Sequence[int],
+        guidance_scale: float,
+        heard: Any,
+    ) -> tuple[Tensor, Tensor]:
+        if self._is_models(timestep):
+            call = (latents, timestep, text.model, places, passes, guidance_scale)
+            return self.model.predict_listening(*call, heard)
+        prediction = self.predict(latents, timestep, text, places, passes, guidance_scale)
+        return prediction, prediction.new_zeros((len(latents), self.facts.token_width))
+
+    def _is_models(self, timestep: float) -> bool:
+        return timestep >= self.last_of_model
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.model.decode(latents)

@@ -56,6 +56,16 @@ def test_a_render_that_stopped_hears_again_what_it_had_heard(blend: str, kind: s
     assert image.render(2) == root_of(spec)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_refiner_takes_over_from_a_model_that_listens(kind: str) -> None:
+    spec = spec_of(width=224, height=224, steps=8, strength=1.0, refiner="refiner", **KINDS[kind])
+    alone = latents_of(spec, SoloGroup(), refiner=ToyModel())
+    for together in run_ranks(2, lambda group: latents_of(spec, group, refiner=ToyModel())):
+        assert torch.equal(alone, together)
+    deaf = replace(spec, dilated=0.0, cross_attention=0.0)
+    assert not torch.equal(alone, latents_of(deaf, SoloGroup(), refiner=ToyModel()))
+
+
 def test_there_is_one_gather_to_a_step_and_the_plan_knows_its_size() -> None:
     spec = spec_of(**KINDS["both"])
     gathers: list[int] = []
@@ -207,3 +217,9 @@ def test_tokens_are_a_twentieth_of_what_crosses_at_most(
     for ranks in (4, 8):
         last = make_plan(spec, facts, ranks).stages[-1]
         assert 0 < last.token_bytes <= 0.05 * max(last.border_bytes)
+
+
+def test_views_of_a_picture_whose_sides_join_are_refused() -> None:
+    with pytest.raises(BadInput, match="dilated"):
+        Spec(prompt="x", width=512, height=512, dilated=0.5, wrap="x")
+    Spec(prompt="x", width=512, height=512, cross_attention=0.5, wrap="x")
