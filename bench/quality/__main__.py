@@ -33,8 +33,8 @@ SIZES = (2, 4, 8)
 WANTED = (
     "Wanted, on 100 prompts a row: one subject and all three at least 95 %, the latter at most two points "
     "under native size; detail (energy above the native size's Nyquist limit over that of studio photographs "
-    "of the same prompts) 0.75 to 1.25; seam ratio at most 1.05, worst at most 1.10; colours less than a grey "
-    "level apart; cost (latents evaluated over one pass of the full size without overlaps) at most 1.6."
+    "of the same prompts) 0.75 to 1.25; seam ratio at most 1.05, worst at most 1.10; colours less than a "
+    "grey level apart; cost (latents evaluated over one pass of the full size without overlaps) at most 1.6."
 )
 Task = tuple[Prompt, Way, int]
 _NATIVE = Way(name=NATIVE_ROW)

@@ -72,10 +72,7 @@ class _Texts:
 
 @dataclass(kw_only=True)
 class HandedOver:
-    """The `Adapter` of a stage in which a refiner takes over; all but `predict` is the model's own.
-
-    The refiner hears no other windows and says nothing of its own: the layout is the model's business.
-    """
+    """The `Adapter` of a stage in which a refiner takes over; but for its predictions it is the model's."""
 
     model: Adapter
     refiner: Adapter
@@ -105,9 +102,7 @@ class HandedOver:
         passes: Sequence[int],
         guidance_scale: float,
     ) -> Tensor:
-        network, words = (
-            (self.model, text.model) if self._is_models(timestep) else (self.refiner, text.refiner)
-        )
+        network, words = (self.model, text.model) if self._begins(timestep) else (self.refiner, text.refiner)
         return network.predict(latents, timestep, words, places, passes, guidance_scale)
 
     def hear(self, tokens: Tensor, share: float) -> Any:
@@ -123,13 +118,16 @@ class HandedOver:
         guidance_scale: float,
         heard: Any,
     ) -> tuple[Tensor, Tensor]:
-        if self._is_models(timestep):
-            call = (latents, timestep, text.model, places, passes, guidance_scale)
-            return self.model.predict_listening(*call, heard)
+        if self._begins(timestep):
+            return self.model.predict_listening(
+                latents, timestep, text.model, places, passes, guidance_scale, heard
+            )
+        # Tokens are of the network that has said them: the refiner neither hears the model's nor speaks.
         prediction = self.predict(latents, timestep, text, places, passes, guidance_scale)
         return prediction, prediction.new_zeros((len(latents), self.facts.token_width))
 
-    def _is_models(self, timestep: float) -> bool:
+    def _begins(self, timestep: float) -> bool:
+        """Whether a step is the model's."""
         return timestep >= self.last_of_model
 
     def decode(self, latents: Tensor) -> Tensor:
