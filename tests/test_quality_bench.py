@@ -39,7 +39,9 @@ def test_an_enlargement_has_no_detail_and_a_photograph_has_that_of_its_kind() ->
     soft = Image.fromarray(small(large, NATIVE)).resize((4 * NATIVE,) * 2, Image.Resampling.BICUBIC)
     energies, none = band_energies(large, NATIVE), band_energies(np.asarray(soft), NATIVE)
     assert len(energies) == 2
-    assert sum(none) < 0.1 * sum(energies)
+    # A bicubic kernel is no ideal filter: what it leaves lies next to the limit, and nothing an octave above.
+    assert sum(none) < 0.2 * sum(energies)
+    assert none[1] < 0.01 * energies[1]
     assert sum(band_energies(large // 2, NATIVE)) == pytest.approx(sum(energies) / 4, rel=0.1)
 
 

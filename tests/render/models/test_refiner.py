@@ -42,7 +42,8 @@ def folders(model_folders: dict[str, Path], refiner_folder: Path) -> Folders:
 
 
 @lru_cache
-def loaded(folders: Folders) -> tuple[Adapter, Adapter | None]:
+def loaded(folders: Folders, copy: int = 0) -> tuple[Adapter, Adapter | None]:
+    """Ranks that are threads need a copy each: a tokenizer is one thread's at a time."""
     return load_models(folders, CPU, "float32", facts_of(folders))
 
 
@@ -116,11 +117,12 @@ def test_ranks_and_checkpoints_around_the_hand_over_change_nothing(
 ) -> None:
     # The sampler that looks back: what it has heard of the other network must not come out of a checkpoint.
     spec = spec_of(folders, sampler="dpmpp-2m", cross_attention=attention, **LARGE)
-    adapter, refiner = loaded(folders)
+    models = [loaded(folders, copy) for copy in range(3)]
     digest = spec.digest(facts_of(folders).digest)
 
     def render(group: Group, sink: MemorySink, steps: int) -> str | None:
         told: list[str] = []
+        adapter, refiner = models[group.rank]
         keeper = Keeper(sink, digest, CPU, every_s=1e9, stop=lambda: told.count("step") >= steps)
         try:
             return render_image(
