@@ -89,6 +89,18 @@ def test_a_job_and_a_queue_are_steered(visitor: Visitor) -> None:
     assert visitor.send("/nodes/nowhere/do", draining="yes").status == 400
 
 
+def test_the_form_is_taken_as_its_page_has_it(visitor: Visitor) -> None:
+    path = "/submit"
+    for _ in range(2):
+        page = visitor.board.ask(path).body.decode().partition('id="batch"')[0]
+        fields = dict(re.findall(r'<input name="(\w+)" value="([^"]*)"', page))
+        assert len(fields) > 10
+        made = visitor.send("/submit", **fields | {"prompt": "a bowl as it comes", "queue": "forms"})
+        assert made.status == 303, made.body
+        # And once more from the page of its variation.
+        path = f"/submit?job={made.headers['location'].rpartition('/')[2]}"
+
+
 def test_a_variation_keeps_what_the_form_has_no_field_for(visitor: Visitor) -> None:
     boxes = ["0,0,0.5,1: a blue vase"]
     image = {"prompt": "a table", "size": "256x128", "queue": "forms", "boxes": boxes, "variation": 2}
