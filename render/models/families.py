@@ -6,7 +6,7 @@ To add a family: write one file beside `sd.py` with a `load` function, and its e
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _TEXT = ("CLIPTextModel",)
 _TEXT_PROJECTED = ("CLIPTextModelWithProjection",)
@@ -58,21 +58,11 @@ FAMILIES: dict[str, Family] = {
         optional=("text_encoder", "tokenizer"),
     ),
 }
+_SDXL = FAMILIES["StableDiffusionXLPipeline"]
 
 REFINERS: dict[str, Family] = {
-    "StableDiffusionXLImg2ImgPipeline": Family(
-        name="sdxl-refiner",
-        module="render.models.sdxl_refiner",
-        parts={
-            "scheduler": (),
-            "text_encoder": _TEXT,
-            "text_encoder_2": _TEXT_PROJECTED,
-            "tokenizer": _TOKENIZER,
-            "tokenizer_2": _TOKENIZER,
-            "unet": _UNET,
-            "vae": _VAE,
-        },
-        optional=("text_encoder", "tokenizer"),
+    "StableDiffusionXLImg2ImgPipeline": replace(
+        _SDXL, name="sdxl-refiner", module="render.models.sdxl_refiner"
     ),
 }
 """Models that finish what another has begun; they render nothing by themselves."""
