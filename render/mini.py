@@ -54,7 +54,7 @@ class MiniParallelDiffusion:
         *,
         steps: int = 20,
         guidance_scale: float = 4.0,
-        strength: float = 0.45,
+        strength: float = 0.3,
         seed: int = 0,
     ) -> Image.Image:
         """A picture of `num_tiles` tiles; its side is `rows * 3/4 + 1/4` native sizes."""

@@ -66,7 +66,7 @@ class Spec:
     dtype: str = "float32"
     format: str = "png"
     quality: int = 90
-    strength: float = 0.45
+    strength: float = 0.3
     """How far each cascade stage that starts from a picture is noised before it is denoised again,
     0 < s <= 1: all but the first stage, and the first one too where `init` is given."""
     skip_residual: float = 0.0

@@ -35,7 +35,7 @@ WAYS = (
     Way(name=PLAIN, cascade=False),
     Way(name="plain tiling, shift", changes={"blend": "shift"}, cascade=False),
     Way(name="cascade, skip residual 0.5", changes={"skip_residual": 0.5}),
-    Way(name="cascade, strength 0.3", changes={"strength": 0.3}),
+    Way(name="cascade, strength 0.45", changes={"strength": 0.45}),
     Way(name="cascade, strength 0.6", changes={"strength": 0.6}),
     Way(name="cascade, dilated 0.5", changes={"dilated": 0.5}),
     Way(name="cascade, cross attention 0.5", changes={"cross_attention": 0.5}),

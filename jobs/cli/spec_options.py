@@ -28,7 +28,7 @@ _FLAGS: tuple[tuple[str, type, str], ...] = (
     ("--refiner-start", float, "The share of the noise levels after which it does. [0.8]"),
     ("--blend", str, f"How windows meet: {' or '.join(BLENDS)}. [overlap]"),
     ("--wrap", str, f"Sides that join without a seam: {', '.join(WRAPS)}. [none]"),
-    ("--strength", float, "How much each stage that starts from a picture may repaint, up to 1. [0.45]"),
+    ("--strength", float, "How much each stage that starts from a picture may repaint, up to 1. [0.3]"),
     ("--skip-residual", float, "How firmly a stage is held to the one below, 0 to 1. [0]"),
     ("--dilated", float, "How firmly it is held to views of the whole, 0 to 1; one more pass of calls. [0]"),
     ("--cross-attention", float, "How much windows attend to all others, 0 to 1. [0]"),
