@@ -143,6 +143,9 @@ def save_folder(target: Path, parts: Mapping[str, Any]) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     pipeline.save_pretrained(fresh, safe_serialization=True)
     _say_zoom_limit(fresh)
+    # safetensors lets their owner alone read them; an agent may run as somebody else.
+    for weights in fresh.rglob("*.safetensors"):
+        weights.chmod(0o644)
     if target.exists():
         target.rename(old)
     fresh.rename(target)
