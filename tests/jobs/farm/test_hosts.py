@@ -11,7 +11,7 @@ from tests.support.machines import Machines
 from tests.support.network import network
 from tests.support.services import postgres_server, redis_server
 
-IMAGE = ("a red vase on marble", "--size", "1024x1024", "--steps", "4", "--seed", "3")
+IMAGE = ("a red vase on marble", "--size", "1024x1024", "--steps", "4", "--strength", "0.5", "--seed", "3")
 
 
 @pytest.mark.timeout(400)

@@ -26,8 +26,8 @@ CPU = torch.device("cpu")
 
 
 def spec_of(**changes: object) -> Spec:
-    values = {"prompt": "a red vase", "width": 448, "height": 320, "steps": 6, "seed": 3, **changes}
-    return Spec(**values)  # type: ignore[arg-type]
+    values = {"prompt": "a red vase", "width": 448, "height": 320, "steps": 6, "strength": 0.5, "seed": 3}
+    return Spec(**(values | changes))  # type: ignore[arg-type]
 
 
 def latents_of(spec: Spec, group: Group, **hooks: Any) -> torch.Tensor:
