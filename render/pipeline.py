@@ -151,9 +151,7 @@ def _render(
     on_news: Callable[[dict[str, Any]], None],
 ) -> None:
     """Start the ranks with torchrun, and listen to the first one until all have ended."""
-    refiner = None if folders.refiner is None else str(folders.refiner)
-    case = {"spec": asdict(spec), "model": str(folders.model), "refiner": refiner}
-    case |= {"facts": asdict(facts), "device": device}
+    case = {"spec": asdict(spec), "folders": folders.names, "facts": asdict(facts), "device": device}
     words = ["--standalone", "--nproc-per-node", str(ranks), "-m", "render.rank"]
     error: dict[str, Any] | None = None
     with _started(words, json.dumps(case | {"out": str(folder.absolute())})) as (process, last_words):

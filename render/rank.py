@@ -35,9 +35,7 @@ def main() -> int:
         if device.type == "cpu":
             torch.set_num_threads(1)
         spec = Spec.from_mapping(case["spec"])
-        refiner_folder = None if case["refiner"] is None else Path(case["refiner"])
-        folders = Folders(model=Path(case["model"]), refiner=refiner_folder)
-        adapter, refiner = load_models(folders, device, spec.dtype, facts)
+        adapter, refiner = load_models(Folders.named(case["folders"]), device, spec.dtype, facts)
         sink = FolderSink(Path(case["out"]))
         keeper = Keeper(sink, spec.digest(facts.digest), device, every_s=30.0)
         listen = _say if rank == 0 else _say_nothing

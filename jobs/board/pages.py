@@ -19,6 +19,7 @@ from jobs.board.regions import regions_of
 from jobs.board.streams import shown
 from jobs.board.templating import page
 from jobs.logs import LogReader
+from jobs.place.waiting import waits_for
 from jobs.state.actions import VERBS
 from jobs.state.machine import HOLDING, STATES
 from jobs.state.nodes import list_nodes
@@ -144,10 +145,11 @@ class _Links:
 def one_job(board: Board, request: Request) -> dict[str, Any]:
     found = board.job(request.path_params["job"])
     with board.farm.database.read() as connection:
-        known, tries, facts = (
+        known, tries, facts, waiting = (
             show_job(connection, found),
             attempts_of(connection, found),
             job_facts(connection, found),
+            waits_for(connection, found),
         )
     newest = tries[-1] if tries else None
     living = newest if newest is not None and newest["ended"] is None else None
@@ -156,6 +158,7 @@ def one_job(board: Board, request: Request) -> dict[str, Any]:
     manifest = _manifest(board, known) if known["state"] == "done" else None
     return {
         "job": known,
+        "waits_for": waiting,
         "facts": facts,
         "attempts": tries,
         "live": live,

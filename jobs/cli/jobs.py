@@ -9,6 +9,7 @@ import click
 
 from jobs.cli.farm_options import ago, counted, farm_options, print_json, print_table, whoami
 from jobs.farm import Farm
+from jobs.place.waiting import waits_for
 from jobs.state.actions import VERBS, act, act_on_all, set_priority
 from jobs.state.leases import wait_for_placing
 from jobs.state.machine import STATES
@@ -54,12 +55,13 @@ def list_command(
 def show(farm: Farm, as_json: bool, job: str) -> None:
     """Show all that is known of a job, its history included. JOB may be the beginning of an id."""
     with farm.database.read() as connection:
-        known = show_job(connection, find_job(connection, job))
+        found = find_job(connection, job)
+        known = show_job(connection, found) | {"waits_for": waits_for(connection, found)}
     if as_json:
         print_json(known)
         return
-    for name in ("id", "state", "reason", "queue", "owner", "attempts", "digest", "root"):
-        click.echo(f"{name:<9} {known[name] if known[name] is not None else '-'}")
+    for name in ("id", "state", "reason", "waits_for", "queue", "owner", "attempts", "digest", "root"):
+        click.echo(f"{name.replace('_', ' '):<9} {known[name] if known[name] is not None else '-'}")
     for name, value in known["spec"].items():
         click.echo(f"  {name}: {value}")
     rows = [(ago(event["time"]), event["old"], event["new"], event["reason"]) for event in known["events"]]

@@ -104,8 +104,7 @@ def render(
         return
     request = Request(
         spec=asdict(spec),
-        model=str(folders.model),
-        refiner=None if folders.refiner is None else str(folders.refiner),
+        folders=folders,
         facts=facts,
         device=device,
         out=target.url(),

@@ -176,8 +176,7 @@ class Part:
             return self.group
         request = Request(
             spec=asdict(spec),
-            model=str(folders.model),
-            refiner=None if folders.refiner is None else str(folders.refiner),
+            folders=folders,
             facts=facts,
             device="auto",
             out=out.url(),

@@ -163,16 +163,14 @@ class _Rank:
             ) from exc
 
     def _models(self, request: Request, device: torch.device, dtype: str) -> tuple[Adapter, Adapter | None]:
-        from render.models import Folders, load_models
+        from render.models import load_models
 
-        wanted = (request.model, request.refiner, request.facts.digest, dtype)
+        wanted = (request.folders, request.facts.digest, dtype)
         if self._loaded is None or self._loaded[0] != wanted:
             # The old model goes before the new one comes: there is seldom room for two.
             self._loaded = None
             started = time.perf_counter()
-            refiner = None if request.refiner is None else Path(request.refiner)
-            folders = Folders(model=Path(request.model), refiner=refiner)
-            self._loaded = wanted, load_models(folders, device, dtype, request.facts)
+            self._loaded = wanted, load_models(request.folders, device, dtype, request.facts)
             if int(os.environ["LOCAL_RANK"]) == 0:
                 self.report({"kind": "loaded", "seconds": time.perf_counter() - started})
         return self._loaded[1]

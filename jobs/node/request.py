@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from render.models.adapter import ModelFacts
+from render.models.pair import Folders
 
 CHECKPOINT_S = 30.0
 PATIENCE_S = 120.0
@@ -21,9 +22,9 @@ class Request:
     """One image for one group."""
 
     spec: dict[str, Any]
-    model: str
-    """Path of the model's folder."""
+    folders: Folders
     facts: ModelFacts
+    """Of the model; of it and its refiner where there is one."""
     device: str
     out: str
     """The image's place: a folder, or s3://bucket/prefix. Credentials come by the environment alone."""
@@ -35,18 +36,17 @@ class Request:
     """Seconds for which a store that is away is waited for."""
     log: str | None = None
     """File at whose end the ranks write what they print; with torchrun's own words unless told."""
-    refiner: str | None = None
-    """Path of its refiner's, where the spec names one; `facts` are of both."""
     last: bool = True
     """The ranks end after this one; otherwise they wait for the next, with the model loaded."""
 
     def write(self, path: Path) -> None:
         """Put the file there at once and whole: the ranks are watching for it."""
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        part.write_text(json.dumps(asdict(self) | {"folders": self.folders.names}), encoding="utf-8")
         part.rename(path)
 
     @classmethod
     def read(cls, path: Path) -> Request:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**values | {"facts": ModelFacts(**values["facts"])})
+        folders, facts = Folders.named(values["folders"]), ModelFacts(**values["facts"])
+        return cls(**values | {"folders": folders, "facts": facts})

@@ -54,7 +54,7 @@ def decide(connection: Connection, moment: float | None = None) -> Decision:
     """Which waiting jobs start now, and where."""
     rules = queue_rules(connection, moment)
     rates = read_rates(connection)
-    up, running = _nodes(connection), _running(connection, rates)
+    up, running = nodes_up(connection), running_groups(connection, rates)
     held = sum(group.slots.get(node.name, 0) for group in running for node in up)
     if sum(node.slots for node in up) <= held:
         return Decision(placed=())
@@ -63,7 +63,7 @@ def decide(connection: Connection, moment: float | None = None) -> Decision:
     return place(up, running, _wants(connection, closed, up, rates), rules)
 
 
-def _nodes(connection: Connection) -> list[Node]:
+def nodes_up(connection: Connection) -> list[Node]:
     up = select(nodes).where(nodes.c.lease_until > now(), nodes.c.draining.is_(False)).order_by(nodes.c.name)
     return [
         Node(
@@ -76,7 +76,7 @@ def _nodes(connection: Connection) -> list[Node]:
     ]
 
 
-def _running(connection: Connection, rates: Rates) -> list[Running]:
+def running_groups(connection: Connection, rates: Rates) -> list[Running]:
     statement = (
         select(
             attempts.c.id,
@@ -112,20 +112,28 @@ def _wants(connection: Connection, closed: list[str], up: list[Node], rates: Rat
     rows = _first_in_line(connection, closed)
     avoid = bad_nodes(connection, [row.id for row, _, _ in rows])
     return [
-        Want(
-            job=row.id,
-            owner=row.owner,
-            queue=row.queue,
+        want_of(
+            row,
             priority=priority,
             waited=waited,
-            least=row.least_ranks,
-            most=row.most_ranks,
-            memory_bytes=None if row.memory_bytes is None else int(row.memory_bytes),
             lasts=_lasts(row, rates),
             avoid=_avoidable(avoid.get(row.id, frozenset()), row.least_ranks, up),
         )
         for row, priority, waited in rows
     ]
+
+
+def want_of(row: Any, **more: Any) -> Want:
+    """A job's row as the placement sees it, with what the row does not tell."""
+    return Want(
+        job=row.id,
+        owner=row.owner,
+        queue=row.queue,
+        least=row.least_ranks,
+        most=row.most_ranks,
+        memory=tuple((ranks, bytes_) for ranks, bytes_ in row.memory or ()),
+        **more,
+    )
 
 
 def _first_in_line(connection: Connection, closed: list[str]) -> list[tuple[Any, int, float]]:
@@ -138,7 +146,7 @@ def _first_in_line(connection: Connection, closed: list[str]) -> list[tuple[Any,
     own = dict(connection.execute(select(queues.c.name, queues.c.priority)).all())
     queued = (jobs.c.state == "queued") & jobs.c.queue.not_in(closed)
     lines = select(jobs.c.queue, jobs.c.owner, jobs.c.priority).where(queued).distinct()
-    names = ("id", "owner", "queue", "least_ranks", "most_ranks", "memory_bytes", "model", "work", "progress")
+    names = ("id", "owner", "queue", "least_ranks", "most_ranks", "memory", "model", "work", "progress")
     columns = [jobs.c[name] for name in (*names, "created")]
     ready = (jobs.c.not_before.is_(None)) | (jobs.c.not_before <= moment)
     # A group that keeps a checkpoint of it just now comes to its end first.

@@ -27,6 +27,10 @@ class Node:
     vram_bytes: int | None = None
     """Memory of each slot; None when it is not known, and then nothing is refused for it."""
 
+    def takes(self, memory_bytes: int | None) -> bool:
+        """Has a slot room for a rank that needs so much?"""
+        return memory_bytes is None or self.vram_bytes is None or memory_bytes <= self.vram_bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
@@ -50,8 +54,9 @@ class Want:
     waited: float = 0.0
     least: int = 1
     most: int = 1
-    memory_bytes: int | None = None
-    """What a rank needs, the loaded model included."""
+    memory: tuple[tuple[int, int], ...] = ()
+    """(ranks, bytes), ascending: from so many ranks on each needs so much, the loaded model included. Empty
+    when it is not known, and then nothing is refused for it."""
     lasts: float | None = None
     avoid: frozenset[str] = frozenset()
     """Nodes that this job has failed on too often."""
@@ -59,6 +64,28 @@ class Want:
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
             raise ValueError(f"job {self.job} wants {self.least} to {self.most} ranks")
+
+    @property
+    def sizes(self) -> list[Size]:
+        """The sizes of group in which it may run, the largest first: each rank's need is the same in one."""
+        known = self.memory or ((self.least, None),)
+        begins = [(max(ranks, self.least), bytes_) for ranks, bytes_ in known if ranks <= self.most]
+        ends = [*(least - 1 for least, _ in begins[1:]), self.most]
+        sizes = [
+            Size(least=least, most=most, memory_bytes=bytes_)
+            for (least, bytes_), most in zip(begins, ends, strict=True)
+            if least <= most
+        ]
+        return sizes[::-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """From `least` to `most` ranks, each of which needs `memory_bytes` (None: unknown)."""
+
+    least: int
+    most: int
+    memory_bytes: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +122,11 @@ class Decision:
     placed: tuple[Placed, ...]
     reserved_for: str | None = None
     reserved: frozenset[str] = frozenset()
+
+
+def fits(nodes: Sequence[Node], want: Want) -> bool:
+    """Would a job fit on these nodes if nothing else ran?"""
+    return _Farm(nodes, [], {}).could_ever_fit(want)
 
 
 def place(
@@ -163,12 +195,12 @@ class _Farm:
 
     def could_ever_fit(self, want: Want) -> bool:
         """Would it fit if nothing else ran?"""
-        return any(self._holds(names, want) for names in self._eligible(want))
+        return any(self._holds(*each) for each in self._eligible(want, want.sizes))
 
     def fit(self, want: Want, kept: frozenset[str]) -> dict[str, int] | None:
         """Free slots for the whole group on as few nodes as can be, or None."""
-        for names in self._eligible(want):
-            slots = self._fit_on(want, [name for name in names if self._may_use(want, name, kept)])
+        for names, size in self._eligible(want, want.sizes):
+            slots = self._fit_on(size, [name for name in names if self._may_use(want, name, kept)])
             if slots is not None:
                 return slots
         return None
@@ -176,15 +208,15 @@ class _Farm:
     def _may_use(self, want: Want, name: str, kept: frozenset[str]) -> bool:
         return self._free[name] > 0 and (name not in kept or self._ends_in_time(want, name))
 
-    def _fit_on(self, want: Want, names: list[str]) -> dict[str, int] | None:
-        if sum(self._free[name] for name in names) < want.least:
+    def _fit_on(self, size: Size, names: list[str]) -> dict[str, int] | None:
+        if sum(self._free[name] for name in names) < size.least:
             return None
         # One node that holds all is best, the tightest of them; else the emptiest nodes, which are fewest.
-        single = [name for name in names if self._free[name] >= want.most]
+        single = [name for name in names if self._free[name] >= size.most]
         if single:
-            return {min(single, key=lambda name: (self._free[name], name)): want.most}
+            return {min(single, key=lambda name: (self._free[name], name)): size.most}
         slots: dict[str, int] = {}
-        left = want.most
+        left = size.most
         for name in sorted(names, key=lambda name: (-self._free[name], name)):
             if left == 0:
                 break
@@ -194,10 +226,11 @@ class _Farm:
 
     def reserve(self, want: Want) -> frozenset[str]:
         """The nodes to keep for a job that waits: those that are free soonest."""
-        large = next(names for names in self._eligible(want) if self._holds(names, want))
+        fewest_first = self._eligible(want, want.sizes[::-1])
+        large, size = next(each for each in fewest_first if self._holds(*each))
         soonest = sorted(large, key=lambda name: (self._free_in(name), name))
         chosen: list[str] = []
-        while sum(self._nodes[name].slots for name in chosen) < want.least:
+        while sum(self._nodes[name].slots for name in chosen) < size.least:
             chosen.append(soonest[len(chosen)])
         until = max(self._free_in(name) for name in chosen)
         self._wait = dict.fromkeys(chosen, None if until == float("inf") else until)
@@ -219,18 +252,21 @@ class _Farm:
     def _queue(self, want: Want) -> Queue:
         return self._queues.get(want.queue) or Queue(name=want.queue)
 
-    def _eligible(self, want: Want) -> list[list[str]]:
-        """The nodes that could take part, one list for each kind of device, GPUs first."""
-        kinds: dict[str, list[str]] = {}
+    def _eligible(self, want: Want, sizes: list[Size]) -> list[tuple[list[str], Size]]:
+        """The nodes that could take part, for each kind of device, GPUs first, and each of the sizes: those
+        whose slots have room for a rank."""
+        kinds: dict[str, list[Node]] = {}
         for node in self._nodes.values():
-            known = want.memory_bytes is not None and node.vram_bytes is not None
-            small = known and (want.memory_bytes or 0) > (node.vram_bytes or 0)
-            if node.name not in want.avoid and not small:
-                kinds.setdefault(node.device, []).append(node.name)
-        return [kinds[kind] for kind in sorted(kinds, key=lambda kind: (kind == "cpu", kind))]
+            if node.name not in want.avoid:
+                kinds.setdefault(node.device, []).append(node)
+        return [
+            ([node.name for node in kinds[kind] if node.takes(size.memory_bytes)], size)
+            for kind in sorted(kinds, key=lambda kind: (kind == "cpu", kind))
+            for size in sizes
+        ]
 
-    def _holds(self, names: list[str], want: Want) -> bool:
-        return sum(self._nodes[name].slots for name in names) >= want.least
+    def _holds(self, names: list[str], size: Size) -> bool:
+        return sum(self._nodes[name].slots for name in names) >= size.least
 
     def _free_in(self, name: str) -> float:
         """Seconds until all of the node's slots are free."""

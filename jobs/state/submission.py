@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import lru_cache
-from itertools import islice
+from itertools import count as counting
+from itertools import islice, takewhile
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ MOST_AUTO_RANKS = 64
 """Above this a group's borders cost more than another rank brings."""
 MOST_RANKS = 1024
 _AT_A_TIME = 400
-_TERMS = ("owner", "queue", "priority", "least_ranks", "most_ranks", "memory_bytes", "not_before", "deadline")
+_TERMS = ("owner", "queue", "priority", "least_ranks", "most_ranks", "memory", "not_before", "deadline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +167,8 @@ def _job_row(each: Asked, terms: Terms) -> dict[str, Any]:
         "priority": terms.priority,
         "least_ranks": least,
         "most_ranks": most,
-        "memory_bytes": _memory(spec, facts, least) + weights,
-        "work": float(_shape(_geometry(spec), facts)[2]),
+        "memory": [(ranks, above + weights) for ranks, above in _memory(_geometry(spec), facts, least, most)],
+        "work": float(_shape(_geometry(spec), facts)[1]),
         "state": "queued",
         "not_before": terms.not_before,
         "deadline": terms.deadline,
@@ -191,17 +192,19 @@ def _useful_ranks(spec: Spec, facts: ModelFacts) -> int:
     return min(MOST_AUTO_RANKS, max(1, _shape(_geometry(spec), facts)[0] // 8))
 
 
-def _memory(spec: Spec, facts: ModelFacts, ranks: int) -> int:
-    stages = make_plan(_geometry(spec), facts, ranks).stages if ranks > 1 else None
-    return _shape(_geometry(spec), facts)[1] if stages is None else max(stages[-1].memory_bytes)
+@lru_cache(maxsize=256)
+def _memory(spec: Spec, facts: ModelFacts, least: int, most: int) -> list[tuple[int, int]]:
+    """(ranks, bytes above the weights that each of so many needs): for `least` ranks, four times as many, and
+    so on up to `most`."""
+    counts = takewhile(lambda ranks: ranks <= most, (least * 4**power for power in counting()))
+    return [(ranks, max(make_plan(spec, facts, ranks).stages[-1].memory_bytes)) for ranks in counts]
 
 
 @lru_cache(maxsize=256)
-def _shape(spec: Spec, facts: ModelFacts) -> tuple[int, int, int]:
-    """(evaluations per step of the last stage, bytes of one rank, work); the same for all of a catalog."""
+def _shape(spec: Spec, facts: ModelFacts) -> tuple[int, int]:
+    """(evaluations per step of the last stage, work); the same for all of a catalog."""
     plan = make_plan(spec, facts, 1)
-    last = plan.stages[-1]
-    return last.tiling.evaluations, max(last.memory_bytes), plan.work
+    return plan.stages[-1].tiling.evaluations, plan.work
 
 
 def _geometry(spec: Spec) -> Spec:

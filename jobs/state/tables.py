@@ -69,6 +69,9 @@ jobs = Table(
     Column("priority", Integer),
     Column("least_ranks", Integer, nullable=False),
     Column("most_ranks", Integer, nullable=False),
+    # [(ranks, bytes)], ascending: what each of so many ranks or more needs, the weights included.
+    Column("memory", JSON),
+    # What an older version of a farm that is being upgraded says in its place.
     Column("memory_bytes", Double),
     Column("state", String(16), nullable=False),
     Column("reason", Text, nullable=False, default=""),

@@ -77,14 +77,13 @@ def gather_planes(planes: Tensor, tiling: Tiling, group: Group, area: Rect) -> T
     """
     surface = tiling.surface
     regions = [tiling.region(rank) for rank in range(tiling.world_size)]
-    longest = max(len(region) for region in regions)
     box, mine = tiling.boxes[group.rank], regions[group.rank]
     sent = torch.from_numpy(surface.inside(mine, box)[1]).to(planes.device)
     taken = [[torch.from_numpy(each) for each in surface.inside(region, area)] for region in regions]
     flat = planes.reshape(planes.shape[0] * planes.shape[1], -1)
     answer = torch.empty((len(flat), area.area))
     for number, plane in enumerate(flat):
-        message = plane.new_zeros(longest)
+        message = plane.new_zeros(tiling.longest_region)
         message[: len(mine)] = plane[sent]
         messages = group.all_gather(message).wait().cpu()
         for rank, (heard, places) in enumerate(taken):

@@ -19,10 +19,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
-from torch.nn import functional
 
 from render.denoise.canvas import Canvas, cut_out
-from render.denoise.group import Group
+from render.denoise.group import Group, gather_halves
 from render.denoise.loop import Seat
 from render.plan.geometry import Rect
 from render.plan.surface import Surface
@@ -216,15 +215,12 @@ class Found:
         )
 
     def _said(self, group: Group, device: torch.device) -> Tensor:
-        # Two to a 32-bit number, which every backend gathers.
-        block = torch.zeros(-(-self.said_length // 2), dtype=torch.int32)
-        if self.kept is not None and self.kept.canvas.said is not None:
-            odd = functional.pad(self.kept.canvas.said, (0, self.said_length % 2))
-            block = odd.view(torch.int32)
-        if not len(block):
+        if not self.said_length:
             return _NOTHING_SAID
-        heard = group.all_gather(block.to(device)).wait()[0].cpu()
-        return heard.view(torch.float16)[: self.said_length]
+        said = torch.zeros(self.said_length, dtype=torch.float16)
+        if self.kept is not None and self.kept.canvas.said is not None:
+            said = self.kept.canvas.said
+        return gather_halves(group, said.to(device))[0].cpu()
 
     def _plane(self, number: int, device: torch.device) -> Tensor:
         if self.kept is None:

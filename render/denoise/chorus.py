@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from render.denoise import samplers
 from render.denoise.dilated import DilatedViews
 from render.denoise.fuse import pass_weights
-from render.denoise.group import Group
+from render.denoise.group import Group, gather_halves
 from render.denoise.pooled import Call, PooledTokens
 from render.errors import RenderFailed
 from render.models.adapter import WindowPlace
@@ -70,9 +69,7 @@ class Chorus:
         if self.views is None or self.views.echo is not None or self.step != self.loop.stage.first_step:
             return
         said = self._spoken(self.views, x, box).flatten()
-        # Two to a 32-bit number, which every backend gathers.
-        block = functional.pad(said, (0, len(said) % 2)).view(torch.int32)
-        heard = group.all_gather(block).wait().view(torch.float16)[:, : len(said)]
+        heard = gather_halves(group, said)
         self.views.hear_canvas(heard.reshape(group.world_size, self._channels, -1))
 
     @property

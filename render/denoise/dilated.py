@@ -48,11 +48,6 @@ class DilatedViews:
     answer: Tensor | None = field(default=None, init=False)
     """[C, box] float32: what the views have answered in this rank's box at this step."""
 
-    @property
-    def longest_region(self) -> int:
-        """Latents of the largest region; every message is padded to it."""
-        return max(len(self.tiling.region(rank)) for rank in range(self.tiling.world_size))
-
     def look(self, span: Span, step: int, look: Look) -> Tensor:
         """Evaluate this rank's views: [most views, C, h, w] float16, those that it does not have empty."""
         assert self.echo is not None, "views are looked at when something was heard"
@@ -71,7 +66,7 @@ class DilatedViews:
         grid, region = self.tiling.grid, torch.from_numpy(self.tiling.region(self.rank))
         down, right = (region // grid.width - box.y) % grid.height, (region % grid.width - box.x) % grid.width
         places = (down * box.width + right).to(x.device)
-        message = x.new_zeros((len(x), self.longest_region), dtype=torch.float16)
+        message = x.new_zeros((len(x), self.tiling.longest_region), dtype=torch.float16)
         message[:, : len(region)] = x.flatten(1)[:, places].half()
         return message
 
@@ -124,8 +119,7 @@ def _view(canvas: Tensor, dilation: Dilation, view: int) -> Tensor:
 def _places(tiling: Tiling) -> Tensor:
     """Where each latent of the canvas stands in the ranks' regions, laid out one behind the other."""
     regions = [tiling.region(rank) for rank in range(tiling.world_size)]
-    longest = max(len(region) for region in regions)
     places = np.empty(tiling.grid.height * tiling.grid.width, np.int64)
     for rank, region in enumerate(regions):
-        places[region] = rank * longest + np.arange(len(region))
+        places[region] = rank * tiling.longest_region + np.arange(len(region))
     return torch.from_numpy(places)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional
 
 from render.errors import BadInput, RanksLost
 
@@ -45,6 +46,13 @@ class Group(Protocol):
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """What every rank said, in rank order; lengths may differ."""
         ...
+
+
+def gather_halves(group: Group, said: Tensor) -> Tensor:
+    """[n] float16 of each rank, n equal for all -> [world_size, n]."""
+    # Two to a 32-bit number, which every backend gathers.
+    block = functional.pad(said, (0, len(said) % 2)).view(torch.int32)
+    return group.all_gather(block).wait().view(torch.float16)[:, : len(said)]
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,9 @@ class HandedOver:
         passes: Sequence[int],
         guidance_scale: float,
     ) -> Tensor:
-        network, words = (self.model, text.model) if self._begins(timestep) else (self.refiner, text.refiner)
-        return network.predict(latents, timestep, words, places, passes, guidance_scale)
+        if self._begins(timestep):
+            return self.model.predict(latents, timestep, text.model, places, passes, guidance_scale)
+        return self.refiner.predict(latents, timestep, text.refiner, places, passes, guidance_scale)
 
     def hear(self, tokens: Tensor, share: float) -> Any:
         return self.model.hear(tokens, share)

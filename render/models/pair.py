@@ -33,6 +33,17 @@ class Folders:
     model: Path
     refiner: Path | None = None
 
+    @property
+    def names(self) -> dict[str, Any]:
+        """As a process hands them to another: `Folders.named` reads it."""
+        return {"model": str(self.model), "refiner": None if self.refiner is None else str(self.refiner)}
+
+    @classmethod
+    def named(cls, names: dict[str, Any]) -> Folders:
+        """The reverse of `names`."""
+        refiner = names["refiner"]
+        return cls(model=Path(names["model"]), refiner=None if refiner is None else Path(refiner))
+
 
 def find_models(model: str, refiner: str | None) -> Folders:
     """The folders of what a spec names; raises `ModelNotUsable` when one is not to be had."""

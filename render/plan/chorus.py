@@ -46,5 +46,5 @@ def view_bytes(spec: Spec, stage: Stage, tiling: Tiling, facts: ModelFacts) -> i
         return 0
     numbers = dilation.most_views(world) * dilation.height * dilation.width
     if canvas_crosses(spec, stage, first):
-        numbers += max(len(tiling.region(rank)) for rank in range(world))
+        numbers += tiling.longest_region
     return numbers * facts.latent_channels * _BYTES

@@ -19,7 +19,6 @@ from render.plan.geometry import Flat, Grid, Rect, bounding
 Slices = tuple[slice, slice]
 _Run = tuple[int, int]
 """(first, count) along one direction."""
-_NOTHING = Rect(y=0, x=0, height=0, width=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,6 +110,11 @@ class Tiling:
         return np.flatnonzero(self.owners == rank)
 
     @cached_property
+    def longest_region(self) -> int:
+        """Latents of the largest region; messages of whole regions are padded to it."""
+        return max(len(self.region(rank)) for rank in range(self.world_size))
+
+    @cached_property
     def boxes(self) -> tuple[Rect, ...]:
         """Per rank, the smallest area around its hold (height 0 for a rank without windows). It may run
         across an edge that is joined."""

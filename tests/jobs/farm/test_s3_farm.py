@@ -13,6 +13,7 @@ from infra.settings import Settings
 from infra.store.s3_client import forget_clients, make_client
 from jobs.node.request import Request
 from render.models.adapter import ModelFacts
+from render.models.pair import Folders
 from tests.support.buckets import Bucket, credentials
 from tests.support.cli import chorale, last_json, processes_with, wait_until
 from tests.support.faults import FaultProxy, fault_proxy
@@ -98,7 +99,7 @@ def test_no_repr_tells_a_secret(bucket: Bucket) -> None:
     facts = ModelFacts(
         family="toy", latent_channels=4, scale_factor=8, native_size=64, digest="toy", decode_halo=2
     )
-    request = Request(spec={}, model="m", facts=facts, device="cpu", out=store.url())
+    request = Request(spec={}, folders=Folders(model=Path("m")), facts=facts, device="cpu", out=store.url())
     store.put("a", b"", "text/plain")
     shown = repr((settings, store, store.within("x"), request, make_client(store._store._store.options)))
     assert not re.search("planted|secret", shown) and bucket.name in shown

@@ -9,7 +9,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.place.placement import Decision, Node, Queue, Running, Want, place
+from jobs.place.placement import Decision, Node, Queue, Running, Want, fits, place
 
 TWO = [Node(name="a", slots=2), Node(name="b", slots=2)]
 
@@ -58,8 +58,33 @@ def test_a_job_that_fits_nowhere_reserves_nothing() -> None:
 
 def test_memory_and_bad_nodes_are_looked_at() -> None:
     nodes = [Node(name="a", slots=1, vram_bytes=10), Node(name="b", slots=1, vram_bytes=30)]
-    wants = [Want(job="x", memory_bytes=20), Want(job="y", avoid=frozenset({"b"}))]
+    wants = [Want(job="x", memory=((1, 20),)), Want(job="y", avoid=frozenset({"b"}))]
     assert placed(place(nodes, [], wants, [])) == {"x": {"b": 1}, "y": {"a": 1}}
+
+
+def test_an_image_too_large_for_one_slot_goes_to_as_many_as_it_takes() -> None:
+    nodes = [Node(name="a", slots=8, vram_bytes=10), Node(name="b", slots=4, vram_bytes=30)]
+    want = Want(job="x", most=8, memory=((1, 50), (2, 25), (4, 10)))
+    assert placed(place(nodes, [], [want], [])) == {"x": {"a": 8}}
+    # Three slots are too few for so little memory each; two ranks need the other node.
+    assert placed(place(nodes, [running("y", {"a": 5, "b": 2})], [want], [])) == {"x": {"a": 3, "b": 2}}
+    assert placed(place(nodes, [running("y", {"a": 6, "b": 1})], [want], [])) == {"x": {"b": 3, "a": 2}}
+    assert placed(place(nodes, [running("y", {"a": 7, "b": 2})], [want], [])) == {"x": {"b": 2}}
+    # No slot holds one rank of it alone; it waits for what it takes.
+    held = place(nodes, [running("y", {"a": 8, "b": 3})], [want], [])
+    assert placed(held) == {} and held.reserved_for == "x" and held.reserved == {"b"}
+    assert not fits([Node(name="c", slots=3, vram_bytes=20)], want)
+
+
+@given(st.integers(1, 8), st.integers(0, 60), st.lists(st.integers(1, 70), min_size=1, max_size=4))
+def test_sizes_part_the_numbers_of_ranks(least: int, more: int, begins: list[int]) -> None:
+    memory = tuple((ranks, 100 - ranks) for ranks in sorted({1, *begins}))
+    want = Want(job="x", least=least, most=least + more, memory=memory)
+    covered = [ranks for size in want.sizes[::-1] for ranks in range(size.least, size.most + 1)]
+    assert covered == list(range(least, least + more + 1))
+    for size in want.sizes:
+        known = max(ranks for ranks, _ in memory if ranks <= size.least)
+        assert size.memory_bytes == 100 - known
 
 
 def test_queues_have_limits_and_may_be_closed() -> None:
