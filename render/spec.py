@@ -20,6 +20,7 @@ import yaml
 from render.box import Box
 from render.errors import BadInput
 from render.init_picture import LARGEST_SIDE, InitPicture, open_picture
+from render.tile_set import SetTile, Sheet, lay_out
 
 SAMPLERS = ("euler", "euler-ancestral", "ddim", "dpmpp-2m", "lcm")
 BLENDS = ("overlap", "shift")
@@ -83,6 +84,8 @@ class Spec:
     """A picture to start from, in place of noise (image to image)."""
     boxes: tuple[Box, ...] = ()
     """Prompts for parts of the picture."""
+    tile_set: tuple[SetTile, ...] = ()
+    """Tiles that the picture is a sheet of; any two whose sides are marked alike join."""
     window_batch: int | None = None
     """Most evaluations (of a window, without or with the prompt) per model call; None lets the size of the
     model's windows say. Kernels round differently at other batch shapes, so it is part of the image."""
@@ -94,6 +97,8 @@ class Spec:
         _check_init(self.init)
         if not isinstance(self.boxes, tuple) or not all(isinstance(box, Box) for box in self.boxes):
             raise BadInput("boxes", self.boxes, "is no list of boxes; write e.g. 0,0,0.5,1: a red vase")
+        if not isinstance(self.tile_set, tuple) or not all(isinstance(t, SetTile) for t in self.tile_set):
+            raise BadInput("tile_set", self.tile_set, "is no list of tiles; write e.g. lawn: a,b,,")
         _check_size("width", self.width, self.format)
         _check_size("height", self.height, self.format)
         _check_whole("seed", self.seed, 0, 2**63 - 1)
@@ -110,18 +115,25 @@ class Spec:
         for name in ("skip_residual", "dilated", "cross_attention"):
             _check_real(name, getattr(self, name), 0.0, 1.0)
         _check_refiner(self.refiner, self.refiner_start, self.steps)
-        if self.dilated and self.wrap != "none":
+        if self.tile_set and self.wrap != "none":
+            raise BadInput("wrap", self.wrap, "does not go with a tile set, whose marks say it; leave it out")
+        if self.dilated and (self.wrap_y or self.wrap_x):
             raise BadInput("dilated", self.dilated, "does not go with sides that wrap; set it to 0")
         if self.init is not None:
             _check_shape(self.init, self.width, self.height)
 
     @property
+    def sheet(self) -> Sheet | None:
+        """Where the tiles of its set lie; raises `BadInput` for a set that cannot be laid out."""
+        return lay_out(self.tile_set, self.width, self.height) if self.tile_set else None
+
+    @property
     def wrap_y(self) -> bool:
-        return "y" in self.wrap
+        return "y" in self.wrap if self.sheet is None else self.sheet.wrap_y
 
     @property
     def wrap_x(self) -> bool:
-        return "x" in self.wrap
+        return "x" in self.wrap if self.sheet is None else self.sheet.wrap_x
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Spec:
@@ -219,6 +231,8 @@ def _coerced(name: str, value: Any) -> Any:
         return float(value)
     if name == "boxes" and isinstance(value, (list, tuple)):
         return tuple(Box.from_any(each) for each in value)
+    if name == "tile_set" and isinstance(value, (list, tuple)):
+        return tuple(SetTile.from_any(each) for each in value)
     if name == "init" and isinstance(value, str):
         return open_picture(Path(value))
     if name == "init" and isinstance(value, Mapping):

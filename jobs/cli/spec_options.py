@@ -56,6 +56,13 @@ def spec_options(command: Command) -> Command:
         help='A prompt for a part of the picture, "x,y,width,height: prompt" in shares of it. May repeat.',
     )(command)
     command = click.option(
+        "--set-tile",
+        "tile_set",
+        multiple=True,
+        help='A tile of a set, "name: left,right,top,bottom": sides of one mark join. The picture is a sheet '
+        "of all of them. May repeat.",
+    )(command)
+    command = click.option(
         "--size", default=None, help="WIDTHxHEIGHT in pixels, multiples of 8. [1024x1024]"
     )(command)
     command = click.option(
@@ -83,13 +90,15 @@ def given_values(options: dict[str, Any]) -> dict[str, Any]:
     spec_file = options.pop("spec_file")
     if spec_file is not None:
         values.update(read_spec_file(spec_file))
-    prompt, size, boxes = options.pop("prompt"), options.pop("size"), options.pop("boxes")
+    prompt, size = options.pop("prompt"), options.pop("size")
     if prompt is not None:
         values["prompt"] = prompt
     if size is not None:
         values["width"], values["height"] = parse_size(size)
-    if boxes:
-        values["boxes"] = list(boxes)
+    for name in ("boxes", "tile_set"):
+        several = options.pop(name)
+        if several:
+            values[name] = list(several)
     for flag, kind, _ in _FLAGS:
         name = flag[2:].replace("-", "_")
         text = options.pop(name)

@@ -20,7 +20,8 @@ from torch.nn import functional
 
 from render.denoise.canvas import Canvas, Piece
 from render.denoise.group import Group
-from render.denoise.noise import INITIAL, normal
+from render.denoise.noise import INITIAL
+from render.denoise.ties import stage_noise, tied_in
 from render.init_picture import InitPicture
 from render.models.adapter import Adapter, ModelFacts, NoiseSchedule
 from render.plan.geometry import Grid, Rect
@@ -38,7 +39,7 @@ _BICUBIC_REACH = 3
 
 def first_canvas(stage: Stage, schedule: NoiseSchedule, seed: int, channels: int, area: Rect) -> Canvas:
     """Pure noise, at the scale that the sampler starts from, in an area of the canvas."""
-    noise = _noise(stage, seed, channels, area).mul_(schedule.initial_scale)
+    noise = stage_noise(stage, seed, INITIAL, channels, area).mul_(schedule.initial_scale)
     return Canvas(step=0, planes=noise[None], area=area)
 
 
@@ -46,7 +47,7 @@ def next_canvas(
     enlarged: Piece, stage: Stage, schedule: NoiseSchedule, seed: int, *, anchored: bool = False
 ) -> Canvas:
     """Enlarged latents of the stage below, noised to the stage's first step."""
-    noise = _noise(stage, seed, len(enlarged.latents), enlarged.area)
+    noise = stage_noise(stage, seed, INITIAL, len(enlarged.latents), enlarged.area)
     noised = noise.mul_(schedule.sigmas[stage.first_step]).add_(enlarged.latents)
     planes = [noised, enlarged.latents] if anchored else [noised]
     return Canvas(step=stage.first_step, planes=torch.stack(planes), area=enlarged.area, anchored=anchored)
@@ -90,6 +91,8 @@ def enlarge(
     mine, surface = _share(stage, group), surface_of(stage.grid)
     channels, side = adapter.facts.latent_channels, _refine_side(stage)
     fresh = torch.empty((channels, area.height, area.width))
+    ties = stage.ties
+    firsts = torch.empty((channels, 0 if ties is None else len(ties.firsts)))
     # In turns of one tile from each rank, so that nobody holds more than a turn beside its own area.
     for turn in range(-(-len(_refine_tiles(stage)) // group.world_size)):
         message = torch.zeros((channels, *side), device=device)
@@ -102,11 +105,13 @@ def enlarge(
             if turn < len(theirs):
                 for there, here in surface.pieces(theirs[turn], area):
                     fresh[:, *here] = made[:, *there]
+                if ties is not None:
+                    near, places = surface.inside(ties.firsts, theirs[turn])
+                    firsts[:, near] = made[:, places // theirs[turn].width, places % theirs[turn].width]
+    if ties is not None:
+        tied = tied_in(stage, area)
+        fresh.flatten(1)[:, tied.places] = firsts[:, tied.classes]
     return Piece(latents=fresh, area=area, canvas=surface)
-
-
-def _noise(stage: Stage, seed: int, channels: int, area: Rect) -> Tensor:
-    return torch.from_numpy(normal(seed, stage.index, INITIAL, channels, area, surface_of(stage.grid)))
 
 
 def _refine_side(stage: Stage) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """The one collective of a step: every rank gathers all border sums and takes the ones it holds.
 
-Behind them a message carries a word, and what a rank says to all beside its borders (`chorus`).
+Behind them a message carries a word, and what a rank says to all beside its borders (`ties`, `chorus`).
 """
 
 from __future__ import annotations
@@ -36,46 +36,51 @@ class Exchange:
     """Places in the own box that are said."""
     longest: int
     """Latents of the longest message; all are padded to it, since gloo gathers equal blocks only. One more
-    number follows them, the word, and then what is said to all."""
+    number follows them, the word, and then what is said to all: of ties, and in the chorus."""
     inlets: tuple[Inlet, ...]
 
-    def message_bytes(self, channels: int, said: int = 0) -> int:
-        """Size of what this rank says, padding included; `said` counts the numbers of its own message."""
-        return 4 * channels * (self.longest + 1 + _columns(said, channels))
+    def message_bytes(self, tied: Tensor, said: Tensor) -> int:
+        """Size of what this rank says, padding included."""
+        channels = len(tied)
+        return 4 * channels * (self.longest + 1 + tied.shape[1] + _columns(len(said), channels))
 
-    def start(self, sums: Tensor, group: Group, word: int, said: Tensor) -> Gathering | None:
+    def start(self, sums: Tensor, group: Group, word: int, tied: Tensor, said: Tensor) -> Gathering | None:
         """Start to gather; `sums` is [C, box] int32, complete at the outlet's places. None when alone.
 
-        `word` holds bits that this rank wants all to hear, `said` float16 numbers, as many on every rank.
+        `word` holds bits that this rank wants all to hear, `tied` [C, n] int32 and `said` float16 numbers, as
+        many on every rank.
         """
         if group.world_size == 1:
             return None
         channels = sums.shape[0]
         columns = _columns(len(said), channels)
-        message = sums.new_zeros((channels, self.longest + 1 + columns))
+        behind = self.longest + 1 + tied.shape[1]
+        message = sums.new_zeros((channels, behind + columns))
         message[:, : len(self.outlet)] = sums[:, self.outlet]
         message[:, self.longest] = word
+        message[:, self.longest + 1 : behind] = tied
         if columns:
             padded = functional.pad(said, (0, 2 * channels * columns - len(said)))
-            message[:, self.longest + 1 :] = padded.view(torch.int32).view(channels, columns)
+            message[:, behind:] = padded.view(torch.int32).view(channels, columns)
         return group.all_gather(message)
 
     def finish(
-        self, gathering: Gathering | None, sums: Tensor, word: int, said: Tensor
-    ) -> tuple[int, Tensor]:
+        self, gathering: Gathering | None, sums: Tensor, word: int, tied: Tensor, said: Tensor
+    ) -> tuple[int, Tensor, Tensor]:
         """Wait, and add what the neighbours computed for the latents that this rank holds.
 
-        Returns the bits that any rank has said, and [world_size, numbers] of what each has, both the same
-        on all ranks. Given `word` and `said` again, for one that is alone.
+        Returns the bits that any rank has said, and what each has said of ties, [world_size, C, n], and in
+        the chorus, [world_size, numbers]; all the same on all ranks. One that is alone hears itself.
         """
         if gathering is None:
-            return word, said[None]
+            return word, tied[None], said[None]
         messages = gathering.wait()
         for inlet in self.inlets:
             sums[:, inlet.target] += messages[inlet.rank][:, inlet.source]
         words: list[int] = messages[:, 0, self.longest].tolist()
-        heard = messages[:, :, self.longest + 1 :].flatten(1).contiguous().view(torch.float16)[:, : len(said)]
-        return reduce(or_, words), heard
+        behind = self.longest + 1 + tied.shape[1]
+        heard = messages[:, :, behind:].flatten(1).contiguous().view(torch.float16)[:, : len(said)]
+        return reduce(or_, words), messages[:, :, self.longest + 1 : behind], heard
 
 
 def _columns(numbers: int, channels: int) -> int:

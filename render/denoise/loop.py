@@ -22,8 +22,9 @@ from render.denoise.chorus import Chorus
 from render.denoise.exchange import make_exchange
 from render.denoise.fuse import FixedPoint, pass_weights
 from render.denoise.group import Group
-from render.denoise.noise import INITIAL, normal
+from render.denoise.noise import INITIAL
 from render.denoise.residual import held_to
+from render.denoise.ties import Tied, stage_noise, tied_in
 from render.errors import RenderFailed
 from render.models.adapter import Adapter, NoiseSchedule, WindowPlace
 from render.plan.fading import fading_share
@@ -142,6 +143,7 @@ class Seat:
     weights: tuple[float, ...] = field(init=False)
     fixed: FixedPoint = field(init=False)
     chorus: Chorus = field(init=False)
+    tied: Tied | None = field(init=False)
     anchor: Tensor | None = field(init=False)
     """What the stage started from, before it was noised; None where nothing is held to it."""
 
@@ -155,6 +157,7 @@ class Seat:
         planes = own.to(self.loop.device, copy=True)
         self.state = samplers.SamplerState(planes[0], tuple(planes[1 : 1 + canvas.heard]))
         self.chorus = Chorus(self.loop, self.tiling, self.group.rank, self.step, canvas.said)
+        self.tied = None if self.loop.stage.ties is None else tied_in(self.loop.stage, self.box)
         self.chorus.open(self.state.x, self.box, self.group)
         self.anchor = planes[-1] if canvas.anchored else None
         self._anchor_noise = None if self.anchor is None else self._normal(INITIAL)
@@ -174,20 +177,23 @@ class Seat:
         self._predict(first, step, offset, sums, times)
         gather_started = time.perf_counter()
         said = self.chorus.say(self.state.x, self.box)
-        gathering = exchange.start(sums.flatten(1), self.group, word, said)
+        tied = sums.new_zeros((len(sums), 0)) if self.tied is None else self.tied.say(sums)
+        gathering = exchange.start(sums.flatten(1), self.group, word, tied, said)
         self._predict(then, step, offset, sums, times)
         started = time.perf_counter()
-        word, heard = exchange.finish(gathering, sums.flatten(1), word, said)
+        word, totals, heard = exchange.finish(gathering, sums.flatten(1), word, tied, said)
         ended = time.perf_counter()
         times.wait += ended - started
         if gathering is not None:
             times.exchange = ended - gather_started
-            times.border_bytes = exchange.message_bytes(sums.shape[0], len(said))
+            times.border_bytes = exchange.message_bytes(tied, said)
 
         started = time.perf_counter()
         self.chorus.hear(heard, self.box)
         prediction = self.fixed.decode(sums)
-        del sums, said, heard
+        if self.tied is not None:
+            self.tied.settle(prediction, totals, self.fixed)
+        del sums, said, heard, tied, totals
         denoised = samplers.to_denoised(
             prediction, self.state.x, schedule.sigmas[step], self.loop.adapter.prediction_type
         )
@@ -225,7 +231,7 @@ class Seat:
         self.state = samplers.SamplerState(held, self.state.history)
 
     def _batches(self, offset: tuple[int, int]) -> tuple[list[list[_Evaluation]], list[list[_Evaluation]]]:
-        """The rank's evaluations in batches: those that hold all border windows and speakers, then the rest.
+        """The rank's evaluations in batches: those of which others must hear, then the rest.
 
         Each batch is of one layer, whose windows have one shape and one prompt.
         """
@@ -241,7 +247,9 @@ class Seat:
             for window, turn in evaluations:
                 if window[0] == layer:
                     evaluation = _Evaluation((window, turn), self.tiling.window(window, offset))
-                    early = shared[window] or self.chorus.speaks(evaluation.voice)
+                    early = (
+                        shared[window] or self.chorus.speaks(evaluation.voice) or self._is_tied(evaluation)
+                    )
                     (border if early else inner).append(evaluation)
             ordered = border + inner
             batches = [ordered[at : at + size] for at in range(0, len(ordered), size)]
@@ -249,6 +257,13 @@ class Seat:
             first += batches[:split]
             then += batches[split:]
         return first, then
+
+    def _is_tied(self, evaluation: _Evaluation) -> bool:
+        """Whether the window covers latents that have equals elsewhere."""
+        if self.tied is None:
+            return False
+        pieces = self.tiling.surface.pieces(evaluation.window, self.box)
+        return any(bool(self.tied.mask[place].any()) for _, place in pieces)
 
     def _predict(
         self,
@@ -341,7 +356,6 @@ class Seat:
         return self._normal(step)
 
     def _normal(self, step: int) -> Tensor:
-        channels = self.state.x.shape[0]
-        stage = self.loop.stage.index
-        values = normal(self.loop.spec.seed_of(stage), stage, step, channels, self.box, self.tiling.surface)
-        return torch.from_numpy(values).to(self.loop.device)
+        stage = self.loop.stage
+        seed, channels = self.loop.spec.seed_of(stage.index), len(self.state.x)
+        return stage_noise(stage, seed, step, channels, self.box).to(self.loop.device)

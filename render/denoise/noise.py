@@ -41,15 +41,27 @@ def normal(
     return answer
 
 
+def normal_at(
+    seed: int, stage: int, step: int, channels: int, places: Flat, canvas: Surface
+) -> NDArray[np.float32]:
+    """The same noise at some places, which are flat indices of the canvas: [channels, len(places)]."""
+    return _points(seed, stage, step, channels, *np.divmod(places, canvas.width))
+
+
 def _strip(seed: int, stage: int, step: int, channels: int, ys: Flat, xs: Flat) -> NDArray[np.float32]:
+    y, x = np.meshgrid(ys, xs, indexing="ij")
+    return _points(seed, stage, step, channels, y.ravel(), x.ravel()).reshape(channels, len(ys), len(xs))
+
+
+def _points(seed: int, stage: int, step: int, channels: int, y: Flat, x: Flat) -> NDArray[np.float32]:
     quads = -(-channels // 4)
-    quad, y, x = np.meshgrid(np.arange(quads), ys, xs, indexing="ij")
-    counter = (x.ravel(), y.ravel(), quad.ravel() + (stage << 16), np.full(x.size, step))
+    quad = np.repeat(np.arange(quads), len(x))
+    counter = (np.tile(x, quads), np.tile(y, quads), quad + (stage << 16), np.full(len(quad), step))
     words = _philox([word.astype(np.uint64) for word in counter], seed)
     values = np.stack([*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])])
-    # [4, quads, h, w] -> [quads * 4, h, w]
-    values = values.reshape(4, quads, len(ys), len(xs)).swapaxes(0, 1)
-    return values.reshape(quads * 4, len(ys), len(xs))[:channels]
+    # [4, quads, points] -> [quads * 4, points]
+    values = values.reshape(4, quads, len(x)).swapaxes(0, 1)
+    return values.reshape(quads * 4, len(x))[:channels]
 
 
 def _philox(counter: list[NDArray[np.uint64]], seed: int) -> list[NDArray[np.uint64]]:

@@ -24,49 +24,72 @@ LIMITS = {
 """File endings and the longest side in pixels that each can hold."""
 
 
+Part = tuple[int, int, int, int]
+"""(x, y, width, height) of a picture, in pixels"""
+
+
+def export_targets(manifest: dict[str, Any], target: Path, force: bool) -> dict[Path, Part]:
+    """The files to write and what each shows: the picture, or one for each tile of its set where the
+    target's name holds `{tile}`. Raises `BadInput` unless all of them could be written.
+    """
+    whole = 0, 0, manifest["width"], manifest["height"]
+    targets = {target: whole}
+    if "{tile}" in target.name:
+        tiles = manifest.get("tile_set")
+        if not tiles:
+            raise BadInput("target", str(target), "asks for tiles of an image without any; leave {tile} out")
+        targets = {
+            target.with_name(target.name.replace("{tile}", name)): tuple(part) for name, part in tiles.items()
+        }
+    for each, part in targets.items():
+        _check_target(each, part, force)
+    return targets
+
+
 def export_image(
     folder: Path,
     manifest: dict[str, Any],
     target: Path,
     *,
+    part: Part | None = None,
     quality: int = 90,
     force: bool = False,
     on_progress: Callable[[int], None] = lambda per_cent: None,
 ) -> Path:
-    """Write the full-resolution level of a published image as one file (.png .tif .jpg .webp).
+    """Write a published image at full resolution, or a part of it, as one file (.png .tif .jpg .webp).
 
     A .tif is a pyramidal BigTIFF. Everything that can be refused is refused before any work.
     Raises `BadInput` for the user's mistakes, `RenderFailed` when the file cannot be written.
     """
-    check_target(manifest, target, force)
+    part = part or (0, 0, manifest["width"], manifest["height"])
+    _check_target(target, part, force)
     import pyvips
 
-    picture = _joined(folder, manifest, pyvips)
+    picture = _joined(folder, manifest, pyvips).crop(*part)
     parameters = json.dumps(manifest["spec"], sort_keys=True, ensure_ascii=False)
     picture.set_type(pyvips.GValue.blob_type, "xmp-data", xmp(parameters))
     picture.set_type(pyvips.GValue.blob_type, "icc-profile-data", srgb_profile())
     picture.set_progress(True)
     picture.signal_connect("eval", lambda _, progress: on_progress(int(progress.percent)))
-    part = target.with_name(f".part-{uuid.uuid4().hex}{target.suffix.lower()}")
+    unfinished = target.with_name(f".part-{uuid.uuid4().hex}{target.suffix.lower()}")
     try:
-        picture.write_to_file(str(part), **_options(target.suffix.lower(), quality))
-        os.replace(part, target)
+        picture.write_to_file(str(unfinished), **_options(target.suffix.lower(), quality))
+        os.replace(unfinished, target)
     except (pyvips.Error, OSError) as exc:
         reason = str(exc).strip().splitlines()[0]
         raise RenderFailed(
             f"{target}: the export broke off ({reason}); check the disk and verify the image"
         ) from exc
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return target
 
 
-def check_target(manifest: dict[str, Any], target: Path, force: bool) -> None:
-    """Raise `BadInput` unless the image could be exported there."""
+def _check_target(target: Path, part: Part, force: bool) -> None:
     limit = LIMITS.get(target.suffix.lower())
     if limit is None:
         raise BadInput("target", str(target), f"has an unknown ending; use one of {', '.join(LIMITS)}")
-    longest = max(manifest["width"], manifest["height"])
+    longest = max(part[2:])
     if longest > limit:
         raise BadInput(
             "target", str(target), f"cannot hold {longest} px (its limit is {limit}); use .tif or .png"

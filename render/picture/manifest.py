@@ -66,6 +66,7 @@ def build_manifest(
         "tile_size": cut.tile,
         "levels": [list(cut.size_at(level)) for level in range(cut.top_level + 1)],
         "format": spec.format,
+        "tile_set": {} if spec.sheet is None else spec.sheet.parts(spec.width, spec.height),
         "tiles": pyramid.tiles,
         "seams": asdict(seam_score(pyramid.columns, pyramid.rows)),
         "range": [pyramid.darkest, pyramid.brightest],

@@ -14,6 +14,8 @@ from render.spec import Spec
 
 WIRE_BYTES = 4
 """A border latent crosses as a 32-bit fixed-point number (see render.denoise.fuse)."""
+TIE_BYTES = 8
+"""So does a class of equal latents of a tile set as one of 64 bits (see render.denoise.ties)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,9 @@ class StagePlan:
         if self.tiling.world_size == 1:
             return (0,)
         ranks = range(self.tiling.world_size)
-        said = self.token_bytes + self.view_bytes
+        ties = self.stage.ties
+        tied = 0 if ties is None else len(ties.firsts) * self.channels * TIE_BYTES
+        said = self.token_bytes + self.view_bytes + tied
         return tuple(len(self.tiling.border(rank)) * self.channels * WIRE_BYTES + said for rank in ranks)
 
     @cached_property

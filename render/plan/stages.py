@@ -11,8 +11,10 @@ from render.models.adapter import ModelFacts
 from render.plan.dilation import Dilation, dilation_of
 from render.plan.geometry import Axis, Grid, Layer
 from render.plan.layers import area_of
+from render.plan.ties import Ties, make_ties
 from render.plan.tiling import Tiling
 from render.spec import Spec
+from render.tile_set import Sheet
 
 OVERLAP_SHARE = 4
 """`overlap` blend: a quarter of a window is shared with the next one."""
@@ -51,6 +53,14 @@ class Stage:
     """The spec's boxes that are large enough at this stage; `text` is 1 for the first one."""
     dilation: Dilation | None = None
     """The views of the whole that guide the windows; None where the spec asks for none or there are none."""
+    sheet: Sheet | None = None
+    """The tiles that the canvas is a sheet of."""
+
+    @property
+    def ties(self) -> Ties | None:
+        """The latents that are equal because sides of tiles are; None where there are none."""
+        ties = None if self.sheet is None else make_ties(self.sheet, self.grid)
+        return ties if ties is not None and len(ties.places) else None
 
     def tiling(self, world_size: int) -> Tiling:
         """The stage dealt out to a number of ranks."""
@@ -84,6 +94,11 @@ def make_stages(spec: Spec, facts: ModelFacts) -> tuple[Stage, ...]:
     _check_closes("height", spec.height, spec.wrap_y, facts)
     _check_closes("width", spec.width, spec.wrap_x, facts)
     sizes = _sizes(spec, facts)
+    if spec.sheet is not None:
+        for name, parts, lengths in zip(
+            ("width", "height"), (spec.sheet.cols, spec.sheet.rows), zip(*sizes, strict=True), strict=True
+        ):
+            _check_parts(name, parts, lengths, facts.scale_factor)
     return tuple(_stage(spec, facts, index, *size) for index, size in enumerate(sizes))
 
 
@@ -97,6 +112,17 @@ def _check_closes(name: str, pixels: int, wraps: bool, facts: ModelFacts) -> Non
             f"is too short for windows of {facts.native_size} px to close around it; use any multiple of 8 "
             f"from {least} px on, or do not wrap it",
         )
+
+
+def _check_parts(name: str, parts: int, lengths: tuple[int, ...], pixel: int) -> None:
+    """A side of the sheet parts evenly into tiles at every stage, each of two latents or more."""
+    if all(length % (parts * pixel) == 0 and length >= 2 * parts * pixel for length in lengths):
+        return
+    unit = parts * pixel << (len(lengths) - 1)
+    better = max(2 if lengths[0] < 2 * parts * pixel else 1, round(lengths[-1] / unit)) * unit
+    raise BadInput(
+        name, lengths[-1], f"does not part into {parts} equal tiles at every stage; use e.g. {better}"
+    )
 
 
 def _sizes(spec: Spec, facts: ModelFacts) -> list[tuple[int, int]]:
@@ -138,6 +164,7 @@ def _stage(spec: Spec, facts: ModelFacts, index: int, width: int, height: int) -
         passes=passes,
         patches=_patches(spec, latent_height, latent_width, native),
         dilation=dilation_of(grid, native) if spec.dilated else None,
+        sheet=spec.sheet,
     )
 
 

@@ -39,7 +39,7 @@ def test_every_command_has_an_example() -> None:
 
 
 class Home:
-    """A farm with a done job, a node, and an image in out/vase and in a bucket."""
+    """A farm with a done job, a node, a tile set in out/shelf, and an image in out/vase and in a bucket."""
 
     def __init__(self, folder: Path, bucket: Bucket) -> None:
         self.folder = folder
@@ -75,8 +75,9 @@ class Home:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, moto: Bucket) -> Home:
     made = Home(tmp_path_factory.mktemp("home"), moto)
-    rendered = made.run("render", "a vase", "--size", "128x128", "--steps", "1", "--out", "out/vase")
-    assert rendered.returncode == 0, rendered.stderr
+    for words, folder in ((("a vase",), "vase"), (("--spec", "examples/shelf.yaml"), "shelf")):
+        rendered = made.run("render", *words, "--size", "128x128", "--steps", "1", "--out", f"out/{folder}")
+        assert rendered.returncode == 0, rendered.stderr
     with credentials(moto):
         folder, bucket = LocalStore(made.folder / "out" / "vase"), moto.store("s3://studio/vase")
         for entry in folder.entries():
