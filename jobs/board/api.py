@@ -49,13 +49,21 @@ class Image(_Strict):
     dtype: str | None = None
     format: str | None = None
     quality: int | None = None
+    wrap: str | None = Field(None, description="Sides that join without a seam: x, y or xy.")
     strength: float | None = None
     skip_residual: float | None = None
+    dilated: float | None = None
+    cross_attention: float | None = None
     variation: int | None = Field(None, description="Another finish of the same composition.")
     boxes: list[str] | None = Field(
         None,
         description="Prompts for parts of the picture.",
         examples=[["0,0,0.5,1: a red vase"]],
+    )
+    tile_set: list[str] | None = Field(
+        None,
+        description="Tiles, each with the marks of its left, right, top and bottom; sides of one mark join.",
+        examples=[["lawn: a,b,,", "path: b,a,,"]],
     )
     window_batch: int | None = None
     tile_size: int | None = None

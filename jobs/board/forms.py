@@ -33,7 +33,7 @@ from render.spec import parse_size
 _TEXT = ("prompt", "negative_prompt", "sampler", "model", "blend", "dtype", "format")
 _WHOLE = ("seed", "variation", "steps", "quality", "window_batch", "tile_size")
 _REAL = ("guidance_scale", "strength", "skip_residual")
-_KEPT = ("init", "boxes")
+_KEPT = ("init", "boxes", "tile_set", "wrap", "dilated", "cross_attention", "refiner", "refiner_start")
 """What a variation has from its original: the form has no field for these."""
 _FIELDS, _SHOWN = 60, 8
 _ENDINGS = (".csv", ".jsonl")

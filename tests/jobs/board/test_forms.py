@@ -103,14 +103,18 @@ def test_the_form_is_taken_as_its_page_has_it(visitor: Visitor) -> None:
 
 def test_a_variation_keeps_what_the_form_has_no_field_for(visitor: Visitor) -> None:
     boxes = ["0,0,0.5,1: a blue vase"]
+    tiles = ["one: a,b", "two: b,a"]
     image = {"prompt": "a table", "size": "256x128", "queue": "forms", "boxes": boxes, "variation": 2}
+    image |= {"tile_set": tiles, "cross_attention": 0.5}
     original = visitor.board.ask("/api/v1/jobs", "POST", image).json["job"]
     page = visitor.board.ask(f"/submit?job={original}").body
-    assert b"it keeps its boxes" in page
+    assert b"it keeps its boxes and its tiles" in page
     sent = visitor.send("/submit", of=original, prompt="a table", size="256x128", seed="1", variation="3")
     assert sent.status == 303
     made = visitor.board.ask(f"/api/v1{sent.headers['location']}").json["spec"]
     known = visitor.board.ask(f"/api/v1/jobs/{original}").json["spec"]
-    assert (made["seed"], made["variation"], made["boxes"]) == (1, 3, known["boxes"])
-    assert known["boxes"] and known["variation"] == 2
+    assert (made["seed"], made["variation"]) == (1, 3)
+    for name in ("boxes", "tile_set", "cross_attention"):
+        assert made[name] == known[name] and known[name]
+    assert known["variation"] == 2
     assert visitor.send("/submit", of="zz", prompt="a table").status == 404
