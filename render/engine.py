@@ -156,7 +156,8 @@ def _start(loop: StageLoop, below: Denoised | None, group: Group, preview: Previ
     else:
         return first_canvas(stage, loop.schedule, seed, facts.latent_channels, box)
     enlarged = enlarge(pixels, stage, loop.adapter, group, loop.device, box)
-    return next_canvas(enlarged, stage, loop.schedule, seed, anchored=loop.spec.skip_residual > 0)
+    anchored = loop.spec.skip_residual > 0 or (stage.enlarges and loop.spec.ilvr > 0)
+    return next_canvas(enlarged, stage, loop.schedule, seed, anchored=anchored)
 
 
 def render_image(

@@ -34,6 +34,7 @@ DIGEST_VERSION = 3
 _REALS = (
     "guidance_scale",
     "strength",
+    "ilvr",
     "skip_residual",
     "dilated",
     "cross_attention",
@@ -70,6 +71,8 @@ class Spec:
     strength: float = 0.3
     """How far each cascade stage that starts from a picture is noised before it is denoised again,
     0 < s <= 1: all but the first stage, and the first one too where `init` is given."""
+    ilvr: float = 1.0
+    """How firmly a stage keeps colours and coarse shapes of a smaller picture that it starts from, 0 to 1."""
     skip_residual: float = 0.0
     """How firmly a stage is held to the one below while it is denoised, 0 to 1; fades over its steps."""
     dilated: float = 0.0
@@ -112,7 +115,7 @@ class Spec:
             raise BadInput("tile_size", self.tile_size, "is not a power of two; use 256, 512 or 1024")
         _check_real("guidance_scale", self.guidance_scale, 0.0, 100.0)
         _check_real("strength", self.strength, 0.01, 1.0)
-        for name in ("skip_residual", "dilated", "cross_attention"):
+        for name in ("ilvr", "skip_residual", "dilated", "cross_attention"):
             _check_real(name, getattr(self, name), 0.0, 1.0)
         _check_refiner(self.refiner, self.refiner_start, self.steps)
         if self.tile_set and self.wrap != "none":

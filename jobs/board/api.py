@@ -51,6 +51,7 @@ class Image(_Strict):
     quality: int | None = None
     wrap: str | None = Field(None, description="Sides that join without a seam: x, y or xy.")
     strength: float | None = None
+    ilvr: float | None = None
     skip_residual: float | None = None
     dilated: float | None = None
     cross_attention: float | None = None

@@ -33,7 +33,17 @@ from render.spec import parse_size
 _TEXT = ("prompt", "negative_prompt", "sampler", "model", "blend", "dtype", "format")
 _WHOLE = ("seed", "variation", "steps", "quality", "window_batch", "tile_size")
 _REAL = ("guidance_scale", "strength", "skip_residual")
-_KEPT = ("init", "boxes", "tile_set", "wrap", "dilated", "cross_attention", "refiner", "refiner_start")
+_KEPT = (
+    "init",
+    "boxes",
+    "tile_set",
+    "wrap",
+    "ilvr",
+    "dilated",
+    "cross_attention",
+    "refiner",
+    "refiner_start",
+)
 """What a variation has from its original: the form has no field for these."""
 _FIELDS, _SHOWN = 60, 8
 _ENDINGS = (".csv", ".jsonl")
@@ -138,7 +148,7 @@ def _kept(board: Board, original: str | None) -> dict[str, Any]:
     job = board.job(original)
     with board.farm.database.read() as connection:
         spec = show_job(connection, job)["spec"]
-    return {name: spec[name] for name in _KEPT if spec.get(name)}
+    return {name: spec[name] for name in _KEPT if spec.get(name) is not None}
 
 
 @router.post("/submit/batch")

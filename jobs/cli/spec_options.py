@@ -29,6 +29,7 @@ _FLAGS: tuple[tuple[str, type, str], ...] = (
     ("--blend", str, f"How windows meet: {' or '.join(BLENDS)}. [overlap]"),
     ("--wrap", str, f"Sides that join without a seam: {', '.join(WRAPS)}. [none]"),
     ("--strength", float, "How much each stage that starts from a picture may repaint, up to 1. [0.3]"),
+    ("--ilvr", float, "How firmly it keeps colours and coarse shapes of what it enlarges, 0 to 1. [1]"),
     ("--skip-residual", float, "How firmly a stage is held to the one below, 0 to 1. [0]"),
     ("--dilated", float, "How firmly it is held to views of the whole, 0 to 1; one more pass of calls. [0]"),
     ("--cross-attention", float, "How much windows attend to all others, 0 to 1. [0]"),

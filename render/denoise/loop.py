@@ -22,6 +22,7 @@ from render.denoise.chorus import Chorus
 from render.denoise.exchange import make_exchange
 from render.denoise.fuse import FixedPoint, pass_weights
 from render.denoise.group import Group
+from render.denoise.ilvr import with_coarse
 from render.denoise.noise import INITIAL
 from render.denoise.residual import held_to
 from render.denoise.ties import Tied, stage_noise, tied_in
@@ -287,8 +288,9 @@ class Seat:
         # Kernels round differently at other batch shapes, so the last batch is filled up, not shortened.
         filled = batch + [batch[-1]] * (stage.batch - len(batch))
         layer = self.tiling.layers[batch[0].layer]
-        latents = torch.stack([self._view(self.state.x, evaluation.window) for evaluation in filled])
-        latents = latents * samplers.input_scale(schedule.sigmas[step])
+        x = torch.stack([self._view(self.state.x, evaluation.window) for evaluation in filled])
+        sigma = schedule.sigmas[step]
+        latents = x * samplers.input_scale(sigma)
         prediction = self.chorus.predict(
             [evaluation.voice for evaluation in batch],
             latents,
@@ -298,6 +300,10 @@ class Seat:
             [evaluation.turn for evaluation in filled],
             self.loop.spec.guidance_scale,
         )
+        if self.anchor is not None and self._keeps_coarse(layer):
+            anchor = torch.stack([self._view(self.anchor, evaluation.window) for evaluation in filled])
+            kind, share = self.loop.adapter.prediction_type, self.loop.spec.ilvr
+            prediction = with_coarse(prediction, x, anchor, sigma, kind, share)
         prediction = prediction[: len(batch)]
         if not bool(torch.isfinite(prediction).all()):
             raise RenderFailed(
@@ -305,6 +311,10 @@ class Seat:
                 f"try --dtype float32"
             )
         return prediction
+
+    def _keeps_coarse(self, layer: Layer) -> bool:
+        stage = self.loop.stage
+        return stage.enlarges and layer.text not in stage.composes and self.loop.spec.ilvr > 0
 
     def _add(
         self, batch: list[_Evaluation], prediction: Tensor, offset: tuple[int, int], sums: Tensor

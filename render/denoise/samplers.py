@@ -48,12 +48,22 @@ def to_denoised(prediction: Tensor, x: Tensor, sigma: float, prediction_type: st
 
     `epsilon` is the noise (arXiv 2006.11239), `v_prediction` the velocity (arXiv 2202.00512, appendix D).
     """
+    answer = prediction * denoised_slope(sigma, prediction_type)
     if prediction_type == "epsilon":
-        return x - prediction * sigma
+        return x + answer
     if prediction_type == "v_prediction":
-        return x * (1.0 / (1.0 + sigma * sigma)) - prediction * (sigma * input_scale(sigma))
+        return x * (1.0 / (1.0 + sigma * sigma)) + answer
+    return answer
+
+
+def denoised_slope(sigma: float, prediction_type: str) -> float:
+    """By how much x0 grows with the prediction."""
+    if prediction_type == "epsilon":
+        return -sigma
+    if prediction_type == "v_prediction":
+        return -sigma * input_scale(sigma)
     if prediction_type == "sample":
-        return prediction
+        return 1.0
     raise BadInput("prediction_type", prediction_type, "is unknown; use epsilon, v_prediction or sample")
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from render.errors import BadInput
+from render.init_picture import InitPicture
 from render.models.adapter import ModelFacts
 from render.plan.dilation import Dilation, dilation_of
 from render.plan.geometry import Axis, Grid, Layer
@@ -55,6 +56,10 @@ class Stage:
     """The views of the whole that guide the windows; None where the spec asks for none or there are none."""
     sheet: Sheet | None = None
     """The tiles that the canvas is a sheet of."""
+    enlarges: bool = False
+    """It starts from something smaller, and may be held to that."""
+    composes: frozenset[int] = frozenset()
+    """The `text` of the patches that begin here: nothing below shows what they are to show."""
 
     @property
     def ties(self) -> Ties | None:
@@ -99,7 +104,15 @@ def make_stages(spec: Spec, facts: ModelFacts) -> tuple[Stage, ...]:
             ("width", "height"), (spec.sheet.cols, spec.sheet.rows), zip(*sizes, strict=True), strict=True
         ):
             _check_parts(name, parts, lengths, facts.scale_factor)
-    return tuple(_stage(spec, facts, index, *size) for index, size in enumerate(sizes))
+    stages = []
+    begun = frozenset[int]()
+    for index, size in enumerate(sizes):
+        stage = _stage(spec, facts, index, *size)
+        texts = frozenset(patch.text for patch in stage.patches)
+        below = index > 0 or (spec.init is not None and _enlarging(spec, spec.init) >= ENLARGED)
+        stages.append(replace(stage, enlarges=below, composes=texts - begun))
+        begun = texts
+    return tuple(stages)
 
 
 def _check_closes(name: str, pixels: int, wraps: bool, facts: ModelFacts) -> None:
@@ -130,7 +143,7 @@ def _sizes(spec: Spec, facts: ModelFacts) -> list[tuple[int, int]]:
     side = math.sqrt(spec.width * spec.height)
     # Half a halving too many would make the first stage half the native area; rounded down, it is twice.
     halvings = max(0, math.ceil(math.log2(side / native) - 0.5))
-    enlarging = 1.0 if spec.init is None else side / math.sqrt(spec.init.width * spec.init.height)
+    enlarging = 1.0 if spec.init is None else _enlarging(spec, spec.init)
     if enlarging >= ENLARGED:
         halvings = max(0, math.ceil(math.log2(enlarging) - 0.5) - 1)
     # A very long picture is not squeezed until its short side is below half the native size: the model
@@ -144,6 +157,11 @@ def _sizes(spec: Spec, facts: ModelFacts) -> list[tuple[int, int]]:
         )
         sizes.append((width, height))
     return sizes
+
+
+def _enlarging(spec: Spec, init: InitPicture) -> float:
+    """How many times the side of the picture to start from the image's is."""
+    return math.sqrt(spec.width * spec.height / (init.width * init.height))
 
 
 def _stage(spec: Spec, facts: ModelFacts, index: int, width: int, height: int) -> Stage:
