@@ -53,7 +53,7 @@ class MiniParallelDiffusion:
         prompt: str,
         *,
         steps: int = 20,
-        guidance_scale: float = 4.0,
+        guidance_scale: float = 2.0,
         strength: float = 0.3,
         seed: int = 0,
     ) -> Image.Image:

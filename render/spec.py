@@ -55,7 +55,7 @@ class Spec:
     height: int = 1024
     seed: int = 0
     steps: int = 25
-    guidance_scale: float = 4.0
+    guidance_scale: float = 2.0
     sampler: str = "euler"
     model: str = "builtin"
     refiner: str | None = None

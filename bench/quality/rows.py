@@ -34,6 +34,7 @@ WAYS = (
     Way(name="cascade, shift", changes={"blend": "shift"}),
     Way(name=PLAIN, cascade=False),
     Way(name="plain tiling, shift", changes={"blend": "shift"}, cascade=False),
+    Way(name="cascade, without ILVR", changes={"ilvr": 0.0}),
     Way(name="cascade, skip residual 0.5", changes={"skip_residual": 0.5}),
     Way(name="cascade, strength 0.45", changes={"strength": 0.45}),
     Way(name="cascade, strength 0.6", changes={"strength": 0.6}),

@@ -18,13 +18,13 @@ from render.builtin.studio import BACKDROPS, COLOURS, MATERIALS, PRODUCTS, Scene
 
 NATIVE = 128
 """Side of the model's window in pixels."""
-ZOOMS = 16.0
-"""The largest zoom that is trained: a picture sixteen times the native size."""
+ZOOMS = 32.0
+"""The largest zoom that is trained: a picture thirty-two times the native size."""
 WHOLE = {(128, 128): 30, (128, 192): 9, (192, 128): 9, (96, 96): 4, (168, 168): 6,
          (96, 168): 5, (168, 96): 5, (104, 152): 6, (152, 104): 6}  # fmt: skip
 """Buckets of whole pictures (height, width) and their weights; the rest of 100 are crops."""
-CROPS = 42
-"""With these weights three photographs in ten are crops."""
+CROPS = 240
+"""With these weights three photographs in four are crops."""
 MARGIN = 24
 """Pixels drawn around a crop as far as the picture goes: an encoder pads at the edge of what it gets, which
 shows in the outermost latents, and a window inside a larger canvas has no such edge."""
@@ -53,7 +53,7 @@ def _place(draw: np.random.Generator) -> tuple[tuple[int, int], tuple[int, int, 
     base = list(WHOLE)[int(draw.integers(len(WHOLE)))]
     zoom = 2.0 ** draw.uniform(0.6, np.log2(ZOOMS))
     height, width = (max(DRAWN, round(side * zoom / 8) * 8) for side in base)
-    centre = draw.normal(0.5, 0.16, 2) if draw.random() < 0.55 else draw.random(2)
+    centre = draw.normal(0.5, 0.14, 2) if draw.random() < 0.7 else draw.random(2)
     y, x = (
         int(np.clip(at * side - NATIVE / 2, 0, side - NATIVE)) // 8 * 8
         for at, side in zip(centre, (height, width), strict=True)

@@ -135,7 +135,7 @@ def _varied(pixels: Tensor) -> Tensor:
 @cli.command()
 @click.option("--count", default=300, show_default=True)
 @click.option("--steps", default=25, show_default=True)
-@click.option("--guidance", default=4.0, show_default=True)
+@click.option("--guidance", default=2.0, show_default=True)
 @click.option("--seed", default=1, show_default=True)
 @click.option("--batch", default=25, show_default=True)
 @click.option("--weights", type=click.Path(path_type=Path, exists=True), default=WEIGHTS)

@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTokenizer
 
+from render.builtin.data import DRAWN
 from render.builtin.folder import (
     new_scheduler,
     new_text_encoder,
@@ -33,6 +34,10 @@ DROPOUT = 0.1
 """Share of captions replaced by the empty one, for guidance."""
 LEAST_WEIGHT = 0.4
 """Of a noise level's loss, as a share of a plain one's."""
+ENTERED = 0.75
+"""Share of crops that are trained as a later stage of the cascade meets them."""
+ENTRIES = (0.12, 0.5)
+"""Strengths at which those are entered."""
 
 
 class Denoiser(nn.Module):
@@ -56,40 +61,63 @@ def encode_all(parts: Parts, vae: Any, tokenizer: Any, device: str) -> None:
     """Replace pixels by latents and captions by token ids."""
     encoder = vae.encoder.to(memory_format=torch.channels_last)
     for group in parts.groups.values():
-        latents = []
+        crops = group["pixels"].shape[1:3] == (DRAWN, DRAWN)
+        latents: list[Any] = []
+        below: list[Any] = []
         for at in range(0, len(group["pixels"]), 32):
             batch = torch.from_numpy(group["pixels"][at : at + 32]).to(device).permute(0, 3, 1, 2)
+            batch = batch.float() / 127.5 - 1
             with torch.autocast(device, torch.bfloat16):
-                latents.append(encoder(batch.float() / 127.5 - 1).half().cpu().numpy())
+                latents.append(encoder(batch).half().cpu().numpy())
+                if crops:
+                    below.append(encoder(_from_below(batch, vae)).half().cpu().numpy())
         places = group["place"].astype(np.float32)
         # A crop's own latents, from those of what was drawn around it.
         corners = (group["place"][:, 2:4] - group["corner"]) // 8
         tall, wide = group["place"][0, 4:6] // 8
-        whole = np.concatenate(latents)
-        own = np.stack(
-            [each[:, y : y + tall, x : x + wide] for each, (y, x) in zip(whole, corners, strict=True)]
+        windows = [(..., slice(y, y + tall), slice(x, x + wide)) for y, x in corners]
+        own, enlarged = (
+            np.stack([each[window] for each, window in zip(np.concatenate(drawn), windows, strict=True)])
+            for drawn in (latents, below or latents)
         )
         captions = [json.loads(text)[0] for text in group["caption"]]
         ids = tokens(tokenizer, captions).numpy()
         group.clear()
-        group["latents"], group["place"], group["ids"] = own, places, ids
+        group["latents"], group["below"], group["place"], group["ids"] = own, enlarged, places, ids
+
+
+def _from_below(pixels: Tensor, vae: Any) -> Tensor:
+    """[B, 3, H, W] photographs as the stage below hands them on: halved, decoded and enlarged again."""
+    small = vae.decoder(vae.encoder(functional.avg_pool2d(pixels, 2))).float()
+    return functional.interpolate(small, scale_factor=2, mode="bicubic").clamp(-1, 1)
 
 
 def loss_of(model: nn.Module, rows: dict[str, Any], blank: Tensor, alphas: Tensor, device: str) -> Tensor:
-    """v-prediction with min-SNR weighting (Hang et al. 2023, gamma 5)."""
+    """v-prediction with min-SNR weighting (Hang et al. 2023, gamma 5).
+
+    A later stage starts from the enlarged picture below, noised to its entry. A plain model takes that blur
+    for what the picture shows. Here most crops start from it too, and are to end at the true photograph: on
+    the way there the blur is left as a straight line of the noise level, as an ODE sampler leaves it.
+    """
     clean = torch.from_numpy(rows["latents"]).to(device).float()
     ids = torch.from_numpy(rows["ids"]).to(device)
     places = torch.from_numpy(rows["place"]).to(device)
+    blur = torch.from_numpy(rows["below"]).to(device).float() - clean
     count = len(clean)
     ids = torch.where((torch.rand(count, device=device) < DROPOUT)[:, None], blank, ids)
     # Crops are entered at a strength below one, so their low noise levels matter most.
     whole = places[:, 0] * places[:, 1] == places[:, 4] * places[:, 5]
-    timesteps = torch.rand(count, device=device)
-    timesteps = (torch.where(whole, timesteps, timesteps * 0.85) * 1000).long()
+    entered = ~whole & (torch.rand(count, device=device) < ENTERED)
+    entries = torch.empty(count, device=device).uniform_(*ENTRIES)
+    highest = torch.where(entered, entries, torch.where(whole, 1.0, 0.85))
+    timesteps = (torch.rand(count, device=device) * highest * 1000).long()
     signal, spread = alphas[timesteps].sqrt(), (1 - alphas[timesteps]).sqrt()
+    sigmas = (1 / alphas - 1).sqrt()
+    left = torch.where(entered, 1 / sigmas[(entries * 1000).long()], 0.0)[:, None, None, None]
     noise = torch.randn_like(clean)
-    noised = signal[:, None, None, None] * clean + spread[:, None, None, None] * noise
-    wanted = signal[:, None, None, None] * noise - spread[:, None, None, None] * clean
+    # What is left of the blur is sigma over the entry's sigma; written so, it goes with the noise.
+    noised = signal[:, None, None, None] * clean + spread[:, None, None, None] * (noise + left * blur)
+    wanted = signal[:, None, None, None] * (noise + left * blur) - spread[:, None, None, None] * clean
     answer = model(noised, timesteps, ids, places)
     snr = (signal / spread) ** 2
     # Alone it all but leaves out the high noise levels, where so small a picture gets its shape.

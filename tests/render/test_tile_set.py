@@ -198,7 +198,7 @@ def test_an_export_writes_each_tile(tmp_path: Path) -> None:
     for number, name in enumerate(("one", "two", "three", "four")):
         tile = np.asarray(Image.open(tmp_path / f"{name}.png"))
         assert np.array_equal(tile, whole[:, number * 128 : (number + 1) * 128])
-    with pytest.raises(BadInput, match="png' exists"):
+    with pytest.raises(BadInput, match="exists; use --force"):
         export_targets(image, tmp_path / "{tile}.png", False)
     with pytest.raises(BadInput, match="asks for tiles of an image without any"):
         export_targets(image | {"tile_set": {}}, tmp_path / "{tile}.png", True)
