@@ -72,7 +72,7 @@ def our_latents(adapter: Any, schedule: Any, sampler: str, guidance: float, nega
     )
     generator = torch.Generator().manual_seed(3)
     drawn = patch(
-        "render.denoise.loop.normal",
+        "render.denoise.ties.normal",
         lambda *_: torch.randn((1, 4, 8, 8), generator=generator)[0].numpy(),
     )
     with drawn:

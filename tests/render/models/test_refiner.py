@@ -22,6 +22,7 @@ from torch import Tensor
 from render.denoise.checkpoints import Keeper
 from render.denoise.group import Group, SoloGroup
 from render.denoise.handover import hand_over_step
+from render.denoise.noise import INITIAL
 from render.denoise.samplers import HISTORY
 from render.engine import render_image, render_latents
 from render.errors import BadInput, ModelNotUsable, Stopped
@@ -57,10 +58,12 @@ def spec_of(folders: Folders, **values: Any) -> Spec:
 def stock_noise() -> Iterator[None]:
     """The noise of a stock pipeline in place of ours, which knows its place."""
     generator = torch.Generator().manual_seed(3)
-    fresh = patch(
-        "render.denoise.loop.normal", lambda *_: torch.randn((1, 4, 8, 8), generator=generator)[0].numpy()
-    )
-    with fresh, patch("render.denoise.cascade.normal", lambda *_: unit_noise()[0].numpy()):
+
+    def drawn(_seed: int, _stage: int, step: int, *_: Any) -> Any:
+        fresh = unit_noise() if step == INITIAL else torch.randn((1, 4, 8, 8), generator=generator)
+        return fresh[0].numpy()
+
+    with patch("render.denoise.ties.normal", drawn):
         yield
 
 
