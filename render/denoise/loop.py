@@ -161,7 +161,8 @@ class Seat:
         self.tied = None if self.loop.stage.ties is None else tied_in(self.loop.stage, self.box)
         self.chorus.open(self.state.x, self.box, self.group)
         self.anchor = planes[-1] if canvas.anchored else None
-        self._anchor_noise = None if self.anchor is None else self._normal(INITIAL)
+        holds = self.anchor is not None and self.loop.spec.skip_residual > 0
+        self._anchor_noise = self._normal(INITIAL) if holds else None
         self._shares = self._layer_shares()
 
     def advance(self, word: int = 0) -> tuple[StepTimes, int]:
