@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from render.errors import BadInput
+from render.named import named_values
 
 SMALLEST = 0.05
 """Share of the picture's width or height below which a box is taken for a mistake."""
@@ -57,16 +57,11 @@ class Box:
             return value
         if isinstance(value, str):
             return _parsed(value)
-        if not isinstance(value, Mapping):
-            raise BadInput("boxes", value, "is no box; write e.g. 0,0,0.5,1: a red vase")
-        names = [f.name for f in fields(cls)]
-        for name in value:
-            if name not in names:
-                raise BadInput("boxes", name, f"is unknown; use {', '.join(names)}")
-        lacking = [name for name in names[:5] if name not in value]
+        given = named_values("boxes", cls, value, "is no box; write e.g. 0,0,0.5,1: a red vase")
+        lacking = [f.name for f in fields(cls)[:5] if f.name not in given]
         if lacking:
-            raise BadInput("boxes", dict(value), f"lacks {lacking[0]}")
-        return cls(**{name: _real(each) for name, each in value.items()})
+            raise BadInput("boxes", dict(given), f"lacks {lacking[0]}")
+        return cls(**{name: _real(each) for name, each in given.items()})
 
 
 def _parsed(text: str) -> Box:

@@ -10,12 +10,12 @@ mark the same. Pure geometry.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
 from render.errors import BadInput
+from render.named import named_values
 
 MOST_TILES = 256
 _MOST_TRIES = 200_000
@@ -57,16 +57,11 @@ class SetTile:
                     "tile_set", value, "is not name: left,right,top,bottom; write e.g. lawn: a,b,,"
                 )
             return cls(name=name.strip(), **dict(zip(_OPPOSITE, words, strict=False)))
-        if not isinstance(value, Mapping):
-            raise BadInput("tile_set", value, "is no tile; write e.g. lawn: a,b,,")
-        names = [field.name for field in fields(cls)]
-        for name in value:
-            if name not in names:
-                raise BadInput("tile_set", name, f"is unknown; use {', '.join(names)}")
-        if "name" not in value:
-            raise BadInput("tile_set", dict(value), "lacks its name")
+        given = named_values("tile_set", cls, value, "is no tile; write e.g. lawn: a,b,,")
+        if "name" not in given:
+            raise BadInput("tile_set", dict(given), "lacks its name")
         # YAML reads the mark 1 as a number.
-        return cls(**{name: str(each) if isinstance(each, int) else each for name, each in value.items()})
+        return cls(**{name: str(each) if isinstance(each, int) else each for name, each in given.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
