@@ -29,10 +29,11 @@ from render.plan.plan import make_plan
 from render.spec import Spec
 
 SIDE, STEPS, PROMPTS = 512, 8, 8
-KINDS: dict[str, dict[str, float]] = {
+KINDS: dict[str, dict[str, Any]] = {
     "neither": {},
     "dilated": {"dilated": 0.7},
     "cross attention": {"cross_attention": 1.0},
+    "cross attention, learned": {"cross_attention": 1.0, "cross_attention_form": "learned"},
 }
 _SMALL = 64
 """Pictures are counted at this side in pixels."""

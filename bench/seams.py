@@ -41,6 +41,8 @@ COUNTS = {1024: 20, 2048: 3}
 """Side of the pictures in pixels, and how many of each."""
 STEPS = 12
 _WINDOW = 128
+_LATENT = 8
+"""Pixels."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class _Measured:
     score: SeamScore
     borders: list[float]
     controls: list[float]
+    largest: list[bool]
+    """Per direction: whether of all lines of the latent grid a border has the largest step."""
+    chance: list[float]
+    """The share of those lines that are borders: how often the largest would lie on one by chance."""
 
 
 def rows() -> list[Row]:
@@ -97,7 +103,18 @@ def _measured(pixels: NDArray[np.uint8], columns: Lines, rows: Lines) -> _Measur
         [float(value) for each in steps for value in each.of(getattr(each.lines, name))[0]]
         for name in ("borders", "controls")
     )
-    return _Measured(seam_score(*steps), borders, controls)
+    largest, chance = zip(
+        *(_standing_out(pixels, axis, each.lines) for axis, each in zip((1, 0), steps, strict=True)),
+        strict=True,
+    )
+    return _Measured(seam_score(*steps), borders, controls, list(largest), list(chance))
+
+
+def _standing_out(pixels: NDArray[np.uint8], axis: int, lines: Lines) -> tuple[bool, float]:
+    across = np.abs(np.diff(pixels.astype(np.int16), axis=axis)).mean((1 - axis, 2))
+    grid = range(_LATENT, len(across), _LATENT)
+    highest = max(grid, key=lambda line: float(across[line - 1]))
+    return highest in lines.borders, len(set(lines.borders) & set(grid)) / len(grid)
 
 
 def _with_seam(pixels: Any, at: int) -> Any:
@@ -109,9 +126,13 @@ def _with_seam(pixels: Any, at: int) -> Any:
 
 def _figures(name: str, pictures: list[_Measured], promised: bool) -> list[Row]:
     """An outline or a table's edge may run along a border of one picture; over many, borders and controls
-    meet as many."""
+    meet as many. One such edge is enough for the worst line of all, so how often the largest step of a
+    picture lies on a border is held to how often it would by chance, and two standard deviations."""
     borders = [step for each in pictures for step in each.borders]
     controls = [step for each in pictures for step in each.controls]
+    largest = [found for each in pictures for found in each.largest]
+    by_chance = float(np.mean([share for each in pictures for share in each.chance]))
+    two_sigma = 2 * (by_chance * (1 - by_chance) / len(largest)) ** 0.5
     ratio, worst, offset = (
         f"<= {limit}" if promised else "" for limit in (RATIO_LIMIT, WORST_LIMIT, OFFSET_LIMIT)
     )
@@ -122,4 +143,9 @@ def _figures(name: str, pictures: list[_Measured], promised: bool) -> list[Row]:
         Row(f"{name}: one picture's ratio of means, largest", max(each.ratio for each in scores), ""),
         Row(f"{name}: one picture's worst border, largest", max(each.worst for each in scores), ""),
         Row(f"{name}: one picture's offset in grey levels, largest", max(e.offset for e in scores), offset),
+        Row(
+            f"{name}: share whose largest step of all lines lies on a border ({by_chance:.3f} by chance)",
+            float(np.mean(largest)),
+            f"<= {by_chance + two_sigma:.3f}" if promised else "",
+        ),
     ]

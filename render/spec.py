@@ -26,6 +26,7 @@ SAMPLERS = ("euler", "euler-ancestral", "ddim", "dpmpp-2m", "lcm")
 BLENDS = ("overlap", "shift")
 WRAPS = ("none", "x", "y", "xy")
 DTYPES = ("float32", "bfloat16", "float16")
+POOLED, LEARNED = ATTENTION_FORMS = ("pooled", "learned")
 FORMATS = {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_500}
 """Output formats and the longest side in pixels that each can hold as one exported file."""
 SHAPE_TOLERANCE = 0.02
@@ -80,6 +81,8 @@ class Spec:
     1; fades over its steps. Costs one more pass over the canvas at each of them."""
     cross_attention: float = 0.0
     """How much a window attends to all the others beside itself, 0 to 1; fades over a stage's steps."""
+    cross_attention_form: str = POOLED
+    """How it does: `pooled` needs no training, `learned` is for a model that brings a trained module."""
     variation: int = 0
     """Another finish of the same composition: what decides the composition draws the same noise, the stages
     after it draw other noise. 0 is the picture itself."""
@@ -289,19 +292,20 @@ def _check_is_text(name: str, value: object) -> None:
 
 
 def _check_text(spec: Spec) -> None:
-    for name in ("prompt", "negative_prompt", "sampler", "model", "blend", "wrap", "dtype", "format"):
-        _check_is_text(name, getattr(spec, name))
-    if not spec.prompt.strip():
-        raise BadInput("prompt", spec.prompt, "is empty; say what to render")
-    if not spec.model.strip():
-        raise BadInput("model", spec.model, "is empty; use builtin, a folder or a hub id")
     choices = {
         "sampler": SAMPLERS,
         "blend": BLENDS,
         "wrap": WRAPS,
         "dtype": DTYPES,
         "format": tuple(FORMATS),
+        "cross_attention_form": ATTENTION_FORMS,
     }
+    for name in ("prompt", "negative_prompt", "model", *choices):
+        _check_is_text(name, getattr(spec, name))
+    if not spec.prompt.strip():
+        raise BadInput("prompt", spec.prompt, "is empty; say what to render")
+    if not spec.model.strip():
+        raise BadInput("model", spec.model, "is empty; use builtin, a folder or a hub id")
     for name, allowed in choices.items():
         if getattr(spec, name) not in allowed:
             raise BadInput(name, getattr(spec, name), f"is unknown; use one of {', '.join(allowed)}")

@@ -1,5 +1,6 @@
 """Counts the products in a picture: a small network that tells product from background, trained on nothing
-but studio photographs, alone and pasted together, and the connected patches of what it finds.
+but studio photographs, alone and pasted together, and the connected patches of what it finds. Two products
+that have grown together are one patch, but higher or wider than the product ever is.
 
     python -m bench.quality.counter train
     python -m bench.quality.counter train --further --seed 6 --photographs 800 --steps 1400
@@ -13,7 +14,9 @@ pale.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import click
@@ -26,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from render.builtin.data import NATIVE, random_scene
-from render.builtin.studio import mask, photo
+from render.builtin.studio import Scene, mask, photo
 
 FILE = Path(__file__).parent / "counter.safetensors"
 SMALLEST, SMALLEST_SHARE = 10, 0.15
@@ -37,6 +40,14 @@ _PALE = ("white", "white", "pink", "black")
 _NEAR = range(-3, 4)
 _MOVED = 30
 """Pixels by which a photograph makes room for a second product."""
+_CELLS = NATIVE // 2
+"""On a side of what the network answers."""
+_PHOTOGRAPHS = 60
+"""Of each product, to learn how large it gets."""
+_ROOM = 0.3
+"""By which a product of a render may be larger than in all of them."""
+Patch = list[tuple[int, int]]
+"""Cells (y, x)."""
 _EXTRAS = 3
 """Most products that are pasted into a photograph to train with."""
 
@@ -86,35 +97,58 @@ def found(counter: Counter, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return np.asarray((answers > CERTAIN).numpy(), np.bool_)
 
 
-def count(counter: Counter, pixels: NDArray[np.uint8]) -> list[int]:
-    """Products in each of [B, 128, 128, 3] pictures."""
+def count(counter: Counter, pixels: NDArray[np.uint8], products: Sequence[str]) -> list[int]:
+    """Products in each of [B, 128, 128, 3] pictures that are to show one of `products`; 2 for what has grown
+    together."""
     numbers = []
-    for each in found(counter, pixels):
-        sizes = patches(each)
-        least = max(SMALLEST, SMALLEST_SHARE * max(sizes, default=0))
-        numbers.append(sum(size >= least for size in sizes))
+    for each, product in zip(found(counter, pixels), products, strict=True):
+        kept = patches(each)
+        least = max(SMALLEST, SMALLEST_SHARE * max(map(len, kept), default=0))
+        kept = [patch for patch in kept if len(patch) >= least]
+        numbers.append(2 if len(kept) == 1 and _has_grown(kept[0], product) else len(kept))
     return numbers
 
 
-def patches(covered: NDArray[np.bool_]) -> list[int]:
-    """Sizes of the connected patches of a [h, w] mask; those a cell or two apart are one, as a mug and the
-    far side of its handle are."""
-    left, sizes = {(int(y), int(x)) for y, x in np.argwhere(covered)}, []
+def patches(covered: NDArray[np.bool_]) -> list[Patch]:
+    """The connected patches of a [h, w] mask; those a cell or two apart are one, as a mug and the far side
+    of its handle are."""
+    left, kept = {(int(y), int(x)) for y, x in np.argwhere(covered)}, []
     while left:
-        edge, size = [left.pop()], 0
+        edge, patch = [left.pop()], []
         while edge:
             y, x = edge.pop()
-            size += 1
+            patch.append((y, x))
             near = {(y + dy, x + dx) for dy in _NEAR for dx in _NEAR} & left
             left -= near
             edge += near
-        sizes.append(size)
-    return sizes
+        kept.append(patch)
+    return kept
 
 
-def drawn(total: int, seed: int, pale: float = 0.0) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Photographs [n, 128, 128, 3] of random scenes, and their products' own pixels; a share of them shows
-    pale products, which are hard to tell from a wall."""
+def _has_grown(patch: Patch, product: str) -> bool:
+    return any(own > most * (1 + _ROOM) for own, most in zip(extent(patch), largest(product), strict=True))
+
+
+def extent(patch: Patch) -> tuple[float, float]:
+    """Height and width of a patch, in shares of the picture."""
+    tall, wide = np.ptp(patch, axis=0) + 1
+    return float(tall) / _CELLS, float(wide) / _CELLS
+
+
+@lru_cache
+def largest(product: str) -> tuple[float, float]:
+    """The largest height and width that a product has in a number of photographs."""
+    draw = np.random.default_rng(3)
+    shown = [mask(replace(random_scene(draw), product=product), NATIVE, NATIVE) for _ in range(_PHOTOGRAPHS)]
+    extents = [extent([(int(y), int(x)) for y, x in np.argwhere(each[::2, ::2])]) for each in shown]
+    return max(tall for tall, _ in extents), max(wide for _, wide in extents)
+
+
+def drawn(
+    total: int, seed: int, pale: float = 0.0
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], list[Scene]]:
+    """Photographs [n, 128, 128, 3] of random scenes, their products' own pixels, and the scenes; a share of
+    them shows pale products, which are hard to tell from a wall."""
     draw = np.random.default_rng(seed)
     scenes = [random_scene(draw) for _ in range(total)]
     scenes = [
@@ -122,7 +156,7 @@ def drawn(total: int, seed: int, pale: float = 0.0) -> tuple[NDArray[np.uint8], 
         for number, scene in enumerate(scenes)
     ]
     pixels = np.stack([photo(scene, NATIVE, NATIVE) for scene in scenes])
-    return pixels, np.stack([mask(scene, NATIVE, NATIVE) for scene in scenes])
+    return pixels, np.stack([mask(scene, NATIVE, NATIVE) for scene in scenes]), scenes
 
 
 def _moved(pictures: Tensor, low: float, high: float, reach: float, padding: str) -> Tensor:
@@ -167,7 +201,7 @@ def cli() -> None:
 def train(photographs: int, steps: int, seed: int, rate: float, further: bool) -> None:
     """Train on photographs that are drawn for it."""
     torch.manual_seed(seed)
-    pixels, masks = drawn(photographs, seed, pale=0.4)
+    pixels, masks, _ = drawn(photographs, seed, pale=0.4)
     click.echo(f"drawn {photographs}")
     everything = torch.cat(
         [
@@ -196,21 +230,27 @@ def train(photographs: int, steps: int, seed: int, rate: float, further: bool) -
 @click.option("--count", "total", default=1000, show_default=True)
 @click.option("--seed", default=2077, show_default=True)
 def check(total: int, seed: int) -> None:
-    """Print how many fresh photographs count as one product, and those with a second one as two."""
+    """Print how many fresh photographs count as one product, and those with a second one as more."""
     click.echo(json.dumps({"photographs": total, "right": shares(load_counter(), total, seed)}))
 
 
 def shares(counter: Counter, total: int, seed: int) -> dict[str, float]:
-    """The shares of photographs that count as one, and of those with a second product set beside as two."""
-    pixels, masks = drawn(total, seed)
-    single = np.mean([number == 1 for number in count(counter, pixels)])
-    double = np.mean([number == 2 for number in count(counter, pairs(pixels, masks))])
-    return {"one": float(single), "two": float(double)}
+    """The shares of photographs that count as one, and of those with a second product set beside the first,
+    or into its side, that count as two."""
+    pixels, masks, scenes = drawn(total, seed)
+    products = [scene.product for scene in scenes]
+    single = np.mean([number == 1 for number in count(counter, pixels, products)])
+    double = np.mean([number == 2 for number in count(counter, *pairs(pixels, masks, products))])
+    grown = np.mean([number == 2 for number in count(counter, grown_together(pixels, masks), products)])
+    return {"one": float(single), "two": float(double), "grown together": float(grown)}
 
 
-def pairs(pixels: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Photographs moved to the right, with the product of the next one in the room to the left of theirs."""
-    side, made = NATIVE * 3 // 5, []
+def pairs(
+    pixels: NDArray[np.uint8], masks: NDArray[np.bool_], products: Sequence[str]
+) -> tuple[NDArray[np.uint8], list[str]]:
+    """Photographs moved to the right, with the product of the next one in the room to the left of theirs;
+    and the products of those that had the room."""
+    side, made, named = NATIVE * 3 // 5, [], []
     for number in range(len(pixels)):
         other = (number + 1) % len(pixels)
         second = Image.fromarray(pixels[other]).resize((side, side), Image.Resampling.BOX)
@@ -221,6 +261,18 @@ def pairs(pixels: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.uin
         picture = Image.fromarray(moved)
         picture.paste(second, (NATIVE // 5 - side // 2, NATIVE - side - 10), cover)
         made.append(np.asarray(picture))
+        named.append(products[number])
+    return np.stack(made), named
+
+
+def grown_together(pixels: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Photographs with their own product once more, three quarters of its width further to one side."""
+    made = []
+    for each, shown in zip(pixels, masks, strict=True):
+        columns = np.flatnonzero(shown.any(0))
+        step = len(columns) * 3 // 4 * (1 if columns.mean() < NATIVE / 2 else -1)
+        moved = np.roll(shown, step, axis=1)
+        made.append(np.where((moved & ~shown)[..., None], np.roll(each, step, axis=1), each))
     return np.stack(made)
 
 

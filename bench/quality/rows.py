@@ -40,6 +40,10 @@ WAYS = (
     Way(name="cascade, strength 0.6", changes={"strength": 0.6}),
     Way(name="cascade, dilated 0.5", changes={"dilated": 0.5}),
     Way(name="cascade, cross attention 0.5", changes={"cross_attention": 0.5}),
+    Way(
+        name="cascade, learned attention 1",
+        changes={"cross_attention": 1.0, "cross_attention_form": "learned"},
+    ),
 )
 """Those whose fields this version's spec does not have are left out."""
 

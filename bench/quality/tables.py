@@ -48,7 +48,8 @@ class Eyes:
         found = shares(self.counter, _COUNTED, 2077)
         return (
             f"The counter, on {_COUNTED} fresh studio photographs: {found['one']:.1%} count as one product "
-            f"(wanted >= 99 %), and {found['two']:.1%} of those with a second one set beside it as two."
+            f"(wanted >= 99 %), {found['two']:.1%} of those with a second one beside it as two, and "
+            f"{found['grown together']:.1%} of those with a second one half into it."
         )
 
 
@@ -96,8 +97,9 @@ def _line(
     pixels_only: bool = False,
 ) -> str:
     seen = np.stack([each.native for _, each in kept])
-    one = np.mean([number == 1 for number in count(eyes.counter, seen)])
-    verdicts = right(eyes.judge, seen, [prompt.scene for prompt, _ in kept])
+    scenes = [prompt.scene for prompt, _ in kept]
+    one = np.mean([number == 1 for number in count(eyes.counter, seen, [each.product for each in scenes])])
+    verdicts = right(eyes.judge, seen, scenes)
     together = np.logical_and.reduce(list(verdicts.values()))
     shares_right = [float(verdicts[head].mean()) for head in HEADS]
     cells = [name, str(len(kept)), *(f"{share:.1%}" for share in (one, *shares_right, together.mean()))]

@@ -55,6 +55,7 @@ class Image(_Strict):
     skip_residual: float | None = None
     dilated: float | None = None
     cross_attention: float | None = None
+    cross_attention_form: str | None = None
     variation: int | None = Field(None, description="Another finish of the same composition.")
     boxes: list[str] | None = Field(
         None,

@@ -41,6 +41,7 @@ _KEPT = (
     "ilvr",
     "dilated",
     "cross_attention",
+    "cross_attention_form",
     "refiner",
     "refiner_start",
 )

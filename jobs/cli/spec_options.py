@@ -11,7 +11,18 @@ import click
 from render.errors import BadInput
 from render.models.adapter import ModelFacts
 from render.models.pair import Folders, facts_of, find_models
-from render.spec import BLENDS, DTYPES, FORMATS, SAMPLERS, WRAPS, Spec, parse_size, read_spec_file
+from render.spec import (
+    ATTENTION_FORMS,
+    BLENDS,
+    DTYPES,
+    FORMATS,
+    POOLED,
+    SAMPLERS,
+    WRAPS,
+    Spec,
+    parse_size,
+    read_spec_file,
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -33,6 +44,7 @@ _FLAGS: tuple[tuple[str, type, str], ...] = (
     ("--skip-residual", float, "How firmly a stage is held to the one below, 0 to 1. [0]"),
     ("--dilated", float, "How firmly it is held to views of the whole, 0 to 1; one more pass of calls. [0]"),
     ("--cross-attention", float, "How much windows attend to all others, 0 to 1. [0]"),
+    ("--cross-attention-form", str, f"How: {' or '.join(ATTENTION_FORMS)}. [{POOLED}]"),
     ("--init", str, "A picture to start from; the image gets its size unless --size is given."),
     ("--dtype", str, f"One of {', '.join(DTYPES)}. [float32]"),
     ("--format", str, f"Tiles' format: {', '.join(FORMATS)}. [png]"),

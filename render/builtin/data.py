@@ -1,7 +1,9 @@
 """Draws the training set: photographs, product masks, captions and where each crop lies.
 
     python -m render.builtin.data --out DIR --parts 16 --count 1200 --seed 2026
+    python -m render.builtin.data --out DIR --parts 8 --count 1600 --seed 2027 --windows 8
 
+With `--windows` the rows of a part are windows of one picture, so many after each other.
 A part is one .npz file per bucket; parts are independent of each other, so several processes can draw.
 """
 
@@ -32,6 +34,14 @@ DRAWN = NATIVE + 2 * MARGIN
 """Side of what is drawn for a crop."""
 
 
+TOGETHER_ZOOMS = 8.0
+"""The largest zoom of pictures of which several windows are drawn: of a larger one, few show the product."""
+Size = tuple[int, int]
+"""Height and width of a picture in pixels."""
+Crop = tuple[int, int, int, int]
+"""A window in it: y, x, height and width."""
+
+
 def random_scene(draw: np.random.Generator) -> Scene:
     """A scene with every attribute drawn evenly."""
     return Scene(
@@ -43,25 +53,36 @@ def random_scene(draw: np.random.Generator) -> Scene:
     )
 
 
-def _place(draw: np.random.Generator) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
-    """A picture (height, width) and a window (y, x, h, w) in it, in pixels."""
+def _place(draw: np.random.Generator) -> tuple[Size, Crop]:
+    """A picture and a window in it."""
     kinds = [*WHOLE, None]
     weights = np.array([*WHOLE.values(), CROPS], float)
     kind = kinds[int(draw.choice(len(kinds), p=weights / weights.sum()))]
     if kind is not None:
         return kind, (0, 0, *kind)
+    size = _enlarged(draw, ZOOMS)
+    return size, _crop(draw, size)
+
+
+def _enlarged(draw: np.random.Generator, most: float) -> Size:
+    """A picture larger than the native size."""
     base = list(WHOLE)[int(draw.integers(len(WHOLE)))]
-    zoom = 2.0 ** draw.uniform(0.6, np.log2(ZOOMS))
+    zoom = 2.0 ** draw.uniform(0.6, np.log2(most))
     height, width = (max(DRAWN, round(side * zoom / 8) * 8) for side in base)
+    return height, width
+
+
+def _crop(draw: np.random.Generator, size: Size) -> Crop:
+    """A window of the native size, rather in the middle."""
     centre = draw.normal(0.5, 0.14, 2) if draw.random() < 0.7 else draw.random(2)
     y, x = (
         int(np.clip(at * side - NATIVE / 2, 0, side - NATIVE)) // 8 * 8
-        for at, side in zip(centre, (height, width), strict=True)
+        for at, side in zip(centre, size, strict=True)
     )
-    return (height, width), (y, x, NATIVE, NATIVE)
+    return y, x, NATIVE, NATIVE
 
 
-def _with_margin(size: tuple[int, int], crop: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+def _with_margin(size: Size, crop: Crop) -> Crop:
     """What is drawn for a crop: always of one size, at the edge of the picture where the crop is near it."""
     if crop[2:] == size:
         return crop
@@ -69,23 +90,34 @@ def _with_margin(size: tuple[int, int], crop: tuple[int, int, int, int]) -> tupl
     return y, x, DRAWN, DRAWN
 
 
-def draw_part(out: Path, part: int, count: int, seed: int) -> None:
-    """Draw `count` photographs and write them, grouped by the window's size."""
+def _windows(draw: np.random.Generator, together: int | None) -> tuple[Size, list[Crop]]:
+    """A picture, and one window in it or so many."""
+    if together is None:
+        size, crop = _place(draw)
+        return size, [crop]
+    size = _enlarged(draw, TOGETHER_ZOOMS)
+    return size, [_crop(draw, size) for _ in range(together)]
+
+
+def draw_part(out: Path, part: int, count: int, seed: int, together: int | None = None) -> None:
+    """Draw `count` photographs and write them, grouped by the window's size; `together` of each picture."""
     draw = np.random.default_rng([seed, part])
-    groups: dict[tuple[int, int], dict[str, list[object]]] = {}
-    for _ in range(count):
+    groups: dict[Size, dict[str, list[object]]] = {}
+    for _ in range(count // (together or 1)):
         scene = random_scene(draw)
-        (height, width), crop = _place(draw)
-        drawn = _with_margin((height, width), crop)
-        empty: dict[str, list[object]] = {"pixels": [], "mask": [], "place": [], "corner": [], "caption": []}
-        group = groups.setdefault(drawn[2:], empty)
-        group["pixels"].append(photo(scene, height, width, drawn))
-        group["mask"].append(mask(scene, height, width, drawn))
-        group["corner"].append(drawn[:2])
-        group["place"].append((height, width, crop[0], crop[1], crop[2], crop[3]))
-        group["caption"].append(
-            json.dumps([caption(scene, draw), scene.product, scene.colour, scene.backdrop])
-        )
+        (height, width), crops = _windows(draw, together)
+        text = json.dumps([caption(scene, draw), scene.product, scene.colour, scene.backdrop])
+        for crop in crops:
+            drawn = _with_margin((height, width), crop)
+            empty: dict[str, list[object]] = {
+                name: [] for name in ("pixels", "mask", "place", "corner", "caption")
+            }
+            group = groups.setdefault(drawn[2:], empty)
+            group["pixels"].append(photo(scene, height, width, drawn))
+            group["mask"].append(mask(scene, height, width, drawn))
+            group["corner"].append(drawn[:2])
+            group["place"].append((height, width, *crop))
+            group["caption"].append(text)
     for (height, width), group in groups.items():
         arrays = {name: np.array(values) for name, values in group.items()}
         target = out / f"part{part:03d}_{height}x{width}.npz"
@@ -101,11 +133,12 @@ def draw_part(out: Path, part: int, count: int, seed: int) -> None:
 @click.option("--step", default=1, show_default=True, help="Draw every STEP-th part, to share the work.")
 @click.option("--count", default=1200, show_default=True, help="Photographs per part.")
 @click.option("--seed", default=2026, show_default=True)
-def main(out: Path, parts: int, first: int, step: int, count: int, seed: int) -> None:
+@click.option("--windows", type=int, help="Draw so many windows of each picture, for the listener.")
+def main(out: Path, parts: int, first: int, step: int, count: int, seed: int, windows: int | None) -> None:
     """Draw the training photographs."""
     out.mkdir(parents=True, exist_ok=True)
     for part in range(first, parts, step):
-        draw_part(out, part, count, seed)
+        draw_part(out, part, count, seed, windows)
         click.echo(f"part {part} of {parts}")
 
 

@@ -99,10 +99,8 @@ def loss_of(model: nn.Module, rows: dict[str, Any], blank: Tensor, alphas: Tenso
     for what the picture shows. Here most crops start from it too, and are to end at the true photograph: on
     the way there the blur is left as a straight line of the noise level, as an ODE sampler leaves it.
     """
-    clean = torch.from_numpy(rows["latents"]).to(device).float()
+    clean, below, places = (torch.from_numpy(rows[name]).to(device) for name in ("latents", "below", "place"))
     ids = torch.from_numpy(rows["ids"]).to(device)
-    places = torch.from_numpy(rows["place"]).to(device)
-    blur = torch.from_numpy(rows["below"]).to(device).float() - clean
     count = len(clean)
     ids = torch.where((torch.rand(count, device=device) < DROPOUT)[:, None], blank, ids)
     # Crops are entered at a strength below one, so their low noise levels matter most.
@@ -111,15 +109,30 @@ def loss_of(model: nn.Module, rows: dict[str, Any], blank: Tensor, alphas: Tenso
     entries = torch.empty(count, device=device).uniform_(*ENTRIES)
     highest = torch.where(entered, entries, torch.where(whole, 1.0, 0.85))
     timesteps = (torch.rand(count, device=device) * highest * 1000).long()
-    signal, spread = alphas[timesteps].sqrt(), (1 - alphas[timesteps]).sqrt()
     sigmas = (1 / alphas - 1).sqrt()
-    left = torch.where(entered, 1 / sigmas[(entries * 1000).long()], 0.0)[:, None, None, None]
-    noise = torch.randn_like(clean)
-    # What is left of the blur is sigma over the entry's sigma; written so, it goes with the noise.
-    noised = signal[:, None, None, None] * clean + spread[:, None, None, None] * (noise + left * blur)
-    wanted = signal[:, None, None, None] * (noise + left * blur) - spread[:, None, None, None] * clean
-    answer = model(noised, timesteps, ids, places)
-    snr = (signal / spread) ** 2
+    left = torch.where(entered, 1 / sigmas[(entries * 1000).long()], 0.0)
+    noise = noise_of(clean.float(), below.float(), left)
+    noised, wanted = noised_by(clean.float(), noise, alphas[timesteps])
+    return weighted_loss(model(noised, timesteps, ids, places), wanted, alphas[timesteps])
+
+
+def noise_of(clean: Tensor, below: Tensor, left: Tensor) -> Tensor:
+    """Noise for [B, C, h, w] latents, with so much of the blur `below` in it as is `left`, [B].
+
+    What is left of the blur is sigma over the entry's sigma; written so, it goes with the noise.
+    """
+    return torch.randn_like(clean) + left[:, None, None, None] * (below - clean)
+
+
+def noised_by(clean: Tensor, noise: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, C, h, w] latents at their noise levels, and the v that a network is to find in them."""
+    signal, spread = (part.sqrt()[:, None, None, None] for part in (alphas, 1 - alphas))
+    return signal * clean + spread * noise, signal * noise - spread * clean
+
+
+def weighted_loss(answer: Tensor, wanted: Tensor, alphas: Tensor) -> Tensor:
+    """The squared error, min-SNR weighted."""
+    snr = alphas / (1 - alphas)
     # Alone it all but leaves out the high noise levels, where so small a picture gets its shape.
     weight = (snr.clamp(max=5.0) / (snr + 1)).clamp(min=LEAST_WEIGHT)
     per_sample = functional.mse_loss(answer.float(), wanted, reduction="none").mean((1, 2, 3))

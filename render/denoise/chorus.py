@@ -60,7 +60,14 @@ class Chorus:
                 table = said.view(-1, self.loop.adapter.facts.token_width)
         self.tokens, self.views = None, None
         if spec.cross_attention and any(voices(self.tiling)):
-            self.tokens = PooledTokens(self.loop.adapter, self.tiling, self.rank, spec.cross_attention, table)
+            self.tokens = PooledTokens(
+                self.loop.adapter,
+                self.tiling,
+                self.rank,
+                spec.cross_attention,
+                spec.cross_attention_form,
+                table,
+            )
         if stage.dilation is not None:
             self.views = DilatedViews(stage.dilation, self.tiling, self.rank, echo)
 

@@ -106,8 +106,8 @@ class HandedOver:
             return self.model.predict(latents, timestep, text.model, places, passes, guidance_scale)
         return self.refiner.predict(latents, timestep, text.refiner, places, passes, guidance_scale)
 
-    def hear(self, tokens: Tensor, share: float) -> Any:
-        return self.model.hear(tokens, share)
+    def hear(self, tokens: Tensor | None, share: float, form: str) -> Any:
+        return self.model.hear(tokens, share, form)
 
     def predict_listening(
         self,

@@ -34,6 +34,7 @@ class PooledTokens:
     tiling: Tiling
     rank: int
     strength: float
+    form: str
     table: Tensor | None
     """[voices of all layers, token width] float16: what was said at the step before; None at the first."""
 
@@ -84,12 +85,16 @@ class PooledTokens:
         self.table = table
 
     def _layer(self, number: int) -> Any:
-        """What windows of a layer hear at this step; None when that is nothing."""
-        if self.table is None or self._share == 0.0 or not voices(self.tiling)[number]:
-            return None
+        """What windows of a layer hear at this step."""
         if number not in self._heard:
-            rows = torch.tensor([self._order[voice] for voice in voices(self.tiling)[number]])
-            tokens = self.table[rows.to(self.table.device)].float()
-            by_pass = tokens.view(-1, self.tiling.passes, self._width).transpose(0, 1)
-            self._heard[number] = self.adapter.hear(by_pass, self._share)
+            self._heard[number] = self.adapter.hear(self._said_in(number), self._share, self.form)
         return self._heard[number]
+
+    def _said_in(self, layer: int) -> Tensor | None:
+        """[passes, N, token width] of a layer's windows; None when that is nothing, or nobody hears it."""
+        speaking = voices(self.tiling)[layer]
+        if self.table is None or self._share == 0.0 or not speaking:
+            return None
+        rows = torch.tensor([self._order[voice] for voice in speaking])
+        tokens = self.table[rows.to(self.table.device)].float()
+        return tokens.view(-1, self.tiling.passes, self._width).transpose(0, 1)

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from render.errors import ModelNotUsable
 from render.models.adapter import ModelFacts, NoiseSchedule, WindowPlace
-from render.models.folder import networks_of
-from render.models.listening import Heard, hear, listening
+from render.models.folder import LISTENER, networks_of
+from render.models.listener import HeardByListener, Listener, load_listener
+from render.models.listening import Heard, hear_pooled, listening
 from render.models.schedule import noise_schedule
 from render.models.strips import fits_strips, run_in_strips
+from render.spec import POOLED
 
 _HAS_ACCELERATE = importlib.util.find_spec("accelerate") is not None
 """With it diffusers fills a network in place while loading; without it, it warns unless told."""
@@ -58,6 +60,11 @@ def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str,
         reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
         raise ModelNotUsable("model", str(path), f"does not load ({reason}); download it again") from exc
     return pipeline.to(device)
+
+
+def find_listener(path: Path, device: torch.device, dtype: str) -> Listener | None:
+    """The trained cross attention of a folder that brings one; raises `ModelNotUsable` if it is broken."""
+    return load_listener(path, device, DTYPES[dtype]) if (path / LISTENER).is_dir() else None
 
 
 @contextmanager
@@ -104,8 +111,15 @@ def _load_network(path: Path, part: str, kind: tuple[str, str], dtype: str) -> A
 class UNetAdapter:
     """A UNet that attends to text, and an autoencoder: all that Stable Diffusion 1, 2 and XL share."""
 
-    def __init__(self, pipeline: Any, facts: ModelFacts, device: torch.device, dtype: str) -> None:
-        self.facts = facts
+    def __init__(
+        self,
+        pipeline: Any,
+        facts: ModelFacts,
+        device: torch.device,
+        dtype: str,
+        listener: Listener | None = None,
+    ) -> None:
+        self.facts, self._listener = facts, listener
         self.prediction_type = str(pipeline.scheduler.config.get("prediction_type", "epsilon"))
         self._pipeline, self._device, self._dtype = pipeline, device, DTYPES[dtype]
         self._unet, self._vae = pipeline.unet, pipeline.vae
@@ -144,9 +158,12 @@ class UNetAdapter:
         )[0].float()
         return prediction
 
-    def hear(self, tokens: Tensor, share: float) -> Heard:
-        """What windows listen to in a step, from [passes, N, token_width]; see `render.models.listening`."""
-        return hear(self._unet, tokens, share, self._dtype)
+    def hear(self, tokens: Tensor | None, share: float, form: str) -> Heard:
+        """What windows listen to in a step, from [passes, N, token_width]; see `Adapter.hear`."""
+        if form == POOLED:
+            return hear_pooled(self._unet, tokens, share, self._dtype)
+        assert self._listener is not None, "the plan refuses this form of a model without it"
+        return HeardByListener(listener=self._listener, share=share, tokens=tokens)
 
     def predict_listening(
         self,
@@ -156,10 +173,10 @@ class UNetAdapter:
         places: Sequence[WindowPlace],
         passes: Sequence[int],
         guidance_scale: float,
-        heard: Heard | None,
+        heard: Heard,
     ) -> tuple[Tensor, Tensor]:
         """`predict`, and what each window says, [B, token_width]; see `Adapter.predict_listening`."""
-        with listening(self._unet, heard, passes) as said:
+        with listening(self._unet, heard, places, passes) as said:
             prediction = self.predict(latents, timestep, text, places, passes, guidance_scale)
         return prediction, torch.cat(said, dim=1)
 

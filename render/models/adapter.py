@@ -34,6 +34,8 @@ class ModelFacts:
     """The largest picture that the model's own coordinates reach, in native sizes; None when unbounded."""
     token_width: int = 0
     """Numbers by which a window tells all others of itself under one condition; 0 when it cannot."""
+    listens: bool = False
+    """Whether it brings a trained cross attention (`render.models.listener`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +108,12 @@ class Adapter(Protocol):
         """
         ...
 
-    def hear(self, tokens: Tensor, share: float) -> Any:
+    def hear(self, tokens: Tensor | None, share: float, form: str) -> Any:
         """What windows listen to in a step, ready for `predict_listening`; computed once per step.
 
-        `tokens` is [passes, N, token_width], `share` what all of them count beside a window's own tokens.
-        Only asked of a model whose facts have a `token_width`.
+        `tokens` is [passes, N, token_width], or None where nothing is heard; `share` is what all of them
+        count. `form` is one of `render.spec.ATTENTION_FORMS`.
+        Only asked of a model whose facts have a `token_width`, and that `listens` in the learned form.
         """
         ...
 
@@ -124,7 +127,7 @@ class Adapter(Protocol):
         guidance_scale: float,
         heard: Any,
     ) -> tuple[Tensor, Tensor]:
-        """`predict` with what `hear` has made, or None; also what each window says, [B, token_width] float32.
+        """`predict` with what `hear` has made; also what each window says, [B, token_width] float32.
 
         Only asked of a model whose facts have a `token_width`.
         """

@@ -30,6 +30,9 @@ AESTHETICS_KEY = "requires_aesthetics_score"
 KL_HALO = 18
 """Latents around a decode tile of an `AutoencoderKL`. The convolutions of its four levels reach 18 latents;
 its group norms and its one attention see the whole tile, so a tiled decode is close, never exact."""
+LISTENER = "listener"
+"""The part with a trained cross attention, in models that bring one (`render.models.listener`). No stock
+pipeline knows it, so `model_index.json` does not name it."""
 _ATTENDING_MIDDLE = "UNetMidBlock2DCrossAttn"
 
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors")
@@ -105,6 +108,7 @@ def _facts(path: Path, index: dict[str, Any], family: Family, parts: tuple[str, 
         takes_guidance=unet.get("time_cond_proj_dim") is not None,
         zoom_limit=_zoom_limit(path, index),
         token_width=_token_width(unet),
+        listens=LISTENER in parts,
     )
 
 
@@ -117,7 +121,7 @@ def family_of(path: Path) -> Family:
 def networks_of(path: Path) -> dict[str, tuple[str, str]]:
     """The parts of a folder that have weights: name -> (library, class), checked against the family's."""
     index, _, parts = _inspect(path, FAMILIES | REFINERS)
-    return {part: (index[part][0], index[part][1]) for part in parts if _has_weights(part)}
+    return {part: (index[part][0], index[part][1]) for part in parts if _is_network(part)}
 
 
 def tiny_decoder_halo(blocks: tuple[int, ...], smooth: bool = False) -> int:
@@ -177,6 +181,9 @@ def _inspect(
         foreign = isinstance(entry, list) and name not in (*family.parts, *UNUSED_PARTS)
         if foreign and not name.startswith("_") and any(entry):
             raise _unusable(path, f"has a part {name!r} that {family.name} does not know; use a stock folder")
+    if (path / LISTENER).is_dir():
+        _check_files(path, LISTENER)
+        parts = (*parts, LISTENER)
     return index, family, parts
 
 
@@ -216,8 +223,8 @@ def _check_part(path: Path, index: dict[str, Any], family: Family, part: str) ->
     return True
 
 
-def _has_weights(part: str) -> bool:
-    return part != "scheduler" and not part.startswith("tokenizer")
+def _is_network(part: str) -> bool:
+    return part not in ("scheduler", LISTENER) and not part.startswith("tokenizer")
 
 
 def _check_files(path: Path, part: str) -> None:

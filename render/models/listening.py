@@ -1,10 +1,11 @@
-"""Cross-window attention in a diffusers UNet, without training: some self-attention layers hear all windows.
+"""Cross-window attention in a diffusers UNet: some self-attention layers hear all windows.
 
-A chosen layer's input is pooled over its window to one token. Any other window attends to its own tokens,
-as ever, and to everybody's pooled ones: their keys and values are the layer's own projections (which are
-linear, so the key of a mean is the mean of the keys). The logits of pooled tokens get the logarithm of
-what they count beside the window's own tokens. Consistent self-attention (StoryDiffusion, Zhou et al.
-2024) shares tokens between pictures like this; pooling is what makes it affordable between many windows.
+This form needs no training; `render.models.listener` has the trained one. A chosen layer's input is pooled
+over its window to one token. Any other window attends to its own tokens, as ever, and to everybody's pooled
+ones: their keys and values are the layer's own projections (which are linear, so the key of a mean is the
+mean of the keys). The logits of pooled tokens get the logarithm of what they count beside the window's own.
+Consistent self-attention (StoryDiffusion, Zhou et al. 2024) shares tokens between pictures like this;
+pooling is what makes it affordable between many windows.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from render.models.adapter import WindowPlace
 
 
 def listening_layers(unet: nn.Module) -> list[Any]:
@@ -26,19 +29,47 @@ def listening_layers(unet: nn.Module) -> list[Any]:
     return [unet.mid_block.attentions[0].transformer_blocks[0].attn1]  # type: ignore[union-attr, index]
 
 
+class Heard(Protocol):
+    """What windows hear at a step."""
+
+    def ear(
+        self,
+        plain: Any,
+        layer: int,
+        places: Sequence[WindowPlace],
+        passes: Sequence[int],
+        said: list[Tensor],
+    ) -> Any:
+        """The attention processor of a chosen layer in place of its `plain` one, for a batch of windows;
+        what they say goes into `said`."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
-class Heard:
-    """What a layer of windows hears at a step, ready for the network: per layer of it keys and values
-    [passes, heads, N, channels per head]."""
+class HeardPooled:
+    """Per chosen layer keys and values, [passes, heads, N, channels per head]; none when all is quiet."""
 
     share: float
     """What all pooled tokens together count beside the window's own: 1 is as much."""
     layers: tuple[tuple[Tensor, Tensor], ...]
 
+    def ear(
+        self,
+        plain: Any,
+        layer: int,
+        places: Sequence[WindowPlace],
+        passes: Sequence[int],
+        said: list[Tensor],
+    ) -> Any:
+        pooled = self.layers[layer] if self.layers and self.share else None
+        return _PooledEar(plain, pooled, self.share, passes, said)
+
 
 @torch.no_grad()
-def hear(unet: nn.Module, tokens: Tensor, share: float, dtype: torch.dtype) -> Heard:
-    """`tokens` is [passes, N, token width], as the windows have said them."""
+def hear_pooled(unet: nn.Module, tokens: Tensor | None, share: float, dtype: torch.dtype) -> HeardPooled:
+    """`tokens` is [passes, N, token width], as the windows have said them; None when they have not."""
+    if tokens is None:
+        return HeardPooled(share=0.0, layers=())
     found, at = [], 0
     for attention in listening_layers(unet):
         width = attention.to_k.in_features
@@ -46,19 +77,19 @@ def hear(unet: nn.Module, tokens: Tensor, share: float, dtype: torch.dtype) -> H
         at += width
         key, value = (_heads(attention, project(own)) for project in (attention.to_k, attention.to_v))
         found.append((key if attention.norm_k is None else attention.norm_k(key), value))
-    return Heard(share=share, layers=tuple(found))
+    return HeardPooled(share=share, layers=tuple(found))
 
 
 @contextmanager
-def listening(unet: nn.Module, heard: Heard | None, passes: Sequence[int]) -> Iterator[list[Tensor]]:
+def listening(
+    unet: nn.Module, heard: Heard, places: Sequence[WindowPlace], passes: Sequence[int]
+) -> Iterator[list[Tensor]]:
     """Inside, the chosen layers hear, and leave what they say, [B, channels] each, in the list."""
     said: list[Tensor] = []
     layers = listening_layers(unet)
     before = [attention.processor for attention in layers]
     for number, attention in enumerate(layers):
-        pooled = None if heard is None else heard.layers[number]
-        share = 0.0 if heard is None else heard.share
-        attention.processor = _Ear(before[number], pooled, share, passes, said)
+        attention.processor = heard.ear(before[number], number, places, passes, said)
     try:
         yield said
     finally:
@@ -66,7 +97,7 @@ def listening(unet: nn.Module, heard: Heard | None, passes: Sequence[int]) -> It
             attention.processor = processor
 
 
-class _Ear:
+class _PooledEar:
     """A diffusers attention processor for a self-attention over [B, tokens, channels]."""
 
     def __init__(
@@ -82,7 +113,7 @@ class _Ear:
 
     def __call__(self, attention: Any, hidden_states: Tensor, *others: Any, **more: Any) -> Tensor:
         self._said.append(hidden_states.mean(1).float())
-        if self._pooled is None or self._share == 0.0:
+        if self._pooled is None:
             plain: Tensor = self._plain(attention, hidden_states, *others, **more)
             return plain
         query, key, value = (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from render.models._diffusers import TextStates, UNetAdapter, load_pipeline
+from render.models._diffusers import TextStates, UNetAdapter, find_listener, load_pipeline
 from render.models.adapter import ModelFacts
 
 
@@ -34,4 +34,4 @@ def load(path: Path, facts: ModelFacts, device: torch.device, dtype: str) -> Sta
         image_encoder=None,
         requires_safety_checker=False,
     )
-    return StableDiffusion(pipeline, facts, device, dtype)
+    return StableDiffusion(pipeline, facts, device, dtype, find_listener(path, device, dtype))

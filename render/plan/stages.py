@@ -14,7 +14,7 @@ from render.plan.geometry import Axis, Grid, Layer
 from render.plan.layers import area_of
 from render.plan.ties import Ties, make_ties
 from render.plan.tiling import Tiling
-from render.spec import Spec
+from render.spec import LEARNED, POOLED, Spec
 from render.tile_set import Sheet
 
 OVERLAP_SHARE = 4
@@ -95,6 +95,12 @@ def make_stages(spec: Spec, facts: ModelFacts) -> tuple[Stage, ...]:
             "cross_attention",
             spec.cross_attention,
             f"needs a model that attends to itself in its middle, which {spec.model} does not; set it to 0",
+        )
+    if spec.cross_attention and spec.cross_attention_form == LEARNED and not facts.listens:
+        raise BadInput(
+            "cross_attention_form",
+            spec.cross_attention_form,
+            f"needs a model with a trained listener, which {spec.model} does not bring; use {POOLED}",
         )
     _check_closes("height", spec.height, spec.wrap_y, facts)
     _check_closes("width", spec.width, spec.wrap_x, facts)

@@ -20,7 +20,7 @@ SIZES = {"wide": (448, 192), "tall": (192, 384), "square": (320, 320)}
 
 def cases() -> dict[str, Spec]:
     """Every blend with every sampler at a wide, a tall and a square size, in two stages; and every blend on a
-    torus, and with all that is heard of the whole canvas."""
+    torus, and with all that is heard of the whole canvas, in both forms."""
     combined = itertools.product(BLENDS, SAMPLERS, SIZES)
     plain = {
         f"{blend} {sampler} {name}": Spec(
@@ -42,6 +42,7 @@ def cases() -> dict[str, Spec]:
         others[f"{blend} wrap"] = plain[f"{blend} dpmpp-2m wide"].with_changes(wrap="xy")
         square = plain[f"{blend} euler square"]
         others[f"{blend} hearing"] = square.with_changes(dilated=0.7, cross_attention=1.0)
+        others[f"{blend} learned"] = square.with_changes(cross_attention=1.0, cross_attention_form="learned")
     return plain | others
 
 

@@ -56,8 +56,8 @@ class ToyModel:
         turn = torch.tensor(passes) / 100
         return torch.tanh(mixed) + latents * 0.5 + (where + turn + text)[:, None, None, None]
 
-    def hear(self, tokens: Tensor, share: float) -> Tensor:
-        return tokens.mean(1).sum(1) * share
+    def hear(self, tokens: Tensor | None, share: float, form: str) -> Tensor | None:
+        return None if tokens is None else tokens.mean(1).sum(1) * share
 
     def predict_listening(
         self,

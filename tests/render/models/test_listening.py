@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from render.models.listening import _Ear, hear, listening, listening_layers
+from render.models.adapter import WindowPlace
+from render.models.listening import _PooledEar, hear_pooled, listening, listening_layers
 from tests.render.models.tiny_folders import unet
+
+PLACES = [
+    WindowPlace(picture_height=128, picture_width=128, pixel_y=0, pixel_x=at, height=64, width=64)
+    for at in (0, 32, 64)
+]
 
 
 def network() -> Any:
@@ -32,8 +38,8 @@ def test_a_pooled_token_counts_as_the_tokens_that_it_stands_for() -> None:
     draw = torch.Generator().manual_seed(2)
     own = torch.randn((2, 8, width), generator=draw)
     pooled = torch.randn((2, 4, width), generator=draw)
-    heard = hear(network(), pooled, 0.5, torch.float32)
-    ear = _Ear(attention.processor, heard.layers[0], heard.share, [1, 0], [])
+    heard = hear_pooled(network(), pooled, 0.5, torch.float32)
+    ear = _PooledEar(attention.processor, heard.layers[0], heard.share, [1, 0], [])
     # At a share of one half, four pooled tokens beside eight own ones count as one own token each.
     said = torch.cat([own, pooled[[1, 0]]], dim=1)
 
@@ -52,13 +58,13 @@ def test_who_hears_nothing_answers_as_ever_and_nothing_stays_behind() -> None:
     model = network()
     before = [attention.processor for attention in listening_layers(model)]
     plain = model(**inputs(3))[0]
-    with listening(model, None, [0, 1, 0]) as said:
+    with listening(model, hear_pooled(model, None, 1.0, torch.float32), PLACES, [0, 1, 0]) as said:
         assert torch.equal(model(**inputs(3))[0], plain)
     assert [token.shape for token in said] == [(3, 32)]
-    heard = hear(model, torch.stack([torch.cat(said, dim=1)] * 2), 1.0, torch.float32)
-    with listening(model, heard, [0, 1, 0]):
+    heard = hear_pooled(model, torch.stack([torch.cat(said, dim=1)] * 2), 1.0, torch.float32)
+    with listening(model, heard, PLACES, [0, 1, 0]):
         moved = model(**inputs(3))[0]
-    with pytest.raises(IndexError), listening(model, heard, [0, 1, 2]):
+    with pytest.raises(IndexError), listening(model, heard, PLACES, [0, 1, 2]):
         model(**inputs(3))
     assert not torch.allclose(moved, plain, atol=1e-5)
     assert [attention.processor for attention in listening_layers(model)] == before
@@ -72,8 +78,8 @@ def test_a_window_hears_what_was_said_under_its_own_pass() -> None:
     one, two = (torch.randn((1, 5, 32), generator=draw) for _ in range(2))
 
     def answers(tokens: torch.Tensor, passes: list[int]) -> torch.Tensor:
-        heard = hear(model, tokens, 1.0, torch.float32)
-        with listening(model, heard, passes):
+        heard = hear_pooled(model, tokens, 1.0, torch.float32)
+        with listening(model, heard, PLACES, passes):
             answer: torch.Tensor = model(**inputs(2))[0]
         return answer
 

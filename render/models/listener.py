@@ -1,0 +1,149 @@
+"""Cross-window attention that was trained: a small module beside a UNet, for models that bring one.
+
+A window's token is what it pools in the UNet's middle and where it lies; so tokens can cross as they are, and
+whoever hears them knows from where. Each cell of a window asks with what it holds and where it is, and what
+it hears is added to what the layer answers. The form without training is `render.models.listening`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from render.errors import ModelNotUsable
+from render.models.adapter import WindowPlace
+from render.models.folder import LISTENER
+
+_OCTAVES = 4
+FEATURES = 4 * _OCTAVES + 2
+"""Numbers that say where something lies in its picture."""
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+
+
+class Listener(nn.Module):
+    """What windows say of themselves and make of the others. It adds nothing until it is trained."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        """`channels` of the layer that it stands beside."""
+        super().__init__()
+        self.say = nn.Linear(channels, channels)
+        self.say_place = nn.Linear(FEATURES, channels)
+        self.ask_place = nn.Linear(FEATURES, channels)
+        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
+        nn.init.zeros_(self.attention.out_proj.weight)
+        nn.init.zeros_(self.attention.out_proj.bias)
+
+    def tokens(self, states: Tensor, places: Sequence[WindowPlace]) -> Tensor:
+        """[B, cells, channels] of B windows -> [B, channels], one token each."""
+        where = torch.tensor([_features(place, 1, 1)[0] for place in places])
+        said: Tensor = self.say(states.mean(1)) + self.say_place(where.to(states))
+        return said
+
+    def forward(self, states: Tensor, places: Sequence[WindowPlace], tokens: Tensor) -> Tensor:
+        """[B, cells, channels] of B windows and [B, N, channels] tokens -> what is added to the cells."""
+        where = torch.tensor([_features(place, *_cells(place, states.shape[1])) for place in places])
+        asked = states + self.ask_place(where.to(states))
+        heard: Tensor = self.attention(asked, tokens, tokens, need_weights=False)[0]
+        return heard
+
+    def save(self, folder: Path) -> None:
+        """Write it into a model's folder, in half precision."""
+        target = folder / LISTENER
+        target.mkdir(exist_ok=True)
+        config = {"channels": self.attention.embed_dim, "heads": self.attention.num_heads}
+        (target / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        weights = {name: value.half().cpu().contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, target / _WEIGHTS)
+        (target / _WEIGHTS).chmod(0o644)
+
+
+def load_listener(folder: Path, device: torch.device, dtype: torch.dtype) -> Listener:
+    """The one of a model's folder; raises `ModelNotUsable` when it does not load."""
+    try:
+        config = json.loads((folder / LISTENER / _CONFIG).read_text())
+        listener = Listener(config["channels"], config["heads"])
+        listener.load_state_dict(load_file(folder / LISTENER / _WEIGHTS))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError, SafetensorError) as exc:
+        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        raise ModelNotUsable(
+            "model", str(folder), f"has a {LISTENER} that does not load ({reason}); download it again"
+        ) from exc
+    return listener.to(device, dtype).eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeardByListener:
+    """What windows hear at a step: `tokens` is [passes, N, channels], None where nothing is heard."""
+
+    listener: Listener
+    share: float
+    tokens: Tensor | None
+
+    def ear(
+        self,
+        plain: Any,
+        layer: int,
+        places: Sequence[WindowPlace],
+        passes: Sequence[int],
+        said: list[Tensor],
+    ) -> Any:
+        """See `render.models.listening.Heard`; a listener stands beside the first chosen layer."""
+        return plain if layer else _Ear(plain, self, places, passes, said)
+
+
+class _Ear:
+    """A diffusers attention processor: the layer's own attention, and the listener beside it."""
+
+    def __init__(
+        self,
+        plain: Any,
+        heard: HeardByListener,
+        places: Sequence[WindowPlace],
+        passes: Sequence[int],
+        said: list[Tensor],
+    ) -> None:
+        self._plain, self._heard, self._said = plain, heard, said
+        self._places, self._passes = places, list(passes)
+
+    def __call__(self, attention: Any, hidden_states: Tensor, *others: Any, **more: Any) -> Tensor:
+        listener, tokens, share = self._heard.listener, self._heard.tokens, self._heard.share
+        self._said.append(listener.tokens(hidden_states, self._places).float())
+        plain: Tensor = self._plain(attention, hidden_states, *others, **more)
+        if tokens is None or share == 0.0:
+            return plain
+        heard: Tensor = listener(hidden_states, self._places, tokens[self._passes].to(hidden_states))
+        return plain + heard * share
+
+
+def _cells(place: WindowPlace, count: int) -> tuple[int, int]:
+    """Rows and columns of the cells that a window has in the layer."""
+    rows = max(1, round(math.sqrt(count * place.height / place.width)))
+    return rows, count // rows
+
+
+def _features(place: WindowPlace, rows: int, cols: int) -> list[list[float]]:
+    """[rows * cols, FEATURES]: the middle of each cell as waves over the picture, and the window's extent."""
+    extent = (
+        math.log2(place.height / place.picture_height),
+        math.log2(place.width / place.picture_width),
+    )
+
+    def waves(start: int, length: int, whole: int, count: int) -> list[list[float]]:
+        found = []
+        for number in range(count):
+            angle = math.pi * (start + length * (number + 0.5) / count) / whole
+            found.append([f(angle * 2**octave) for octave in range(_OCTAVES) for f in (math.sin, math.cos)])
+        return found
+
+    down = waves(place.pixel_y, place.height, place.picture_height, rows)
+    across = waves(place.pixel_x, place.width, place.picture_width, cols)
+    return [[*y, *x, *extent] for y in down for x in across]
