@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -21,6 +21,9 @@ from render.box import Box
 from render.errors import BadInput
 from render.init_picture import LARGEST_SIDE, InitPicture, open_picture
 from render.tile_set import SetTile, Sheet, lay_out
+
+if TYPE_CHECKING:
+    from render.models.adapter import ModelFacts
 
 SAMPLERS = ("euler", "euler-ancestral", "ddim", "dpmpp-2m", "lcm")
 BLENDS = ("overlap", "shift")
@@ -31,7 +34,7 @@ FORMATS = {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_500}
 """Output formats and the longest side in pixels that each can hold as one exported file."""
 SHAPE_TOLERANCE = 0.02
 """A picture to start from may differ so much from the image's shape; it is stretched by that."""
-DIGEST_VERSION = 3
+DIGEST_VERSION = 4
 _REALS = (
     "guidance_scale",
     "strength",
@@ -45,7 +48,7 @@ _REALS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What to render. Sizes are in pixels, `guidance_scale` and `strength` have no unit.
+    """What to render. Sizes are in pixels; what has no unit here has none.
 
     Raises `BadInput` on construction when a value cannot be rendered.
     """
@@ -56,7 +59,8 @@ class Spec:
     height: int = 1024
     seed: int = 0
     steps: int = 25
-    guidance_scale: float = 2.0
+    guidance_scale: float | None = None
+    """How closely to follow the prompt; None is the model's own way, and at 1 nothing is guided."""
     sampler: str = "euler"
     model: str = "builtin"
     refiner: str | None = None
@@ -116,7 +120,8 @@ class Spec:
         _check_whole("tile_size", self.tile_size, 64, 2048)
         if self.tile_size & (self.tile_size - 1):
             raise BadInput("tile_size", self.tile_size, "is not a power of two; use 256, 512 or 1024")
-        _check_real("guidance_scale", self.guidance_scale, 0.0, 100.0)
+        if self.guidance_scale is not None:
+            _check_real("guidance_scale", self.guidance_scale, 0.0, 100.0)
         _check_real("strength", self.strength, 0.01, 1.0)
         for name in ("ilvr", "skip_residual", "dilated", "cross_attention"):
             _check_real(name, getattr(self, name), 0.0, 1.0)
@@ -127,6 +132,10 @@ class Spec:
             raise BadInput("dilated", self.dilated, "does not go with sides that wrap; set it to 0")
         if self.init is not None:
             _check_shape(self.init, self.width, self.height)
+
+    def guidance(self, facts: ModelFacts) -> float:
+        """The guidance scale that is rendered with."""
+        return facts.guidance_scale if self.guidance_scale is None else self.guidance_scale
 
     @property
     def sheet(self) -> Sheet | None:

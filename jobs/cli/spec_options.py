@@ -32,7 +32,11 @@ _FLAGS: tuple[tuple[str, type, str], ...] = (
     ("--seed", int, "Another seed is another picture. [0]"),
     ("--variation", int, "Another finish of the same composition; 0 is the picture itself. [0]"),
     ("--steps", int, "Denoising steps of the first stage. [25]"),
-    ("--guidance-scale", float, "How closely to follow the prompt; 1 switches guidance off. [2.0]"),
+    (
+        "--guidance-scale",
+        float,
+        "How closely to follow the prompt; 1 switches guidance off. [the model's own]",
+    ),
     ("--sampler", str, f"One of {', '.join(SAMPLERS)}. [euler]"),
     ("--model", str, "builtin, a local folder, or a hub id. [builtin]"),
     ("--refiner", str, "A model that finishes what --model has begun: a folder, or a hub id."),

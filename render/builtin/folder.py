@@ -17,8 +17,11 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from render.builtin.captions import all_words
 from render.builtin.data import ZOOMS
+from render.models.folder import GUIDANCE_KEY, ZOOM_LIMIT_KEY
 
 LATENT_CHANNELS = 16
+GUIDANCE_SCALE = 2.0
+"""More puts halos around products."""
 TEXT_LENGTH = 24
 TEXT_WIDTH = 96
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -142,7 +145,7 @@ def save_folder(target: Path, parts: Mapping[str, Any]) -> None:
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     pipeline.save_pretrained(fresh, safe_serialization=True)
-    _say_zoom_limit(fresh)
+    _say_of_itself(fresh)
     # safetensors lets their owner alone read them; an agent may run as somebody else.
     for weights in fresh.rglob("*.safetensors"):
         weights.chmod(0o644)
@@ -152,10 +155,11 @@ def save_folder(target: Path, parts: Mapping[str, Any]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _say_zoom_limit(folder: Path) -> None:
-    """Tell the engine how far this model has been trained to zoom; diffusers skips the key."""
+def _say_of_itself(folder: Path) -> None:
+    """Tell the engine how far this model has been trained to zoom and how it is guided best; diffusers skips
+    such keys."""
     index = folder / "model_index.json"
-    document = json.loads(index.read_text()) | {"_max_zoom": ZOOMS}
+    document = json.loads(index.read_text()) | {ZOOM_LIMIT_KEY: ZOOMS, GUIDANCE_KEY: GUIDANCE_SCALE}
     index.write_text(json.dumps(document, indent=2) + "\n")
 
 

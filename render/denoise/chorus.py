@@ -176,7 +176,8 @@ class Chorus:
         sigma = loop.schedule.sigmas[seen]
         rows = [(view, turn) for view in range(len(views)) for turn in range(passes)]
         sums = torch.zeros_like(views)
-        weights = pass_weights(passes, loop.spec.guidance_scale)
+        guidance = loop.spec.guidance(loop.adapter.facts)
+        weights = pass_weights(passes, guidance)
         for at in range(0, len(rows), size):
             batch = rows[at : at + size]
             filled = batch + [batch[-1]] * (size - len(batch))
@@ -186,7 +187,7 @@ class Chorus:
                 loop.texts[0],
                 [self._whole_picture()] * size,
                 [turn for _, turn in filled],
-                loop.spec.guidance_scale,
+                guidance,
             )
             times.calls += 1
             if not bool(torch.isfinite(prediction[: len(batch)]).all()):

@@ -141,6 +141,7 @@ class Seat:
     tiling: Tiling = field(init=False)
     box: Rect = field(init=False)
     state: samplers.SamplerState = field(init=False)
+    guidance: float = field(init=False)
     weights: tuple[float, ...] = field(init=False)
     fixed: FixedPoint = field(init=False)
     chorus: Chorus = field(init=False)
@@ -151,7 +152,8 @@ class Seat:
     def __post_init__(self, canvas: Canvas) -> None:
         self.step = canvas.step
         self.tiling = self.loop.tiling(self.group)
-        self.weights = pass_weights(self.tiling.passes, self.loop.spec.guidance_scale)
+        self.guidance = self.loop.spec.guidance(self.loop.adapter.facts)
+        self.weights = pass_weights(self.tiling.passes, self.guidance)
         self.fixed = FixedPoint.for_weights(self.weights)
         self.box = self.tiling.boxes[self.group.rank]
         own = cut_out(canvas.planes, canvas.area, self.box, self.tiling.surface)
@@ -299,7 +301,7 @@ class Seat:
             self.loop.texts[layer.text],
             [self._place(evaluation.window, layer) for evaluation in filled],
             [evaluation.turn for evaluation in filled],
-            self.loop.spec.guidance_scale,
+            self.guidance,
         )
         if self.anchor is not None and self._keeps_coarse(layer):
             anchor = torch.stack([self._view(self.anchor, evaluation.window) for evaluation in filled])

@@ -28,6 +28,8 @@ class ModelFacts:
     see `render.models.pair`."""
     decode_halo: int
     """Latents around a decode tile that its pixels depend on (or, for global norms, that hide its edge)."""
+    guidance_scale: float
+    """How closely it follows a prompt where a spec does not say."""
     takes_guidance: bool = False
     """A distilled model takes the guidance scale as an input, instead of a second pass per window."""
     zoom_limit: float | None = None

@@ -24,6 +24,8 @@ class Family:
     """Has `load(path, facts, device, dtype) -> Adapter`; imported only when a model is loaded."""
     parts: Mapping[str, tuple[str, ...]]
     """The parts that we use, each with the classes that it may be; no names means any of diffusers' own."""
+    guidance_scale: float
+    """What diffusers' own pipeline guides with where nothing is said."""
     optional: tuple[str, ...] = ()
     """Those of `parts` that may be null."""
 
@@ -42,6 +44,7 @@ FAMILIES: dict[str, Family] = {
             "unet": _UNET,
             "vae": _VAE,
         },
+        guidance_scale=7.5,
     ),
     "StableDiffusionXLPipeline": Family(
         name="sdxl",
@@ -55,6 +58,7 @@ FAMILIES: dict[str, Family] = {
             "unet": _UNET,
             "vae": _VAE,
         },
+        guidance_scale=5.0,
         optional=("text_encoder", "tokenizer"),
     ),
 }

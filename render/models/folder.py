@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from render.errors import ModelNotUsable
 from render.models.adapter import ModelFacts
@@ -25,6 +26,8 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 ZOOM_LIMIT_KEY = "_max_zoom"
 """In `model_index.json`: the largest zoom (in native sizes) that the model was trained on. diffusers
 ignores keys with a leading underscore, so the folder still loads in a stock pipeline."""
+GUIDANCE_KEY = "_guidance_scale"
+"""Beside it: the guidance scale that suits the model best, where that is not its family's."""
 AESTHETICS_KEY = "requires_aesthetics_score"
 """In a refiner's `model_index.json`: its network is told how pleasing the picture is to be."""
 KL_HALO = 18
@@ -105,8 +108,9 @@ def _facts(path: Path, index: dict[str, Any], family: Family, parts: tuple[str, 
         native_size=_sample_size(path, unet) * scale_factor,
         digest=_digest(path, parts),
         decode_halo=halo,
+        guidance_scale=_number(path, index, GUIDANCE_KEY, 0.0, family.guidance_scale),
         takes_guidance=unet.get("time_cond_proj_dim") is not None,
-        zoom_limit=_zoom_limit(path, index),
+        zoom_limit=_number(path, index, ZOOM_LIMIT_KEY, 1.0, None),
         token_width=_token_width(unet),
         listens=LISTENER in parts,
     )
@@ -277,13 +281,18 @@ def _sample_size(path: Path, unet: dict[str, Any]) -> int:
     return size
 
 
-def _zoom_limit(path: Path, index: dict[str, Any]) -> float | None:
-    limit = index.get(ZOOM_LIMIT_KEY)
-    if limit is None:
-        return None
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit >= 1:
-        raise _unusable(path, f"has {ZOOM_LIMIT_KEY} {limit!r} in model_index.json; it must be at least 1")
-    return float(limit)
+@overload
+def _number(path: Path, index: dict[str, Any], key: str, least: float, default: float) -> float: ...
+@overload
+def _number(path: Path, index: dict[str, Any], key: str, least: float, default: None) -> float | None: ...
+def _number(path: Path, index: dict[str, Any], key: str, least: float, default: float | None) -> float | None:
+    """A number that a model says of itself in `model_index.json`."""
+    value = index.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
+        raise _unusable(path, f"has {key} {value!r} in model_index.json; it must be at least {least:g}")
+    return float(value)
 
 
 def _token_width(unet: dict[str, Any]) -> int:

@@ -174,7 +174,7 @@ def _stage(spec: Spec, facts: ModelFacts, index: int, width: int, height: int) -
     latent_width, latent_height = width // facts.scale_factor, height // facts.scale_factor
     native = facts.native_size // facts.scale_factor
     grid = _grid(latent_height, latent_width, native, spec.blend == "shift", (spec.wrap_y, spec.wrap_x))
-    passes = 2 if spec.guidance_scale > 1 and not facts.takes_guidance else 1
+    passes = 2 if spec.guidance(facts) > 1 and not facts.takes_guidance else 1
     from_noise = index == 0 and spec.init is None
     first_step = 0 if from_noise else spec.steps - max(1, round(spec.steps * spec.strength))
     return Stage(

@@ -19,6 +19,7 @@ class ToyModel:
 
     def __init__(self, native: int = 128, channels: int = 4) -> None:
         self.facts = ModelFacts(
+            guidance_scale=2.0,
             family="toy",
             latent_channels=channels,
             scale_factor=8,

@@ -97,7 +97,13 @@ def test_no_repr_tells_a_secret(bucket: Bucket) -> None:
     )
     store = bucket.store(bucket.fresh_url(), patience_s=1.0, observe=lambda call: None)
     facts = ModelFacts(
-        family="toy", latent_channels=4, scale_factor=8, native_size=64, digest="toy", decode_halo=2
+        guidance_scale=2.0,
+        family="toy",
+        latent_channels=4,
+        scale_factor=8,
+        native_size=64,
+        digest="toy",
+        decode_halo=2,
     )
     request = Request(spec={}, folders=Folders(model=Path("m")), facts=facts, device="cpu", out=store.url())
     store.put("a", b"", "text/plain")

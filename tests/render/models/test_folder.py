@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from render.errors import ModelNotUsable, exit_code
 from render.models import hub, load_adapter, read_facts, resolve_model
 from render.models.folder import KL_HALO, _read_facts, tiny_decoder_halo
+from render.plan.stages import make_stages
+from render.spec import Spec
 
 
 def edit(file: Path, **changes: object) -> None:
@@ -212,6 +214,21 @@ def test_the_zoom_limit_comes_from_the_index_and_stock_diffusers_ignores_it(fold
     load_adapter(folder, torch.device("cpu"), "float32")
     edit(folder / "model_index.json", _max_zoom="far")
     with pytest.raises(ModelNotUsable, match="_max_zoom 'far'"):
+        read_facts(folder)
+
+
+def test_a_model_says_how_it_is_guided_best_and_a_spec_may_say_otherwise(folder: Path) -> None:
+    spec = Spec(prompt="x", width=64, height=64)
+    assert spec.guidance(read_facts(folder)) == 7.5
+    edit(folder / "model_index.json", _guidance_scale=3)
+    facts = read_facts(folder)
+    assert spec.guidance(facts) == 3.0
+    assert spec.with_changes(guidance_scale=1.0).guidance(facts) == 1.0
+    passes = [make_stages(each, facts)[0].passes for each in (spec, spec.with_changes(guidance_scale=1.0))]
+    assert passes == [2, 1]
+    load_adapter(folder, torch.device("cpu"), "float32")
+    edit(folder / "model_index.json", _guidance_scale=float("nan"))
+    with pytest.raises(ModelNotUsable, match="_guidance_scale nan"):
         read_facts(folder)
 
 

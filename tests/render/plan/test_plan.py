@@ -11,7 +11,13 @@ from render.plan.stages import make_stages
 from render.spec import BLENDS, Spec
 
 FACTS = ModelFacts(
-    family="toy", latent_channels=4, scale_factor=8, native_size=128, digest="d", decode_halo=2
+    guidance_scale=2.0,
+    family="toy",
+    latent_channels=4,
+    scale_factor=8,
+    native_size=128,
+    digest="d",
+    decode_halo=2,
 )
 SPECS = st.builds(
     Spec,
