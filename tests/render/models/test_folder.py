@@ -219,7 +219,7 @@ def test_the_zoom_limit_comes_from_the_index_and_stock_diffusers_ignores_it(fold
 
 def test_a_model_says_how_it_is_guided_best_and_a_spec_may_say_otherwise(folder: Path) -> None:
     spec = Spec(prompt="x", width=64, height=64)
-    assert spec.guidance(read_facts(folder)) == 7.5
+    assert spec.guidance(read_facts(folder)) == 5.0
     edit(folder / "model_index.json", _guidance_scale=3)
     facts = read_facts(folder)
     assert spec.guidance(facts) == 3.0
