@@ -53,11 +53,15 @@ class MiniParallelDiffusion:
         prompt: str,
         *,
         steps: int = 20,
-        guidance_scale: float = 2.0,
+        guidance_scale: float | None = None,
         strength: float = 0.3,
         seed: int = 0,
     ) -> Image.Image:
-        """A picture of `num_tiles` tiles; its side is `rows * 3/4 + 1/4` native sizes."""
+        """A picture of `num_tiles` tiles; its side is `rows * 3/4 + 1/4` native sizes.
+
+        `guidance_scale` is the model's own unless given.
+        """
+        guidance = self.model.facts.guidance_scale if guidance_scale is None else guidance_scale
         schedule = self.model.schedule("euler", steps)
         text = self.model.encode_prompt(prompt, "", guided=True)
         draw = torch.Generator().manual_seed(seed)
@@ -66,7 +70,7 @@ class MiniParallelDiffusion:
             noise = torch.randn(latents.shape, generator=draw)
             x = latents + noise * schedule.sigmas[first_step]
             for step in range(first_step, steps):
-                x = self._step(x, step, schedule, text, guidance_scale)
+                x = self._step(x, step, schedule, text, guidance)
             return x
 
         native = torch.zeros((self.model.facts.latent_channels, self.tile, self.tile))
@@ -77,9 +81,7 @@ class MiniParallelDiffusion:
         enlarged = self._enlarge(composed, side)
         return self._picture(denoise(enlarged, steps - max(1, round(steps * strength))))
 
-    def _step(
-        self, x: Tensor, step: int, schedule: NoiseSchedule, text: object, guidance_scale: float
-    ) -> Tensor:
+    def _step(self, x: Tensor, step: int, schedule: NoiseSchedule, text: object, guidance: float) -> Tensor:
         """One Euler step on the whole canvas [C, H, W]; the tiles only predict."""
         sigma, lower = schedule.sigmas[step], schedule.sigmas[step + 1]
         corners = self._corners(x)
@@ -88,11 +90,11 @@ class MiniParallelDiffusion:
         places = [self._place(x, corner) for corner in corners]
         without, with_prompt = (
             self.model.predict(
-                scaled, schedule.timesteps[step], text, places, [turn] * len(corners), guidance_scale
+                scaled, schedule.timesteps[step], text, places, [turn] * len(corners), guidance
             )
             for turn in (0, 1)
         )
-        prediction = without + guidance_scale * (with_prompt - without)
+        prediction = without + guidance * (with_prompt - without)
         denoised = to_denoised(prediction, tiles, sigma, self.model.prediction_type)
         # Tiles listen while the picture is still noise; details are each tile's own business.
         denoised = self.attention.sync(denoised, self.attention.strength * sigma**2 / (1 + sigma**2))

@@ -122,7 +122,7 @@ def _batch(parts: Parts, draw: np.random.Generator, pictures: int) -> dict[str, 
     required=True,
     help="The model's folder; the listener is written into it.",
 )
-@click.option("--steps", default=3000, show_default=True)
+@click.option("--steps", default=2000, show_default=True)
 @click.option("--pictures", default=4, show_default=True, help="In a batch.")
 @click.option("--rate", default=1e-3, show_default=True, help="Highest learning rate.")
 def main(data: Path, state: Path, weights: Path, steps: int, pictures: int, rate: float) -> None:
