@@ -57,7 +57,8 @@ def area_to_enlarge(below: Grid, stage: Stage, facts: ModelFacts, group: Group) 
     """What a rank reads of the stage below to do its share of `enlarge`."""
     surface = surface_of(below)
     return surface.cover(
-        _source(surface, _with_halo(tile, stage, facts), stage, facts) for tile in _share(stage, group)
+        _source(surface, _with_halo(tile, stage, facts), stage, facts)
+        for tile in _share(stage, facts, group, group.rank)
     )
 
 
@@ -88,7 +89,8 @@ def enlarge(
 
     All ranks must call it; their areas may differ.
     """
-    mine, surface = _share(stage, group), surface_of(stage.grid)
+    shares = [_share(stage, adapter.facts, group, rank) for rank in range(group.world_size)]
+    mine, surface = shares[group.rank], surface_of(stage.grid)
     channels, side = adapter.facts.latent_channels, _refine_side(stage)
     fresh = torch.empty((channels, area.height, area.width))
     ties = stage.ties
@@ -101,7 +103,7 @@ def enlarge(
             message[:, : tile.height, : tile.width] = _refined(pixels, tile, stage, adapter)
         messages = group.all_gather(message).wait().cpu()
         for rank, made in enumerate(messages):
-            theirs = _share(stage, group, rank)
+            theirs = shares[rank]
             if turn < len(theirs):
                 for there, here in surface.pieces(theirs[turn], area):
                     fresh[:, *here] = made[:, *there]
@@ -130,11 +132,15 @@ def _refine_tiles(stage: Stage) -> list[Rect]:
     ]
 
 
-def _share(stage: Stage, group: Group, rank: int | None = None) -> list[Rect]:
-    """The refinement tiles of a rank (this one unless told otherwise): an unbroken run of them."""
-    tiles, number = _refine_tiles(stage), group.rank if rank is None else rank
+def _share(stage: Stage, facts: ModelFacts, group: Group, rank: int) -> list[Rect]:
+    """The refinement tiles of a rank: an unbroken run of them.
+
+    The largest first, halo and all: ranks wait for each other's turns, which are of one size then.
+    """
+    tiles = _refine_tiles(stage)
     each = -(-len(tiles) // group.world_size)
-    return tiles[number * each : (number + 1) * each]
+    own = tiles[rank * each : (rank + 1) * each]
+    return sorted(own, key=lambda tile: _with_halo(tile, stage, facts).area, reverse=True)
 
 
 def _with_halo(tile: Rect, stage: Stage, facts: ModelFacts) -> Rect:
