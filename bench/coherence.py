@@ -21,6 +21,7 @@ from bench.table import Row
 from render.builtin.data import random_scene
 from render.builtin.judge import load_judge, prompt_of, right
 from render.builtin.studio import PRODUCTS, Scene, mask, photo
+from render.denoise.colours import decoded
 from render.denoise.group import SoloGroup
 from render.engine import render_latents
 from render.models import Adapter, load_adapter, read_facts, resolve_model
@@ -144,7 +145,7 @@ def _figures(
 def _rendered(spec: Spec, adapter: Adapter) -> Pixels:
     denoised = render_latents(spec, adapter, SoloGroup(), device=torch.device("cpu"))
     piece = denoised.piece(denoised.seat.tiling.grid.whole)
-    pixels = adapter.decode(piece.latents[None])[0]
+    pixels = decoded(piece, piece.area, adapter, torch.device("cpu"))[0]
     return np.asarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
 
 

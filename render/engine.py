@@ -67,8 +67,13 @@ class Denoised:
 
     def piece(self, area: Rect) -> Piece:
         """The area of the finished latents that this rank asks for; all ranks must call it."""
-        latents = self.seat.gather(area).latents.mul_(self.scale)
-        return Piece(latents=latents, area=area, canvas=self.seat.tiling.surface)
+        canvas = self.seat.gather(area)
+        return Piece(
+            latents=canvas.latents.mul_(self.scale),
+            area=area,
+            canvas=self.seat.tiling.surface,
+            colours=canvas.planes[-1] if canvas.anchored else None,
+        )
 
 
 def render_latents(
@@ -157,7 +162,8 @@ def _start(loop: StageLoop, below: Denoised | None, group: Group, preview: Previ
         return first_canvas(stage, loop.schedule, seed, facts.latent_channels, box)
     enlarged = enlarge(pixels, stage, loop.adapter, group, loop.device, box)
     anchored = loop.spec.skip_residual > 0 or (stage.enlarges and loop.spec.ilvr > 0)
-    return next_canvas(enlarged, stage, loop.schedule, seed, anchored=anchored)
+    share = loop.colour_share(enlarged.canvas, box) if anchored else None
+    return next_canvas(enlarged, stage, loop.schedule, seed, colour_share=share)
 
 
 def render_image(

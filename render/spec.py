@@ -34,7 +34,7 @@ FORMATS = {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_500}
 """Output formats and the longest side in pixels that each can hold as one exported file."""
 SHAPE_TOLERANCE = 0.02
 """A picture to start from may differ so much from the image's shape; it is stretched by that."""
-DIGEST_VERSION = 4
+DIGEST_VERSION = 5
 _REALS = (
     "guidance_scale",
     "strength",

@@ -53,7 +53,7 @@ class Room:
 
     def answer(self, latents: Tensor, timesteps: Tensor, said: Tensor) -> Tensor:
         """[B, C, h, w] noised latents and what has been said -> v."""
-        heard = HeardByListener(listener=self._listener, share=1.0, tokens=said)
+        heard = HeardByListener.of(self._listener, said, 1.0)
         # What is heard under a pass is here what is heard in a picture.
         pictures = [row // WINDOWS for row in range(len(latents))]
         with listening(self._denoiser.unet, heard, self._places, pictures):

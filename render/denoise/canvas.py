@@ -18,8 +18,8 @@ class Canvas:
     """A canvas between two steps, on the host: all of it, or the area that one rank has asked for.
 
     `planes` is [1 + history, C, area.height, area.width] float32: the latents in the variance-exploding
-    frame, then the earlier predictions that a multistep sampler looks back on, newest first, then what the
-    stage is anchored to. `heard` says how many predictions are there yet.
+    frame, then the earlier predictions that a multistep sampler looks back on, newest first, then the two
+    that the stage is anchored to. `heard` says how many predictions are there yet.
     """
 
     step: int
@@ -27,7 +27,8 @@ class Canvas:
     area: Rect
     heard: int = 0
     anchored: bool = False
-    """The last plane is the enlarged picture that the stage started from, before it was noised."""
+    """The last two planes are the enlarged picture that the stage started from, before it was noised: its
+    latents, and its colours (`render.denoise.colours.colour_plane`)."""
     said: Tensor | None = None
     """What every rank has heard of the whole canvas for the next step, flat float16 (see `chorus`)."""
 
@@ -45,10 +46,18 @@ class Piece:
     area: Rect
     canvas: Surface
     """The whole that it is a piece of."""
+    colours: Tensor | None = None
+    """[4 or more, area.height, area.width]: the colours that it has where it is decoded, and by what share;
+    None where they are what the decoder makes them."""
 
     def read(self, part: Rect) -> Tensor:
         """The latents of a part of the area, in the canvas's coordinates."""
         return cut_out(self.latents, self.area, part, self.canvas)
+
+    def read_colours(self, part: Rect) -> Tensor:
+        """The colours of a part of the area."""
+        assert self.colours is not None, "it has none"
+        return cut_out(self.colours, self.area, part, self.canvas)
 
 
 def cut_out(planes: Tensor, area: Rect, part: Rect, canvas: Surface) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from render.denoise.canvas import Canvas, Piece
+from render.denoise.colours import colour_plane, decoded, means
 from render.denoise.group import Group
 from render.denoise.noise import INITIAL
 from render.denoise.ties import stage_noise, tied_in
@@ -44,12 +45,16 @@ def first_canvas(stage: Stage, schedule: NoiseSchedule, seed: int, channels: int
 
 
 def next_canvas(
-    enlarged: Piece, stage: Stage, schedule: NoiseSchedule, seed: int, *, anchored: bool = False
+    enlarged: Piece, stage: Stage, schedule: NoiseSchedule, seed: int, *, colour_share: Tensor | None = None
 ) -> Canvas:
-    """Enlarged latents of the stage below, noised to the stage's first step."""
+    """Enlarged latents of the stage below, noised to the stage's first step; anchored to them where there is
+    a `colour_share` [area.height, area.width]."""
     noise = stage_noise(stage, seed, INITIAL, len(enlarged.latents), enlarged.area)
     noised = noise.mul_(schedule.sigmas[stage.first_step]).add_(enlarged.latents)
-    planes = [noised, enlarged.latents] if anchored else [noised]
+    planes = [noised]
+    if colour_share is not None and enlarged.colours is not None:
+        planes += [enlarged.latents, colour_plane(enlarged.colours, colour_share, len(noised))]
+    anchored = len(planes) > 1
     return Canvas(step=stage.first_step, planes=torch.stack(planes), area=enlarged.area, anchored=anchored)
 
 
@@ -85,13 +90,13 @@ def pixels_given(source: InitPicture, stage: Stage) -> Pixels:
 def enlarge(
     pixels: Pixels, stage: Stage, adapter: Adapter, group: Group, device: torch.device, area: Rect
 ) -> Piece:
-    """The rank's `area` of the new canvas, on the host, encoded from `pixels`.
+    """The rank's `area` of the new canvas, on the host, encoded from `pixels`, and its colours [3, ..].
 
     All ranks must call it; their areas may differ.
     """
     shares = [_share(stage, adapter.facts, group, rank) for rank in range(group.world_size)]
     mine, surface = shares[group.rank], surface_of(stage.grid)
-    channels, side = adapter.facts.latent_channels, _refine_side(stage)
+    channels, side = adapter.facts.latent_channels + 3, _refine_side(stage)
     fresh = torch.empty((channels, area.height, area.width))
     ties = stage.ties
     firsts = torch.empty((channels, 0 if ties is None else len(ties.firsts)))
@@ -113,7 +118,7 @@ def enlarge(
     if ties is not None:
         tied = tied_in(stage, area)
         fresh.flatten(1)[:, tied.places] = firsts[:, tied.classes]
-    return Piece(latents=fresh, area=area, canvas=surface)
+    return Piece(latents=fresh[:-3], area=area, canvas=surface, colours=fresh[-3:])
 
 
 def _refine_side(stage: Stage) -> tuple[int, int]:
@@ -148,9 +153,10 @@ def _with_halo(tile: Rect, stage: Stage, facts: ModelFacts) -> Rect:
 
 
 def _refined(pixels: Pixels, tile: Rect, stage: Stage, adapter: Adapter) -> Tensor:
-    """New latents [C, tile.height, tile.width] of one refinement tile."""
+    """New latents and colours [C + 3, tile.height, tile.width] of one refinement tile."""
     wide = _with_halo(tile, stage, adapter.facts)
-    fresh = adapter.encode(pixels(wide))[0]
+    picture = pixels(wide)
+    fresh = torch.cat([adapter.encode(picture)[0], means(picture, adapter.facts.scale_factor)])
     top, left = tile.y - wide.y, tile.x - wide.x
     return fresh[:, top : top + tile.height, left : left + tile.width]
 
@@ -185,7 +191,7 @@ def _enlarged_pixels(
     source, by how much they differ from it."""
     pixel = adapter.facts.scale_factor
     area = _source(below.canvas, wide, stage, adapter.facts)
-    picture = adapter.decode(below.read(area)[None].to(device))
+    picture = decoded(below, area, adapter, device)
     if source is not None:
         picture = picture - _given_pixels(source, below.canvas, pixel, area).to(device)
     y, x = _places(below.canvas, wide, stage, pixel)

@@ -24,16 +24,16 @@ def with_coarse(
     """The prediction [B, C, h, w] for windows whose latents are `x`, with the low frequencies of x0 drawn by
     `share` (0 to 1) to those of `anchor`. Each window by itself, so ranks agree."""
     missing = anchor - to_denoised(prediction, x, sigma, prediction_type)
-    down, along = (_low_pass(length).to(x.device) for length in x.shape[2:])
+    down, along = (low_pass(length, LOW_PASS).to(x.device) for length in x.shape[2:])
     low = down @ missing @ along.T
     return prediction + low * (share / denoised_slope(sigma, prediction_type))
 
 
-@lru_cache(maxsize=16)
-def _low_pass(length: int) -> Tensor:
+@lru_cache(maxsize=64)
+def low_pass(length: int, spread: float) -> Tensor:
     """[length, length] weights of a Gaussian that repeats the values at both ends."""
-    reach = round(3 * LOW_PASS)
-    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / LOW_PASS) ** 2)
+    reach = round(3 * spread)
+    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / spread) ** 2)
     weights = torch.zeros((length, length))
     for away, tap in zip(range(-reach, reach + 1), taps / taps.sum(), strict=True):
         at = torch.arange(length)

@@ -33,6 +33,7 @@ from render.plan.geometry import Layer, Rect
 from render.plan.layers import layer_shares
 from render.plan.speakers import Voice
 from render.plan.stages import Stage
+from render.plan.surface import Surface
 from render.plan.tiling import Tiling
 from render.spec import Spec
 
@@ -111,6 +112,31 @@ class StageLoop:
         """The stage dealt out to a group."""
         return self.stage.tiling(group.world_size)
 
+    def layer_shares(self, surface: Surface, box: Rect) -> Tensor | None:
+        """[layers, box] what each layer's prediction counts; None where there is one layer alone."""
+        if not self.stage.patches:
+            return None
+        boxes = [(self.spec.boxes[patch.text - 1], patch.area) for patch in self.stage.patches]
+        shares = torch.from_numpy(layer_shares(boxes, surface))
+        return cut_out(shares, surface.whole, box, surface).to(self.device, copy=True)
+
+    def colour_share(self, surface: Surface, box: Rect) -> Tensor:
+        """[box.height, box.width]: by what share the stage keeps the colours that it enlarges.
+
+        Not above the first stage, whose picture is small enough to have stains of its own, which the second
+        cleans. Not where a box's prompt begins to be heard. Nor in a set of tiles: there sides that join are
+        equal to the bit, and what lies behind them is not.
+        """
+        cleans = self.stage.index == 1 and self.spec.init is None
+        keeps = self.stage.enlarges and not cleans and self.stage.sheet is None
+        share = torch.full((box.height, box.width), self.spec.ilvr if keeps else 0.0)
+        shares = self.layer_shares(surface, box)
+        if shares is not None:
+            for number, patch in enumerate(self.stage.patches, start=1):
+                if patch.text in self.stage.composes:
+                    share *= 1.0 - shares[number].cpu()
+        return share
+
 
 @dataclass(frozen=True)
 class _Evaluation:
@@ -148,6 +174,8 @@ class Seat:
     tied: Tied | None = field(init=False)
     anchor: Tensor | None = field(init=False)
     """What the stage started from, before it was noised; None where nothing is held to it."""
+    colours: Tensor | None = field(init=False)
+    """The plane of its colours, which waits until the stage is decoded."""
 
     def __post_init__(self, canvas: Canvas) -> None:
         self.step = canvas.step
@@ -162,10 +190,10 @@ class Seat:
         self.chorus = Chorus(self.loop, self.tiling, self.group.rank, self.step, canvas.said)
         self.tied = None if self.loop.stage.ties is None else tied_in(self.loop.stage, self.box)
         self.chorus.open(self.state.x, self.box, self.group)
-        self.anchor = planes[-1] if canvas.anchored else None
+        self.anchor, self.colours = (planes[-2], planes[-1]) if canvas.anchored else (None, None)
         holds = self.anchor is not None and self.loop.spec.skip_residual > 0
         self._anchor_noise = self._normal(INITIAL) if holds else None
-        self._shares = self._layer_shares()
+        self._shares = self.loop.layer_shares(self.tiling.surface, self.box)
 
     def advance(self, word: int = 0) -> tuple[StepTimes, int]:
         """One step of the sampler on all that this rank holds; also the word that the ranks agree on."""
@@ -213,8 +241,8 @@ class Seat:
     def gather(self, area: Rect | None = None) -> Canvas:
         """Bring the canvas together, or the area that this rank asks for; all ranks must call it."""
         wanted = self.tiling.grid.whole if area is None else area
-        anchor = [] if self.anchor is None else [self.anchor]
-        planes = torch.stack([self.state.x, *self.state.history, *anchor])
+        held = [] if self.anchor is None or self.colours is None else [self.anchor, self.colours]
+        planes = torch.stack([self.state.x, *self.state.history, *held])
         gathered = gather_planes(planes, self.tiling, self.group, wanted)
         return Canvas(
             step=self.step,
@@ -340,16 +368,6 @@ class Seat:
     def _add_to(self, sums: Tensor, window: Rect, terms: Tensor) -> None:
         for there, here in self.tiling.surface.pieces(window, self.box):
             sums[:, *here] += terms[:, *there]
-
-    def _layer_shares(self) -> Tensor | None:
-        """[layers, box] what each layer's prediction counts; None where there is one layer alone."""
-        stage = self.loop.stage
-        if not stage.patches:
-            return None
-        surface = self.tiling.surface
-        boxes = [(self.loop.spec.boxes[patch.text - 1], patch.area) for patch in stage.patches]
-        shares = torch.from_numpy(layer_shares(boxes, surface))
-        return cut_out(shares, surface.whole, self.box, surface).to(self.loop.device, copy=True)
 
     def _place(self, window: Rect, layer: Layer) -> WindowPlace:
         """Where a window lies in its layer's picture: a box is a picture of its own to the model."""

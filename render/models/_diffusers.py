@@ -163,7 +163,8 @@ class UNetAdapter:
         if form == POOLED:
             return hear_pooled(self._unet, tokens, share, self._dtype)
         assert self._listener is not None, "the plan refuses this form of a model without it"
-        return HeardByListener(listener=self._listener, share=share, tokens=tokens)
+        with torch.no_grad():
+            return HeardByListener.of(self._listener, tokens, share)
 
     def predict_listening(
         self,

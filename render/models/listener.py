@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from render.errors import ModelNotUsable
 from render.models.adapter import WindowPlace
@@ -35,31 +36,46 @@ class Listener(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         """`channels` of the layer that it stands beside."""
         super().__init__()
-        self.say = nn.Linear(channels, channels)
-        self.say_place = nn.Linear(FEATURES, channels)
-        self.ask_place = nn.Linear(FEATURES, channels)
-        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
-        nn.init.zeros_(self.attention.out_proj.weight)
-        nn.init.zeros_(self.attention.out_proj.bias)
+        self.channels, self.heads = channels, heads
+        self.say, self.ask, self.key, self.value, self.out = (nn.Linear(channels, channels) for _ in range(5))
+        self.say_place, self.ask_place = (nn.Linear(FEATURES, channels) for _ in range(2))
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
 
     def tokens(self, states: Tensor, places: Sequence[WindowPlace]) -> Tensor:
-        """[B, cells, channels] of B windows -> [B, channels], one token each."""
-        where = torch.tensor([_features(place, 1, 1)[0] for place in places])
-        said: Tensor = self.say(states.mean(1)) + self.say_place(where.to(states))
+        """[B, cells, channels] of B windows -> [B, channels], one token each.
+
+        A product of a few rows rounds a row by its number, and ranks number their windows otherwise: so all
+        cells are projected, as the UNet projects them, and places are summed up one by one.
+        """
+        where = torch.tensor([_features(place, 1, 1)[0] for place in places]).to(states)
+        placed = (where[:, None] * self.say_place.weight).sum(2) + self.say_place.bias
+        said: Tensor = self.say(states).mean(1) + placed
         return said
 
-    def forward(self, states: Tensor, places: Sequence[WindowPlace], tokens: Tensor) -> Tensor:
-        """[B, cells, channels] of B windows and [B, N, channels] tokens -> what is added to the cells."""
+    def heard(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """[P, N, channels] tokens -> keys and values, [P, heads, N, channels per head], the same for all who
+        hear them."""
+        return self._heads(self.key(tokens)), self._heads(self.value(tokens))
+
+    def forward(self, states: Tensor, places: Sequence[WindowPlace], keys: Tensor, values: Tensor) -> Tensor:
+        """[B, cells, channels] of B windows, and keys and values [B, heads, N, channels per head] that each
+        hears -> what is added to the cells."""
         where = torch.tensor([_features(place, *_cells(place, states.shape[1])) for place in places])
-        asked = states + self.ask_place(where.to(states))
-        heard: Tensor = self.attention(asked, tokens, tokens, need_weights=False)[0]
-        return heard
+        asked = self._heads(self.ask(states + self.ask_place(where.to(states))))
+        answer = functional.scaled_dot_product_attention(asked, keys, values)
+        added: Tensor = self.out(answer.transpose(1, 2).flatten(2))
+        return added
+
+    def _heads(self, states: Tensor) -> Tensor:
+        """[B, tokens, channels] -> [B, heads, tokens, channels per head]"""
+        return states.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
     def save(self, folder: Path) -> None:
         """Write it into a model's folder, in half precision."""
         target = folder / LISTENER
         target.mkdir(exist_ok=True)
-        config = {"channels": self.attention.embed_dim, "heads": self.attention.num_heads}
+        config = {"channels": self.channels, "heads": self.heads}
         (target / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         weights = {name: value.half().cpu().contiguous() for name, value in self.state_dict().items()}
         save_file(weights, target / _WEIGHTS)
@@ -82,11 +98,19 @@ def load_listener(folder: Path, device: torch.device, dtype: torch.dtype) -> Lis
 
 @dataclass(frozen=True, kw_only=True)
 class HeardByListener:
-    """What windows hear at a step: `tokens` is [passes, N, channels], None where nothing is heard."""
+    """What windows hear at a step."""
 
     listener: Listener
     share: float
-    tokens: Tensor | None
+    said: tuple[Tensor, Tensor] | None
+    """Keys and values, [passes, heads, N, channels per head]; None where nothing is heard."""
+
+    @classmethod
+    def of(cls, listener: Listener, tokens: Tensor | None, share: float) -> HeardByListener:
+        """From [passes, N, channels] tokens, as the windows have said them."""
+        if tokens is None or share == 0.0:
+            return cls(listener=listener, share=0.0, said=None)
+        return cls(listener=listener, share=share, said=listener.heard(tokens.to(listener.say.weight)))
 
     def ear(
         self,
@@ -115,13 +139,14 @@ class _Ear:
         self._places, self._passes = places, list(passes)
 
     def __call__(self, attention: Any, hidden_states: Tensor, *others: Any, **more: Any) -> Tensor:
-        listener, tokens, share = self._heard.listener, self._heard.tokens, self._heard.share
+        listener, said = self._heard.listener, self._heard.said
         self._said.append(listener.tokens(hidden_states, self._places).float())
         plain: Tensor = self._plain(attention, hidden_states, *others, **more)
-        if tokens is None or share == 0.0:
+        if said is None:
             return plain
-        heard: Tensor = listener(hidden_states, self._places, tokens[self._passes].to(hidden_states))
-        return plain + heard * share
+        keys, values = (part[self._passes] for part in said)
+        heard: Tensor = listener(hidden_states, self._places, keys, values)
+        return plain + heard * self._heard.share
 
 
 def _cells(place: WindowPlace, count: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from render.denoise.canvas import Piece
+from render.denoise.colours import decoded
 from render.models.adapter import Adapter
 from render.picture.encode import Pixels
 from render.plan.geometry import Rect
@@ -34,7 +35,7 @@ def decode_block(adapter: Adapter, latents: Piece, block: Rect, side: int, devic
 def _decode_tile(adapter: Adapter, latents: Piece, tile: Rect, device: torch.device) -> Pixels:
     facts = adapter.facts
     wide = latents.canvas.grown(tile, facts.decode_halo)
-    pixels = adapter.decode(latents.read(wide)[None].to(device))[0]
+    pixels = decoded(latents, wide, adapter, device)[0]
     top, left = (tile.y - wide.y) * facts.scale_factor, (tile.x - wide.x) * facts.scale_factor
     height, width = tile.height * facts.scale_factor, tile.width * facts.scale_factor
     kept = pixels[:, top : top + height, left : left + width]

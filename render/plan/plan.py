@@ -102,8 +102,8 @@ class StagePlan:
     def memory_bytes(self) -> tuple[int, ...]:
         """Estimate of each rank's memory above the loaded model, in bytes.
 
-        Latents, their sums, prediction, history and anchor over the rank's box, what a gather receives, and
-        the rank's part of the finished canvas, which it decodes.
+        Latents, their sums, prediction, history, anchor and colours over the rank's box, what a gather
+        receives, and the rank's part of the finished canvas, which it decodes.
         """
         canvas = self.stage.grid.height * self.stage.grid.width * self.channels
         part = -(-canvas // self.tiling.world_size)
@@ -111,7 +111,7 @@ class StagePlan:
         boxes = (box.area * self.channels for box in self.tiling.boxes)
         # Whoever looks at views holds the whole canvas: as it was heard, blurred twice, and answered.
         views = canvas * (2 + 4 + 4 + 2) if self.view_bytes else 0
-        return tuple(box * 6 * 4 + received + part * 4 * 2 + views for box in boxes)
+        return tuple(box * 7 * 4 + received + part * 4 * 2 + views for box in boxes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ def trained(channels: int = CHANNELS) -> Listener:
     """One that says something: random in place of trained."""
     torch.manual_seed(3)
     listener = Listener(channels, 4).eval()
-    torch.nn.init.normal_(listener.attention.out_proj.weight)
+    torch.nn.init.normal_(listener.out.weight)
     return listener
 
 
@@ -50,7 +50,7 @@ def test_a_window_hears_who_spoke_under_its_pass_and_where_from() -> None:
     assert not torch.equal(near, far)
 
     def answers(said: torch.Tensor | None, share: float, passes: list[int]) -> Any:
-        heard = HeardByListener(listener=listener, share=share, tokens=said)
+        heard = HeardByListener.of(listener, said, share)
         with listening(model, heard, PLACES, passes):
             return model(**inputs(3))[0]
 
@@ -68,7 +68,7 @@ def test_a_window_hears_who_spoke_under_its_pass_and_where_from() -> None:
 def test_a_new_one_adds_nothing() -> None:
     listener = Listener(CHANNELS, 4)
     states = torch.randn(3, 16, CHANNELS)
-    added = listener(states, PLACES, torch.randn(3, 5, CHANNELS))
+    added = listener(states, PLACES, *listener.heard(torch.randn(3, 5, CHANNELS)))
     assert torch.equal(added, torch.zeros_like(states))
 
 
@@ -78,7 +78,9 @@ def test_each_cell_asks_from_its_own_place(height: int, width: int, cells: int) 
     place = WindowPlace(
         picture_height=512, picture_width=512, pixel_y=64, pixel_x=0, height=height, width=width
     )
-    added = trained()(torch.ones(1, cells, CHANNELS), [place], torch.randn(1, 5, CHANNELS))
+    listener = trained()
+    keys, values = listener.heard(torch.randn(1, 5, CHANNELS))
+    added = listener(torch.ones(1, cells, CHANNELS), [place], keys, values)
     assert len(added[0].unique(dim=0)) == cells
 
 
