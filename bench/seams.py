@@ -52,10 +52,9 @@ class _Measured:
     score: SeamScore
     borders: list[float]
     controls: list[float]
-    largest: list[bool]
-    """Per direction: whether of all lines of the latent grid a border has the largest step."""
-    chance: list[float]
-    """The share of those lines that are borders: how often the largest would lie on one by chance."""
+    standing_out: list[tuple[bool, float]]
+    """Per direction: whether of all lines of the latent grid a border has the largest step, and the share of
+    those lines that are borders, which is how often it would by chance."""
 
 
 def rows() -> list[Row]:
@@ -103,11 +102,8 @@ def _measured(pixels: NDArray[np.uint8], columns: Lines, rows: Lines) -> _Measur
         [float(value) for each in steps for value in each.of(getattr(each.lines, name))[0]]
         for name in ("borders", "controls")
     )
-    largest, chance = zip(
-        *(_standing_out(pixels, axis, each.lines) for axis, each in zip((1, 0), steps, strict=True)),
-        strict=True,
-    )
-    return _Measured(seam_score(*steps), borders, controls, list(largest), list(chance))
+    standing_out = [_standing_out(pixels, axis, each.lines) for axis, each in zip((1, 0), steps, strict=True)]
+    return _Measured(seam_score(*steps), borders, controls, standing_out)
 
 
 def _standing_out(pixels: NDArray[np.uint8], axis: int, lines: Lines) -> tuple[bool, float]:
@@ -130,9 +126,9 @@ def _figures(name: str, pictures: list[_Measured], promised: bool) -> list[Row]:
     picture lies on a border is held to how often it would by chance, and two standard deviations."""
     borders = [step for each in pictures for step in each.borders]
     controls = [step for each in pictures for step in each.controls]
-    largest = [found for each in pictures for found in each.largest]
-    by_chance = float(np.mean([share for each in pictures for share in each.chance]))
-    two_sigma = 2 * (by_chance * (1 - by_chance) / len(largest)) ** 0.5
+    standing_out = [found for each in pictures for found in each.standing_out]
+    largest, by_chance = (float(value) for value in np.mean(standing_out, axis=0))
+    two_sigma = 2 * (by_chance * (1 - by_chance) / len(standing_out)) ** 0.5
     ratio, worst, offset = (
         f"<= {limit}" if promised else "" for limit in (RATIO_LIMIT, WORST_LIMIT, OFFSET_LIMIT)
     )
@@ -145,7 +141,7 @@ def _figures(name: str, pictures: list[_Measured], promised: bool) -> list[Row]:
         Row(f"{name}: one picture's offset in grey levels, largest", max(e.offset for e in scores), offset),
         Row(
             f"{name}: share whose largest step of all lines lies on a border ({by_chance:.3f} by chance)",
-            float(np.mean(largest)),
+            largest,
             f"<= {by_chance + two_sigma:.3f}" if promised else "",
         ),
     ]

@@ -33,6 +33,7 @@ from render.picture.pyramid import publish_pyramid
 from render.picture.records import Records, forget_records
 from render.plan.geometry import Rect
 from render.plan.stages import Stage, make_stages
+from render.plan.surface import surface_of
 from render.sink import Sink
 from render.spec import Spec
 
@@ -160,10 +161,10 @@ def _start(loop: StageLoop, below: Denoised | None, group: Group, preview: Previ
         pixels = pixels_given(loop.spec.init, stage)
     else:
         return first_canvas(stage, loop.schedule, seed, facts.latent_channels, box)
-    enlarged = enlarge(pixels, stage, loop.adapter, group, loop.device, box)
     anchored = loop.spec.skip_residual > 0 or (stage.enlarges and loop.spec.ilvr > 0)
-    share = loop.colour_share(enlarged.canvas, box) if anchored else None
-    return next_canvas(enlarged, stage, loop.schedule, seed, colour_share=share)
+    share = loop.colour_share(surface_of(stage.grid), box) if anchored else None
+    enlarged = enlarge(pixels, stage, loop.adapter, group, loop.device, box, share)
+    return next_canvas(enlarged, stage, loop.schedule, seed, anchored=anchored)
 
 
 def render_image(

@@ -32,8 +32,6 @@ MARGIN = 24
 shows in the outermost latents, and a window inside a larger canvas has no such edge."""
 DRAWN = NATIVE + 2 * MARGIN
 """Side of what is drawn for a crop."""
-
-
 TOGETHER_ZOOMS = 8.0
 """The largest zoom of pictures of which several windows are drawn: of a larger one, few show the product."""
 Size = tuple[int, int]

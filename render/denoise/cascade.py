@@ -45,16 +45,16 @@ def first_canvas(stage: Stage, schedule: NoiseSchedule, seed: int, channels: int
 
 
 def next_canvas(
-    enlarged: Piece, stage: Stage, schedule: NoiseSchedule, seed: int, *, colour_share: Tensor | None = None
+    enlarged: Piece, stage: Stage, schedule: NoiseSchedule, seed: int, *, anchored: bool = False
 ) -> Canvas:
-    """Enlarged latents of the stage below, noised to the stage's first step; anchored to them where there is
-    a `colour_share` [area.height, area.width]."""
+    """Enlarged latents of the stage below, noised to the stage's first step; `anchored` to them and to the
+    piece's colours."""
     noise = stage_noise(stage, seed, INITIAL, len(enlarged.latents), enlarged.area)
     noised = noise.mul_(schedule.sigmas[stage.first_step]).add_(enlarged.latents)
     planes = [noised]
-    if colour_share is not None and enlarged.colours is not None:
-        planes += [enlarged.latents, colour_plane(enlarged.colours, colour_share, len(noised))]
-    anchored = len(planes) > 1
+    if anchored:
+        assert enlarged.colours is not None, "an anchor has colours"
+        planes += [enlarged.latents, enlarged.colours]
     return Canvas(step=stage.first_step, planes=torch.stack(planes), area=enlarged.area, anchored=anchored)
 
 
@@ -88,9 +88,16 @@ def pixels_given(source: InitPicture, stage: Stage) -> Pixels:
 
 
 def enlarge(
-    pixels: Pixels, stage: Stage, adapter: Adapter, group: Group, device: torch.device, area: Rect
+    pixels: Pixels,
+    stage: Stage,
+    adapter: Adapter,
+    group: Group,
+    device: torch.device,
+    area: Rect,
+    colour_share: Tensor | None = None,
 ) -> Piece:
-    """The rank's `area` of the new canvas, on the host, encoded from `pixels`, and its colours [3, ..].
+    """The rank's `area` of the new canvas, on the host, encoded from `pixels`, with their colours where a
+    share of these is kept, [area.height, area.width].
 
     All ranks must call it; their areas may differ.
     """
@@ -118,7 +125,8 @@ def enlarge(
     if ties is not None:
         tied = tied_in(stage, area)
         fresh.flatten(1)[:, tied.places] = firsts[:, tied.classes]
-    return Piece(latents=fresh[:-3], area=area, canvas=surface, colours=fresh[-3:])
+    colours = None if colour_share is None else colour_plane(fresh[-3:], colour_share, len(fresh) - 3)
+    return Piece(latents=fresh[:-3], area=area, canvas=surface, colours=colours)
 
 
 def _refine_side(stage: Stage) -> tuple[int, int]:

@@ -113,12 +113,12 @@ class StageLoop:
         return self.stage.tiling(group.world_size)
 
     def layer_shares(self, surface: Surface, box: Rect) -> Tensor | None:
-        """[layers, box] what each layer's prediction counts; None where there is one layer alone."""
+        """[layers, box] what each layer's prediction counts, on the host; None where there is one alone."""
         if not self.stage.patches:
             return None
         boxes = [(self.spec.boxes[patch.text - 1], patch.area) for patch in self.stage.patches]
         shares = torch.from_numpy(layer_shares(boxes, surface))
-        return cut_out(shares, surface.whole, box, surface).to(self.device, copy=True)
+        return cut_out(shares, surface.whole, box, surface).clone()
 
     def colour_share(self, surface: Surface, box: Rect) -> Tensor:
         """[box.height, box.width]: by what share the stage keeps the colours that it enlarges.
@@ -130,11 +130,11 @@ class StageLoop:
         cleans = self.stage.index == 1 and self.spec.init is None
         keeps = self.stage.enlarges and not cleans and self.stage.sheet is None
         share = torch.full((box.height, box.width), self.spec.ilvr if keeps else 0.0)
-        shares = self.layer_shares(surface, box)
+        shares = self.layer_shares(surface, box) if self.stage.composes else None
         if shares is not None:
             for number, patch in enumerate(self.stage.patches, start=1):
                 if patch.text in self.stage.composes:
-                    share *= 1.0 - shares[number].cpu()
+                    share *= 1.0 - shares[number]
         return share
 
 
@@ -190,10 +190,11 @@ class Seat:
         self.chorus = Chorus(self.loop, self.tiling, self.group.rank, self.step, canvas.said)
         self.tied = None if self.loop.stage.ties is None else tied_in(self.loop.stage, self.box)
         self.chorus.open(self.state.x, self.box, self.group)
-        self.anchor, self.colours = (planes[-2], planes[-1]) if canvas.anchored else (None, None)
+        self.anchor, self.colours = planes[-2:] if canvas.anchored else (None, None)
         holds = self.anchor is not None and self.loop.spec.skip_residual > 0
         self._anchor_noise = self._normal(INITIAL) if holds else None
-        self._shares = self.loop.layer_shares(self.tiling.surface, self.box)
+        shares = self.loop.layer_shares(self.tiling.surface, self.box)
+        self._shares = None if shares is None else shares.to(self.loop.device)
 
     def advance(self, word: int = 0) -> tuple[StepTimes, int]:
         """One step of the sampler on all that this rank holds; also the word that the ranks agree on."""
@@ -241,7 +242,7 @@ class Seat:
     def gather(self, area: Rect | None = None) -> Canvas:
         """Bring the canvas together, or the area that this rank asks for; all ranks must call it."""
         wanted = self.tiling.grid.whole if area is None else area
-        held = [] if self.anchor is None or self.colours is None else [self.anchor, self.colours]
+        held = [plane for plane in (self.anchor, self.colours) if plane is not None]
         planes = torch.stack([self.state.x, *self.state.history, *held])
         gathered = gather_planes(planes, self.tiling, self.group, wanted)
         return Canvas(

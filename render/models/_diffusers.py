@@ -17,7 +17,7 @@ from torch import Tensor
 
 from render.errors import ModelNotUsable
 from render.models.adapter import ModelFacts, NoiseSchedule, WindowPlace
-from render.models.folder import LISTENER, networks_of
+from render.models.folder import networks_of
 from render.models.listener import HeardByListener, Listener, load_listener
 from render.models.listening import Heard, hear_pooled, listening
 from render.models.schedule import noise_schedule
@@ -62,9 +62,9 @@ def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str,
     return pipeline.to(device)
 
 
-def find_listener(path: Path, device: torch.device, dtype: str) -> Listener | None:
+def find_listener(path: Path, facts: ModelFacts, device: torch.device, dtype: str) -> Listener | None:
     """The trained cross attention of a folder that brings one; raises `ModelNotUsable` if it is broken."""
-    return load_listener(path, device, DTYPES[dtype]) if (path / LISTENER).is_dir() else None
+    return load_listener(path, device, DTYPES[dtype]) if facts.listens else None
 
 
 @contextmanager

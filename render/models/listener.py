@@ -23,6 +23,7 @@ from torch.nn import functional
 from render.errors import ModelNotUsable
 from render.models.adapter import WindowPlace
 from render.models.folder import LISTENER
+from render.models.listening import Audience
 
 _OCTAVES = 4
 FEATURES = 4 * _OCTAVES + 2
@@ -112,40 +113,25 @@ class HeardByListener:
             return cls(listener=listener, share=0.0, said=None)
         return cls(listener=listener, share=share, said=listener.heard(tokens.to(listener.say.weight)))
 
-    def ear(
-        self,
-        plain: Any,
-        layer: int,
-        places: Sequence[WindowPlace],
-        passes: Sequence[int],
-        said: list[Tensor],
-    ) -> Any:
+    def ear(self, plain: Any, layer: int, audience: Audience) -> Any:
         """See `render.models.listening.Heard`; a listener stands beside the first chosen layer."""
-        return plain if layer else _Ear(plain, self, places, passes, said)
+        return plain if layer else _Ear(plain, self, audience)
 
 
 class _Ear:
     """A diffusers attention processor: the layer's own attention, and the listener beside it."""
 
-    def __init__(
-        self,
-        plain: Any,
-        heard: HeardByListener,
-        places: Sequence[WindowPlace],
-        passes: Sequence[int],
-        said: list[Tensor],
-    ) -> None:
-        self._plain, self._heard, self._said = plain, heard, said
-        self._places, self._passes = places, list(passes)
+    def __init__(self, plain: Any, heard: HeardByListener, audience: Audience) -> None:
+        self._plain, self._heard, self._audience = plain, heard, audience
 
     def __call__(self, attention: Any, hidden_states: Tensor, *others: Any, **more: Any) -> Tensor:
-        listener, said = self._heard.listener, self._heard.said
-        self._said.append(listener.tokens(hidden_states, self._places).float())
+        listener, said, audience = self._heard.listener, self._heard.said, self._audience
+        audience.said.append(listener.tokens(hidden_states, audience.places).float())
         plain: Tensor = self._plain(attention, hidden_states, *others, **more)
         if said is None:
             return plain
-        keys, values = (part[self._passes] for part in said)
-        heard: Tensor = listener(hidden_states, self._places, keys, values)
+        keys, values = (part[list(audience.passes)] for part in said)
+        heard: Tensor = listener(hidden_states, audience.places, keys, values)
         return plain + heard * self._heard.share
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -29,19 +29,21 @@ def listening_layers(unet: nn.Module) -> list[Any]:
     return [unet.mid_block.attentions[0].transformer_blocks[0].attn1]  # type: ignore[union-attr, index]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Audience:
+    """The windows of one model call, row by row."""
+
+    places: Sequence[WindowPlace]
+    passes: Sequence[int]
+    said: list[Tensor] = field(default_factory=list)
+    """What they say to all, [B, channels] for each chosen layer."""
+
+
 class Heard(Protocol):
     """What windows hear at a step."""
 
-    def ear(
-        self,
-        plain: Any,
-        layer: int,
-        places: Sequence[WindowPlace],
-        passes: Sequence[int],
-        said: list[Tensor],
-    ) -> Any:
-        """The attention processor of a chosen layer in place of its `plain` one, for a batch of windows;
-        what they say goes into `said`."""
+    def ear(self, plain: Any, layer: int, audience: Audience) -> Any:
+        """The attention processor of a chosen layer, in place of its `plain` one."""
         ...
 
 
@@ -53,16 +55,9 @@ class HeardPooled:
     """What all pooled tokens together count beside the window's own: 1 is as much."""
     layers: tuple[tuple[Tensor, Tensor], ...]
 
-    def ear(
-        self,
-        plain: Any,
-        layer: int,
-        places: Sequence[WindowPlace],
-        passes: Sequence[int],
-        said: list[Tensor],
-    ) -> Any:
+    def ear(self, plain: Any, layer: int, audience: Audience) -> Any:
         pooled = self.layers[layer] if self.layers and self.share else None
-        return _PooledEar(plain, pooled, self.share, passes, said)
+        return _PooledEar(plain, pooled, self.share, audience)
 
 
 @torch.no_grad()
@@ -85,13 +80,13 @@ def listening(
     unet: nn.Module, heard: Heard, places: Sequence[WindowPlace], passes: Sequence[int]
 ) -> Iterator[list[Tensor]]:
     """Inside, the chosen layers hear, and leave what they say, [B, channels] each, in the list."""
-    said: list[Tensor] = []
+    audience = Audience(places=places, passes=passes)
     layers = listening_layers(unet)
     before = [attention.processor for attention in layers]
     for number, attention in enumerate(layers):
-        attention.processor = heard.ear(before[number], number, places, passes, said)
+        attention.processor = heard.ear(before[number], number, audience)
     try:
-        yield said
+        yield audience.said
     finally:
         for attention, processor in zip(layers, before, strict=True):
             attention.processor = processor
@@ -101,18 +96,12 @@ class _PooledEar:
     """A diffusers attention processor for a self-attention over [B, tokens, channels]."""
 
     def __init__(
-        self,
-        plain: Any,
-        pooled: tuple[Tensor, Tensor] | None,
-        share: float,
-        passes: Sequence[int],
-        said: list[Tensor],
+        self, plain: Any, pooled: tuple[Tensor, Tensor] | None, share: float, audience: Audience
     ) -> None:
-        self._plain, self._pooled, self._share, self._said = plain, pooled, share, said
-        self._passes = list(passes)
+        self._plain, self._pooled, self._share, self._audience = plain, pooled, share, audience
 
     def __call__(self, attention: Any, hidden_states: Tensor, *others: Any, **more: Any) -> Tensor:
-        self._said.append(hidden_states.mean(1).float())
+        self._audience.said.append(hidden_states.mean(1).float())
         if self._pooled is None:
             plain: Tensor = self._plain(attention, hidden_states, *others, **more)
             return plain
@@ -124,7 +113,7 @@ class _PooledEar:
             query = attention.norm_q(query)
         if attention.norm_k is not None:
             key = attention.norm_k(key)
-        pooled_key, pooled_value = (part[self._passes] for part in self._pooled)
+        pooled_key, pooled_value = (part[list(self._audience.passes)] for part in self._pooled)
         own, others_count = key.shape[2], pooled_key.shape[2]
         # Each of the pooled tokens stands for an equal part of the canvas.
         bias = query.new_zeros((1, 1, 1, own + others_count))

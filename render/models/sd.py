@@ -34,4 +34,4 @@ def load(path: Path, facts: ModelFacts, device: torch.device, dtype: str) -> Sta
         image_encoder=None,
         requires_safety_checker=False,
     )
-    return StableDiffusion(pipeline, facts, device, dtype, find_listener(path, device, dtype))
+    return StableDiffusion(pipeline, facts, device, dtype, find_listener(path, facts, device, dtype))

@@ -77,4 +77,4 @@ def load(path: Path, facts: ModelFacts, device: torch.device, dtype: str) -> Sta
     # SDXL's own autoencoder overflows in float16 and says so in its config.
     if dtype == "float16" and pipeline.vae.config.force_upcast:
         pipeline.vae.to(torch.float32)
-    return StableDiffusionXL(pipeline, facts, device, dtype, find_listener(path, device, dtype))
+    return StableDiffusionXL(pipeline, facts, device, dtype, find_listener(path, facts, device, dtype))

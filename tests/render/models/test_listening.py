@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from render.models.adapter import WindowPlace
-from render.models.listening import _PooledEar, hear_pooled, listening, listening_layers
+from render.models.listening import Audience, _PooledEar, hear_pooled, listening, listening_layers
 from tests.render.models.tiny_folders import unet
 
 PLACES = [
@@ -39,7 +39,9 @@ def test_a_pooled_token_counts_as_the_tokens_that_it_stands_for() -> None:
     own = torch.randn((2, 8, width), generator=draw)
     pooled = torch.randn((2, 4, width), generator=draw)
     heard = hear_pooled(network(), pooled, 0.5, torch.float32)
-    ear = _PooledEar(attention.processor, heard.layers[0], heard.share, [1, 0], [])
+    ear = _PooledEar(
+        attention.processor, heard.layers[0], heard.share, Audience(places=PLACES, passes=[1, 0])
+    )
     # At a share of one half, four pooled tokens beside eight own ones count as one own token each.
     said = torch.cat([own, pooled[[1, 0]]], dim=1)
 
