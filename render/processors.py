@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "1"}
-"""What a rank's process is started with: one thread, since ranks share the cores between them; and torch
-takes its memory in huge pages, since a decoder spends a sixth of its time on faults of small ones."""
+RANK_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "THP_MEM_ALLOC_ENABLE": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
+}
+"""What a rank's process is started with: one thread, since ranks share the cores between them. A decoder
+spends a sixth of its time on page faults, so torch takes its memory in huge pages; and glibc keeps what is
+freed, where it would map a large tensor anew each time."""
 
 
 def gpu_count() -> int:
