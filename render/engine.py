@@ -68,12 +68,9 @@ class Denoised:
 
     def piece(self, area: Rect) -> Piece:
         """The area of the finished latents that this rank asks for; all ranks must call it."""
-        canvas = self.seat.gather(area)
+        latents, colours = self.seat.finished(area)
         return Piece(
-            latents=canvas.latents.mul_(self.scale),
-            area=area,
-            canvas=self.seat.tiling.surface,
-            colours=canvas.planes[-1] if canvas.anchored else None,
+            latents=latents.mul_(self.scale), area=area, canvas=self.seat.tiling.surface, colours=colours
         )
 
 

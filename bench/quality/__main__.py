@@ -76,6 +76,8 @@ def main(
     kept, asked = Cache(folder=cache, adapter=adapter, steps=steps), prompts(total)
     if not tables:
         _measure_all(kept, list(_tasks(asked, chosen, wanted))[first - 1 :: parts], minutes)
+        for prompt in asked[first - 1 :: parts]:
+            kept.look_at_photographs(prompt, wanted)
     if tables or parts == 1:
         _write(kept, chosen, asked, wanted)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
@@ -37,6 +38,8 @@ from render.spec import Spec
 CPU = torch.device("cpu")
 THUMB = 224
 """Side of a picture on a contact sheet, in pixels."""
+PHOTOGRAPHS = 2
+"""Studio photographs of each prompt that its picture's detail is held against."""
 _VERSION = 1
 """Of what is measured; another one measures everything again."""
 
@@ -117,21 +120,24 @@ class Cache:
         )
         _write(base.with_suffix(".json"), figures)
 
-    def photographs(self, prompt: Prompt, times: int, each: int) -> list[float]:
-        """Mean band energies of `each` studio photographs that the prompt describes, at this size."""
-        base = self.folder / "photographs" / f"{prompt.number}-{times}-{each}-{_VERSION}.json"
-        found = _read(base)
-        if found is None:
-            draw = np.random.default_rng([prompt.number, 1])
-            side, rows = NATIVE * times, []
-            for _ in range(each):
-                material = str(draw.choice(["ceramic", "wood", "woven"]))
-                scene = replace(prompt.scene, seed=int(draw.integers(2**31)), material=material)
-                rows.append(band_energies(photo(scene, side, side), NATIVE))
-            found = {"bands": [float(value) for value in np.mean(rows, axis=0)]}
-            _write(base, found)
-        bands: list[float] = found["bands"]
-        return bands
+    def photographs(self, prompt: Prompt, times: int) -> list[float]:
+        """Mean band energies of `PHOTOGRAPHS` studio photographs that the prompt describes, at this size."""
+        base = self.folder / "photographs" / f"{prompt.number}-{times}-{PHOTOGRAPHS}-{_VERSION}.json"
+        return _remembered(base, lambda: [band_energies(p, NATIVE) for p in _photographs(prompt, times)])
+
+    def coded(self, prompt: Prompt, times: int) -> list[float]:
+        """The same of these photographs after the autoencoder: more than it keeps no picture can show."""
+        name = f"{prompt.number}-{times}-{PHOTOGRAPHS}-{self.adapter.facts.digest[:12]}-{_VERSION}.json"
+        return _remembered(
+            self.folder / "coded" / name,
+            lambda: [band_energies(_coded(p, self.adapter), NATIVE) for p in _photographs(prompt, times)],
+        )
+
+    def look_at_photographs(self, prompt: Prompt, sizes: Sequence[int]) -> None:
+        """Measure what the prompt's pictures are held against, for tables that are written later."""
+        for times in sizes:
+            self.photographs(prompt, times)
+            self.coded(prompt, times)
 
     def enlarged(self, prompt: Prompt, native: Way, times: int) -> list[float] | None:
         """Band energies of the native picture enlarged bicubically; None where there is none yet."""
@@ -148,6 +154,31 @@ class Cache:
 
     def _base(self, key: str) -> Path:
         return self.folder / key[:2] / key
+
+
+def _photographs(prompt: Prompt, times: int) -> Iterator[Pixels]:
+    draw = np.random.default_rng([prompt.number, 1])
+    for _ in range(PHOTOGRAPHS):
+        material = str(draw.choice(["ceramic", "wood", "woven"]))
+        scene = replace(prompt.scene, seed=int(draw.integers(2**31)), material=material)
+        yield photo(scene, NATIVE * times, NATIVE * times)
+
+
+def _coded(pixels: Pixels, adapter: Adapter) -> Pixels:
+    """A picture encoded and decoded again, in one go."""
+    whole = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+    again = adapter.decode(adapter.encode(whole))[0] * 255
+    return again.round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def _remembered(path: Path, measure: Callable[[], list[list[float]]]) -> list[float]:
+    """The mean of some band energies, measured once."""
+    found = _read(path)
+    if found is None:
+        found = {"bands": [float(value) for value in np.mean(measure(), axis=0)]}
+        _write(path, found)
+    bands: list[float] = found["bands"]
+    return bands
 
 
 def cost(spec: Spec, way: Way, adapter: Adapter) -> float:

@@ -18,8 +18,6 @@ from render.builtin.data import NATIVE
 from render.builtin.judge import HEADS, Judge, load_judge, right
 from render.picture.encode import Pixels
 
-PHOTOGRAPHS = 2
-"""Studio photographs of each prompt that its picture's detail is held against."""
 SHEETS = Path(__file__).parent / "sheets"
 _ACROSS = 8
 _LABEL = 26
@@ -56,8 +54,11 @@ class Eyes:
 def size_lines(
     cache: Cache, ways: Sequence[Way], native: Way, asked: Sequence[Prompt], times: int, eyes: Eyes
 ) -> list[str]:
-    """The table of one size: native pictures, the same enlarged bicubically, then every way."""
+    """The table of one size: what the autoencoder keeps, native pictures, the same enlarged bicubically,
+    then every way."""
     lines = list(HEADER)
+    coded = _detail(cache, [(prompt, cache.coded(prompt, times)) for prompt in asked], times)
+    lines.append(_row("studio photographs, through the autoencoder", len(asked), [""] * 5, coded))
     reference = _kept(cache, native, asked, 1)
     if reference:
         lines.append(_line(NATIVE_ROW, reference, eyes, None))
@@ -84,7 +85,7 @@ def _detail(
     if not bands:
         return None
     ours = np.mean([row for _, row in bands], axis=0)
-    theirs = np.mean([cache.photographs(prompt, times, PHOTOGRAPHS) for prompt, _ in bands], axis=0)
+    theirs = np.mean([cache.photographs(prompt, times) for prompt, _ in bands], axis=0)
     return float(ours.sum() / theirs.sum()), float(ours[-1] / theirs[-1])
 
 
@@ -102,10 +103,22 @@ def _line(
     verdicts = right(eyes.judge, seen, scenes)
     together = np.logical_and.reduce(list(verdicts.values()))
     shares_right = [float(verdicts[head].mean()) for head in HEADS]
-    cells = [name, str(len(kept)), *(f"{share:.1%}" for share in (one, *shares_right, together.mean()))]
-    cells += ["", ""] if detail is None else [f"{value:.3f}" for value in detail]
-    cells += [""] * 6 if pixels_only else _own_figures([each for _, each in kept])
-    return f"| {' | '.join(cells)} |"
+    shares = [f"{share:.1%}" for share in (one, *shares_right, together.mean())]
+    return _row(
+        name, len(kept), shares, detail, [] if pixels_only else _own_figures([each for _, each in kept])
+    )
+
+
+def _row(
+    name: str,
+    pictures: int,
+    shares: Sequence[str],
+    detail: tuple[float, float] | None,
+    own: Sequence[str] = (),
+) -> str:
+    """A line of the table; `own` are the figures of one's own borders, stages and calls, if there are any."""
+    shown = ["", ""] if detail is None else [f"{value:.3f}" for value in detail]
+    return f"| {' | '.join([name, str(pictures), *shares, *shown, *(own or [''] * 6)])} |"
 
 
 def _own_figures(kept: Sequence[Kept]) -> list[str]:

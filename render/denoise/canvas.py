@@ -47,8 +47,8 @@ class Piece:
     canvas: Surface
     """The whole that it is a piece of."""
     colours: Tensor | None = None
-    """[C, area.height, area.width], a `colour_plane`: what it has where it is decoded, and by what share.
-    None where that is what the decoder makes."""
+    """[4 or more, area.height, area.width], a `colour_plane`: what it has where it is decoded, and by what
+    share. None where that is what the decoder makes."""
 
     def read(self, part: Rect) -> Tensor:
         """The latents of a part of the area, in the canvas's coordinates."""

@@ -17,6 +17,8 @@ from render.denoise.ilvr import low_pass
 from render.models.adapter import Adapter
 from render.plan.geometry import Rect
 
+COLOUR_CHANNELS = 4
+"""Of a plane of colours that are used: three means, and by what share they are kept."""
 SPREAD = 1.0
 """Of the Gaussian that parts coarse colours from fine ones, in latents."""
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from render.denoise import samplers
 from render.denoise.canvas import Canvas, cut_out, gather_planes
 from render.denoise.chorus import Chorus
+from render.denoise.colours import COLOUR_CHANNELS
 from render.denoise.exchange import make_exchange
 from render.denoise.fuse import FixedPoint, pass_weights
 from render.denoise.group import Group
@@ -253,6 +254,16 @@ class Seat:
             anchored=self.anchor is not None,
             said=self.chorus.heard,
         )
+
+    def finished(self, area: Rect) -> tuple[Tensor, Tensor | None]:
+        """Of the area that this rank asks for, what decoding needs, on the host: the latents [C, ..] and,
+        where the stage keeps them, the colours [4, ..]. All ranks must call it."""
+        own = self.state.x
+        if self.colours is not None:
+            own = torch.cat([own, self.colours[:COLOUR_CHANNELS]])
+        gathered = gather_planes(own[None], self.tiling, self.group, area)[0]
+        channels = len(self.state.x)
+        return gathered[:channels], None if self.colours is None else gathered[channels:]
 
     def _hold_to_anchor(self) -> None:
         """Bring the latents nearer to what the stage started from, less and less as it goes on."""
