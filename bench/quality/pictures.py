@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from bench.quality.measures import band_energies, small
 from bench.quality.rows import Prompt, Way
@@ -24,6 +25,7 @@ from render.denoise.group import SoloGroup
 from render.denoise.loop import StageLoop
 from render.engine import Denoised, render_latents
 from render.models import Adapter
+from render.models.adapter import WindowPlace
 from render.picture.decode import decode_block
 from render.picture.encode import Pixels
 from render.picture.preview import Preview
@@ -149,7 +151,7 @@ class Cache:
         return band_energies(np.asarray(large), NATIVE)
 
     def _key(self, spec: Spec, way: Way) -> str:
-        kind = "cascade" if way.cascade else "plain"
+        kind = ("cascade" if way.cascade else "plain") + ("" if way.placed else "-unplaced")
         return f"{spec.digest(self.adapter.facts.digest)}-{kind}-{_VERSION}"
 
     def _base(self, key: str) -> Path:
@@ -192,7 +194,28 @@ def cost(spec: Spec, way: Way, adapter: Adapter) -> float:
     return grid.windows * grid.rows.window * grid.cols.window / (grid.height * grid.width)
 
 
+class _Unplaced:
+    """An adapter that tells every window that it is a whole picture."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self._adapter = adapter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._adapter, name)
+
+    def predict(
+        self, latents: Tensor, timestep: float, text: Any, places: Sequence[WindowPlace], *rest: Any
+    ) -> Tensor:
+        whole = [
+            replace(place, picture_height=place.height, picture_width=place.width, pixel_y=0, pixel_x=0)
+            for place in places
+        ]
+        return self._adapter.predict(latents, timestep, text, whole, *rest)
+
+
 def _denoised(spec: Spec, way: Way, adapter: Adapter, stages: Stages) -> Denoised:
+    if not way.placed:
+        adapter = cast(Adapter, _Unplaced(adapter))
     if way.cascade:
         return render_latents(spec, adapter, SoloGroup(), device=CPU, preview=cast(Preview, stages))
     stage = replace(make_stages(spec, adapter.facts)[-1], first_step=0)

@@ -27,6 +27,8 @@ class Way:
     changes: dict[str, Any] = field(default_factory=dict)
     cascade: bool = True
     """Without it windows are denoised from noise at the full size: MultiDiffusion (Bar-Tal et al. 2023)."""
+    placed: bool = True
+    """Without it every window is told that it is a whole picture."""
 
 
 WAYS = (
@@ -35,6 +37,7 @@ WAYS = (
     Way(name=PLAIN, cascade=False),
     Way(name="plain tiling, shift", changes={"blend": "shift"}, cascade=False),
     Way(name="cascade, without ILVR", changes={"ilvr": 0.0}),
+    Way(name="cascade, without crop coordinates", placed=False),
     Way(name="cascade, skip residual 0.5", changes={"skip_residual": 0.5}),
     Way(name="cascade, strength 0.45", changes={"strength": 0.45}),
     Way(name="cascade, strength 0.6", changes={"strength": 0.6}),
