@@ -13,9 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kombu import Connection
+from kombu.exceptions import OperationalError
+
 from infra.errors import BadSetting, BrokerUnreachable
+from infra.settings import without_secrets
 
 _START_S = 10.0
+_REACH_S = 5.0
 SCHEMES = ("redis", "rediss", "redis+socket", "amqp", "amqps")
 
 
@@ -23,9 +28,26 @@ def check_broker_url(url: str) -> str:
     """The URL, if it is of a broker that we know; raises `BadSetting`."""
     if url.partition("://")[0] not in SCHEMES:
         raise BadSetting(
-            "broker_url", url, "is not of a known broker; use redis://host:6379/0 or amqp://host"
+            "broker_url",
+            without_secrets(url),
+            "is of no known broker; use redis://host:6379/0 or amqp://host",
         )
     return url
+
+
+def reach_broker(url: str) -> str:
+    """Connect to the broker once, and tell where it is, without its password.
+
+    Raises `BadSetting`, `BrokerUnreachable`.
+    """
+    with Connection(check_broker_url(url), connect_timeout=_REACH_S) as connection:
+        shown: str = connection.as_uri()
+        try:
+            connection.ensure_connection(max_retries=1, timeout=_REACH_S)
+        except (*connection.connection_errors, OperationalError) as exc:
+            reason = str(exc).strip().partition("\n")[0]
+            raise BrokerUnreachable(f"no broker answers at {shown} ({reason})") from exc
+    return shown
 
 
 @contextmanager

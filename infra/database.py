@@ -21,6 +21,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from infra.errors import BadSetting, DatabaseUnreachable
+from infra.settings import without_secrets
 
 _BUSY_S = 30.0
 """How long a writer of SQLite waits for another one."""
@@ -60,7 +61,9 @@ class Database:
             self.engine = _engine(url)
         except (ArgumentError, NoSuchModuleError, ImportError) as exc:
             raise BadSetting(
-                "database_url", url, "is not of this form; use sqlite:///farm.db or postgresql+psycopg://..."
+                "database_url",
+                without_secrets(url),
+                "is not of this form; use sqlite:///farm.db or postgresql://user@host/name",
             ) from exc
 
     def __repr__(self) -> str:

@@ -15,6 +15,12 @@ FILE = "chorale.toml"
 _PREFIX = "CHORALE_"
 
 
+def without_secrets(url: str) -> str:
+    """What may be shown of a URL that nobody understands: what follows its scheme may hold a password."""
+    scheme, there, _ = url.partition("://")
+    return f"{scheme}://..." if there else "what it is set to"
+
+
 def default_home() -> Path:
     """Where an embedded farm keeps its database, images and logs."""
     base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"

@@ -15,6 +15,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from infra.broker import reach_broker, redis_executable
+from infra.database import Database
+from infra.errors import ServiceError, StoreError
+from infra.settings import Settings, default_home, read_settings
+from infra.store.open import check_reach, open_store
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -27,11 +33,16 @@ class Finding:
 
 
 @click.command(epilog="Example: chorale doctor --json")
+@click.option("--no-services", is_flag=True, help="This machine alone: ask no database, broker or store.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 @click.pass_context
-def doctor(context: click.Context, as_json: bool) -> None:
-    """Look at this machine: Python, torch, devices, transports, model, disk, broker, GPU metrics."""
+def doctor(context: click.Context, no_services: bool, as_json: bool) -> None:
+    """Look at this machine and what it is set up with: Python, torch, devices, transports, model, disk, GPU
+    metrics; the farm's database, broker and store. Exits with 3 when something that is needed is missing."""
+    settings = read_settings({})
     findings = [check() for check in CHECKS]
+    if not no_services:
+        findings += [check(settings) for check in SERVICES]
     healthy = all(finding.here or not finding.needed for finding in findings)
     if as_json:
         click.echo(json.dumps({"healthy": healthy, "findings": [asdict(finding) for finding in findings]}))
@@ -105,13 +116,47 @@ def _disk() -> Finding:
     writable = os.access(Path.cwd(), os.W_OK)
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     detail = f"{free:.0f} GiB free here" if writable else "this folder is not writable; use --out elsewhere"
-    return Finding(name="store (local folder)", here=writable, detail=detail)
+    return Finding(name="this folder", here=writable, detail=detail)
 
 
-def _broker() -> Finding:
-    path = shutil.which("redis-server")
-    detail = path or "redis-server is not on PATH; a farm will want it (apt install redis-server)"
-    return Finding(name="broker", here=path is not None, needed=False, detail=detail)
+def _database(settings: Settings) -> Finding:
+    url = settings.database_url
+    if not url:
+        detail = f"embedded: SQLite in {default_home()} (CHORALE_DATABASE_URL names another)"
+        return Finding(name="database", here=True, detail=detail)
+    database = Database(url)
+    try:
+        with database.read():
+            detail = database.engine.url.render_as_string(hide_password=True)
+    except ServiceError as exc:
+        return Finding(name="database", here=False, detail=str(exc))
+    finally:
+        database.close()
+    return Finding(name="database", here=True, detail=detail)
+
+
+def _broker(settings: Settings) -> Finding:
+    if settings.broker_url:
+        try:
+            return Finding(name="broker", here=True, detail=reach_broker(settings.broker_url))
+        except ServiceError as exc:
+            return Finding(name="broker", here=False, detail=str(exc))
+    detail = f"embedded: {redis_executable()} (CHORALE_BROKER_URL names another)"
+    return Finding(name="broker", here=True, detail=detail)
+
+
+def _store(settings: Settings) -> Finding:
+    url = settings.store_url
+    if not url:
+        detail = f"embedded: {default_home() / 'images'} (CHORALE_STORE_URL names another)"
+        return Finding(name="store", here=True, detail=detail)
+    try:
+        check_reach(open_store(url, settings))
+    except StoreError as exc:
+        return Finding(name="store", here=False, detail=f"{exc}; `chorale store check {url}` tells more")
+    return Finding(
+        name="store", here=True, detail=f"{url} (`chorale store check` tries all that we ask of it)"
+    )
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
@@ -122,5 +167,5 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     _transports,
     _model,
     _disk,
-    _broker,
 )
+SERVICES: tuple[Callable[[Settings], Finding], ...] = (_database, _broker, _store)
