@@ -24,9 +24,14 @@ CROP = 64
 """Side of a training crop in pixels: edges and grain are local, and small crops make many steps."""
 ON_PRODUCT = 0.7
 """Share of the crops that hold a piece of the product; backdrops are smoother and learn by themselves."""
+AROUND = 8
+"""Pixels around a product that count as much as it does: that is where its colour must not be."""
 LATENT_NOISE = 0.03
 """Spread of the noise on the latents, so that a decoder has seen latents that are not quite right. More noise
-teaches it to take what it sees for the nearest thing that it knows."""
+teaches both networks to take what they see for the nearest thing that they know."""
+UNSURE, SOFT = 0.06, 0.2
+"""Most noise, and most of a blur, on the latents of a crop when the decoder is trained alone: what a UNet
+leaves is a little wrong, and a tenth softer than what an encoder makes."""
 RECOLOURED = 0.6
 """Share of the crops whose colours are changed. The studio has few, and an autoencoder that has seen no
 others takes each soft tint for one of them: a dim highlight on red came out orange, more so at each stage."""
@@ -36,8 +41,20 @@ KEPT = 3.0
 """What it costs, with `--keep-latents`, to encode a photograph otherwise than before."""
 
 
+def as_a_unet_leaves_them(latents: Tensor) -> Tensor:
+    """[B, C, h, w] latents, each row more or less wrong and soft."""
+    wrong, soft = (torch.rand(len(latents), 1, 1, 1, device=latents.device) * most for most in (UNSURE, SOFT))
+    blurred = functional.avg_pool2d(functional.pad(latents, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    return latents + (blurred - latents) * soft + torch.randn_like(latents) * wrong
+
+
 def loss_of(
-    pixels: Tensor, weight: Tensor, vae: Any, device: str, former: nn.Module | None = None
+    pixels: Tensor,
+    weight: Tensor,
+    vae: Any,
+    device: str,
+    former: nn.Module | None = None,
+    decoder_only: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Reconstruction of [B, 3, h, w] pixels in [0, 1]: L1 over a pyramid of details, products count more.
 
@@ -47,8 +64,10 @@ def loss_of(
     # Only the networks run in half precision: poolings are slow in it on a CPU, and losses want the bits.
     with torch.autocast(device, torch.bfloat16):
         latents = vae.encoder(pixels * 2 - 1)
-        noise = torch.randn_like(latents) * LATENT_NOISE
-        again = vae.decoder(latents + noise)
+        if decoder_only:
+            again = vae.decoder(as_a_unet_leaves_them(latents))
+        else:
+            again = vae.decoder(latents + torch.randn_like(latents) * LATENT_NOISE)
     latents = latents.float()
     kept = torch.zeros((), device=pixels.device)
     if former is not None:
@@ -102,7 +121,8 @@ def crops(rows: dict[str, Any], draw: np.random.Generator) -> tuple[Tensor, Tens
         pixels.append(photo[cut])
         weights.append(mask[cut])
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
-    return images, torch.from_numpy(np.stack(weights)).float()[:, None] * 2 + 1
+    products = torch.from_numpy(np.stack(weights)).float()[:, None]
+    return images, functional.max_pool2d(products, 2 * AROUND + 1, 1, AROUND) * 2 + 1
 
 
 def centre(vae: Any, parts: Parts) -> Tensor:
@@ -135,6 +155,9 @@ def centre(vae: Any, parts: Parts) -> Tensor:
 )
 @click.option("--decoder-only", is_flag=True, help="Keep the encoder, and so all latents, as they are.")
 @click.option("--keep-latents", is_flag=True, help="Keep the latents of photographs nearly as they are.")
+@click.option(
+    "--share", default=1.0, show_default=True, help="How far to go from the first weights to the last."
+)
 def main(
     data: Path,
     state: Path,
@@ -145,23 +168,32 @@ def main(
     begin_with: Path | None,
     decoder_only: bool,
     keep_latents: bool,
+    share: float,
 ) -> None:
-    """Train the autoencoder on crops of the drawn photographs."""
+    """Train the autoencoder on crops of the drawn photographs.
+
+    With a `--share`, weights end between those it began with and the trained ones (WiSE-FT, Wortsman et al.
+    2022): a part of what the training brings for less of what it costs.
+    """
     torch.manual_seed(0)
     vae = new_vae() if begin_with is None else AutoencoderTiny.from_pretrained(begin_with, subfolder="vae")
     vae = vae.float().to(device).to(memory_format=torch.channels_last)
     if decoder_only:
         vae.encoder.requires_grad_(False)
     former = copy.deepcopy(vae.encoder) if keep_latents else None
+    begun = {name: value.cpu().clone() for name, value in vae.state_dict().items()}
     parts = Parts(data, sizes=[(NATIVE, NATIVE), (DRAWN, DRAWN)])
     training = Training("vae", vae, state, steps=steps, rate=rate, decay=0.9995)
+    if training.step >= steps:
+        raise click.ClickException(f"{state} has had its {steps} steps")
     for draw in training:
         pixels, weight = crops(parts.batch(draw, batch), draw)
         pixels = recoloured(pixels).to(device).contiguous(memory_format=torch.channels_last)
-        loss, mse = loss_of(pixels, weight.to(device), vae, device, former)
+        loss, mse = loss_of(pixels, weight.to(device), vae, device, former, decoder_only)
         training.descend(loss, figure=-10 * float(torch.log10(mse.detach())))
     trained = new_vae()
-    trained.load_state_dict({name: value.cpu() for name, value in training.average.weights.items()})
+    last = training.average.weights
+    trained.load_state_dict({name: torch.lerp(begun[name], last[name].cpu(), share) for name in begun})
     centre(trained, parts)
     training.average.load(trained.state_dict())
     training.save()
