@@ -61,7 +61,8 @@ def _document(made: Plan) -> dict[str, Any]:
 
 def _table(made: Plan) -> Table:
     table = Table(title=f"{made.spec.width}x{made.spec.height} on {made.world_size} ranks")
-    for name in ("stage", "size", "steps", "windows", "calls / step / rank", "bytes / step / rank", "memory / rank"):
+    shares = ("calls / step / rank", "bytes / step / rank", "memory / rank")
+    for name in ("stage", "size", "steps", "windows", *shares):
         table.add_column(name, justify="right")
     for stage in made.stages:
         table.add_row(
