@@ -81,7 +81,6 @@ def test_a_picture_is_measured_once_and_comes_into_the_table(tmp_path: Path) -> 
     kept = cache.known(prompt, ways[0], 2)
     assert kept is not None and kept.native.shape == (NATIVE, NATIVE, 3)
     assert len(kept.figures["means"]) == 2 and kept.figures["seams"]["borders"] > 0
-    cache.look_at_photographs(prompt, [2])
     lines = size_lines(cache, ways, native, [prompt], 2, Eyes.open())
     assert [line.split("|")[1].strip() for line in lines[2:]] == [
         "studio photographs, through the autoencoder",

@@ -135,12 +135,6 @@ class Cache:
             lambda: [band_energies(_coded(p, self.adapter), NATIVE) for p in _photographs(prompt, times)],
         )
 
-    def look_at_photographs(self, prompt: Prompt, sizes: Sequence[int]) -> None:
-        """Measure what the prompt's pictures are held against, for tables that are written later."""
-        for times in sizes:
-            self.photographs(prompt, times)
-            self.coded(prompt, times)
-
     def enlarged(self, prompt: Prompt, native: Way, times: int) -> list[float] | None:
         """Band energies of the native picture enlarged bicubically; None where there is none yet."""
         kept = self.known(prompt, native, 1)
