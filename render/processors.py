@@ -8,7 +8,8 @@ from pathlib import Path
 RANK_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "THP_MEM_ALLOC_ENABLE": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    # The most that glibc before 2.35 takes; were it refused, the line below would make things worse.
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
 }
 """What a rank's process is started with: one thread, since ranks share the cores between them. A decoder
