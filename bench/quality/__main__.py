@@ -22,7 +22,7 @@ import torch
 
 from bench.quality.pictures import CPU, Cache
 from bench.quality.rows import NATIVE_ROW, Prompt, Way, known_ways, prompts
-from bench.quality.tables import CODED, Eyes, size_lines, write_sheet
+from bench.quality.tables import Eyes, size_lines, write_sheet
 from bench.table import as_markdown, write_section
 from render.builtin.data import NATIVE
 from render.errors import BadInput
@@ -76,7 +76,6 @@ def main(
     kept, asked = Cache(folder=cache, adapter=adapter, steps=steps), prompts(total)
     if not tables:
         _measure_all(kept, list(_tasks(asked, chosen, wanted))[first - 1 :: parts], minutes)
-        _look_at_photographs(kept, asked, wanted, first, parts)
     if tables or parts == 1:
         _write(kept, chosen, asked, wanted)
 
@@ -103,17 +102,6 @@ def _measure_all(kept: Cache, tasks: Sequence[Task], minutes: float | None) -> N
         seconds = time.monotonic() - at
         text = f"{number}/{len(missing)}  {seconds:6.1f} s  {times}x  {way.name}: {prompt.text}"
         click.echo(text, err=True)
-
-
-def _look_at_photographs(
-    kept: Cache, asked: Sequence[Prompt], wanted: Sequence[int], first: int, parts: int
-) -> None:
-    """Measure what the pictures are held against, so that the tables are written at once."""
-    for number, prompt in list(enumerate(asked))[first - 1 :: parts]:
-        for times in wanted:
-            kept.photographs(prompt, times)
-            if number < CODED:
-                kept.coded(prompt, times)
 
 
 def _write(kept: Cache, chosen: Sequence[Way], asked: Sequence[Prompt], wanted: Sequence[int]) -> None:

@@ -21,7 +21,7 @@ from render.picture.encode import Pixels
 SHEETS = Path(__file__).parent / "sheets"
 _ACROSS = 8
 _LABEL = 26
-CODED = 30
+_CODED = 30
 """Prompts whose photographs go through the autoencoder: what it keeps hardly differs from one to the next."""
 _COUNTED = 400
 """Photographs that the counter is checked on before it counts."""
@@ -59,7 +59,7 @@ def size_lines(
     """The table of one size: what the autoencoder keeps, native pictures, the same enlarged bicubically,
     then every way."""
     lines = list(HEADER)
-    some = asked[:CODED]
+    some = asked[:_CODED]
     coded = _detail(cache, [(prompt, cache.coded(prompt, times)) for prompt in some], times)
     lines.append(_row("studio photographs, through the autoencoder", len(some), [""] * 5, coded))
     reference = _kept(cache, native, asked, 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from infra.errors import BadSetting, StoreMissing
-from infra.settings import Settings
+from infra.settings import Settings, without_secrets
 from infra.store.base import Store
 from infra.store.local import LocalStore
 from infra.store.observed import ObservedStore, Observer
@@ -60,5 +60,5 @@ def _backend(url: str, settings: Settings, field: str, tries: int) -> Store:
         bucket, prefix = split_s3_url(url, field)
         return S3Store(bucket, prefix, S3Options.from_settings(settings, tries))
     raise BadSetting(
-        field, f"{scheme}://...", "is of no known store; use s3://bucket/prefix or file:///folder"
+        field, without_secrets(url), "is of no known store; use s3://bucket/prefix or file:///folder"
     )

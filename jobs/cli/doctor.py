@@ -42,7 +42,7 @@ def doctor(context: click.Context, no_services: bool, as_json: bool) -> None:
     settings = read_settings({})
     findings = [check() for check in CHECKS]
     if not no_services:
-        findings += [check(settings) for check in SERVICES]
+        findings += [_asked(name, ask, settings) for name, ask in SERVICES.items()]
     healthy = all(finding.here or not finding.needed for finding in findings)
     if as_json:
         click.echo(json.dumps({"healthy": healthy, "findings": [asdict(finding) for finding in findings]}))
@@ -119,44 +119,39 @@ def _disk() -> Finding:
     return Finding(name="this folder", here=writable, detail=detail)
 
 
-def _database(settings: Settings) -> Finding:
-    url = settings.database_url
-    if not url:
-        detail = f"embedded: SQLite in {default_home()} (CHORALE_DATABASE_URL names another)"
-        return Finding(name="database", here=True, detail=detail)
-    database = Database(url)
+def _asked(name: str, ask: Callable[[Settings], str], settings: Settings) -> Finding:
+    try:
+        return Finding(name=name, here=True, detail=ask(settings))
+    except (ServiceError, StoreError) as exc:
+        return Finding(name=name, here=False, detail=str(exc))
+
+
+def _database(settings: Settings) -> str:
+    if not settings.database_url:
+        return f"embedded: SQLite in {default_home()} (CHORALE_DATABASE_URL names another)"
+    database = Database(settings.database_url)
     try:
         with database.read():
-            detail = database.engine.url.render_as_string(hide_password=True)
-    except ServiceError as exc:
-        return Finding(name="database", here=False, detail=str(exc))
+            return database.engine.url.render_as_string(hide_password=True)
     finally:
         database.close()
-    return Finding(name="database", here=True, detail=detail)
 
 
-def _broker(settings: Settings) -> Finding:
-    if settings.broker_url:
-        try:
-            return Finding(name="broker", here=True, detail=reach_broker(settings.broker_url))
-        except ServiceError as exc:
-            return Finding(name="broker", here=False, detail=str(exc))
-    detail = f"embedded: {redis_executable()} (CHORALE_BROKER_URL names another)"
-    return Finding(name="broker", here=True, detail=detail)
+def _broker(settings: Settings) -> str:
+    if not settings.broker_url:
+        return f"embedded: {redis_executable()} (CHORALE_BROKER_URL names another)"
+    return reach_broker(settings.broker_url)
 
 
-def _store(settings: Settings) -> Finding:
+def _store(settings: Settings) -> str:
     url = settings.store_url
     if not url:
-        detail = f"embedded: {default_home() / 'images'} (CHORALE_STORE_URL names another)"
-        return Finding(name="store", here=True, detail=detail)
+        return f"embedded: {default_home() / 'images'} (CHORALE_STORE_URL names another)"
     try:
         check_reach(open_store(url, settings))
     except StoreError as exc:
-        return Finding(name="store", here=False, detail=f"{exc}; `chorale store check {url}` tells more")
-    return Finding(
-        name="store", here=True, detail=f"{url} (`chorale store check` tries all that we ask of it)"
-    )
+        raise StoreError(f"{exc}; `chorale store check {url}` tells more") from exc
+    return f"{url} (`chorale store check` tries all that we ask of it)"
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
@@ -168,4 +163,5 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     _model,
     _disk,
 )
-SERVICES: tuple[Callable[[Settings], Finding], ...] = (_database, _broker, _store)
+SERVICES: dict[str, Callable[[Settings], str]] = {"database": _database, "broker": _broker, "store": _store}
+"""What is asked of each; the answer says where it is. They raise when it does not answer."""
