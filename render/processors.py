@@ -7,14 +7,13 @@ from pathlib import Path
 
 RANK_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
-    "THP_MEM_ALLOC_ENABLE": "1",
     # The most that glibc before 2.35 takes; were it refused, the line below would make things worse.
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
 }
-"""What a rank's process is started with: one thread, since ranks share the cores between them. A decoder
-spends a sixth of its time on page faults, so torch takes its memory in huge pages; and glibc keeps what is
-freed, where it would map a large tensor anew each time."""
+"""What a rank's process is started with. One thread, since ranks share the cores between them. And glibc
+keeps what is freed, where it would map a large tensor anew each time: a decoder spent a sixth of its time on
+page faults. (With huge pages for large tensors two ranks are slower now, one is as fast.)"""
 
 
 def gpu_count() -> int:

@@ -12,6 +12,9 @@ from render.plan.geometry import Rect
 from render.plan.surface import Surface
 from render.plan.tiling import Tiling
 
+_TOGETHER = 1 << 16
+"""Numbers of a rank that are gathered at a time, or one plane where that is more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Canvas:
@@ -81,8 +84,8 @@ def gather_planes(planes: Tensor, tiling: Tiling, group: Group, area: Rect) -> T
     """Bring an area of the canvas together from what each rank owns.
 
     `planes` is this rank's [P, C, box.height, box.width]; returns [P, C, area.height, area.width] on the
-    host. Ranks may ask for different areas. A gather of bits: nothing is added up; and plane by plane, so
-    that no rank ever has to hold a canvas which it has not asked for.
+    host. Ranks may ask for different areas. A gather of bits: nothing is added up; and a few planes at a time
+    where they are large, so that no rank ever has to hold a canvas which it has not asked for.
     """
     surface = tiling.surface
     regions = [tiling.region(rank) for rank in range(tiling.world_size)]
@@ -91,10 +94,12 @@ def gather_planes(planes: Tensor, tiling: Tiling, group: Group, area: Rect) -> T
     taken = [[torch.from_numpy(each) for each in surface.inside(region, area)] for region in regions]
     flat = planes.reshape(planes.shape[0] * planes.shape[1], -1)
     answer = torch.empty((len(flat), area.area))
-    for number, plane in enumerate(flat):
-        message = plane.new_zeros(tiling.longest_region)
-        message[: len(mine)] = plane[sent]
+    together = max(1, _TOGETHER // tiling.longest_region)
+    for first in range(0, len(flat), together):
+        some = flat[first : first + together]
+        message = some.new_zeros((len(some), tiling.longest_region))
+        message[:, : len(mine)] = some[:, sent]
         messages = group.all_gather(message).wait().cpu()
         for rank, (heard, places) in enumerate(taken):
-            answer[number, places] = messages[rank, heard]
+            answer[first : first + len(some), places] = messages[rank][:, heard]
     return answer.view(*planes.shape[:2], area.height, area.width)

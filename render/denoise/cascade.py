@@ -11,7 +11,7 @@ Adelson 1983).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from render.denoise.canvas import Canvas, Piece
 from render.denoise.colours import colour_plane, decoded, means
-from render.denoise.group import Group
+from render.denoise.group import Gathering, Group
 from render.denoise.noise import INITIAL
 from render.denoise.ties import stage_noise, tied_in
 from render.init_picture import InitPicture
@@ -107,15 +107,18 @@ def enlarge(
     fresh = torch.empty((channels, area.height, area.width))
     ties = stage.ties
     firsts = torch.empty((channels, 0 if ties is None else len(ties.firsts)))
-    # In turns of one tile from each rank, so that nobody holds more than a turn beside its own area.
-    for turn in range(-(-len(_refine_tiles(stage)) // group.world_size)):
-        message = torch.zeros((channels, *side), device=device)
+
+    def message(turn: int) -> Tensor:
+        block = torch.zeros((channels, *side), device=device)
         if turn < len(mine):
             tile = mine[turn]
-            message[:, : tile.height, : tile.width] = _refined(pixels, tile, stage, adapter)
-        messages = group.all_gather(message).wait().cpu()
-        for rank, made in enumerate(messages):
-            theirs = shares[rank]
+            block[:, : tile.height, : tile.width] = _refined(pixels, tile, stage, adapter)
+        return block
+
+    # In turns of one tile from each rank, so that nobody holds more than two of them beside its own area.
+    turns = -(-len(_refine_tiles(stage)) // group.world_size)
+    for turn, messages in enumerate(_gathered(group, map(message, range(turns)))):
+        for theirs, made in zip(shares, messages, strict=True):
             if turn < len(theirs):
                 for there, here in surface.pieces(theirs[turn], area):
                     fresh[:, *here] = made[:, *there]
@@ -127,6 +130,18 @@ def enlarge(
         fresh.flatten(1)[:, tied.places] = firsts[:, tied.classes]
     colours = None if colour_share is None else colour_plane(fresh[-3:], colour_share, len(fresh) - 3)
     return Piece(latents=fresh[:-3], area=area, canvas=surface, colours=colours)
+
+
+def _gathered(group: Group, blocks: Iterator[Tensor]) -> Iterator[Tensor]:
+    """[world_size, *block.shape] on the host for each of this rank's blocks, which are as many on all ranks:
+    each crosses while the next one is made."""
+    gathering: Gathering | None = None
+    for block in blocks:
+        if gathering is not None:
+            yield gathering.wait().cpu()
+        gathering = group.all_gather(block)
+    if gathering is not None:
+        yield gathering.wait().cpu()
 
 
 def _refine_side(stage: Stage) -> tuple[int, int]:

@@ -171,7 +171,7 @@ class Chorus:
     def _look(self, views: Tensor, times: StepTimes) -> Tensor:
         """Denoised predictions of whole pictures [n, C, h, w], under the image's own prompt, at the noise
         of the step at which they were seen."""
-        loop, size, passes = self.loop, self.loop.stage.batch, self.tiling.passes
+        loop, size, passes = self.loop, self.loop.stage.view_batch, self.tiling.passes
         seen = max(self.step - 1, loop.stage.first_step)
         sigma = loop.schedule.sigmas[seen]
         rows = [(view, turn) for view in range(len(views)) for turn in range(passes)]

@@ -33,7 +33,7 @@ def decoded(piece: Piece, area: Rect, adapter: Adapter, device: torch.device) ->
     down, along = (low_pass(length, SPREAD).to(missing.device) for length in missing.shape[1:])
     coarse = (down @ missing @ along.T)[None]
     smooth = functional.interpolate(coarse, pixels.shape[2:], mode="bilinear", align_corners=False)
-    return (pixels + smooth).clamp_(0.0, 1.0)
+    return pixels.add_(smooth).clamp_(0.0, 1.0)
 
 
 def means(pixels: Tensor, scale_factor: int) -> Tensor:

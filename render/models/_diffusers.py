@@ -26,8 +26,9 @@ from render.spec import POOLED
 
 _HAS_ACCELERATE = importlib.util.find_spec("accelerate") is not None
 """With it diffusers fills a network in place while loading; without it, it warns unless told."""
-_STRIP = 8
-"""Latent rows that the autoencoder takes at a time where it runs in strips."""
+_STRIP = 512
+"""Latents that the autoencoder takes at a time where it runs in strips, in whole rows: few enough that a wide
+tile wants no more memory than a narrow one."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -108,6 +109,10 @@ def _load_network(path: Path, part: str, kind: tuple[str, str], dtype: str) -> A
     return network.eval()
 
 
+def _strip_rows(width: int) -> int:
+    return max(1, _STRIP // width)
+
+
 class UNetAdapter:
     """A UNet that attends to text, and an autoencoder: all that Stable Diffusion 1, 2 and XL share."""
 
@@ -123,6 +128,9 @@ class UNetAdapter:
         self.prediction_type = str(pipeline.scheduler.config.get("prediction_type", "epsilon"))
         self._pipeline, self._device, self._dtype = pipeline, device, DTYPES[dtype]
         self._unet, self._vae = pipeline.unet, pipeline.vae
+        if device.type == "cpu":
+            # Channels innermost is how its attention reads them, and its convolutions are faster so too.
+            self._unet.to(memory_format=torch.channels_last)
         # On a CPU, where memory and caches are small. A GPU is faster with one large call.
         self._in_strips = (
             device.type == "cpu"
@@ -194,7 +202,8 @@ class UNetAdapter:
         if self._in_strips:
             # The two lines around the layers are diffusers' `DecoderTiny.forward`, which means [0, 1] by it.
             latents = torch.tanh(latents / 3) * 3
-            return run_in_strips(self._vae.decoder.layers, latents, _STRIP).float().clamp_(0.0, 1.0)
+            rows = _strip_rows(latents.shape[3])
+            return run_in_strips(self._vae.decoder.layers, latents, rows).float().clamp_(0.0, 1.0)
         pixels: Tensor = self._vae.decode(latents, return_dict=False)[0].float()
         return (pixels * 0.5 + 0.5).clamp(0.0, 1.0)
 
@@ -204,7 +213,8 @@ class UNetAdapter:
         config = self._vae.config
         if self._in_strips:
             pixels = pixels.to(self._device, self._vae.dtype)
-            rows = _STRIP * self.facts.scale_factor
+            scale = self.facts.scale_factor
+            rows = _strip_rows(pixels.shape[3] // scale) * scale
             mode = run_in_strips(self._vae.encoder.layers, pixels, rows).float()
             return mode * float(config.scaling_factor)
         encoded = self._vae.encode(pixels.to(self._device, self._vae.dtype) * 2.0 - 1.0)

@@ -39,4 +39,4 @@ def _decode_tile(adapter: Adapter, latents: Piece, tile: Rect, device: torch.dev
     top, left = (tile.y - wide.y) * facts.scale_factor, (tile.x - wide.x) * facts.scale_factor
     height, width = tile.height * facts.scale_factor, tile.width * facts.scale_factor
     kept = pixels[:, top : top + height, left : left + width]
-    return (kept * 255.0).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return kept.mul_(255.0).round_().to(torch.uint8).permute(1, 2, 0).cpu().numpy()

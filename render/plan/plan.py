@@ -67,7 +67,7 @@ class StagePlan:
         if dilation is None:
             return (0,) * world
         counts = (len(dilation.views_of(rank, world)) * passes for rank in range(world))
-        return tuple(-(-count // self.stage.batch) for count in counts)
+        return tuple(-(-count // self.stage.view_batch) for count in counts)
 
     @cached_property
     def model_calls(self) -> int:

@@ -30,8 +30,15 @@ LATENTS_PER_CALL = 4 * 64 * 64
 FEWEST_IN_CALL, MOST_IN_CALL = 4, 16
 """A model call takes in about so many latents, in so many windows: small windows keep a processor busy only
 together, large ones fill its memory."""
-BATCH_SHARES = 8
-"""A stage's model calls are cut so that eight ranks find work at once, even in the first, smallest one."""
+CALL_COST = 1
+"""What a model call costs beside its evaluations, in evaluations: from 2 for the built-in model to a fraction
+for large ones."""
+PAIRED_LATENTS = 2 * 64
+"""A window of a multiple of so many latents is an even number of cells in a network's deepest layer. The last
+of an odd number of rows is rounded otherwise by a matrix product, and another window is last on other ranks:
+so windows of other shapes go one by one, or in even numbers."""
+COUNTED_RANKS = (1, 2, 4, 8)
+"""Numbers of ranks that a batch should suit, even in the first, smallest stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +67,11 @@ class Stage:
     """It starts from something smaller, and may be held to that."""
     composes: frozenset[int] = frozenset()
     """The `text` of the patches that begin here: nothing below shows what they are to show."""
+
+    @property
+    def view_batch(self) -> int:
+        """Evaluations per model call of the dilated views, whose shape may be any."""
+        return self.batch + self.batch % 2
 
     @property
     def ties(self) -> Ties | None:
@@ -183,13 +195,29 @@ def _stage(spec: Spec, facts: ModelFacts, index: int, width: int, height: int) -
         height=height,
         first_step=first_step,
         steps=spec.steps,
-        batch=min(_most_in_call(spec, native), max(1, grid.windows * passes // BATCH_SHARES)),
+        batch=_batch(grid, passes, _most_in_call(spec, native)),
         grid=grid,
         passes=passes,
         patches=_patches(spec, latent_height, latent_width, native),
         dilation=dilation_of(grid, native) if spec.dilated else None,
         sheet=spec.sheet,
     )
+
+
+def _batch(grid: Grid, passes: int, most: int) -> int:
+    """The batch that wastes least: one for any number of ranks, each of which fills up its last call."""
+    evaluations = grid.windows * passes
+
+    def cost(batch: int) -> int:
+        calls = (ranks * _parts(_parts(evaluations, ranks), batch) for ranks in COUNTED_RANKS)
+        return sum(calls) * (batch + CALL_COST)
+
+    paired = grid.rows.window * grid.cols.window % PAIRED_LATENTS == 0
+    return min((each for each in range(1, most + 1) if paired or each == 1 or each % 2 == 0), key=cost)
+
+
+def _parts(whole: int, part: int) -> int:
+    return -(-whole // part)
 
 
 def _most_in_call(spec: Spec, native: int) -> int:

@@ -19,8 +19,8 @@ SIZES = {"wide": (448, 192), "tall": (192, 384), "square": (320, 320)}
 
 
 def cases() -> dict[str, Spec]:
-    """Every blend with every sampler at a wide, a tall and a square size, in two stages; and every blend on a
-    torus, and with all that is heard of the whole canvas, in both forms."""
+    """Every blend with every sampler at a wide, a tall and a square size, in two stages; and every blend with
+    windows of an odd shape, on a torus, and with all that is heard of the whole canvas, in both forms."""
     combined = itertools.product(BLENDS, SAMPLERS, SIZES)
     plain = {
         f"{blend} {sampler} {name}": Spec(
@@ -39,6 +39,7 @@ def cases() -> dict[str, Spec]:
     }
     others = {}
     for blend in BLENDS:
+        others[f"{blend} low"] = plain[f"{blend} euler wide"].with_changes(width=640, height=104)
         others[f"{blend} wrap"] = plain[f"{blend} dpmpp-2m wide"].with_changes(wrap="xy")
         square = plain[f"{blend} euler square"]
         others[f"{blend} hearing"] = square.with_changes(dilated=0.7, cross_attention=1.0)

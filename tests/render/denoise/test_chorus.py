@@ -109,7 +109,7 @@ def test_views_and_speakers_are_counted_in_the_plan() -> None:
     assert looking == sum(
         fading_share(0.5, last.stage, step) > 0 for step in range(last.stage.first_step, last.stage.steps)
     )
-    assert last.view_calls == (-(-8 * last.stage.passes // last.stage.batch),) * 2
+    assert last.view_calls == (-(-8 * last.stage.passes // last.stage.view_batch),) * 2
     assert dilated.work > plain.work and dilated.model_calls > plain.model_calls
     assert pooled.work == plain.work and pooled.model_calls == plain.model_calls
     grid = pooled.stages[-1].stage

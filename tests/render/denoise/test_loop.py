@@ -179,9 +179,9 @@ def test_a_canvas_between_two_steps_is_all_that_newcomers_need(blend: str, sampl
 
 def test_every_model_call_has_one_shape_per_stage() -> None:
     model = ToyModel()
-    render_latents(spec_of(window_batch=3), model, SoloGroup(), device=CPU)
-    # One window of its own shape, four native windows one by one, then many in threes.
-    assert set(model.calls) == {(1, 4, 10, 14), (1, 4, 16, 16), (3, 4, 16, 16)}
+    render_latents(spec_of(), model, SoloGroup(), device=CPU)
+    # One window of its own shape, four native windows in twos, then many in fours.
+    assert set(model.calls) == {(1, 4, 10, 14), (2, 4, 16, 16), (4, 4, 16, 16)}
 
 
 def test_a_model_that_answers_nan_fails_the_render() -> None:

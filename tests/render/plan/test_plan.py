@@ -44,6 +44,7 @@ def test_stages_double_and_land_on_the_asked_size(spec: Spec) -> None:
         window = stage.grid.rows.window * stage.grid.cols.window
         assert window <= 2 * 16 * 16
         assert 1 <= stage.batch <= stage.grid.windows * stage.passes
+        assert window % 128 == 0 or stage.batch == 1 or stage.batch % 2 == 0
 
 
 @given(SPECS)
@@ -67,6 +68,13 @@ def test_the_plan_adds_up(spec: Spec, ranks: int) -> None:
         )
         assert ranks > 1 or stage.border_bytes == (0,)
     assert plan.useful_ranks == max(stage.windows * stage.stage.passes for stage in plan.stages)
+
+
+def test_batches_suit_several_numbers_of_ranks() -> None:
+    spec = Spec(prompt="x", width=1024, height=1024)
+    one, two = (make_plan(spec, FACTS, ranks).stages for ranks in (1, 2))
+    assert [stage.stage.batch for stage in one] == [1, 3, 7, 16]
+    assert [2 * max(stage.calls_per_step) for stage in two] == [max(stage.calls_per_step) for stage in one]
 
 
 def test_offsets_depend_on_seed_and_step_alone() -> None:
