@@ -1,7 +1,8 @@
 """One rank of a measurement, started by `bench.launch`: does one case and prints a JSON line from rank 0.
 
 Cases: `image` renders a spec into a folder and reports seconds, model seconds and peak memory;
-`stage` denoises one stage of a bare canvas with an SD-shaped model, as the panorama comparison wants it.
+`stage` denoises one stage of a bare canvas with an SD-shaped model, as the panorama comparison wants it;
+`decode` is diffusers' own decoding of a canvas, and reports its peak memory.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderTiny
 
 from infra.settings import read_settings
 from infra.store.open import open_store
 from render.denoise.group import Group, SoloGroup, join, leave
 from render.engine import render_image
 from render.models import load_adapter
-from render.models.folder import read_facts, resolve_model
+from render.models.folder import BUILTIN, read_facts, resolve_model
 from render.spec import Spec
 
 
@@ -51,8 +53,7 @@ def image(case: dict[str, Any], group: Group, device: torch.device) -> dict[str,
     spec = Spec.from_mapping(case["spec"])
     folder = resolve_model(spec.model)
     adapter = Clocked(load_adapter(folder, device, spec.dtype, read_facts(folder)))
-    loaded = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+    loaded = _start_peak()
     started, cpu_started = time.perf_counter(), time.process_time()
     sink = open_store(case["out"], read_settings({}), patience_s=60.0)
     report = render_image(spec, adapter, group, sink, device=device)
@@ -83,6 +84,26 @@ def stage(case: dict[str, Any], group: Group, device: torch.device) -> dict[str,
     return {"seconds": seconds}
 
 
+def decode(case: dict[str, Any], group: Group, device: torch.device) -> dict[str, Any]:
+    """Decode a canvas of noise as diffusers does, in one piece or in its own tiles."""
+    folder = resolve_model(BUILTIN)
+    vae = AutoencoderTiny.from_pretrained(folder / "vae").eval()
+    if case["tiled"]:
+        vae.enable_tiling()
+    scale = read_facts(folder).scale_factor
+    shape = (1, vae.config.latent_channels, case["height"] // scale, case["width"] // scale)
+    loaded = _start_peak()
+    with torch.inference_mode():
+        vae.decode(torch.randn(shape))
+    return {"above_model": _memory("VmHWM") - loaded}
+
+
+def _start_peak() -> int:
+    """Resident bytes now, from which on the peak is taken."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _memory("VmRSS")
+
+
 def _memory(field: str) -> int:
     """A line of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -94,7 +115,7 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device("cpu")
     group: Group = join(device) if "RANK" in os.environ else SoloGroup()
-    result = {"image": image, "stage": stage}[case["kind"]](case, group, device)
+    result = {"image": image, "stage": stage, "decode": decode}[case["kind"]](case, group, device)
     if group.rank == 0:
         print(json.dumps(result), flush=True)
     leave()

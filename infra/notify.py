@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import smtplib
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from email.message import EmailMessage
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from infra.errors import BadSetting, NotifyFailed
+from infra.settings import without_secrets
 
 _TIMEOUT_S = 10.0
 
@@ -19,13 +20,13 @@ _TIMEOUT_S = 10.0
 def post(url: str, text: str, document: Mapping[str, Any]) -> None:
     """POST `{"text": ..., "report": ...}`; raises `BadSetting` and `NotifyFailed`."""
     if urlsplit(url).scheme not in ("http", "https"):
-        raise BadSetting("report_webhook", url, "is not a URL of the web; use https://...")
+        raise BadSetting("report_webhook", without_secrets(url), "is not a URL of the web; use https://...")
     body = json.dumps({"text": text, "report": document}).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
             answer.read()
-    except (OSError, urllib.error.URLError) as exc:
+    except (OSError, HTTPException) as exc:
         problem = f"the webhook did not take the report ({exc}); check CHORALE_REPORT_WEBHOOK"
         raise NotifyFailed(problem) from exc
 

@@ -10,6 +10,8 @@ import pytest
 from aiosmtpd.controller import Controller
 
 from infra.database import Database
+from infra.errors import BadSetting
+from infra.notify import post
 from infra.settings import Settings
 from jobs.farm import Farm
 from jobs.morning import send_due
@@ -100,11 +102,18 @@ def test_a_queue_whose_window_closes_is_reported_once_a_night(farm: Farm, inbox:
     assert inbox.posts[0]["text"] == "Chorale: 1 queued (queue days)"
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "127.0.0.1:nine"])
 def test_what_cannot_be_delivered_is_told_and_stops_nothing(
-    farm: Farm, capsys: pytest.CaptureFixture[str]
+    farm: Farm, capsys: pytest.CaptureFixture[str], address: str
 ) -> None:
-    lost = Settings(report_webhook="http://127.0.0.1:9/nobody")
+    lost = Settings(report_webhook=f"http://{address}/nobody")
     ask(farm)
     cancel(farm)
     assert send_due(Farm(settings=lost, database=farm.database, url="")) == 1
     assert "check CHORALE_REPORT_WEBHOOK" in capsys.readouterr().err
+
+
+def test_a_webhook_that_is_no_url_of_the_web_is_refused_without_its_secret() -> None:
+    with pytest.raises(BadSetting) as refused:
+        post("ftp://chat.example/hooks/s3cr3t", "text", {})
+    assert "ftp://..." in str(refused.value) and "s3cr3t" not in str(refused.value)
