@@ -7,8 +7,8 @@ from pathlib import Path
 
 RANK_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
-    # The most that glibc before 2.35 takes; were it refused, the line below would make things worse.
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    # More than a decoder's strips take: the few larger tensors are mapped, since they would leave holes.
+    "MALLOC_MMAP_THRESHOLD_": str(8 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
 }
 """What a rank's process is started with. One thread, since ranks share the cores between them. And glibc

@@ -8,6 +8,7 @@ networks, Alwani et al. 2016.)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any, Protocol
 
@@ -34,18 +35,31 @@ def fits_strips(layers: nn.Sequential) -> bool:
 def run_in_strips(layers: nn.Sequential, image: Tensor, rows: int) -> Tensor:
     """`layers(image)` for [B, C, h, w], `rows` rows at a time."""
     stages = [_stage(layer) for layer in layers]
-    height, target, done = image.shape[2], image.new_empty(0), 0
-    for top in range(0, height, rows):
-        strip = image[:, :, top : top + rows]
-        for stage in stages:
-            strip = stage.push(strip, last=top + rows >= height)
-        if not done:
-            # The layers halve or double both directions alike.
-            total = height * strip.shape[3] // image.shape[3]
-            target = image.new_empty((*strip.shape[:2], total, strip.shape[3]))
-        target[:, :, done : done + strip.shape[2]] = strip
-        done += strip.shape[2]
+    target, done = image.new_empty(0), 0
+    waiting = list(_parts(image, rows, 0, True))
+    while waiting:
+        number, strip, last = waiting.pop()
+        if number < len(stages):
+            made = stages[number].push(strip, last)
+            # What the layers have kept comes out with the last strip, at once; it goes on in strips too.
+            waiting += _parts(made, max(1, rows * made.shape[3] // image.shape[3]), number + 1, last)
+            del made
+        elif strip.shape[2]:
+            if not done:
+                # The layers halve or double both directions alike.
+                total = image.shape[2] * strip.shape[3] // image.shape[3]
+                target = image.new_empty((*strip.shape[:2], total, strip.shape[3]))
+            target[:, :, done : done + strip.shape[2]] = strip
+            done += strip.shape[2]
+        del strip
     return target
+
+
+def _parts(strip: Tensor, rows: int, number: int, last: bool) -> Iterator[tuple[int, Tensor, bool]]:
+    """What layer `number` takes of a strip, in parts, the first one last."""
+    parts = strip.split(rows, dim=2)
+    for at in reversed(range(len(parts))):
+        yield number, parts[at], last and at == len(parts) - 1
 
 
 def _fits(layer: nn.Module) -> bool:
