@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ from render.spec import Spec
 
 WINDOW, CANVAS = 64, 128
 PROMPT, STEPS = "a red vase on a wooden table", 2
+SEEDS = range(4)
+"""Of the pictures that seams are looked for in: with random weights one's ratio differs by 0.03."""
 
 
 def sd_folder(target: Path) -> Path:
@@ -73,7 +76,13 @@ def our_loop(model: Path, case: dict[str, Any], device: torch.device) -> tuple[S
     facts = read_facts(model)
     adapter = load_adapter(model, device, "float32", facts)
     spec = Spec(
-        prompt=PROMPT, width=CANVAS * 8, height=CANVAS * 8, steps=STEPS, sampler="ddim", guidance_scale=4.0
+        prompt=PROMPT,
+        width=CANVAS * 8,
+        height=CANVAS * 8,
+        seed=case["seed"],
+        steps=STEPS,
+        sampler="ddim",
+        guidance_scale=4.0,
     )
     axis = Axis(length=CANVAS, window=WINDOW, overlap=case["overlap"], moving=False)
     stage = Stage(
@@ -93,7 +102,7 @@ def our_loop(model: Path, case: dict[str, Any], device: torch.device) -> tuple[S
     return loop, canvas
 
 
-def panorama_seconds(model: Path, stride: int, batch: int) -> tuple[float, torch.Tensor]:
+def panorama_seconds(model: Path, stride: int, batch: int, seed: int = 0) -> tuple[float, torch.Tensor]:
     """Seconds and latents of diffusers' pipeline at a stride and a view batch size."""
 
     class Strided(StableDiffusionPanoramaPipeline):
@@ -110,18 +119,22 @@ def panorama_seconds(model: Path, stride: int, batch: int) -> tuple[float, torch
         num_inference_steps=STEPS,
         guidance_scale=4.0,
         view_batch_size=batch,
-        generator=torch.Generator().manual_seed(0),
+        generator=torch.Generator().manual_seed(seed),
         output_type="latent",
     ).images
     return time.perf_counter() - started, latents[0]
 
 
-def _seams(model: Path, latents: torch.Tensor, borders: list[int]) -> float:
+def _seams(model: Path, latents: list[torch.Tensor], borders: list[int]) -> float:
+    """The mean of the pictures' scores, each by its own controls."""
     vae = AutoencoderKL.from_pretrained(model, subfolder="vae").eval()
-    with torch.inference_mode():
-        picture = vae.decode(latents[None] / vae.config.scaling_factor).sample[0]
-    pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    return score_picture(pixels, borders, borders, WINDOW * 8).ratio
+    ratios = []
+    for each in latents:
+        with torch.inference_mode():
+            picture = vae.decode(each[None] / vae.config.scaling_factor).sample[0]
+        pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        ratios.append(score_picture(pixels, borders, borders, WINDOW * 8).ratio)
+    return fmean(ratios)
 
 
 def rows() -> list[Row]:
@@ -129,20 +142,32 @@ def rows() -> list[Row]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         model = sd_folder(Path(folder) / "sd")
-        latents = str(Path(folder) / "latents.pt")
         theirs = min(panorama_seconds(model, 32, batch)[0] for batch in (1, 3, 9))
-        case = {"kind": "stage", "model": str(model), "overlap": 32}
+        case = {"kind": "stage", "model": str(model), "overlap": 32, "seed": 0}
         # Our batches count evaluations, of which a window has two; 9 windows make 9 for each of two ranks.
         ours = min(run_case(case | {"batch": batch})["seconds"] for batch in (1, 2, 6))
         two = min(run_case(case | {"batch": batch}, ranks=2)["seconds"] for batch in (1, 3))
-        default, far = panorama_seconds(model, 8, 3)
-        blend = run_case(case | {"overlap": 16, "batch": 2, "latents": latents})["seconds"]
-        their_seams = _seams(model, far, [b * 8 for b in range(8, CANVAS, 8)])
-        our_seams = _seams(model, torch.load(latents), [32 * 8, 64 * 8, 96 * 8])
+        default, blend, far, near = [], [], [], []
+        for seed in SEEDS:
+            seconds, latents = panorama_seconds(model, 8, 3, seed)
+            default.append(seconds)
+            far.append(latents)
+            kept = str(Path(folder) / f"{seed}.pt")
+            more = {"overlap": 16, "batch": 2, "seed": seed, "latents": kept}
+            blend.append(run_case(case | more)["seconds"])
+            near.append(torch.load(kept))
+        # Borders of ours; the panorama has them there too, and everywhere between.
+        borders = [32 * 8, 64 * 8, 96 * 8]
+        their_seams, our_seams = (_seams(model, pictures, borders) for pictures in (far, near))
+    score = f"seam score there ({len(SEEDS)} pictures' ratios of means, at our borders)"
     return [
         Row("panorama, same windows and overlap: its seconds over ours, one rank", theirs / ours, ">= 1.00"),
         Row("panorama, same windows and overlap: its seconds over ours, two ranks", theirs / two, ">= 1.85"),
-        Row("panorama at its default stride over our default blend, one rank", default / blend, ">= 8.00"),
-        Row("seam score there (ratio of means): panorama", their_seams, ""),
-        Row("seam score there (ratio of means): ours", our_seams, "no worse"),
+        Row(
+            "panorama at its default stride over our default blend, one rank",
+            min(default) / min(blend),
+            ">= 8.00",
+        ),
+        Row(f"{score}: panorama", their_seams, ""),
+        Row(f"{score}: ours", our_seams, f"<= {their_seams:.3f}"),
     ]
