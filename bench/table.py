@@ -54,9 +54,11 @@ def as_markdown(title: str, command: str, rows: Sequence[Row] | Sequence[str]) -
 
 
 def write_section(title: str, text: str) -> None:
-    """Replace the section of this title in RESULTS.md, or add it."""
+    """Replace the section of this title in RESULTS.md where it stands, or add it."""
     old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Measured\n"
     head, *sections = old.split("\n## ")
-    kept = [section for section in sections if section.split("\n", 1)[0] != title]
-    body = "".join("\n## " + section.rstrip() + "\n" for section in kept)
-    RESULTS.write_text(head.rstrip() + "\n" + body + "\n" + text, encoding="utf-8")
+    # A dictionary keeps the place of what it is given anew.
+    by_title = {section.split("\n", 1)[0]: section for section in sections}
+    by_title[title] = text.removeprefix("## ")
+    body = "".join(f"\n## {section.rstrip()}\n" for section in by_title.values())
+    RESULTS.write_text(head.rstrip() + "\n" + body, encoding="utf-8")
