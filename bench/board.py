@@ -20,10 +20,10 @@ from sqlalchemy import delete, update
 from bench.farm import MANY
 from bench.table import Row
 from infra.database import Database
-from jobs.state.schema import upgrade
-from jobs.state.submission import Asked, Terms, submit
-from jobs.state.tables import entries, events, jobs
-from render.picture.encode import encode
+from jobs.db.schema import upgrade
+from jobs.db.submission import BatchItem, JobOptions, submit
+from jobs.db.tables import entries, events, jobs
+from render.output.encode import encode
 from render.spec import Spec
 from tests.support.board import RunningBoard, running_board
 from tests.support.cli import wait_until
@@ -52,8 +52,8 @@ def _lists(folder: Path) -> Iterator[Row]:
     database = Database(f"sqlite:///{home / 'chorale' / 'farm.db'}")
     upgrade(database)
     specs = (Spec(prompt=f"vase {number}", seed=number, width=512, height=512) for number in range(MANY))
-    asked = (Asked(row=number, custom_id=str(number), spec=spec) for number, spec in enumerate(specs))
-    submit(database, asked, "many", Terms(owner="bench"))
+    asked = (BatchItem(row=number, custom_id=str(number), spec=spec) for number, spec in enumerate(specs))
+    submit(database, asked, "many", JobOptions(owner="bench"))
     with database.read() as connection:
         middle = connection.execute(jobs.select().order_by(jobs.c.created).offset(MANY // 2).limit(1)).one()
     database.close()
@@ -97,7 +97,12 @@ def _tiles(folder: Path) -> Iterator[Row]:
 
 def _finish_a_job(database: Database, digest: str) -> None:
     upgrade(database)
-    submit(database, iter([Asked(row=1, custom_id="1", spec=Spec(prompt="a vase"))]), "one", Terms(owner="b"))
+    submit(
+        database,
+        iter([BatchItem(row=1, custom_id="1", spec=Spec(prompt="a vase"))]),
+        "one",
+        JobOptions(owner="b"),
+    )
     with database.write() as connection:
         connection.execute(delete(events))
         connection.execute(delete(entries))

@@ -21,11 +21,11 @@ from bench.table import Row
 from render.builtin.data import random_scene
 from render.builtin.judge import load_judge, prompt_of, right
 from render.builtin.studio import PRODUCTS, Scene, mask, photo
-from render.denoise.colours import decoded
-from render.denoise.group import SoloGroup
+from render.distributed import SingleRankGroup
 from render.engine import render_latents
-from render.models import Adapter, load_adapter, read_facts, resolve_model
-from render.picture.seams import score_picture
+from render.guidance.color_correction import decoded
+from render.models import Adapter, load_adapter, read_model_info, resolve_model
+from render.output.seams import score_picture
 from render.plan.plan import make_plan
 from render.spec import Spec
 
@@ -101,7 +101,7 @@ def _rows(strength: float) -> list[Row]:
     ]
     table = [Row("studio photographs: share with one product counted", _share(counted), "")]
     folder = resolve_model("builtin")
-    adapter = load_adapter(folder, torch.device("cpu"), "float32", read_facts(folder))
+    adapter = load_adapter(folder, torch.device("cpu"), "float32", read_model_info(folder))
     base = Spec(prompt="x", width=SIDE, height=SIDE, steps=STEPS, strength=strength)
     for kind, changes in KINDS.items():
         specs = [
@@ -128,8 +128,8 @@ def _figures(
     small = [Image.fromarray(each).resize((_NATIVE, _NATIVE), Image.Resampling.BOX) for each in pictures]
     verdicts = right(load_judge(), np.stack([np.asarray(each) for each in small]), scenes)
     borders = [
-        each * adapter.facts.scale_factor
-        for each in make_plan(specs[0], adapter.facts, 1).stages[-1].stage.grid.cols.starts()
+        each * adapter.info.scale_factor
+        for each in make_plan(specs[0], adapter.info, 1).stages[-1].stage.grid.cols.starts()
     ]
     seams = [score_picture(picture, borders, borders, _NATIVE) for picture in pictures]
     return [
@@ -137,13 +137,13 @@ def _figures(
         Row(f"{name}: products, mean", float(np.mean(counts)), ""),
         Row(f"{name}: product, colour and backdrop right", float(np.mean(list(verdicts.values()))), ""),
         Row(f"{name}: seams, ratio of means, mean", float(np.mean([seam.ratio for seam in seams])), ""),
-        Row(f"{name}: model calls", make_plan(specs[0], adapter.facts, 1).model_calls, ""),
+        Row(f"{name}: model calls", make_plan(specs[0], adapter.info, 1).model_calls, ""),
         Row(f"{name}: CPU seconds a picture", seconds, ""),
     ]
 
 
 def _rendered(spec: Spec, adapter: Adapter) -> Pixels:
-    denoised = render_latents(spec, adapter, SoloGroup(), device=torch.device("cpu"))
+    denoised = render_latents(spec, adapter, SingleRankGroup(), device=torch.device("cpu"))
     piece = denoised.piece(denoised.seat.tiling.grid.whole)
     pixels = decoded(piece, piece.area, adapter, torch.device("cpu"))[0]
     return np.asarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())

@@ -17,14 +17,14 @@ from typing import Any
 
 from bench.table import Row
 from infra.database import Database
+from jobs.db.attempts import claim, finish, make_ready
+from jobs.db.nodes import register, renew
+from jobs.db.queries import Filter, count_jobs, list_jobs
+from jobs.db.schema import upgrade
+from jobs.db.state_machine import change
+from jobs.db.submission import BatchItem, JobOptions, submit
 from jobs.node.agent import RENEW_S
-from jobs.place.dispatcher import dispatch
-from jobs.state.attempts import claim, finish, make_ready
-from jobs.state.machine import change
-from jobs.state.nodes import register, renew
-from jobs.state.queries import Filter, count_jobs, list_jobs
-from jobs.state.schema import upgrade
-from jobs.state.submission import Asked, Terms, submit
+from jobs.scheduler.dispatcher import dispatch
 from render.spec import Spec
 from tests.support.services import postgres_binaries, postgres_server
 
@@ -112,8 +112,8 @@ def _placed_per_second(database: Database) -> float:
         for name in names:
             register(connection, name, address="127.0.0.1", slots=1, device="cpu", vram_bytes=None)
     specs = (Spec(prompt="a vase", seed=number, width=128, height=128) for number in range(PLACEMENTS))
-    asked = (Asked(row=number, custom_id=str(number), spec=spec) for number, spec in enumerate(specs))
-    submit(database, asked, "no-op", Terms(owner="bench", ranks=1))
+    asked = (BatchItem(row=number, custom_id=str(number), spec=spec) for number, spec in enumerate(specs))
+    submit(database, asked, "no-op", JobOptions(owner="bench", ranks=1))
     started, renewed, done = time.perf_counter(), 0.0, 0
     while done < PLACEMENTS:
         # As often as agents do it.

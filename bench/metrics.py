@@ -19,18 +19,18 @@ import torch
 
 from bench.table import Row
 from infra.database import Database
-from infra.ledger import Ledger
-from jobs.farm_gauges import FarmGauges, read_gauges
-from jobs.node.meter import Meter, metrics_path
-from jobs.node.news import NewsDesk
-from jobs.node.rank_meter import RankMeter
-from jobs.state.schema import upgrade
-from jobs.state.submission import Asked, Terms, submit
-from render.denoise.group import SoloGroup
+from infra.metrics_exporter import MetricsExporter
+from jobs.db.schema import upgrade
+from jobs.db.submission import BatchItem, JobOptions, submit
+from jobs.farm_metrics import FarmMetrics, read_gauges
+from jobs.node.metrics_client import MetricsClient, metrics_path
+from jobs.node.rank_metrics import RankMetrics
+from render.distributed import SingleRankGroup
 from render.engine import render_latents
-from render.memory import device_memory
+from render.launch.device_memory import device_memory
+from render.launch.event_channel import EventReceiver
 from render.models import load_adapter
-from render.models.folder import read_facts, resolve_model
+from render.models.folder import read_model_info, resolve_model
 from render.spec import Spec
 
 SPEC = Spec(prompt="a red vase", width=128, height=128, steps=200, seed=7)
@@ -50,7 +50,7 @@ class _InTurns:
     In processor time, of which one thread does all the work: what else the machine does would hide so little.
     """
 
-    def __init__(self, hear: RankMeter) -> None:
+    def __init__(self, hear: RankMetrics) -> None:
         self._hear = hear
         self._last = time.process_time()
         self.steps: dict[bool, list[float]] = {True: [], False: []}
@@ -77,13 +77,13 @@ def _steps(folder: Path) -> Iterator[Row]:
     model = resolve_model(SPEC.model)
     device = torch.device("cpu")
     torch.set_num_threads(1)
-    adapter = load_adapter(model, device, SPEC.dtype, read_facts(model))
+    adapter = load_adapter(model, device, SPEC.dtype, read_model_info(model))
     with _agent(folder) as (path, cpu_seconds):
-        meter = Meter(str(path))
+        meter = MetricsClient(str(path))
         memory = partial(device_memory, device)
-        turns = _InTurns(RankMeter(meter=meter, slot=0, model="builtin", rank=0, memory=memory))
+        turns = _InTurns(RankMetrics(meter=meter, slot=0, model="builtin", rank=0, memory=memory))
         before = cpu_seconds()
-        render_latents(SPEC, adapter, SoloGroup(), device=device, on_news=turns)
+        render_latents(SPEC, adapter, SingleRankGroup(), device=device, on_event=turns)
         meter.send(insist=True)
         agent = (cpu_seconds() - before) / len(turns.calls)
     bare = median(turns.steps[False])
@@ -114,7 +114,7 @@ def _agent(folder: Path) -> Iterator[tuple[Path, Any]]:
 
 
 def _listen(folder: Path) -> None:
-    ledger, desk = Ledger("n", "cpu"), NewsDesk(metrics_path(folder))
+    ledger, desk = MetricsExporter("n", "cpu"), EventReceiver(metrics_path(folder))
     print("listening", flush=True)
     while True:
         told = desk.next(1.0)
@@ -126,13 +126,13 @@ def _scrapes(folder: Path) -> Iterator[Row]:
     database = Database(f"sqlite:///{folder / 'farm.db'}")
     upgrade(database)
     specs = (Spec(prompt=f"vase {number}", width=128, height=128) for number in range(MANY))
-    asked = (Asked(row=number, custom_id=str(number), spec=spec) for number, spec in enumerate(specs))
-    submit(database, asked, "many", Terms(owner="bench"))
+    asked = (BatchItem(row=number, custom_id=str(number), spec=spec) for number, spec in enumerate(specs))
+    submit(database, asked, "many", JobOptions(owner="bench"))
     started = time.perf_counter()
     with database.read() as connection:
         list(read_gauges(connection))
     yield Row(f"a look into the database at {MANY:,} jobs: ms", (time.perf_counter() - started) * 1000, "")
-    url, close = Ledger("n", "cpu", FarmGauges(database)).serve("127.0.0.1:0")
+    url, close = MetricsExporter("n", "cpu", FarmMetrics(database)).serve("127.0.0.1:0")
 
     def scrape() -> float:
         started = time.perf_counter()

@@ -21,12 +21,12 @@ from transformers import CLIPTextModel
 from bench.launch import run_case
 from bench.table import Row
 from render.builtin.folder import new_text_encoder, new_tokenizer
-from render.denoise.cascade import first_canvas
-from render.denoise.loop import StageLoop
+from render.denoise.stage_loop import StageLoop
+from render.denoise.upscaling import first_canvas
 from render.models import load_adapter
-from render.models.folder import read_facts
-from render.picture.encode import Pixels
-from render.picture.seams import score_picture
+from render.models.folder import read_model_info
+from render.output.encode import Pixels
+from render.output.seams import score_picture
 from render.plan.geometry import Axis, Grid
 from render.plan.stages import Stage
 from render.spec import Spec
@@ -74,8 +74,8 @@ def sd_folder(target: Path) -> Path:
 
 def our_loop(model: Path, case: dict[str, Any], device: torch.device) -> tuple[StageLoop, Any]:
     """One stage from noise on a grid of the same windows as the panorama's."""
-    facts = read_facts(model)
-    adapter = load_adapter(model, device, "float32", facts)
+    info = read_model_info(model)
+    adapter = load_adapter(model, device, "float32", info)
     spec = Spec(
         prompt=PROMPT,
         width=CANVAS * 8,
@@ -98,7 +98,7 @@ def our_loop(model: Path, case: dict[str, Any], device: torch.device) -> tuple[S
     )
     schedule = adapter.schedule(spec.sampler, spec.steps)
     text = adapter.encode_prompt(spec.prompt, "", True)
-    canvas = first_canvas(stage, schedule, spec.seed, facts.latent_channels, stage.grid.whole)
+    canvas = first_canvas(stage, schedule, spec.seed, info.latent_channels, stage.grid.whole)
     loop = StageLoop(spec=spec, stage=stage, schedule=schedule, adapter=adapter, texts=(text,), device=device)
     return loop, canvas
 
@@ -127,7 +127,7 @@ def panorama_seconds(model: Path, stride: int, batch: int, seed: int = 0) -> tup
 
 
 def _pictures(model: Path, latents: list[torch.Tensor]) -> list[Pixels]:
-    adapter = load_adapter(model, torch.device("cpu"), "float32", read_facts(model))
+    adapter = load_adapter(model, torch.device("cpu"), "float32", read_model_info(model))
     decoded = (adapter.decode(each[None])[0] for each in latents)
     return [pixels.mul(255).round().byte().permute(1, 2, 0).numpy() for pixels in decoded]
 

@@ -18,10 +18,9 @@ from render.builtin import WEIGHTS
 from render.builtin.data import random_scene
 from render.builtin.judge import prompt_of
 from render.builtin.studio import photo
-from render.models.folder import read_facts
-from render.picture.blocks import lines_of, make_cut
-from render.picture.export import export_image
-from render.picture.seams import (
+from render.models.folder import read_model_info
+from render.output.export import export_image
+from render.output.seams import (
     OFFSET_LIMIT,
     RATIO_LIMIT,
     WORST_LIMIT,
@@ -33,6 +32,7 @@ from render.picture.seams import (
     score_picture,
     seam_score,
 )
+from render.plan.decode_layout import make_decode_layout, seam_lines
 from render.plan.geometry import Rect
 from render.plan.stages import SHIFT_SHARE, make_stages
 from render.spec import Spec
@@ -88,9 +88,11 @@ def _rendered(prompt: str, side: int, blend: str, seed: int) -> _Measured:
         manifest = json.loads((folder / "manifest.json").read_text())
         exported = export_image(folder, manifest, Path(name) / "whole.png")
         pixels = np.asarray(Image.open(exported).convert("RGB"))
-    spec, facts = Spec.from_mapping(values), read_facts(WEIGHTS)
-    stage = make_stages(spec, facts)[-1]
-    columns, rows = lines_of(make_cut(spec, facts), stage, spec.seed_of(stage.index), facts.scale_factor)
+    spec, info = Spec.from_mapping(values), read_model_info(WEIGHTS)
+    stage = make_stages(spec, info)[-1]
+    columns, rows = seam_lines(
+        make_decode_layout(spec, info), stage, spec.seed_of(stage.index), info.scale_factor
+    )
     return _measured(pixels, columns, rows)
 
 

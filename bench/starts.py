@@ -18,11 +18,11 @@ from sqlalchemy import select
 
 from bench.table import Row
 from infra.database import Database
-from jobs.node.request import Request
-from jobs.node.torchrun import RankGroup
-from jobs.state.tables import members
-from render.models.folder import read_facts, resolve_model
-from render.processors import RANK_ENVIRONMENT
+from jobs.db.tables import members
+from render.launch.hardware import RANK_ENVIRONMENT
+from render.launch.rank_group import RankGroup
+from render.launch.request import Request
+from render.models.folder import read_model_info, resolve_model
 from render.spec import Spec
 from tests.support.cli import processes_with, wait_until
 from tests.support.machines import Machines
@@ -65,9 +65,9 @@ def _seconds(code: str) -> float:
 def _until_loaded(out: Path) -> float:
     """From the wish for a group of one rank to the news that its model is loaded."""
     folder = resolve_model("builtin")
-    facts = read_facts(folder)
+    info = read_model_info(folder)
     spec = Spec(prompt="a red vase", width=128, height=128, steps=1)
-    request = Request(spec=asdict(spec), model=str(folder), facts=facts, device="cpu", out=str(out))
+    request = Request(spec=asdict(spec), model=str(folder), info=info, device="cpu", out=str(out))
     loaded: list[float] = []
 
     def hear(news: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ import boto3
 from bench.image import SPEC
 from bench.launch import run_case
 from bench.table import Row
-from render.picture.writer import UPLOADS, TileWriter
+from render.output.tile_writer import UPLOADS, TileWriter
 from render.spec import Spec
 from tests.support.buckets import Bucket, credentials, moto_server, swift_server
 from tests.support.fault_table import FAULTS, QUIET, outage, try_fault

@@ -20,10 +20,10 @@ from diffusers import AutoencoderTiny
 
 from infra.settings import read_settings
 from infra.store.open import open_store
-from render.denoise.group import Group, SoloGroup, join, leave
+from render.distributed import Group, SingleRankGroup, join, leave
 from render.engine import render_image
 from render.models import load_adapter
-from render.models.folder import BUILTIN, read_facts, resolve_model
+from render.models.folder import BUILTIN, read_model_info, resolve_model
 from render.spec import Spec
 
 
@@ -52,7 +52,7 @@ def image(case: dict[str, Any], group: Group, device: torch.device) -> dict[str,
     """Render a spec; `above_model` is the peak of resident bytes above those after loading."""
     spec = Spec.from_mapping(case["spec"])
     folder = resolve_model(spec.model)
-    adapter = Clocked(load_adapter(folder, device, spec.dtype, read_facts(folder)))
+    adapter = Clocked(load_adapter(folder, device, spec.dtype, read_model_info(folder)))
     loaded = _start_peak()
     started, cpu_started = time.perf_counter(), time.process_time()
     sink = open_store(case["out"], read_settings({}), patience_s=60.0)
@@ -90,7 +90,7 @@ def decode(case: dict[str, Any], group: Group, device: torch.device) -> dict[str
     vae = AutoencoderTiny.from_pretrained(folder / "vae").eval()
     if case["tiled"]:
         vae.enable_tiling()
-    scale = read_facts(folder).scale_factor
+    scale = read_model_info(folder).scale_factor
     shape = (1, vae.config.latent_channels, case["height"] // scale, case["width"] // scale)
     loaded = _start_peak()
     with torch.inference_mode():
@@ -114,7 +114,7 @@ def main() -> None:
     case = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     device = torch.device("cpu")
-    group: Group = join(device) if "RANK" in os.environ else SoloGroup()
+    group: Group = join(device) if "RANK" in os.environ else SingleRankGroup()
     result = {"image": image, "stage": stage, "decode": decode}[case["kind"]](case, group, device)
     if group.rank == 0:
         print(json.dumps(result), flush=True)

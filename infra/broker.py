@@ -17,7 +17,7 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from infra.errors import BadSetting, BrokerUnreachable
-from infra.settings import without_secrets
+from infra.settings import redact_url
 
 _START_S = 10.0
 _REACH_S = 5.0
@@ -29,7 +29,7 @@ def check_broker_url(url: str) -> str:
     if url.partition("://")[0] not in SCHEMES:
         raise BadSetting(
             "broker_url",
-            without_secrets(url),
+            redact_url(url),
             "is of no known broker; use redis://host:6379/0 or amqp://host",
         )
     return url

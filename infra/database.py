@@ -21,7 +21,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from infra.errors import BadSetting, DatabaseUnreachable
-from infra.settings import without_secrets
+from infra.settings import redact_url
 
 _BUSY_S = 30.0
 """How long a writer of SQLite waits for another one."""
@@ -62,7 +62,7 @@ class Database:
         except (ArgumentError, NoSuchModuleError, ImportError) as exc:
             raise BadSetting(
                 "database_url",
-                without_secrets(url),
+                redact_url(url),
                 "is not of this form; use sqlite:///farm.db or postgresql://user@host/name",
             ) from exc
 

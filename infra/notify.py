@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from infra.errors import BadSetting, NotifyFailed
-from infra.settings import without_secrets
+from infra.settings import redact_url
 
 _TIMEOUT_S = 10.0
 
@@ -20,7 +20,7 @@ _TIMEOUT_S = 10.0
 def post(url: str, text: str, document: Mapping[str, Any]) -> None:
     """POST `{"text": ..., "report": ...}`; raises `BadSetting` and `NotifyFailed`."""
     if urlsplit(url).scheme not in ("http", "https"):
-        raise BadSetting("report_webhook", without_secrets(url), "is not a URL of the web; use https://...")
+        raise BadSetting("report_webhook", redact_url(url), "is not a URL of the web; use https://...")
     body = json.dumps({"text": text, "report": document}).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     try:

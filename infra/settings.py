@@ -15,7 +15,7 @@ FILE = "chorale.toml"
 _PREFIX = "CHORALE_"
 
 
-def without_secrets(url: str) -> str:
+def redact_url(url: str) -> str:
     """What may be shown of a URL that nobody understands: what follows its scheme may hold a password."""
     scheme, there, _ = url.partition("://")
     return f"{scheme}://..." if there else "what it is set to"

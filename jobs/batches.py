@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 
-from jobs.state.submission import Asked
+from jobs.db.submission import BatchItem
 from render.errors import BadInput
-from render.models.pair import facts_of, find_models
+from render.models.model_paths import find_model_paths, model_info
 from render.spec import Spec, beside, parse_size
 
 ENDINGS = (".csv", ".jsonl", ".yaml", ".yml")
@@ -113,18 +113,18 @@ def check_batch(reader: BatchReader) -> tuple[int, list[BadRow]]:
     return good, bad
 
 
-def asked_rows(reader: BatchReader) -> Iterator[Asked]:
+def batch_items(reader: BatchReader) -> Iterator[BatchItem]:
     """The good rows, to be submitted."""
     problem_of = cache(models_problem)
     for row in reader:
         if isinstance(row, Row) and problem_of(row.spec.model, row.spec.refiner) is None:
-            yield Asked(row=row.line, custom_id=row.custom_id, spec=row.spec)
+            yield BatchItem(row=row.line, custom_id=row.custom_id, spec=row.spec)
 
 
 def models_problem(model: str, refiner: str | None) -> str | None:
     """Why a model, or its refiner, cannot be used, in one sentence; None when both can."""
     try:
-        facts_of(find_models(model, refiner))
+        model_info(find_model_paths(model, refiner))
     except BadInput as exc:
         return str(exc)
     return None

@@ -10,9 +10,9 @@ from typing import Any
 from infra.store.base import Store
 from infra.store.local import LocalStore
 from render.errors import BadInput, RenderFailed
-from render.picture.blocks import tile_key
-from render.picture.encode import CONTENT_TYPES, ENDINGS
-from render.picture.manifest import KEY
+from render.output.encode import CONTENT_TYPES, ENDINGS
+from render.output.manifest import KEY
+from render.plan.decode_layout import tile_key
 
 _AT_ONCE = 8
 _EXTRAS = {"image.dzi": "application/xml", "preview.webp": "image/webp"}

@@ -30,7 +30,7 @@ class GroupBrokeOff(GroupFailed):
     """A group ended without a word of its own; what was wrong may be known elsewhere."""
 
 
-class MatesLost(GroupBrokeOff):
+class PeersLost(GroupBrokeOff):
     """The other nodes of a group are gone, or never came; nothing is wrong with this one."""
 
     def __init__(self, text: str) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from infra.database import now
-from jobs.place.forecast import Load, forecast
-from jobs.state.machine import ENDED
-from jobs.state.nodes import list_nodes
-from jobs.state.queues import list_queues
-from jobs.state.rates import read_rates, slot_seconds_left
-from jobs.state.tables import jobs
-from jobs.state.windows import TimeWindow
+from jobs.db.nodes import list_nodes
+from jobs.db.queues import list_queues
+from jobs.db.rates import read_rates, slot_seconds_left
+from jobs.db.state_machine import ENDED
+from jobs.db.tables import jobs
+from jobs.db.time_window import TimeWindow
+from jobs.scheduler.forecast import Load, forecast
 
 
 def estimate(connection: Connection) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from infra.database import Database
 from infra.settings import Settings, default_home
 from infra.store.base import Store
-from infra.store.observed import Observer
+from infra.store.instrumented import Observer
 from infra.store.open import open_store
-from jobs.state.schema import upgrade
+from jobs.db.schema import upgrade
 
 
 @dataclass(frozen=True, kw_only=True)

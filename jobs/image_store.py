@@ -9,7 +9,7 @@ from typing import Any
 from infra.errors import StoreMissing
 from infra.store.base import Store
 from render.errors import BadInput
-from render.picture.manifest import KEY, parse_manifest
+from render.output.manifest import KEY, parse_manifest
 
 MARKER = "spec.json"
 """Says whose unfinished image a place holds."""

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from jobs.errors import BAD_INPUT, CANCELLED, UNREACHABLE
-from jobs.node.torchrun import MASTER_PORT
+from render.launch.rank_group import MASTER_PORT
 from render.spec import Spec
 
 Document = dict[str, Any]

@@ -11,9 +11,9 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from infra.database import now
-from jobs.state.machine import ENDED
-from jobs.state.nodes import list_nodes
-from jobs.state.tables import attempts, batches, entries, jobs, members
+from jobs.db.nodes import list_nodes
+from jobs.db.state_machine import ENDED
+from jobs.db.tables import attempts, batches, entries, jobs, members
 
 _SLOWEST = 5
 _HEAD = (

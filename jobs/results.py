@@ -7,10 +7,10 @@ from pathlib import Path
 
 from sqlalchemy import select
 
+from jobs.db.tables import batches, entries, jobs
 from jobs.farm import Farm, open_images
-from jobs.state.tables import batches, entries, jobs
 from render.errors import BadInput
-from render.picture.manifest import KEY
+from render.output.manifest import KEY
 
 
 def write_results(farm: Farm, batch: str, folder: Path) -> dict[str, int]:

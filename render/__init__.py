@@ -11,14 +11,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from render.denoise.attention import CrossSpatialAttention
+    from render.guidance.cross_spatial_attention import CrossSpatialAttention
     from render.mini import MiniParallelDiffusion
     from render.pipeline import ParallelizedDiffusionPipeline, RenderedImage
 
 __all__ = ["CrossSpatialAttention", "MiniParallelDiffusion", "ParallelizedDiffusionPipeline", "RenderedImage"]
 
 _HOMES = {
-    "CrossSpatialAttention": "render.denoise.attention",
+    "CrossSpatialAttention": "render.guidance.cross_spatial_attention",
     "MiniParallelDiffusion": "render.mini",
     "ParallelizedDiffusionPipeline": "render.pipeline",
     "RenderedImage": "render.pipeline",

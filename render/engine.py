@@ -10,34 +10,34 @@ from typing import Any
 
 import torch
 
-from render.denoise.canvas import Canvas, Piece
-from render.denoise.cascade import (
+from render.canvas import Canvas, LatentRegion
+from render.denoise.checkpoint import KEY as CHECKPOINT
+from render.denoise.checkpoint import CheckpointManager, ControlFlag
+from render.denoise.stage_loop import Regroup, StageLoop, StageState, StepTimes
+from render.denoise.stage_models import assign_models
+from render.denoise.upscaling import (
     area_to_enlarge,
     enlarge,
     first_canvas,
     next_canvas,
-    pixels_below,
-    pixels_given,
+    pixels_of_init_image,
+    pixels_of_previous_stage,
 )
-from render.denoise.checkpoints import KEY as CHECKPOINT
-from render.denoise.checkpoints import Keeper, Wish
-from render.denoise.group import Group
-from render.denoise.handover import cast_stages
-from render.denoise.loop import Regroup, Seat, StageLoop, StepTimes
+from render.distributed import Group
 from render.errors import Stopped
 from render.models.adapter import Adapter
-from render.picture.blocks import make_cut
-from render.picture.manifest import build_manifest, check_picture, write_manifest
-from render.picture.preview import Preview
-from render.picture.pyramid import publish_pyramid
-from render.picture.records import Records, forget_records
+from render.output.block_journal import BlockJournal, delete_journal
+from render.output.manifest import build_manifest, check_picture, write_manifest
+from render.output.preview import Preview
+from render.output.pyramid import publish_pyramid
+from render.plan.decode_layout import make_decode_layout
 from render.plan.geometry import Rect
 from render.plan.stages import Stage, make_stages
-from render.plan.surface import surface_of
+from render.plan.topology import topology_of
 from render.sink import Sink
 from render.spec import Spec
 
-OnNews = Callable[[dict[str, Any]], None]
+OnEvent = Callable[[dict[str, Any]], None]
 """Called with small dictionaries: `kind` is stage, step, tiles or done."""
 
 
@@ -55,7 +55,7 @@ class ImageReport:
 class Denoised:
     """All stages done; each rank holds its own part of the last one."""
 
-    seat: Seat
+    seat: StageState
     scale: float
     """The latents times this are what the decoder takes."""
     seconds: dict[str, float]
@@ -66,10 +66,10 @@ class Denoised:
         """The group that has finished the image."""
         return self.seat.group
 
-    def piece(self, area: Rect) -> Piece:
+    def piece(self, area: Rect) -> LatentRegion:
         """The area of the finished latents that this rank asks for; all ranks must call it."""
         latents, colours = self.seat.finished(area)
-        return Piece(
+        return LatentRegion(
             latents=latents.mul_(self.scale), area=area, canvas=self.seat.tiling.surface, colours=colours
         )
 
@@ -80,9 +80,9 @@ def render_latents(
     group: Group,
     *,
     device: torch.device,
-    on_news: OnNews = lambda news: None,
+    on_event: OnEvent = lambda news: None,
     regroup: Regroup | None = None,
-    keeper: Keeper | None = None,
+    checkpoints: CheckpointManager | None = None,
     preview: Preview | None = None,
     refiner: Adapter | None = None,
 ) -> Denoised:
@@ -90,13 +90,13 @@ def render_latents(
 
     Raises `Stopped` when the keeper was asked to stop, `BadInput` for a refiner that has no step to do.
     """
-    stages = make_stages(spec, adapter.facts)
-    casts = cast_stages(spec, stages, adapter, refiner)
+    stages = make_stages(spec, adapter.info)
+    casts = assign_models(spec, stages, adapter, refiner)
     seconds = {"model": 0.0, "wait": 0.0, "fuse": 0.0, "enlarge": 0.0}
     done: Denoised | None = None
-    found = None if keeper is None else keeper.find(group)
+    found = None if checkpoints is None else checkpoints.find(group)
     for stage in stages[0 if found is None else found.stage :]:
-        on_news(_stage_news(stage, len(stages)))
+        on_event(_stage_news(stage, len(stages)))
         cast = casts[stage.index]
         loop = StageLoop(
             spec=spec,
@@ -116,50 +116,50 @@ def render_latents(
         else:
             canvas = [_start(loop, done, group, preview)]
         seconds["enlarge"] += time.perf_counter() - started
-        report = _StepReporter(stage, on_news, seconds)
+        report = _StepReporter(stage, on_event, seconds)
         seat = loop.run(
             canvas.pop(),
             group,
             on_step=report,
             regroup=regroup,
-            before_step=None if keeper is None else keeper.wish,
-            after_step=None if keeper is None else partial(_grant, keeper, stage.index),
+            before_step=None if checkpoints is None else checkpoints.wish,
+            after_step=None if checkpoints is None else partial(_grant, checkpoints, stage.index),
         )
         done = Denoised(seat=seat, scale=cast.schedule.final_scale, seconds=seconds)
     assert done is not None, "a cascade has at least one stage"
     return done
 
 
-def _grant(keeper: Keeper, stage: int, seat: Seat, wish: int) -> None:
+def _grant(checkpoints: CheckpointManager, stage: int, seat: StageState, wish: int) -> None:
     """Do what the ranks have asked for; all of them do the same."""
     if wish:
-        keeper.keep(stage, seat)
-    if wish & Wish.STOP:
-        keeper.close()
+        checkpoints.keep(stage, seat)
+    if wish & ControlFlag.STOP:
+        checkpoints.close()
         raise Stopped(f"stopped after step {seat.step} of stage {stage}; what is done is kept")
 
 
 def _start(loop: StageLoop, below: Denoised | None, group: Group, preview: Preview | None) -> Canvas:
     """The rank's part of a stage's canvas before its first step."""
-    stage, facts, seed = loop.stage, loop.adapter.facts, loop.spec.seed_of(loop.stage.index)
+    stage, info, seed = loop.stage, loop.adapter.info, loop.spec.seed_of(loop.stage.index)
     box = loop.tiling(group).boxes[group.rank]
     if below is not None:
         grid = below.seat.tiling.grid
         # One gather for both: a rank that shows the stage below only asks for all of it.
         shown = preview is not None and group.rank == 0 and preview.takes(below.seat.loop.stage)
-        piece = below.piece(grid.whole if shown else area_to_enlarge(grid, stage, facts, group))
+        piece = below.piece(grid.whole if shown else area_to_enlarge(grid, stage, info, group))
         if preview is not None and shown:
             preview.show(piece, loop.adapter, loop.device)
         init = loop.spec.init
         # A stage larger than the picture finds no detail in it.
         source = init if init is not None and stage.width <= init.width else None
-        pixels = pixels_below(piece, stage, loop.adapter, loop.device, source)
+        pixels = pixels_of_previous_stage(piece, stage, loop.adapter, loop.device, source)
     elif loop.spec.init is not None:
-        pixels = pixels_given(loop.spec.init, stage)
+        pixels = pixels_of_init_image(loop.spec.init, stage)
     else:
-        return first_canvas(stage, loop.schedule, seed, facts.latent_channels, box)
+        return first_canvas(stage, loop.schedule, seed, info.latent_channels, box)
     anchored = loop.spec.skip_residual > 0 or (stage.enlarges and loop.spec.ilvr > 0)
-    share = loop.colour_share(surface_of(stage.grid), box) if anchored else None
+    share = loop.colour_share(topology_of(stage.grid), box) if anchored else None
     enlarged = enlarge(pixels, stage, loop.adapter, group, loop.device, box, share)
     return next_canvas(enlarged, stage, loop.schedule, seed, anchored=anchored)
 
@@ -171,9 +171,9 @@ def render_image(
     sink: Sink,
     *,
     device: torch.device,
-    on_news: OnNews = lambda news: None,
+    on_event: OnEvent = lambda news: None,
     regroup: Regroup | None = None,
-    keeper: Keeper | None = None,
+    checkpoints: CheckpointManager | None = None,
     refiner: Adapter | None = None,
 ) -> ImageReport:
     """Render one image and publish it: every rank its own tiles, then rank 0 the manifest, last.
@@ -184,26 +184,26 @@ def render_image(
     published (NaN, flat), `OSError` and the sink's own errors when tiles cannot be written.
     """
     started = time.perf_counter()
-    preview = None if keeper is None else Preview(sink, spec.width, spec.height)
+    preview = None if checkpoints is None else Preview(sink, spec.width, spec.height)
     denoised = render_latents(
         spec,
         adapter,
         group,
         device=device,
-        on_news=on_news,
+        on_event=on_event,
         regroup=regroup,
-        keeper=keeper,
+        checkpoints=checkpoints,
         preview=preview,
         refiner=refiner,
     )
     group, seconds = denoised.group, denoised.seconds
-    cut = make_cut(spec, adapter.facts)
-    if keeper is not None and len(cut.blocks) > group.world_size:
+    cut = make_decode_layout(spec, adapter.info)
+    if checkpoints is not None and len(cut.blocks) > group.world_size:
         # Publishing a large picture takes long; whoever goes on after an end in it needs no step again.
-        keeper.keep(denoised.seat.loop.stage.index, denoised.seat)
-    piece = denoised.piece(cut.latents_of(group.rank, group.world_size, adapter.facts))
+        checkpoints.keep(denoised.seat.loop.stage.index, denoised.seat)
+    piece = denoised.piece(cut.latents_of(group.rank, group.world_size, adapter.info))
     del denoised
-    tiles = _TilesReporter(on_news)
+    tiles = _TilesReporter(on_event)
     pyramid = publish_pyramid(
         piece,
         adapter,
@@ -211,14 +211,14 @@ def render_image(
         group,
         sink,
         device=device,
-        records=None if keeper is None else Records(sink, keeper.identity),
+        records=None if checkpoints is None else BlockJournal(sink, checkpoints.identity),
         on_progress=tiles,
     )
     check_picture(pyramid)
     elapsed = time.perf_counter() - started
     manifest = build_manifest(
         spec,
-        adapter.facts,
+        adapter.info,
         pyramid,
         device=device.type,
         ranks=group.world_size,
@@ -226,15 +226,15 @@ def render_image(
     )
     if group.rank == 0:
         write_manifest(manifest, sink)
-        if keeper is not None:
-            keeper.close()
+        if checkpoints is not None:
+            checkpoints.close()
             sink.delete(CHECKPOINT)
-            forget_records(sink, cut)
+            delete_journal(sink, cut)
         if preview is not None:
             preview.forget()
     report = ImageReport(digest=manifest["digest"], root=manifest["root"], manifest=manifest, seconds=elapsed)
     rest = tiles.since_last(pyramid.seconds)
-    on_news(
+    on_event(
         {"kind": "done", "digest": report.digest, "root": report.root, "seconds": elapsed, "phases": rest}
     )
     return report
@@ -243,8 +243,8 @@ def render_image(
 class _StepReporter:
     """Turns the loop's calls into news, and adds the phases' seconds up."""
 
-    def __init__(self, stage: Stage, on_news: OnNews, seconds: dict[str, float]) -> None:
-        self._stage, self._on_news, self._seconds = stage, on_news, seconds
+    def __init__(self, stage: Stage, on_event: OnEvent, seconds: dict[str, float]) -> None:
+        self._stage, self._on_news, self._seconds = stage, on_event, seconds
 
     def __call__(self, done: int, times: StepTimes) -> None:
         phases = times.phases()
@@ -269,8 +269,8 @@ class _StepReporter:
 class _TilesReporter:
     """Turns the pyramid's progress into news, with the phases' seconds since the last one."""
 
-    def __init__(self, on_news: OnNews) -> None:
-        self._on_news = on_news
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_news = on_event
         self._told: dict[str, float] = {}
 
     def __call__(self, done: int, total: int, pixels: int, seconds: dict[str, float]) -> None:

@@ -1,6 +1,6 @@
 """The whole idea in one file and one process: many tiles, one picture.
 
-What the engine does on many ranks, without ranks: read this first, then `render.denoise.loop`.
+What the engine does on many ranks, without ranks: read this first, then `render.denoise.stage_loop`.
 
 1. The picture is composed at the model's native size, in a single tile.
 2. It is enlarged, covered with noise again, and cut into overlapping tiles of the native size.
@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from render.denoise.attention import CrossSpatialAttention
-from render.denoise.samplers import input_scale, to_denoised
-from render.models import Adapter, NoiseSchedule, WindowPlace, load_adapter, read_facts, resolve_model
+from render.guidance.cross_spatial_attention import CrossSpatialAttention
+from render.models import Adapter, NoiseSchedule, WindowPlace, load_adapter, read_model_info, resolve_model
+from render.sampling.samplers import input_scale, to_denoised
 
 Corner = tuple[int, int]
 """(y, x) of a tile on the canvas, in latents."""
@@ -41,10 +41,10 @@ class MiniParallelDiffusion:
             raise ValueError(f"num_tiles {num_tiles} is not a square number; use 4, 9 or 16")
         if isinstance(base_model, str):
             folder = resolve_model(base_model)
-            base_model = load_adapter(folder, torch.device("cpu"), "float32", read_facts(folder))
+            base_model = load_adapter(folder, torch.device("cpu"), "float32", read_model_info(folder))
         self.model = base_model
-        self.attention = CrossSpatialAttention(base_model.facts.latent_channels, strength=sync)
-        self.tile = base_model.facts.native_size // base_model.facts.scale_factor
+        self.attention = CrossSpatialAttention(base_model.info.latent_channels, strength=sync)
+        self.tile = base_model.info.native_size // base_model.info.scale_factor
         self.overlap = self.tile // 4
 
     @torch.no_grad()
@@ -61,7 +61,7 @@ class MiniParallelDiffusion:
 
         `guidance_scale` is the model's own unless given.
         """
-        guidance = self.model.facts.guidance_scale if guidance_scale is None else guidance_scale
+        guidance = self.model.info.guidance_scale if guidance_scale is None else guidance_scale
         schedule = self.model.schedule("euler", steps)
         text = self.model.encode_prompt(prompt, "", guided=True)
         draw = torch.Generator().manual_seed(seed)
@@ -73,7 +73,7 @@ class MiniParallelDiffusion:
                 x = self._step(x, step, schedule, text, guidance)
             return x
 
-        native = torch.zeros((self.model.facts.latent_channels, self.tile, self.tile))
+        native = torch.zeros((self.model.info.latent_channels, self.tile, self.tile))
         composed = denoise(native, 0)
         if self.rows == 1:
             return self._picture(composed)
@@ -122,7 +122,7 @@ class MiniParallelDiffusion:
 
     def _place(self, x: Tensor, corner: Corner) -> WindowPlace:
         """Where a tile lies in the picture, in pixels: models like SDXL are told."""
-        pixel = self.model.facts.scale_factor
+        pixel = self.model.info.scale_factor
         picture, own = x.shape[-1] * pixel, self.tile * pixel
         return WindowPlace(
             picture_height=picture,
@@ -136,7 +136,7 @@ class MiniParallelDiffusion:
     def _enlarge(self, latents: Tensor, side: int) -> Tensor:
         """Through pixels, since latents cannot be stretched: [C, h, w] -> [C, side, side]."""
         pixels = self.model.decode(latents[None])
-        size = (side * self.model.facts.scale_factor,) * 2
+        size = (side * self.model.info.scale_factor,) * 2
         return self.model.encode(functional.interpolate(pixels, size, mode="bicubic").clamp(0, 1))[0]
 
     def _picture(self, latents: Tensor) -> Image.Image:

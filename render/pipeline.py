@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from render.errors import BadInput, RenderFailed
-from render.models.adapter import ModelFacts
-from render.models.pair import Folders, facts_of, find_models
-from render.picture.blocks import tile_key
-from render.picture.encode import ENDINGS
-from render.picture.export import export_image
-from render.picture.manifest import KEY, parse_manifest
+from render.launch.hardware import RANK_ENVIRONMENT, processors
+from render.models.adapter import ModelInfo
+from render.models.model_paths import ModelPaths, find_model_paths, model_info
+from render.output.encode import ENDINGS
+from render.output.export import export_image
+from render.output.manifest import KEY, parse_manifest
+from render.plan.decode_layout import tile_key
 from render.plan.plan import make_plan
-from render.processors import RANK_ENVIRONMENT, processors
 from render.spec import Spec
 
 if TYPE_CHECKING:
@@ -104,25 +104,25 @@ class ParallelizedDiffusionPipeline:
         resolution: tuple[int, int] = (4096, 4096),
         *,
         out: str | Path | None = None,
-        on_news: Callable[[dict[str, Any]], None] = lambda news: None,
+        on_event: Callable[[dict[str, Any]], None] = lambda news: None,
         **options: Any,
     ) -> RenderedImage:
         """Render one image of (width, height) pixels; `options` are other fields of the spec, as `seed`.
 
         It goes into the folder `out`, by default `out/DIGEST`. One that is finished there is returned as it
-        is. `on_news` hears of stages, steps and tiles.
+        is. `on_event` hears of stages, steps and tiles.
         Raises `BadInput` for a value that cannot be rendered, `RenderFailed` when the render breaks off.
         """
         values = {"prompt": prompt, "model": self.model, "tile_size": self.tile_size} | options
         spec = Spec.from_mapping(values | dict(zip(("width", "height"), resolution, strict=True)))
-        folders = find_models(spec.model, spec.refiner)
-        facts = facts_of(folders)
-        digest = spec.digest(facts.digest)
+        folders = find_model_paths(spec.model, spec.refiner)
+        info = model_info(folders)
+        digest = spec.digest(info.digest)
         folder = Path("out") / digest[:16] if out is None else Path(out)
         done = _finished(folder, digest)
         if done is None:
-            ranks = min(self.num_modules or processors(), make_plan(spec, facts, 1).useful_ranks)
-            _render(spec, folders, facts, folder, ranks, self.device, on_news)
+            ranks = min(self.num_modules or processors(), make_plan(spec, info, 1).useful_ranks)
+            _render(spec, folders, info, folder, ranks, self.device, on_event)
             done = _manifest(folder)
         return RenderedImage(folder=folder, manifest=done)
 
@@ -143,15 +143,15 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _render(
     spec: Spec,
-    folders: Folders,
-    facts: ModelFacts,
+    folders: ModelPaths,
+    info: ModelInfo,
     folder: Path,
     ranks: int,
     device: str,
-    on_news: Callable[[dict[str, Any]], None],
+    on_event: Callable[[dict[str, Any]], None],
 ) -> None:
     """Start the ranks with torchrun, and listen to the first one until all have ended."""
-    case = {"spec": asdict(spec), "folders": folders.names, "facts": asdict(facts), "device": device}
+    case = {"spec": asdict(spec), "folders": folders.names, "info": asdict(info), "device": device}
     words = ["--standalone", "--nproc-per-node", str(ranks), "-m", "render.rank"]
     error: dict[str, Any] | None = None
     with _started(words, json.dumps(case | {"out": str(folder.absolute())})) as (process, last_words):
@@ -163,7 +163,7 @@ def _render(
             elif news["kind"] == "error":
                 error = error or news
             else:
-                on_news(news)
+                on_event(news)
         process.wait()
     if error is not None:
         raise BadInput(*error["bad"]) if error["bad"] else RenderFailed(error["text"])

@@ -1,6 +1,6 @@
 """One rank of `ParallelizedDiffusionPipeline`, started by torchrun: `python -m render.rank CASE`.
 
-It says what happens as lines of JSON on stdout. The farm has a rank of its own, `jobs.node.rank`.
+It says what happens as lines of JSON on stdout. The farm has a rank of its own, `render.launch.rank`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from render.lifeline import die_with_parent
+from render.launch.parent_death import die_with_parent
 
 
 def main() -> int:
@@ -19,29 +19,36 @@ def main() -> int:
     die_with_parent()
     import torch
 
-    from render.denoise.checkpoints import Keeper
-    from render.denoise.group import choose_device, join
+    from render.denoise.checkpoint import CheckpointManager
+    from render.distributed import choose_device, join
     from render.engine import render_image
     from render.errors import BadInput, RenderError
     from render.folder_sink import FolderSink
-    from render.models import Folders, load_models
-    from render.models.adapter import ModelFacts
+    from render.models import ModelPaths, load_models
+    from render.models.adapter import ModelInfo
     from render.spec import Spec
 
     case = json.loads(sys.argv[1])
-    facts, rank = ModelFacts(**case["facts"]), int(os.environ["RANK"])
+    info, rank = ModelInfo(**case["info"]), int(os.environ["RANK"])
     try:
         device = choose_device(case["device"], int(os.environ["LOCAL_RANK"]))
         if device.type == "cpu":
             torch.set_num_threads(1)
         spec = Spec.from_mapping(case["spec"])
-        adapter, refiner = load_models(Folders.named(case["folders"]), device, spec.dtype, facts)
+        adapter, refiner = load_models(ModelPaths.named(case["folders"]), device, spec.dtype, info)
         sink = FolderSink(Path(case["out"]))
-        keeper = Keeper(sink, spec.digest(facts.digest), device, every_s=30.0)
+        checkpoints = CheckpointManager(sink, spec.digest(info.digest), device, every_s=30.0)
         listen = _say if rank == 0 else _say_nothing
         group = join(device)
         render_image(
-            spec, adapter, group, sink, device=device, on_news=listen, keeper=keeper, refiner=refiner
+            spec,
+            adapter,
+            group,
+            sink,
+            device=device,
+            on_event=listen,
+            checkpoints=checkpoints,
+            refiner=refiner,
         )
     except (RenderError, OSError) as exc:
         bad = [exc.field, exc.value, exc.fix] if isinstance(exc, BadInput) else None

@@ -18,7 +18,7 @@ from render.builtin.data import NATIVE
 from render.builtin.studio import photo
 from render.errors import BadInput
 from render.models import load_adapter
-from render.models.folder import read_facts, resolve_model
+from render.models.folder import read_model_info, resolve_model
 
 
 def test_a_patch_is_what_hangs_together() -> None:
@@ -71,7 +71,7 @@ def test_rows_are_this_versions_and_ones_own() -> None:
 def test_a_picture_is_measured_once_and_comes_into_the_table(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     folder = resolve_model("builtin")
-    adapter = load_adapter(folder, torch.device("cpu"), "float32", read_facts(folder))
+    adapter = load_adapter(folder, torch.device("cpu"), "float32", read_model_info(folder))
     cache, (prompt,) = Cache(folder=tmp_path, adapter=adapter, steps=1), prompts(1)
     ways = [known_ways()[name] for name in ("cascade, overlap", PLAIN)]
     native = Way(name="native size")

@@ -27,7 +27,7 @@ from bench.table import as_markdown, write_section
 from render.builtin.data import NATIVE
 from render.errors import BadInput
 from render.models import load_adapter
-from render.models.folder import read_facts, resolve_model
+from render.models.folder import read_model_info, resolve_model
 
 SIZES = (2, 4, 8)
 WANTED = (
@@ -69,7 +69,7 @@ def main(
         chosen, wanted = _chosen(rows, add), _sizes(sizes)
         first, parts = _part(part)
         folder = resolve_model(model)
-        adapter = load_adapter(folder, CPU, "float32", read_facts(folder))
+        adapter = load_adapter(folder, CPU, "float32", read_model_info(folder))
     except BadInput as exc:
         click.echo(f"bench-quality: {exc}", err=True)
         sys.exit(2)

@@ -19,18 +19,18 @@ from bench.quality.measures import band_energies, small
 from bench.quality.rows import Prompt, Way
 from render.builtin.data import NATIVE
 from render.builtin.studio import photo
-from render.denoise.canvas import Piece
-from render.denoise.cascade import first_canvas
-from render.denoise.group import SoloGroup
-from render.denoise.loop import StageLoop
+from render.canvas import LatentRegion
+from render.denoise.stage_loop import StageLoop
+from render.denoise.upscaling import first_canvas
+from render.distributed import SingleRankGroup
 from render.engine import Denoised, render_latents
 from render.models import Adapter
 from render.models.adapter import WindowPlace
-from render.picture.decode import decode_block
-from render.picture.encode import Pixels
-from render.picture.preview import Preview
-from render.picture.pyramid import publish_pyramid
-from render.picture.seams import seam_score
+from render.output.decode import decode_block
+from render.output.encode import Pixels
+from render.output.preview import Preview
+from render.output.pyramid import publish_pyramid
+from render.output.seams import seam_score
 from render.plan.geometry import Rect
 from render.plan.plan import make_plan
 from render.plan.stages import Stage, make_stages
@@ -55,7 +55,7 @@ class Stages:
     def takes(self, stage: Stage) -> bool:
         return True
 
-    def show(self, finished: Piece, adapter: Adapter, device: torch.device) -> None:
+    def show(self, finished: LatentRegion, adapter: Adapter, device: torch.device) -> None:
         self.means.append(_mean(_whole(finished, adapter)))
 
 
@@ -70,7 +70,7 @@ class _Nowhere:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class SaveResult:
     """What is known of one picture."""
 
     figures: dict[str, Any]
@@ -87,14 +87,14 @@ class Cache:
     adapter: Adapter
     steps: int
 
-    def known(self, prompt: Prompt, way: Way, times: int) -> Kept | None:
+    def known(self, prompt: Prompt, way: Way, times: int) -> SaveResult | None:
         """What was measured before; None for a picture that has not been rendered."""
         base = self._base(self._key(prompt.spec(way, times, self.steps), way))
         figures = _read(base.with_suffix(".json"))
         if figures is None:
             return None
         native = np.asarray(Image.open(base.with_suffix(".png")).convert("RGB"))
-        return Kept(figures=figures, native=native, thumb=base.with_suffix(".webp"))
+        return SaveResult(figures=figures, native=native, thumb=base.with_suffix(".webp"))
 
     def measure(self, prompt: Prompt, way: Way, times: int) -> None:
         """Render and measure a picture."""
@@ -104,7 +104,7 @@ class Cache:
         grid = denoised.seat.tiling.grid
         piece = denoised.piece(grid.whole)
         sink = _Nowhere()
-        report = publish_pyramid(piece, self.adapter, spec, SoloGroup(), cast(Sink, sink), device=CPU)
+        report = publish_pyramid(piece, self.adapter, spec, SingleRankGroup(), cast(Sink, sink), device=CPU)
         pixels = _picture(sink.files, report.cut.top_level, spec)
         figures = {
             "prompt": spec.prompt,
@@ -179,7 +179,7 @@ def _remembered(path: Path, measure: Callable[[], list[list[float]]]) -> list[fl
 
 def cost(spec: Spec, way: Way, adapter: Adapter) -> float:
     """Latents that all evaluations cover, over those of one pass at the full size without overlaps."""
-    plan = make_plan(spec, adapter.facts, 1)
+    plan = make_plan(spec, adapter.info, 1)
     last = plan.stages[-1]
     grid = last.stage.grid
     once = spec.steps * last.stage.passes * grid.height * grid.width
@@ -211,14 +211,14 @@ def _denoised(spec: Spec, way: Way, adapter: Adapter, stages: Stages) -> Denoise
     if not way.placed:
         adapter = cast(Adapter, _Unplaced(adapter))
     if way.cascade:
-        return render_latents(spec, adapter, SoloGroup(), device=CPU, preview=cast(Preview, stages))
-    stage = replace(make_stages(spec, adapter.facts)[-1], first_step=0)
+        return render_latents(spec, adapter, SingleRankGroup(), device=CPU, preview=cast(Preview, stages))
+    stage = replace(make_stages(spec, adapter.info)[-1], first_step=0)
     schedule = adapter.schedule(spec.sampler, spec.steps)
     text = adapter.encode_prompt(spec.prompt, spec.negative_prompt, stage.passes == 2)
     loop = StageLoop(spec=spec, stage=stage, schedule=schedule, adapter=adapter, texts=(text,), device=CPU)
     area = stage.grid.whole
-    canvas = first_canvas(stage, schedule, spec.seed, adapter.facts.latent_channels, area)
-    return Denoised(seat=loop.run(canvas, SoloGroup()), scale=schedule.final_scale, seconds={})
+    canvas = first_canvas(stage, schedule, spec.seed, adapter.info.latent_channels, area)
+    return Denoised(seat=loop.run(canvas, SingleRankGroup()), scale=schedule.final_scale, seconds={})
 
 
 def _picture(files: dict[str, bytes], level: int, spec: Spec) -> Pixels:
@@ -226,17 +226,17 @@ def _picture(files: dict[str, bytes], level: int, spec: Spec) -> Pixels:
     return np.asarray(Image.open(BytesIO(files[f"image_files/{level}/0_0.{spec.format}"])).convert("RGB"))
 
 
-def _whole(piece: Piece, adapter: Adapter) -> Pixels:
+def _whole(piece: LatentRegion, adapter: Adapter) -> Pixels:
     """The picture decoded in one go, as one tile."""
-    scale = adapter.facts.scale_factor
+    scale = adapter.info.scale_factor
     height, width = piece.canvas.height, piece.canvas.width
     area = Rect(y=0, x=0, height=height * scale, width=width * scale)
     return decode_block(adapter, piece, area, max(height, width), CPU)
 
 
-def _decode_shift(pixels: Pixels, piece: Piece, adapter: Adapter, side: int) -> float:
+def _decode_shift(pixels: Pixels, piece: LatentRegion, adapter: Adapter, side: int) -> float:
     """The largest mean difference of a decode tile from the picture decoded in one go, in grey levels."""
-    step = side * adapter.facts.scale_factor
+    step = side * adapter.info.scale_factor
     if max(pixels.shape[:2]) <= step:
         return 0.0
     apart = pixels.astype(np.float64) - _whole(piece, adapter)

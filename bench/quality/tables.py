@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw
 
 from bench.quality.counter import Counter, count, load_counter, shares
 from bench.quality.measures import shift_between
-from bench.quality.pictures import THUMB, Cache, Kept
+from bench.quality.pictures import THUMB, Cache, SaveResult
 from bench.quality.rows import NATIVE_ROW, Prompt, Way
 from render.builtin.data import NATIVE
 from render.builtin.judge import HEADS, Judge, load_judge, right
-from render.picture.encode import Pixels
+from render.output.encode import Pixels
 
 SHEETS = Path(__file__).parent / "sheets"
 _ACROSS = 8
@@ -76,7 +76,7 @@ def size_lines(
     return lines
 
 
-def _kept(cache: Cache, way: Way, asked: Sequence[Prompt], times: int) -> list[tuple[Prompt, Kept]]:
+def _kept(cache: Cache, way: Way, asked: Sequence[Prompt], times: int) -> list[tuple[Prompt, SaveResult]]:
     found = ((prompt, cache.known(prompt, way, times)) for prompt in asked)
     return [(prompt, kept) for prompt, kept in found if kept is not None]
 
@@ -94,7 +94,7 @@ def _detail(
 
 def _line(
     name: str,
-    kept: Sequence[tuple[Prompt, Kept]],
+    kept: Sequence[tuple[Prompt, SaveResult]],
     eyes: Eyes,
     detail: tuple[float, float] | None,
     *,
@@ -124,7 +124,7 @@ def _row(
     return f"| {' | '.join([name, str(pictures), *shares, *shown, *(own or [''] * 6)])} |"
 
 
-def _own_figures(kept: Sequence[Kept]) -> list[str]:
+def _own_figures(kept: Sequence[SaveResult]) -> list[str]:
     seams = [each.figures["seams"] for each in kept]
     bordered = [seam for seam in seams if seam["borders"]]
     stages = [shift_between(np.array(each.figures["means"])) for each in kept]
@@ -158,7 +158,7 @@ def write_sheet(cache: Cache, ways: Sequence[Way], asked: Sequence[Prompt], time
     return target
 
 
-def _thumb(kept: Kept) -> Pixels:
+def _thumb(kept: SaveResult) -> Pixels:
     return np.asarray(Image.open(kept.thumb).convert("RGB"))
 
 

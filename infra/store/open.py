@@ -8,11 +8,11 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from infra.errors import BadSetting, StoreMissing
-from infra.settings import Settings, without_secrets
+from infra.settings import Settings, redact_url
 from infra.store.base import Store
+from infra.store.instrumented import InstrumentedStore, Observer
 from infra.store.local import LocalStore
-from infra.store.observed import ObservedStore, Observer
-from infra.store.patient import PatientStore
+from infra.store.retrying import RetryingStore
 
 _HASTY_TRIES, _PATIENT_TRIES = 2, 5
 """Tries of S3's client by itself, where an answer is wanted at once, and where work would be lost."""
@@ -33,8 +33,8 @@ def open_store(
     """
     store = _backend(url, settings, field, _PATIENT_TRIES if patience_s else _HASTY_TRIES)
     if observe is not None:
-        store = ObservedStore(store, observe)
-    return PatientStore(store, patience_s) if patience_s else store
+        store = InstrumentedStore(store, observe)
+    return RetryingStore(store, patience_s) if patience_s else store
 
 
 def check_reach(store: Store) -> None:
@@ -59,6 +59,4 @@ def _backend(url: str, settings: Settings, field: str, tries: int) -> Store:
 
         bucket, prefix = split_s3_url(url, field)
         return S3Store(bucket, prefix, S3Options.from_settings(settings, tries))
-    raise BadSetting(
-        field, without_secrets(url), "is of no known store; use s3://bucket/prefix or file:///folder"
-    )
+    raise BadSetting(field, redact_url(url), "is of no known store; use s3://bucket/prefix or file:///folder")

@@ -9,16 +9,16 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.board.board import Board
+from jobs.db.board_queries import Cursor, attempts_of, batch_rows, page_jobs, show_batch
+from jobs.db.commands import VERBS, apply_command, apply_to_all, set_priority
+from jobs.db.leases import lock_placement
+from jobs.db.nodes import list_nodes, set_draining
+from jobs.db.queries import Filter, count_jobs, job_ids, list_batches, show_job
+from jobs.db.queues import DEFAULT_PRIORITY, set_queue
+from jobs.db.state_machine import STATES
+from jobs.db.submission import MOST_RANKS, JobOptions, parse_moment
 from jobs.estimate import estimate
 from jobs.logs import LogReader
-from jobs.state.actions import VERBS, act, act_on_all, set_priority
-from jobs.state.leases import wait_for_placing
-from jobs.state.machine import STATES
-from jobs.state.nodes import list_nodes, set_draining
-from jobs.state.queries import Filter, count_jobs, job_ids, list_batches, show_job
-from jobs.state.queues import DEFAULT_PRIORITY, set_queue
-from jobs.state.submission import MOST_RANKS, Terms, parse_moment
-from jobs.state.watching import Cursor, attempts_of, batch_rows, page_jobs, show_batch
 from render.spec import parse_size
 
 WHO = "the board"
@@ -76,9 +76,9 @@ class Image(_Strict):
     not_before: str | None = Field(None, description="Earliest start, e.g. 2026-11-21T22:00+01:00.")
     deadline: str | None = Field(None, description="When it should be done, in the same form.")
 
-    def terms(self) -> Terms:
+    def terms(self) -> JobOptions:
         """How it is to be run; raises `BadInput`."""
-        return Terms(
+        return JobOptions(
             owner=self.owner,
             queue=self.queue,
             priority=self.priority,
@@ -195,8 +195,8 @@ def steer(board: Here, job: str, verb: Verb) -> dict[str, Any]:
     """Cancel, pause, resume or retry a job."""
     found = board.job(job)
     with board.farm.database.write() as connection:
-        wait_for_placing(connection)
-        act(connection, verb, found, WHO)
+        lock_placement(connection)
+        apply_command(connection, verb, found, WHO)
     return {"job": found, "verb": verb, "state": VERBS[verb][1]}
 
 
@@ -208,7 +208,7 @@ def steer_many(board: Here, verb: Verb, many: Many) -> dict[str, Any]:
     wanted = Filter(states=VERBS[verb][0], batch=many.batch, queue=many.queue)
     with board.farm.database.read() as connection:
         chosen = job_ids(connection, wanted)
-    done = act_on_all(board.farm.database, verb, chosen, WHO)
+    done = apply_to_all(board.farm.database, verb, chosen, WHO)
     return {"verb": verb, "jobs": done, "state": VERBS[verb][1]}
 
 

@@ -13,14 +13,14 @@ from sqlalchemy import select
 from infra.errors import StoreError
 from infra.store.base import Store
 from jobs.board.access import Access
+from jobs.db.board_queries import is_known_model, queue_rates
+from jobs.db.queries import find_job
+from jobs.db.queues import list_queues
+from jobs.db.submission import BatchItem, JobOptions, Receipt, submit
+from jobs.db.tables import jobs
 from jobs.errors import UnknownJob
 from jobs.estimate import estimate
 from jobs.farm import Farm, open_images
-from jobs.state.queries import find_job
-from jobs.state.queues import list_queues
-from jobs.state.submission import Asked, Receipt, Terms, submit
-from jobs.state.tables import jobs
-from jobs.state.watching import is_known_model, queue_rates
 from render.errors import BadInput
 from render.models.folder import BUILTIN
 from render.spec import Spec
@@ -96,13 +96,13 @@ class Board:
         except StoreError:
             return None
 
-    def submit(self, values: dict[str, Any], terms: Terms) -> Receipt:
+    def submit(self, values: dict[str, Any], terms: JobOptions) -> Receipt:
         """Queue one image; raises `BadInput`."""
         if isinstance(values.get("init"), str):
             raise BadInput("init", values["init"][:120], "is a file; use chorale submit")
         spec = Spec.from_mapping(values)
         self.check_models(spec)
-        asked = iter([Asked(row=1, custom_id="image", spec=spec)])
+        asked = iter([BatchItem(row=1, custom_id="image", spec=spec)])
         return submit(self.farm.database, asked, spec.prompt[:80], terms)
 
     def check_models(self, spec: Spec) -> None:

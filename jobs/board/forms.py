@@ -14,19 +14,19 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
-from jobs.batches import BadRow, BatchReader, asked_rows, check_batch
+from jobs.batches import BadRow, BatchReader, batch_items, check_batch
 from jobs.board import pages
 from jobs.board.api import WHO
 from jobs.board.board import Board
-from jobs.board.guard import cookie_line
+from jobs.board.middleware import cookie_line
 from jobs.board.templating import page
-from jobs.state.actions import VERBS, act, act_on_all
-from jobs.state.leases import wait_for_placing
-from jobs.state.nodes import set_draining
-from jobs.state.queries import Filter, job_ids, show_job
-from jobs.state.queues import set_queue
-from jobs.state.submission import Terms, parse_moment, parse_ranks, submit
-from jobs.state.watching import batch_rows
+from jobs.db.board_queries import batch_rows
+from jobs.db.commands import VERBS, apply_command, apply_to_all
+from jobs.db.leases import lock_placement
+from jobs.db.nodes import set_draining
+from jobs.db.queries import Filter, job_ids, show_job
+from jobs.db.queues import set_queue
+from jobs.db.submission import JobOptions, parse_moment, parse_ranks, submit
 from render.errors import BadInput
 from render.spec import parse_size
 
@@ -81,8 +81,8 @@ async def steer(request: Request, job: str) -> Response:
 def _steer(board: Board, request: Request, form: dict[str, Any]) -> Response:
     job, verb = board.job(request.path_params["job"]), _verb(form)
     with board.farm.database.write() as connection:
-        wait_for_placing(connection)
-        act(connection, verb, job, WHO)
+        lock_placement(connection)
+        apply_command(connection, verb, job, WHO)
     return _look_at(f"/jobs/{job}")
 
 
@@ -96,7 +96,7 @@ def _steer_batch(board: Board, request: Request, form: dict[str, Any]) -> Respon
     verb, batch = _verb(form), request.path_params["batch"]
     with board.farm.database.read() as connection:
         chosen = job_ids(connection, Filter(states=VERBS[verb][0], batch=batch))
-    done = act_on_all(board.farm.database, verb, chosen, WHO)
+    done = apply_to_all(board.farm.database, verb, chosen, WHO)
     return _look_at(
         f"/batches/{quote(batch)}", f"{done} {'job is' if done == 1 else 'jobs are'} {VERBS[verb][1]}"
     )
@@ -195,7 +195,7 @@ def _submitted_batch(board: Board, form: dict[str, Any]) -> str:
             raise BadInput("file", name, f"has {len(bad)} bad rows, so nothing was queued: {lines}{more}")
         if not good:
             raise BadInput("file", name, "has no rows")
-        return submit(board.farm.database, asked_rows(reader), name, terms).batch
+        return submit(board.farm.database, batch_items(reader), name, terms).batch
 
 
 @router.post("/login")
@@ -251,14 +251,14 @@ def _number(name: str, text: str, kind: Callable[[str], Any], what: str) -> Any:
         raise BadInput(name, text[:60], f"is not {what}") from exc
 
 
-def _terms(form: dict[str, Any]) -> Terms:
+def _terms(form: dict[str, Any]) -> JobOptions:
     priority = form.get("priority")
     queue = form.get("queue") or "default"
     if len(queue) > 64:
         raise BadInput("queue", queue[:64], "has more than 64 characters")
     if priority and not (priority.isascii() and priority.isdigit() and int(priority) <= 100):
         raise BadInput("priority", priority[:40], "is not a whole number from 0 to 100")
-    return Terms(
+    return JobOptions(
         owner=(form.get("owner") or WHO)[:128],
         queue=queue,
         priority=int(priority) if priority else None,

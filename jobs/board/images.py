@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from infra.errors import StoreMissing
 from jobs.board.board import UNFINISHED, Board
-from render.picture.manifest import KEY as MANIFEST
+from render.output.manifest import KEY as MANIFEST
 
 TYPES = {
     "png": "image/png",

@@ -12,20 +12,13 @@ from sqlalchemy import select
 from starlette.responses import Response
 
 from infra.errors import StoreError
-from jobs.board import reference
+from jobs.board import api_docs
 from jobs.board.board import Board
 from jobs.board.images import manifest_key
+from jobs.board.live_pages import shown
 from jobs.board.regions import regions_of
-from jobs.board.streams import shown
 from jobs.board.templating import page
-from jobs.logs import LogReader
-from jobs.place.waiting import waits_for
-from jobs.state.actions import VERBS
-from jobs.state.machine import HOLDING, STATES
-from jobs.state.nodes import list_nodes
-from jobs.state.queries import Filter, count_jobs, list_batches, show_job
-from jobs.state.tables import attempts, jobs, members
-from jobs.state.watching import (
+from jobs.db.board_queries import (
     Cursor,
     attempts_of,
     batch_rows,
@@ -37,6 +30,13 @@ from jobs.state.watching import (
     page_jobs,
     show_batch,
 )
+from jobs.db.commands import VERBS
+from jobs.db.nodes import list_nodes
+from jobs.db.queries import Filter, count_jobs, list_batches, show_job
+from jobs.db.state_machine import HOLDING, STATES
+from jobs.db.tables import attempts, jobs, members
+from jobs.logs import LogReader
+from jobs.scheduler.pending_reason import pending_reason
 from render.errors import BadInput
 from render.models.folder import BUILTIN
 from render.spec import BLENDS, DTYPES, FORMATS, SAMPLERS, Spec
@@ -145,11 +145,11 @@ class _Links:
 def one_job(board: Board, request: Request) -> dict[str, Any]:
     found = board.job(request.path_params["job"])
     with board.farm.database.read() as connection:
-        known, tries, facts, waiting = (
+        known, tries, info, waiting = (
             show_job(connection, found),
             attempts_of(connection, found),
             job_facts(connection, found),
-            waits_for(connection, found),
+            pending_reason(connection, found),
         )
     newest = tries[-1] if tries else None
     living = newest if newest is not None and newest["ended"] is None else None
@@ -159,7 +159,7 @@ def one_job(board: Board, request: Request) -> dict[str, Any]:
     return {
         "job": known,
         "waits_for": waiting,
-        "facts": facts,
+        "facts": info,
         "attempts": tries,
         "live": live,
         "ranks": _ranks(newest),
@@ -219,10 +219,10 @@ def deep_zoom(request: Request, job: str) -> Response:
     """The finished image, to its last pixel."""
     board: Board = request.app.state.board
     with board.farm.database.read() as connection:
-        facts, done = job_facts(connection, board.job(job)), newest_done(connection, 60)
-    if facts["root"] is None:
-        raise BadInput("job", facts["id"], f"is {facts['state']}; there is an image to zoom once it is done")
-    return page(request, "view.html", {"facts": facts, "done": done})
+        info, done = job_facts(connection, board.job(job)), newest_done(connection, 60)
+    if info["root"] is None:
+        raise BadInput("job", info["id"], f"is {info['state']}; there is an image to zoom once it is done")
+    return page(request, "view.html", {"facts": info, "done": done})
 
 
 @router.get("/compare")
@@ -341,5 +341,5 @@ def api_reference(request: Request) -> Response:
     return page(
         request,
         "api.html",
-        {"groups": reference.groups(request.app.openapi()), "origin": str(request.base_url).rstrip("/")},
+        {"groups": api_docs.groups(request.app.openapi()), "origin": str(request.base_url).rstrip("/")},
     )

@@ -10,8 +10,8 @@ import numpy as np
 
 from infra.errors import StoreError
 from render.errors import BadInput
-from render.models.adapter import ModelFacts
-from render.models.folder import read_facts, resolve_model
+from render.models.adapter import ModelInfo
+from render.models.folder import read_model_info, resolve_model
 from render.plan.geometry import Axis
 from render.plan.stages import make_stages
 from render.spec import Spec
@@ -32,15 +32,15 @@ def regions_of(spec: dict[str, object], ranks: int, stage: int | None) -> Region
     """The regions of a stage (the last one unless told), at rest; None where the model is not here."""
     try:
         made = Spec.from_mapping(spec)
-        facts = read_facts(resolve_model(made.model))
+        info = read_model_info(resolve_model(made.model))
     except (BadInput, StoreError, OSError):
         return None
-    return _drawn(made.with_changes(prompt="x", negative_prompt="", seed=0), facts, ranks, stage)
+    return _drawn(made.with_changes(prompt="x", negative_prompt="", seed=0), info, ranks, stage)
 
 
 @lru_cache(maxsize=128)
-def _drawn(spec: Spec, facts: ModelFacts, ranks: int, number: int | None) -> Regions:
-    stages = make_stages(spec, facts)
+def _drawn(spec: Spec, info: ModelInfo, ranks: int, number: int | None) -> Regions:
+    stages = make_stages(spec, info)
     stage = stages[-1 if number is None else min(number, len(stages) - 1)]
     grid = stage.grid
     owners = stage.tiling(ranks).owners
@@ -60,4 +60,4 @@ def _drawn(spec: Spec, facts: ModelFacts, ranks: int, number: int | None) -> Reg
 
 def _cuts(axis: Axis) -> list[int]:
     """The cells' bounds on the picture, from 0 to its length; a ring's first cell may come in two parts."""
-    return sorted({0, axis.length, *(cut % axis.length for cut in axis.cuts)})
+    return sorted({0, axis.length, *(cut % axis.length for cut in axis.cell_bounds)})

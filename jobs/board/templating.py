@@ -10,8 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
 from jobs.board.board import Board
+from jobs.board.format import FILTERS
 from jobs.board.images import small_picture
-from jobs.board.text import FILTERS
 
 _environment = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),

@@ -102,13 +102,13 @@ def _transports() -> Finding:
 
 def _model() -> Finding:
     from render.errors import RenderError
-    from render.models.folder import read_facts, resolve_model
+    from render.models.folder import read_model_info, resolve_model
 
     try:
-        facts = read_facts(resolve_model("builtin"))
+        info = read_model_info(resolve_model("builtin"))
     except RenderError as exc:
         return Finding(name="built-in model", here=False, detail=str(exc))
-    detail = f"{facts.family}, native {facts.native_size} px, digest {facts.digest[:12]}"
+    detail = f"{info.family}, native {info.native_size} px, digest {info.digest[:12]}"
     return Finding(name="built-in model", here=True, detail=detail)
 
 

@@ -19,7 +19,7 @@ from infra.store.open import open_store
 from jobs.download import fetch_tiles, full_level
 from jobs.image_store import READ_PATIENCE_S, published_image
 from render.errors import BadInput
-from render.picture.export import export_image, export_targets
+from render.output.export import export_image, export_targets
 
 
 @click.command(

@@ -15,11 +15,11 @@ from infra.settings import default_home
 from infra.store.base import Entry, Store
 from infra.store.local import LocalStore
 from jobs.cli.farm_options import farm_options, print_json
+from jobs.db.state_machine import ENDED
+from jobs.db.tables import jobs
 from jobs.farm import LOGS, Farm, open_images
-from jobs.inputs import INPUTS
-from jobs.state.machine import ENDED
-from jobs.state.tables import jobs
-from render.picture.manifest import KEY
+from jobs.input_assets import INPUTS
+from render.output.manifest import KEY
 
 _LOG = re.compile(rf"{LOGS}/[^/]+-[^/]+-[^/]+\.log")
 _AT_ONCE = 16

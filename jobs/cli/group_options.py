@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import click
 
-from jobs.errors import MatesLost
-from jobs.node.hardware import interface_of
-from jobs.node.torchrun import MASTER_PORT, Rendezvous
+from jobs.errors import PeersLost
+from jobs.node.network import interface_of
 from render.errors import BadInput
+from render.launch.rank_group import MASTER_PORT, Rendezvous
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 MATES_S = 600.0
@@ -59,7 +59,7 @@ def take_rendezvous(options: dict[str, Any]) -> Rendezvous | None:
 def await_host(rendezvous: Rendezvous, on_tick: Callable[[], bool]) -> str | None:
     """Wait until the first machine has a name; the interface of ours to talk over, if that can be told.
 
-    Raises `MatesLost`.
+    Raises `PeersLost`.
     """
     end = time.monotonic() + MATES_S
     while True:
@@ -68,20 +68,20 @@ def await_host(rendezvous: Rendezvous, on_tick: Callable[[], bool]) -> str | Non
             return interface_of(_own_address(found[0]))
         except OSError as exc:
             if time.monotonic() > end:
-                raise MatesLost(f"{rendezvous.host} cannot be reached after {MATES_S:g} s ({exc})") from exc
+                raise PeersLost(f"{rendezvous.host} cannot be reached after {MATES_S:g} s ({exc})") from exc
         on_tick()
         time.sleep(0.2)
 
 
 def await_manifest(finished: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
-    """The manifest, which the first machine writes when the ranks of this one are done. Raises `MatesLost`.
+    """The manifest, which the first machine writes when the ranks of this one are done. Raises `PeersLost`.
 
     A machine must not call itself done before: the others could not go on without it.
     """
     end = time.monotonic() + MANIFEST_S
     while (manifest := finished()) is None:
         if time.monotonic() > end:
-            raise MatesLost("the ranks here are done, but the first machine has not published the manifest")
+            raise PeersLost("the ranks here are done, but the first machine has not published the manifest")
         time.sleep(0.2)
     return manifest
 

@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from jobs.cli.farm_options import ago, counted, farm_options, print_json, print_table, whoami
+from jobs.db.commands import VERBS, apply_command, apply_to_all, set_priority
+from jobs.db.leases import lock_placement
+from jobs.db.queries import Filter, count_jobs, find_job, job_ids, list_jobs, show_job
+from jobs.db.state_machine import STATES
 from jobs.farm import Farm
-from jobs.place.waiting import waits_for
-from jobs.state.actions import VERBS, act, act_on_all, set_priority
-from jobs.state.leases import wait_for_placing
-from jobs.state.machine import STATES
-from jobs.state.queries import Filter, count_jobs, find_job, job_ids, list_jobs, show_job
+from jobs.scheduler.pending_reason import pending_reason
 from render.errors import BadInput
 
 
@@ -56,7 +56,7 @@ def show(farm: Farm, as_json: bool, job: str) -> None:
     """Show all that is known of a job, its history included. JOB may be the beginning of an id."""
     with farm.database.read() as connection:
         found = find_job(connection, job)
-        known = show_job(connection, found) | {"waits_for": waits_for(connection, found)}
+        known = show_job(connection, found) | {"waits_for": pending_reason(connection, found)}
     if as_json:
         print_json(known)
         return
@@ -82,15 +82,15 @@ def _verb_command(verb: str, text: str) -> click.Command:
             raise BadInput("job", None, f"is missing; name the jobs to {verb}, or a --batch or --queue")
         if ids:
             with farm.database.write() as connection:
-                wait_for_placing(connection)
+                lock_placement(connection)
                 for job in sorted(find_job(connection, beginning) for beginning in ids):
-                    act(connection, verb, job, whoami())
+                    apply_command(connection, verb, job, whoami())
             done = len(ids)
         else:
             states = ("failed",) if options.get("failed") else VERBS[verb][0]
             with farm.database.read() as connection:
                 chosen = job_ids(connection, Filter(states=states, batch=batch, queue=queue))
-            done = act_on_all(farm.database, verb, chosen, whoami())
+            done = apply_to_all(farm.database, verb, chosen, whoami())
         if as_json:
             print_json({"verb": verb, "jobs": done, "state": VERBS[verb][1]})
         else:

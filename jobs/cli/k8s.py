@@ -13,7 +13,7 @@ import yaml
 from jobs.cli.group_options import whole
 from jobs.kubernetes import OneImage, documents
 from render.errors import BadInput
-from render.models.pair import facts_of, find_models
+from render.models.model_paths import find_model_paths, model_info
 from render.plan.plan import make_plan
 from render.spec import Spec, read_spec_file
 
@@ -61,9 +61,9 @@ def _wanted(spec: Spec, options: dict[str, Any]) -> OneImage:
         raise BadInput("init", spec.init.path, "is a file that no pod has; submit this image to a farm")
     if options["refiner"] and spec.refiner is None:
         raise BadInput("refiner", options["refiner"], "is not in the spec; name it there too")
-    facts = facts_of(find_models(spec.model, spec.refiner))
-    digest = spec.digest(facts.digest)
-    useful = make_plan(spec, facts, 1).useful_ranks
+    info = model_info(find_model_paths(spec.model, spec.refiner))
+    digest = spec.digest(info.digest)
+    useful = make_plan(spec, info, 1).useful_ranks
     device, per_pod = _per_pod(options["gpus_per_pod"], options["cpus_per_pod"])
     pods = _pods("ranks", options["ranks"], per_pod, useful)
     _check_names(options)

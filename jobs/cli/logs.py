@@ -7,11 +7,11 @@ import time
 import click
 
 from jobs.cli.farm_options import farm_options, print_json
+from jobs.db.queries import find_job, show_job
+from jobs.db.state_machine import ENDED
 from jobs.errors import JobError
 from jobs.farm import Farm, open_images
 from jobs.logs import LogReader
-from jobs.state.machine import ENDED
-from jobs.state.queries import find_job, show_job
 
 _LOOK_S = 0.3
 _LAST_WORDS_S = 2.0

@@ -10,19 +10,19 @@ import click
 
 from infra.broker import embedded_redis
 from infra.errors import BadSetting
-from infra.ledger import DEFAULT_ADDRESS
+from infra.metrics_exporter import DEFAULT_ADDRESS
 from infra.settings import Settings, default_home, read_settings
 from infra.store.open import check_reach
 from jobs.cli.farm_options import farm_options, print_json, print_table
 from jobs.cli.serve import PORT, board_beside
+from jobs.db.nodes import list_nodes, set_draining
 from jobs.farm import Farm, open_farm, open_images
 from jobs.node.agent import STOP_S, Agent
-from jobs.node.hardware import smallest_vram_bytes
-from jobs.node.metrics_desk import MetricsDesk
-from jobs.node.request import CHECKPOINT_S, PATIENCE_S, WARM_S
-from jobs.state.nodes import list_nodes, set_draining
+from jobs.node.metrics_server import MetricsServer
+from jobs.node.network import smallest_vram_bytes
 from render.errors import BadInput
-from render.processors import gpu_count, processors
+from render.launch.hardware import gpu_count, processors
+from render.launch.request import CHECKPOINT_S, PATIENCE_S, WARM_S
 
 _metrics_option = click.option(
     "--metrics-address",
@@ -143,7 +143,7 @@ def _agent(farm: Farm, slots: int | None, broker_url: str | None) -> Agent:
         address=settings.address or "127.0.0.1",
         device=device,
         home=default_home() / "logs",
-        metrics=MetricsDesk(farm, name, device, settings.metrics_address),
+        metrics=MetricsServer(farm, name, device, settings.metrics_address),
         vram_bytes=smallest_vram_bytes() if gpus else None,
         broker_url=broker_url,
     )

@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from jobs.cli.farm_options import ago, counted, farm_options, print_json, print_table
+from jobs.db.queries import list_batches
+from jobs.db.queues import delete_queue, list_queues, set_queue
 from jobs.farm import Farm
 from jobs.results import write_results
-from jobs.state.queries import list_batches
-from jobs.state.queues import delete_queue, list_queues, set_queue
 from render.errors import BadInput
 
 

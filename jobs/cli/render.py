@@ -18,16 +18,16 @@ from infra.store.open import open_store
 from jobs.cli.group_options import await_host, await_manifest, group_options, take_rendezvous
 from jobs.cli.progress import RenderProgress
 from jobs.cli.spec_options import spec_options, take_spec
+from jobs.db.submission import parse_ranks
 from jobs.errors import BAD_INPUT, GroupFailed
 from jobs.image_store import claim, disclaim, finished_image, published_image
-from jobs.node.leaving import Leaving
-from jobs.node.request import CHECKPOINT_S, PATIENCE_S, Request
-from jobs.node.torchrun import HUNG_S, RankGroup, Rendezvous
-from jobs.state.submission import parse_ranks
+from jobs.node.shutdown_signals import ShutdownSignals
 from render.errors import BadInput
-from render.picture.manifest import KEY
+from render.launch.hardware import processors
+from render.launch.rank_group import HUNG_S, RankGroup, Rendezvous
+from render.launch.request import CHECKPOINT_S, PATIENCE_S, Request
+from render.output.manifest import KEY
 from render.plan.plan import make_plan
-from render.processors import processors
 
 
 @click.command(
@@ -75,10 +75,10 @@ def render(
     SIGTERM lets the ranks keep a checkpoint after their step (exit 4). Several machines render one image
     together with --nnodes; when one goes away, the others end too (exit 6), and all can begin again.
     """
-    spec, folders, facts = take_spec(options)
+    spec, folders, info = take_spec(options)
     meeting = take_rendezvous(options)
     wanted = parse_ranks(ranks) or processors()
-    plan = make_plan(spec, facts, 1)
+    plan = make_plan(spec, info, 1)
     if meeting is not None:
         _check_room(wanted * meeting.nodes, plan.useful_ranks)
     elif wanted > plan.useful_ranks:
@@ -88,7 +88,7 @@ def render(
         )
         wanted = plan.useful_ranks
     _check_device(device)
-    digest = spec.digest(facts.digest)
+    digest = spec.digest(info.digest)
     settings = read_settings({})
     patience_s = settings.seconds("store_patience_s", PATIENCE_S)
     place = out or str(Path("out") / digest[:16])
@@ -105,17 +105,17 @@ def render(
     request = Request(
         spec=asdict(spec),
         folders=folders,
-        facts=facts,
+        info=info,
         device=device,
         out=target.url(),
         checkpoint_s=checkpoint_every,
         patience_s=patience_s,
     )
     progress: AbstractContextManager[Any] = nullcontext(lambda news: None) if as_json else RenderProgress()
-    with progress as on_news:
-        claim(target, digest, spec.canonical_json(facts.digest))
+    with progress as on_event:
+        claim(target, digest, spec.canonical_json(info.digest))
         try:
-            news = _rendered(request, wanted, meeting, stall, timeout, on_news)
+            news = _rendered(request, wanted, meeting, stall, timeout, on_event)
         except GroupFailed as exc:
             if exc.code == BAD_INPUT:
                 disclaim(target)
@@ -134,14 +134,14 @@ def _rendered(
     meeting: Rendezvous | None,
     stall: float,
     timeout: float | None,
-    on_news: Callable[[dict[str, Any]], None],
+    on_event: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any] | None:
     """The last news of the group; None on a machine that does not hold rank 0."""
-    leaving = Leaving()
+    leaving = ShutdownSignals()
 
     def hear(news: dict[str, Any]) -> None:
         leaving.hear(news)
-        on_news(news)
+        on_event(news)
 
     with leaving.heeded():
         if meeting is not None:
@@ -188,7 +188,7 @@ def _check_room(ranks: int, useful: int) -> None:
 def _check_device(device: str) -> None:
     if device not in ("auto", "cpu"):
         # The ranks' own check, made here before any of them starts; only CUDA is worth importing torch for.
-        from render.denoise.group import choose_device
+        from render.distributed import choose_device
 
         choose_device(device)
 

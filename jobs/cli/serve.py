@@ -13,7 +13,7 @@ import click
 
 from infra.settings import read_settings
 from jobs.farm import Farm, open_farm
-from render.lifeline import PARENT, die_with_parent
+from render.launch.parent_death import PARENT, die_with_parent
 
 PORT = 8470
 _STOP_S = 10.0

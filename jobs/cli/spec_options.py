@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import click
 
 from render.errors import BadInput
-from render.models.adapter import ModelFacts
-from render.models.pair import Folders, facts_of, find_models
+from render.models.adapter import ModelInfo
+from render.models.model_paths import ModelPaths, find_model_paths, model_info
 from render.spec import (
     ATTENTION_FORMS,
     BLENDS,
@@ -91,14 +91,14 @@ def spec_options(command: Command) -> Command:
     return click.argument("prompt", required=False)(command)
 
 
-def take_spec(options: dict[str, Any]) -> tuple[Spec, Folders, ModelFacts]:
+def take_spec(options: dict[str, Any]) -> tuple[Spec, ModelPaths, ModelInfo]:
     """Build the spec from a file and flags (flags win); also its models' folders and facts.
 
     Takes its own options out of `options`. Raises `BadInput` for anything that cannot be rendered.
     """
     spec = Spec.from_mapping(given_values(options))
-    folders = find_models(spec.model, spec.refiner)
-    return spec, folders, facts_of(folders)
+    folders = find_model_paths(spec.model, spec.refiner)
+    return spec, folders, model_info(folders)
 
 
 def given_values(options: dict[str, Any]) -> dict[str, Any]:

@@ -10,14 +10,22 @@ from typing import Any
 
 import click
 
-from jobs.batches import ENDINGS, BadRow, BatchReader, asked_rows, check_batch
+from jobs.batches import ENDINGS, BadRow, BatchReader, batch_items, check_batch
 from jobs.cli.farm_options import farm_options, print_json, whoami
 from jobs.cli.spec_options import given_values, spec_options
+from jobs.db.submission import (
+    BatchItem,
+    JobOptions,
+    Receipt,
+    expand_variations,
+    parse_moment,
+    parse_ranks,
+    submit,
+)
 from jobs.farm import Farm, open_images
-from jobs.inputs import keep_inputs
-from jobs.state.submission import Asked, Receipt, Terms, parse_moment, parse_ranks, submit, varied
+from jobs.input_assets import upload_inputs
 from render.errors import BadInput
-from render.models.pair import facts_of, find_models
+from render.models.model_paths import find_model_paths, model_info
 from render.spec import Spec
 
 _SHOWN = 20
@@ -72,24 +80,29 @@ def submit_command(
         good, bad = check_batch(reader)
         if bad and not skip_bad:
             raise _refusal(source, bad, as_json)
-        asked: Iterator[Asked] = asked_rows(reader)
+        asked: Iterator[BatchItem] = batch_items(reader)
         name = source.name
     else:
         spec = Spec.from_mapping(given_values(options))
-        facts_of(find_models(spec.model, spec.refiner))
-        asked, good, bad, name = iter([Asked(row=1, custom_id="image", spec=spec)]), 1, [], spec.prompt[:80]
+        model_info(find_model_paths(spec.model, spec.refiner))
+        asked, good, bad, name = (
+            iter([BatchItem(row=1, custom_id="image", spec=spec)]),
+            1,
+            [],
+            spec.prompt[:80],
+        )
     if variations > 1:
-        asked, good = varied(asked, variations), good * variations
+        asked, good = expand_variations(asked, variations), good * variations
     if dry_run:
         _say({"rows": good, "bad": len(bad), "dry_run": True}, as_json)
         return
-    receipt = submit(farm.database, keep_inputs(asked, open_images(farm.settings)), name, terms)
+    receipt = submit(farm.database, upload_inputs(asked, open_images(farm.settings)), name, terms)
     _write_errors(source, bad)
     _say({"rows": good, "bad": len(bad), "queue": terms.queue, **asdict(receipt)}, as_json)
 
 
-def _terms(options: dict[str, Any]) -> Terms:
-    return Terms(
+def _terms(options: dict[str, Any]) -> JobOptions:
+    return JobOptions(
         owner=options.pop("owner") or whoami(),
         queue=options.pop("queue"),
         priority=options.pop("priority"),

@@ -9,8 +9,8 @@ import click
 
 from jobs.cli.render import render
 from render.errors import BadInput
-from render.init_picture import open_picture
-from render.picture.parameters import read_parameters
+from render.output.image_metadata import read_parameters
+from render.spec.init_image import open_image
 
 _STRENGTH = "0.3"
 """Enough for new detail, too little for new things."""
@@ -31,7 +31,7 @@ def upscale(context: click.Context, /, picture: Path, scale: str, prompt: str | 
     """Enlarge a picture in tiles: each doubling keeps what is there and adds detail to it."""
     if scale not in ("2", "4", "8"):
         raise BadInput("scale", scale, "is not 2, 4 or 8")
-    source = open_picture(picture)
+    source = open_image(picture)
     prompt = prompt or read_parameters(picture).get("prompt")
     if not prompt:
         raise BadInput("prompt", prompt, 'is not in the picture; say what it shows, as in --prompt "a vase"')

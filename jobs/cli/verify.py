@@ -12,7 +12,7 @@ from infra.settings import read_settings
 from infra.store.open import open_store
 from jobs.errors import FAILED
 from jobs.image_store import READ_PATIENCE_S, published_image
-from render.picture.verify import verify_image
+from render.output.verify import verify_image
 
 
 @click.command(epilog="Examples: chorale verify out/vase; chorale verify s3://studio/vase")

@@ -13,10 +13,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from jobs.cli.farm_options import ago, counted, duration, farm_options, print_json
+from jobs.db.queries import Filter, count_jobs, find_job, list_jobs
+from jobs.db.state_machine import ENDED
 from jobs.errors import GroupFailed, JobCancelled, JobTimedOut
 from jobs.farm import Farm
-from jobs.state.machine import ENDED
-from jobs.state.queries import Filter, count_jobs, find_job, list_jobs
 from render.errors import BadInput
 
 _LOOK_S = 0.5

@@ -22,15 +22,15 @@ from typing import Any
 from celery import Celery
 
 from infra.errors import ServiceError
+from jobs.db.attempts import LEASE_S, unclaimed
+from jobs.db.nodes import register, renew, set_draining, sign_off
 from jobs.farm import Farm
-from jobs.morning import send_due, wanted
-from jobs.node.desk import remove_stale_desks
-from jobs.node.metrics_desk import MetricsDesk
+from jobs.node.metrics_server import MetricsServer
 from jobs.node.tasks import BELL, bell_path, make_app, queue_of, ring
-from jobs.place.dispatcher import dispatch
-from jobs.state.attempts import LEASE_S, unclaimed
-from jobs.state.nodes import register, renew, set_draining, sign_off
+from jobs.report_delivery import send_due, wanted
+from jobs.scheduler.dispatcher import dispatch
 from render.errors import BadInput
+from render.launch.group_directory import remove_stale_group_directories
 
 _ROUND_S = 1.0
 """Between two looks into the database, unless a bell rings."""
@@ -53,7 +53,7 @@ class Agent:
     address: str
     device: str
     home: Path
-    metrics: MetricsDesk
+    metrics: MetricsServer
     vram_bytes: int | None = None
     broker_url: str | None = None
     """Without one nobody rings, and the agent only looks by itself."""
@@ -69,7 +69,7 @@ class Agent:
     def run(self) -> None:
         """Raises `BadSetting` when `/metrics` cannot be served, before the farm knows of this node."""
         self.home.mkdir(parents=True, exist_ok=True)
-        remove_stale_desks()
+        remove_stale_group_directories()
         # Metrics end last, so that they hear of how the supervisors ended.
         with self.metrics:
             self._run()
@@ -161,7 +161,7 @@ class Agent:
         bell = {BELL: str(bell_path(self.home, self.name)), "CHORALE_BROKER_URL": self.broker_url}
         with (self.home / "worker.log").open("ab") as log:
             self._worker = subprocess.Popen(
-                [sys.executable, "-m", "jobs.node.worker", str(os.getpid()), *words],
+                [sys.executable, "-m", "jobs.node.celery_worker", str(os.getpid()), *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -18,13 +18,13 @@ from pathlib import Path
 
 from infra.errors import ServiceError
 from infra.settings import read_settings
+from jobs.db.attempts import Assignment, claim, next_offer
 from jobs.farm import Farm, open_farm
-from jobs.node.heart import patiently
-from jobs.node.part import Part
-from jobs.node.request import WARM_S
-from jobs.node.torchrun import RankGroup
-from jobs.state.attempts import Assignment, claim, offered
-from render.lifeline import die_with_parent
+from jobs.node.attempt_runner import AttemptRunner
+from jobs.node.heartbeat import with_retry
+from render.launch.parent_death import die_with_parent
+from render.launch.rank_group import RankGroup
+from render.launch.request import WARM_S
 
 _LOOK_S = 0.25
 """Between two looks for work while the group is idle."""
@@ -38,7 +38,7 @@ def main() -> int:
         supervisor = _Supervisor(farm, f"{node}-{os.getpid()}-{uuid.uuid4().hex[:8]}", Path(home))
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, supervisor.leave)
-        part = patiently(farm.database, lambda connection: claim(connection, attempt, node, supervisor.name))
+        part = with_retry(farm.database, lambda connection: claim(connection, attempt, node, supervisor.name))
         if part is not None:
             supervisor.run(part)
     return 0
@@ -61,7 +61,7 @@ class _Supervisor:
         ended: float | None = None
         try:
             while current is not None:
-                part = Part(self.farm, current, self._group, self.home, lambda: self._leaving, ended)
+                part = AttemptRunner(self.farm, current, self._group, self.home, lambda: self._leaving, ended)
                 kept = part.run()
                 if kept is None and self._group is not None:
                     self._group.close()
@@ -78,7 +78,7 @@ class _Supervisor:
         while self._group is not None and self._group.alive() and not self._leaving:
             with contextlib.suppress(ServiceError):
                 with self.farm.database.read() as connection:
-                    attempt, free = offered(connection, last)
+                    attempt, free = next_offer(connection, last)
                 if attempt is not None:
                     with self.farm.database.write() as connection:
                         return claim(connection, attempt, last.node, self.name)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from render.errors import ModelNotUsable
-from render.models.adapter import Adapter, ModelFacts, NoiseSchedule, WindowPlace
-from render.models.families import FAMILIES
-from render.models.folder import family_of, read_facts, resolve_model
-from render.models.pair import Folders, facts_of, find_models
+from render.models.adapter import Adapter, ModelInfo, NoiseSchedule, WindowPlace
+from render.models.folder import family_of, read_model_info, resolve_model
+from render.models.model_paths import ModelPaths, find_model_paths, model_info
+from render.models.registry import FAMILIES
 
 if TYPE_CHECKING:
     import torch
@@ -18,42 +18,42 @@ if TYPE_CHECKING:
 __all__ = [
     "FAMILIES",
     "Adapter",
-    "Folders",
-    "ModelFacts",
+    "ModelInfo",
+    "ModelPaths",
     "NoiseSchedule",
     "WindowPlace",
-    "facts_of",
-    "find_models",
+    "find_model_paths",
     "load_adapter",
     "load_models",
-    "read_facts",
+    "model_info",
+    "read_model_info",
     "resolve_model",
 ]
 
 
-def load_adapter(path: Path, device: torch.device, dtype: str, facts: ModelFacts | None = None) -> Adapter:
+def load_adapter(path: Path, device: torch.device, dtype: str, info: ModelInfo | None = None) -> Adapter:
     """Load a model's networks onto a device. `dtype` is float32, bfloat16 or float16.
 
     `facts` saves hashing the weights again when the caller has read them already.
     Raises `ModelNotUsable` for a folder that cannot be used.
     """
-    facts = facts or read_facts(path)
+    info = info or read_model_info(path)
     module = importlib.import_module(family_of(path).module)
-    return cast(Adapter, module.load(path, facts, device, dtype))
+    return cast(Adapter, module.load(path, info, device, dtype))
 
 
 def load_models(
-    folders: Folders, device: torch.device, dtype: str, facts: ModelFacts
+    folders: ModelPaths, device: torch.device, dtype: str, info: ModelInfo
 ) -> tuple[Adapter, Adapter | None]:
     """Load what a spec names, the model and its refiner if it has one; `facts` are those of both.
 
     Both stay resident. The refiner is told of windows in the model's terms, which laid them out.
     Raises `ModelNotUsable` for a folder that cannot be used.
     """
-    model = load_adapter(folders.model, device, dtype, facts)
+    model = load_adapter(folders.model, device, dtype, info)
     if folders.refiner is None:
         return model, None
     try:
-        return model, load_adapter(folders.refiner, device, dtype, facts)
+        return model, load_adapter(folders.refiner, device, dtype, info)
     except ModelNotUsable as exc:
         raise ModelNotUsable("refiner", exc.value, exc.fix) from exc

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFacts:
+class ModelInfo:
     """What the plan needs to know of a model, read from its folder without loading a weight."""
 
     family: str
@@ -25,7 +25,7 @@ class ModelFacts:
     """Side of the square that the model was trained on, in pixels."""
     digest: str
     """SHA-256 over the model's files; it stands for the model in the spec's digest. With a refiner, both:
-    see `render.models.pair`."""
+    see `render.models.model_paths`."""
     decode_halo: int
     """Latents around a decode tile that its pixels depend on (or, for global norms, that hide its edge)."""
     guidance_scale: float
@@ -36,8 +36,8 @@ class ModelFacts:
     """The largest picture that the model's own coordinates reach, in native sizes; None when unbounded."""
     token_width: int = 0
     """Numbers by which a window tells all others of itself under one condition; 0 when it cannot."""
-    listens: bool = False
-    """Whether it brings a trained cross attention (`render.models.listener`)."""
+    has_cross_window_attention: bool = False
+    """Whether it brings a trained cross attention (`render.models.trained_cross_window_attention`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class NoiseSchedule:
 class Adapter(Protocol):
     """One loaded model. Constructors load nothing; `render.models.load_adapter` does."""
 
-    facts: ModelFacts
+    info: ModelInfo
     prediction_type: str
     """`epsilon`, `v_prediction` or `sample`: what `predict` returns."""
 
@@ -111,7 +111,7 @@ class Adapter(Protocol):
         ...
 
     def hear(self, tokens: Tensor | None, share: float, form: str) -> Any:
-        """What windows listen to in a step, ready for `predict_listening`; computed once per step.
+        """What windows listen to in a step, ready for `predict_with_context`; computed once per step.
 
         `tokens` is [passes, N, token_width], or None where nothing is heard; `share` is what all of them
         count. `form` is one of `render.spec.ATTENTION_FORMS`.
@@ -119,7 +119,7 @@ class Adapter(Protocol):
         """
         ...
 
-    def predict_listening(
+    def predict_with_context(
         self,
         latents: Tensor,
         timestep: float,

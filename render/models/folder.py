@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, overload
 
 from render.errors import ModelNotUsable
-from render.models.adapter import ModelFacts
-from render.models.families import FAMILIES, REFINERS, UNUSED_PARTS, Family
+from render.models.adapter import ModelInfo
 from render.models.hub import download, looks_like_hub_id
+from render.models.registry import FAMILIES, REFINERS, UNUSED_PARTS, Family
 
 BUILTIN = "builtin"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -34,7 +34,7 @@ KL_HALO = 18
 """Latents around a decode tile of an `AutoencoderKL`. The convolutions of its four levels reach 18 latents;
 its group norms and its one attention see the whole tile, so a tiled decode is close, never exact."""
 LISTENER = "listener"
-"""The part with a trained cross attention, in models that bring one (`render.models.listener`). No stock
+"""The part with a trained cross attention, in models that bring one (`render.models.trained_cross_window_attention`). No stock
 pipeline knows it, so `model_index.json` does not name it."""
 _ATTENDING_MIDDLE = "UNetMidBlock2DCrossAttn"
 
@@ -46,7 +46,7 @@ Listing = tuple[tuple[str, int, int, int], ...]
 def resolve_model(name: str) -> Path:
     """`builtin`, a local folder, or a hub id (from the local cache, else the network) -> a folder.
 
-    Raises `ModelNotUsable` when there is none. Whether it can be used is for `read_facts` to say.
+    Raises `ModelNotUsable` when there is none. Whether it can be used is for `read_model_info` to say.
     """
     if name == BUILTIN:
         return _builtin_folder()
@@ -58,7 +58,7 @@ def resolve_model(name: str) -> Path:
     raise ModelNotUsable("model", name, "is not a folder here; use builtin, a folder or a hub id")
 
 
-def read_facts(path: Path) -> ModelFacts:
+def read_model_info(path: Path) -> ModelInfo:
     """What the plan needs of a model, from its configuration files and the hashes of its weights.
 
     Raises `ModelNotUsable` for a folder that lacks parts, holds pickles, or is of a family without adapter.
@@ -67,7 +67,7 @@ def read_facts(path: Path) -> ModelFacts:
     return _read_facts(path, _listing(path))
 
 
-def read_refiner_facts(path: Path) -> ModelFacts:
+def read_refiner_info(path: Path) -> ModelInfo:
     """The same of a refiner: a model that finishes what another has begun.
 
     Raises `ModelNotUsable` for a folder that cannot be used, or that holds no refiner.
@@ -77,12 +77,12 @@ def read_refiner_facts(path: Path) -> ModelFacts:
 
 # `listing` is looked at by the caches alone. Refusals are not kept: they are looked at anew each time.
 @lru_cache(maxsize=32)
-def _read_facts(path: Path, listing: Listing) -> ModelFacts:
+def _read_facts(path: Path, listing: Listing) -> ModelInfo:
     return _facts(path, *_inspect(path))
 
 
 @lru_cache(maxsize=32)
-def _read_refiner_facts(path: Path, listing: Listing) -> ModelFacts:
+def _read_refiner_facts(path: Path, listing: Listing) -> ModelInfo:
     index, family, parts = _inspect(path, REFINERS)
     if not index.get(AESTHETICS_KEY):
         raise _unusable(path, f"has no {AESTHETICS_KEY} in model_index.json and is no refiner; use another")
@@ -94,14 +94,14 @@ def read_config(path: Path, part: str) -> dict[str, Any]:
     return _read_json(path, f"{part}/{'scheduler_config' if part == 'scheduler' else 'config'}.json")
 
 
-def _facts(path: Path, index: dict[str, Any], family: Family, parts: tuple[str, ...]) -> ModelFacts:
+def _facts(path: Path, index: dict[str, Any], family: Family, parts: tuple[str, ...]) -> ModelInfo:
     unet, vae = _read_json(path, "unet/config.json"), _read_json(path, "vae/config.json")
     scale_factor, halo = _decoder_geometry(path, index["vae"][1], vae)
     channels = _whole(path, vae, "vae", "latent_channels", 4)
     taken = _whole(path, unet, "unet", "in_channels", 4)
     if taken != channels:
         raise _unusable(path, f"has a unet of {taken} channels on {channels}; use a text-to-image model")
-    return ModelFacts(
+    return ModelInfo(
         family=family.name,
         latent_channels=channels,
         scale_factor=scale_factor,
@@ -112,7 +112,7 @@ def _facts(path: Path, index: dict[str, Any], family: Family, parts: tuple[str, 
         takes_guidance=unet.get("time_cond_proj_dim") is not None,
         zoom_limit=_number(path, index, ZOOM_LIMIT_KEY, 1.0, None),
         token_width=_token_width(unet),
-        listens=LISTENER in parts,
+        has_cross_window_attention=LISTENER in parts,
     )
 
 
@@ -296,7 +296,7 @@ def _number(path: Path, index: dict[str, Any], key: str, least: float, default: 
 
 
 def _token_width(unet: dict[str, Any]) -> int:
-    """See `render.models.listening`: the channels of the UNet's middle, where that attends to itself."""
+    """See `render.models.cross_window_attention`: the channels of the UNet's middle, where that attends to itself."""
     channels = unet.get("block_out_channels", (320, 640, 1280, 1280))
     attends = unet.get("mid_block_type", _ATTENDING_MIDDLE) == _ATTENDING_MIDDLE
     return int(channels[-1]) if attends and not unet.get("mid_block_only_cross_attention") else 0

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from render.models._diffusers import TextStates, UNetAdapter, find_listener, load_pipeline
-from render.models.adapter import ModelFacts
+from render.models.adapter import ModelInfo
+from render.models.unet import TextStates, UNetAdapter, find_trained_attention, load_pipeline
 
 
 class StableDiffusion(UNetAdapter):
@@ -22,7 +22,7 @@ class StableDiffusion(UNetAdapter):
         return TextStates(states=torch.cat([unconditional, conditional]) if guided else conditional)
 
 
-def load(path: Path, facts: ModelFacts, device: torch.device, dtype: str) -> StableDiffusion:
+def load(path: Path, info: ModelInfo, device: torch.device, dtype: str) -> StableDiffusion:
     """Load a folder of class `StableDiffusionPipeline`; raises `ModelNotUsable` when it does not load."""
     pipeline = load_pipeline(
         "StableDiffusionPipeline",
@@ -34,4 +34,4 @@ def load(path: Path, facts: ModelFacts, device: torch.device, dtype: str) -> Sta
         image_encoder=None,
         requires_safety_checker=False,
     )
-    return StableDiffusion(pipeline, facts, device, dtype, find_listener(path, facts, device, dtype))
+    return StableDiffusion(pipeline, info, device, dtype, find_trained_attention(path, info, device, dtype))

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from render.models._diffusers import TextStates, UNetAdapter, find_listener, load_pipeline
-from render.models.adapter import ModelFacts, WindowPlace
+from render.models.adapter import ModelInfo, WindowPlace
+from render.models.unet import TextStates, UNetAdapter, find_trained_attention, load_pipeline
 
 
 class StableDiffusionXL(UNetAdapter):
@@ -45,10 +45,10 @@ class StableDiffusionXL(UNetAdapter):
         self, text: TextStates, places: Sequence[WindowPlace], passes: Sequence[int]
     ) -> list[tuple[float, ...]]:
         """The numbers that each evaluation's network is told besides the text."""
-        return [time_ids(place, self.facts) for place in places]
+        return [time_ids(place, self.info) for place in places]
 
 
-def time_ids(place: WindowPlace, facts: ModelFacts) -> tuple[float, ...]:
+def time_ids(place: WindowPlace, info: ModelInfo) -> tuple[float, ...]:
     """SDXL's micro-conditioning (arXiv 2307.01952, section 2.2): picture size, corner, crop size.
 
     A model with a `zoom_limit` knows no picture whose short side is beyond that many native sizes. A larger
@@ -57,13 +57,13 @@ def time_ids(place: WindowPlace, facts: ModelFacts) -> tuple[float, ...]:
     """
     short_side = min(place.picture_height, place.picture_width)
     shrink = 1.0
-    if facts.zoom_limit is not None:
-        shrink = min(1.0, facts.zoom_limit * facts.native_size / short_side)
+    if info.zoom_limit is not None:
+        shrink = min(1.0, info.zoom_limit * info.native_size / short_side)
     picture = (place.picture_height, place.picture_width, place.pixel_y, place.pixel_x)
     return (*(value * shrink for value in picture), float(place.height), float(place.width))
 
 
-def load(path: Path, facts: ModelFacts, device: torch.device, dtype: str) -> StableDiffusionXL:
+def load(path: Path, info: ModelInfo, device: torch.device, dtype: str) -> StableDiffusionXL:
     """Load a folder of class `StableDiffusionXLPipeline`; raises `ModelNotUsable` when it does not load."""
     pipeline = load_pipeline(
         "StableDiffusionXLPipeline",
@@ -77,4 +77,4 @@ def load(path: Path, facts: ModelFacts, device: torch.device, dtype: str) -> Sta
     # SDXL's own autoencoder overflows in float16 and says so in its config.
     if dtype == "float16" and pipeline.vae.config.force_upcast:
         pipeline.vae.to(torch.float32)
-    return StableDiffusionXL(pipeline, facts, device, dtype, find_listener(path, facts, device, dtype))
+    return StableDiffusionXL(pipeline, info, device, dtype, find_trained_attention(path, info, device, dtype))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from render.models._diffusers import TextStates, load_pipeline
-from render.models.adapter import ModelFacts, WindowPlace
+from render.models.adapter import ModelInfo, WindowPlace
 from render.models.sdxl import StableDiffusionXL, time_ids
+from render.models.unet import TextStates, load_pipeline
 
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 """What stock pipelines ask for with the prompt, and without it (arXiv 2307.01952, section 2.5)."""
@@ -26,12 +26,10 @@ class StableDiffusionXLRefiner(StableDiffusionXL):
     ) -> list[tuple[float, ...]]:
         prompted = len(text.states) - 1
         scores = (AESTHETIC_SCORE if turn == prompted else NEGATIVE_AESTHETIC_SCORE for turn in passes)
-        return [
-            (*time_ids(place, self.facts)[:4], score) for place, score in zip(places, scores, strict=True)
-        ]
+        return [(*time_ids(place, self.info)[:4], score) for place, score in zip(places, scores, strict=True)]
 
 
-def load(path: Path, facts: ModelFacts, device: torch.device, dtype: str) -> StableDiffusionXLRefiner:
+def load(path: Path, info: ModelInfo, device: torch.device, dtype: str) -> StableDiffusionXLRefiner:
     """Load a folder of class `StableDiffusionXLImg2ImgPipeline`, but for its autoencoder.
 
     Raises `ModelNotUsable` when it does not load.
@@ -46,4 +44,4 @@ def load(path: Path, facts: ModelFacts, device: torch.device, dtype: str) -> Sta
         image_encoder=None,
         add_watermarker=False,
     )
-    return StableDiffusionXLRefiner(pipeline, facts, device, dtype)
+    return StableDiffusionXLRefiner(pipeline, info, device, dtype)

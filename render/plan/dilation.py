@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from render.plan.fading import Span, fading_share
+from render.plan.decay import Span, decayed_strength
 from render.plan.geometry import Grid
 
 
@@ -54,7 +54,7 @@ def dilation_of(grid: Grid, native: int) -> Dilation | None:
 
 def views_taken(strength: float, span: Span, step: int) -> bool:
     """Whether the views are evaluated at a step: as long as they count."""
-    return fading_share(strength, span, step) > 0.0
+    return decayed_strength(strength, span, step) > 0.0
 
 
 def steps_with_views(strength: float, span: Span) -> Iterator[int]:

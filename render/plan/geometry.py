@@ -110,7 +110,7 @@ class Axis:
         return tuple(min(max(start, 0), last) for start in nominal)
 
     @cached_property
-    def cuts(self) -> tuple[int, ...]:
+    def cell_bounds(self) -> tuple[int, ...]:
         """count + 1 ascending bounds; cell i is [cuts[i], cuts[i+1]). On a ring, all modulo its length: the
         first may lie before the canvas, and the last is the first once more."""
         middle = self.starts(self.offsets // 2)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from render.models.adapter import ModelFacts
-from render.plan.chorus import token_bytes, view_bytes
+from render.models.adapter import ModelInfo
+from render.plan.communication import token_bytes, view_bytes
 from render.plan.dilation import steps_with_views
 from render.plan.stages import Stage, make_stages
 from render.plan.tiling import Tiling
 from render.spec import Spec
 
 WIRE_BYTES = 4
-"""A border latent crosses as a 32-bit fixed-point number (see render.denoise.fuse)."""
+"""A border latent crosses as a 32-bit fixed-point number (see render.denoise.fusion)."""
 TIE_BYTES = 8
-"""So does a class of equal latents of a tile set as one of 64 bits (see render.denoise.ties)."""
+"""So does a class of equal latents of a tile set as one of 64 bits (see render.guidance.shared_latents)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class StagePlan:
         if self.tiling.world_size == 1:
             return (0,)
         ranks = range(self.tiling.world_size)
-        ties = self.stage.ties
+        ties = self.stage.latent_classes
         tied = 0 if ties is None else len(ties.firsts) * self.channels * TIE_BYTES
         said = self.token_bytes + self.view_bytes + tied
         return tuple(len(self.tiling.border(rank)) * self.channels * WIRE_BYTES + said for rank in ranks)
@@ -119,7 +119,7 @@ class Plan:
     """All stages of an image for one world size."""
 
     spec: Spec
-    facts: ModelFacts
+    info: ModelInfo
     world_size: int
     stages: tuple[StagePlan, ...]
 
@@ -139,20 +139,20 @@ class Plan:
         return sum(stage.model_calls for stage in self.stages)
 
 
-def make_plan(spec: Spec, facts: ModelFacts, world_size: int) -> Plan:
+def make_plan(spec: Spec, info: ModelInfo, world_size: int) -> Plan:
     """Deal every stage of the image out to `world_size` ranks (1 to 1,024)."""
-    stages = tuple(_stage_plan(spec, facts, stage, world_size) for stage in make_stages(spec, facts))
-    return Plan(spec=spec, facts=facts, world_size=world_size, stages=stages)
+    stages = tuple(_stage_plan(spec, info, stage, world_size) for stage in make_stages(spec, info))
+    return Plan(spec=spec, info=info, world_size=world_size, stages=stages)
 
 
-def _stage_plan(spec: Spec, facts: ModelFacts, stage: Stage, world_size: int) -> StagePlan:
+def _stage_plan(spec: Spec, info: ModelInfo, stage: Stage, world_size: int) -> StagePlan:
     tiling = stage.tiling(world_size)
     looking = 0 if stage.dilation is None else sum(1 for _ in steps_with_views(spec.dilated, stage))
     return StagePlan(
         stage=stage,
         tiling=tiling,
-        channels=facts.latent_channels,
-        token_bytes=token_bytes(spec, stage, tiling, facts),
-        view_bytes=view_bytes(spec, stage, tiling, facts),
+        channels=info.latent_channels,
+        token_bytes=token_bytes(spec, stage, tiling, info),
+        view_bytes=view_bytes(spec, stage, tiling, info),
         view_steps=looking,
     )

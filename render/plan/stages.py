@@ -7,15 +7,15 @@ import math
 from dataclasses import dataclass, replace
 
 from render.errors import BadInput
-from render.init_picture import InitPicture
-from render.models.adapter import ModelFacts
+from render.models.adapter import ModelInfo
 from render.plan.dilation import Dilation, dilation_of
 from render.plan.geometry import Axis, Grid, Layer
-from render.plan.layers import area_of
-from render.plan.ties import Ties, make_ties
+from render.plan.latent_classes import LatentClasses, make_latent_classes
+from render.plan.region_prompts import region_area
 from render.plan.tiling import Tiling
 from render.spec import LEARNED, POOLED, Spec
-from render.tile_set import Sheet
+from render.spec.init_image import InitImage
+from render.spec.tile_set import TileSetLayout
 
 OVERLAP_SHARE = 4
 """`overlap` blend: a quarter of a window is shared with the next one."""
@@ -61,7 +61,7 @@ class Stage:
     """The spec's boxes that are large enough at this stage; `text` is 1 for the first one."""
     dilation: Dilation | None = None
     """The views of the whole that guide the windows; None where the spec asks for none or there are none."""
-    sheet: Sheet | None = None
+    tile_set_layout: TileSetLayout | None = None
     """The tiles that the canvas is a sheet of."""
     enlarges: bool = False
     """It starts from something smaller, and may be held to that."""
@@ -74,9 +74,9 @@ class Stage:
         return self.batch + self.batch % 2
 
     @property
-    def ties(self) -> Ties | None:
+    def latent_classes(self) -> LatentClasses | None:
         """The latents that are equal because sides of tiles are; None where there are none."""
-        ties = None if self.sheet is None else make_ties(self.sheet, self.grid)
+        ties = None if self.tile_set_layout is None else make_latent_classes(self.tile_set_layout, self.grid)
         return ties if ties is not None and len(ties.places) else None
 
     def tiling(self, world_size: int) -> Tiling:
@@ -92,7 +92,7 @@ class Stage:
         return int.from_bytes(draw[:8], "big") % rows, int.from_bytes(draw[8:16], "big") % cols
 
 
-def make_stages(spec: Spec, facts: ModelFacts) -> tuple[Stage, ...]:
+def make_stages(spec: Spec, info: ModelInfo) -> tuple[Stage, ...]:
     """Sizes halve from the image's own size down to the model's native area, in multiples of a latent.
 
     Where a picture is to be enlarged, they halve down to its size instead: it stands for the stages below,
@@ -102,30 +102,33 @@ def make_stages(spec: Spec, facts: ModelFacts) -> tuple[Stage, ...]:
     Raises `BadInput` when the spec asks for what the model cannot do, and for a picture that is to wrap and
     is too short for windows to stand around it.
     """
-    if spec.cross_attention and not facts.token_width:
+    if spec.cross_attention and not info.token_width:
         raise BadInput(
             "cross_attention",
             spec.cross_attention,
             f"needs a model that attends to itself in its middle, which {spec.model} does not; set it to 0",
         )
-    if spec.cross_attention and spec.cross_attention_form == LEARNED and not facts.listens:
+    if spec.cross_attention and spec.cross_attention_form == LEARNED and not info.has_cross_window_attention:
         raise BadInput(
             "cross_attention_form",
             spec.cross_attention_form,
             f"needs a model with a trained listener, which {spec.model} does not bring; use {POOLED}",
         )
-    _check_closes("height", spec.height, spec.wrap_y, facts)
-    _check_closes("width", spec.width, spec.wrap_x, facts)
-    sizes = _sizes(spec, facts)
-    if spec.sheet is not None:
+    _check_closes("height", spec.height, spec.wrap_y, info)
+    _check_closes("width", spec.width, spec.wrap_x, info)
+    sizes = _sizes(spec, info)
+    if spec.tile_set_layout is not None:
         for name, parts, lengths in zip(
-            ("width", "height"), (spec.sheet.cols, spec.sheet.rows), zip(*sizes, strict=True), strict=True
+            ("width", "height"),
+            (spec.tile_set_layout.cols, spec.tile_set_layout.rows),
+            zip(*sizes, strict=True),
+            strict=True,
         ):
-            _check_parts(name, parts, lengths, facts.scale_factor)
+            _check_parts(name, parts, lengths, info.scale_factor)
     stages = []
     begun = frozenset[int]()
     for index, size in enumerate(sizes):
-        stage = _stage(spec, facts, index, *size)
+        stage = _stage(spec, info, index, *size)
         texts = frozenset(patch.text for patch in stage.patches)
         below = index > 0 or (spec.init is not None and _enlarging(spec, spec.init) >= ENLARGED)
         stages.append(replace(stage, enlarges=below, composes=texts - begun))
@@ -133,14 +136,14 @@ def make_stages(spec: Spec, facts: ModelFacts) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _check_closes(name: str, pixels: int, wraps: bool, facts: ModelFacts) -> None:
+def _check_closes(name: str, pixels: int, wraps: bool, info: ModelInfo) -> None:
     """A window wraps around no less than half of what the model knows; any length from there on closes."""
-    least = facts.native_size // 2
+    least = info.native_size // 2
     if wraps and pixels < least:
         raise BadInput(
             name,
             pixels,
-            f"is too short for windows of {facts.native_size} px to close around it; use any multiple of 8 "
+            f"is too short for windows of {info.native_size} px to close around it; use any multiple of 8 "
             f"from {least} px on, or do not wrap it",
         )
 
@@ -156,8 +159,8 @@ def _check_parts(name: str, parts: int, lengths: tuple[int, ...], pixel: int) ->
     )
 
 
-def _sizes(spec: Spec, facts: ModelFacts) -> list[tuple[int, int]]:
-    native, pixel = facts.native_size, facts.scale_factor
+def _sizes(spec: Spec, info: ModelInfo) -> list[tuple[int, int]]:
+    native, pixel = info.native_size, info.scale_factor
     side = math.sqrt(spec.width * spec.height)
     # Half a halving too many would make the first stage half the native area; rounded down, it is twice.
     halvings = max(0, math.ceil(math.log2(side / native) - 0.5))
@@ -177,16 +180,16 @@ def _sizes(spec: Spec, facts: ModelFacts) -> list[tuple[int, int]]:
     return sizes
 
 
-def _enlarging(spec: Spec, init: InitPicture) -> float:
+def _enlarging(spec: Spec, init: InitImage) -> float:
     """How many times the side of the picture to start from the image's is."""
     return math.sqrt(spec.width * spec.height / (init.width * init.height))
 
 
-def _stage(spec: Spec, facts: ModelFacts, index: int, width: int, height: int) -> Stage:
-    latent_width, latent_height = width // facts.scale_factor, height // facts.scale_factor
-    native = facts.native_size // facts.scale_factor
+def _stage(spec: Spec, info: ModelInfo, index: int, width: int, height: int) -> Stage:
+    latent_width, latent_height = width // info.scale_factor, height // info.scale_factor
+    native = info.native_size // info.scale_factor
     grid = _grid(latent_height, latent_width, native, spec.blend == "shift", (spec.wrap_y, spec.wrap_x))
-    passes = 2 if spec.guidance(facts) > 1 and not facts.takes_guidance else 1
+    passes = 2 if spec.guidance(info) > 1 and not info.takes_guidance else 1
     from_noise = index == 0 and spec.init is None
     first_step = 0 if from_noise else spec.steps - max(1, round(spec.steps * spec.strength))
     return Stage(
@@ -200,7 +203,7 @@ def _stage(spec: Spec, facts: ModelFacts, index: int, width: int, height: int) -
         passes=passes,
         patches=_patches(spec, latent_height, latent_width, native),
         dilation=dilation_of(grid, native) if spec.dilated else None,
-        sheet=spec.sheet,
+        tile_set_layout=spec.tile_set_layout,
     )
 
 
@@ -238,7 +241,7 @@ def _grid(height: int, width: int, native: int, moving: bool, wraps: tuple[bool,
 
 def _patches(spec: Spec, height: int, width: int, native: int) -> tuple[Layer, ...]:
     """A box's composition starts at the first stage where its shorter side is a share of a window."""
-    areas = ((text, area_of(box, height, width)) for text, box in enumerate(spec.boxes, start=1))
+    areas = ((text, region_area(box, height, width)) for text, box in enumerate(spec.boxes, start=1))
     return tuple(
         Layer(
             grid=_grid(

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from render.plan.geometry import Axis, Flat, Grid, Layer, Mask, Rect
-from render.plan.surface import Surface, surface_of
+from render.plan.topology import Topology, topology_of
 
 Window = tuple[int, int, int]
 """(layer, row, col)"""
@@ -54,9 +54,9 @@ class Tiling:
         return (Layer(grid=self.grid), *self.patches)
 
     @cached_property
-    def surface(self) -> Surface:
+    def surface(self) -> Topology:
         """The canvas, and whether its edges are joined."""
-        return surface_of(self.grid)
+        return topology_of(self.grid)
 
     @cached_property
     def strips(self) -> int:
@@ -100,10 +100,10 @@ class Tiling:
             own = order[first:end]
             own = own[own[:, 0] == 0]
             table[own[:, 1], own[:, 2]] = rank
-        tall = np.repeat(table, np.diff(self.grid.rows.cuts), axis=0)
-        whole = np.repeat(tall, np.diff(self.grid.cols.cuts), axis=1)
+        tall = np.repeat(table, np.diff(self.grid.rows.cell_bounds), axis=0)
+        whole = np.repeat(tall, np.diff(self.grid.cols.cell_bounds), axis=1)
         # On a ring the first cell may begin before the canvas.
-        return np.roll(whole, (self.grid.rows.cuts[0], self.grid.cols.cuts[0]), axis=(0, 1))
+        return np.roll(whole, (self.grid.rows.cell_bounds[0], self.grid.cols.cell_bounds[0]), axis=(0, 1))
 
     def region(self, rank: int) -> Flat:
         """Flat canvas indices of the rank's region, ascending."""
@@ -120,7 +120,7 @@ class Tiling:
         across an edge that is joined."""
         return tuple(self._box(rank, self.strips) for rank in range(self.world_size))
 
-    def hold(self, rank: int) -> Mask:
+    def halo_mask(self, rank: int) -> Mask:
         """Which latents of the rank's box it holds: [box.height, box.width]."""
         return self._painted(rank, None)
 
@@ -134,7 +134,7 @@ class Tiling:
         return tuple(
             other
             for other, box in enumerate(self.boxes)
-            if other != rank and any(self.surface.pieces(mine, box))
+            if other != rank and any(self.surface.intersect(mine, box))
         )
 
     def held_by_others(self, rank: int) -> Mask:
@@ -152,7 +152,7 @@ class Tiling:
         """For each of the rank's windows: does any other rank need some of what it computes?"""
         box, shared = self.boxes[rank], self.held_by_others(rank)
         return tuple(
-            any(shared[place].any() for _, place in self.surface.pieces(self.window(window, offset), box))
+            any(shared[place].any() for _, place in self.surface.intersect(self.window(window, offset), box))
             for window in self.windows_of(rank)
         )
 
@@ -181,7 +181,7 @@ class Tiling:
         if first == end:
             return Rect(y=0, x=0, height=0, width=0)
         run = self._order(strips)[first // self.passes : -(-end // self.passes)]
-        return self.surface.cover(self._reach(number, run) for number in range(len(self.layers)))
+        return self.surface.bounding_rect(self._reach(number, run) for number in range(len(self.layers)))
 
     def _reach(self, number: int, run: NDArray[np.int64]) -> Rect:
         """What the windows of one layer in a run may read; nothing where it has none there."""
@@ -204,10 +204,10 @@ def _held_by_others(tiling: Tiling, rank: int) -> Mask:
     return mask
 
 
-def _paint(mask: Mask, box: Rect, spans: list[Rect], surface: Surface) -> None:
+def _paint(mask: Mask, box: Rect, spans: list[Rect], surface: Topology) -> None:
     """Mark what spans cover in a mask over `box`."""
     for span in spans:
-        for _, place in surface.pieces(span, box):
+        for _, place in surface.intersect(span, box):
             mask[place] = True
 
 
@@ -235,8 +235,8 @@ def _cells(axis: Axis, corner: int, under: Axis) -> NDArray[np.int64]:
     """In which cell of the axis `under` the middle of each window of a layer's axis lies."""
     middles = np.array(axis.starts(axis.offsets // 2)) + corner + axis.window // 2
     if under.wraps:
-        middles = (middles - under.cuts[0]) % under.length + under.cuts[0]
-    return np.searchsorted(under.cuts[1:-1], middles, side="right")
+        middles = (middles - under.cell_bounds[0]) % under.length + under.cell_bounds[0]
+    return np.searchsorted(under.cell_bounds[1:-1], middles, side="right")
 
 
 @lru_cache(maxsize=64)

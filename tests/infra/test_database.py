@@ -33,7 +33,7 @@ def test_a_folder_that_is_missing_is_unreachable() -> None:
 
 def test_many_processes_may_open_a_new_database_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys; from infra.database import Database; from jobs.state.schema import upgrade; "
+        "import sys; from infra.database import Database; from jobs.db.schema import upgrade; "
         "upgrade(Database(sys.argv[1]))"
     )
     url = f"sqlite:///{tmp_path / 'new.db'}"

@@ -18,7 +18,7 @@ from tests.support.services import require
 _LIBRARY = Path(__file__).parent.parent / "support" / "driver.c"
 _LOOK = """
 import json, infra.gpus, prometheus_client
-from infra.ledger import Ledger
+from infra.metrics_exporter import Ledger
 ledger = Ledger("n1", "cuda")
 shown = prometheus_client.generate_latest(ledger.registry).decode().splitlines()
 lines = dict(line.rsplit(" ", 1) for line in shown if line.startswith(("chorale_vram", "chorale_gpu")))

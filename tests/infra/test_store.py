@@ -11,9 +11,9 @@ import pytest
 
 from infra.errors import StoreDenied, StoreMissing, StorePermanent
 from infra.store.base import Store
+from infra.store.instrumented import InstrumentedStore, StoreCall
 from infra.store.local import LocalStore
-from infra.store.observed import ObservedStore, StoreCall
-from infra.store.patient import PatientStore
+from infra.store.retrying import RetryingStore
 from tests.support.buckets import Bucket, credentials
 
 
@@ -121,7 +121,7 @@ def test_a_store_within_a_store(store: Store) -> None:
 
 def test_every_wrapping_is_a_store_too(store: Store) -> None:
     calls: list[StoreCall] = []
-    wrapped = PatientStore(ObservedStore(store, calls.append), 1.0).within("in")
+    wrapped = RetryingStore(InstrumentedStore(store, calls.append), 1.0).within("in")
     wrapped.put("a", b"12345", "text/plain", immutable=True)
     assert wrapped.put_if_absent("a", b"other", "text/plain") is False
     assert (wrapped.get("a"), wrapped.get_range("a", 1, 2), wrapped.size("a")) == (b"12345", b"23", 5)

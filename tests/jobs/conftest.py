@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 
 from infra.database import Database
-from jobs.state.schema import upgrade
+from jobs.db.schema import upgrade
 from tests.support.services import postgres_server
 
 

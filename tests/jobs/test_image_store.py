@@ -9,8 +9,8 @@ from typing import TypeVar
 import pytest
 
 from infra.store.base import Store
+from infra.store.decorator import StoreDecorator
 from infra.store.local import LocalStore
-from infra.store.wrapped import WrappedStore
 from jobs.image_store import MARKER, claim, finished_image
 from render.errors import BadInput
 
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 OURS, OTHERS = "a" * 64, "b" * 64
 
 
-class Interrupted(WrappedStore):
+class Interrupted(StoreDecorator):
     """A store in which another machine does something right after our first look."""
 
     def __init__(self, store: Store, meanwhile: Callable[[], None]) -> None:

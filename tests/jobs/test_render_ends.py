@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from render.denoise.checkpoints import KEY as CHECKPOINT
+from render.denoise.checkpoint import KEY as CHECKPOINT
 from tests.support.cli import last_json, processes_with, ranks_with, start, wait_until
 
 LONG = ("render", "a red vase", "--size", "512x512", "--steps", "900", "--strength", "1", "--ranks", "2")
@@ -32,8 +32,8 @@ def begin(mark: str, out: Path, *more: str) -> subprocess.Popen[str]:
 def stage_and_step(checkpoint: Path) -> tuple[int, int]:
     data = checkpoint.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    facts = json.loads(header["__metadata__"]["chorale"])
-    return facts["stage"], facts["step"]
+    info = json.loads(header["__metadata__"]["chorale"])
+    return info["stage"], info["step"]
 
 
 def check_nothing_left(mark: str, out: Path) -> None:

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from infra.database import Database
 from jobs.cli.main import cli
-from jobs.state.machine import change
+from jobs.db.state_machine import change
 from tests.support.buckets import Bucket, credentials
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from render.denoise.checkpoints import KEY as CHECKPOINT
+from render.denoise.checkpoint import KEY as CHECKPOINT
 from tests.k8s.checks import problems
 from tests.k8s.conftest import SPEC
 from tests.k8s.job_controller import JobController, verdict

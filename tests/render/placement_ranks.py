@@ -8,10 +8,10 @@ import sys
 import torch
 
 from render.builtin import WEIGHTS
-from render.denoise.group import Group, SoloGroup, join, leave
+from render.distributed import Group, SingleRankGroup, join, leave
 from render.engine import render_image
 from render.models import load_adapter
-from render.models.folder import read_facts
+from render.models.folder import read_model_info
 from render.spec import BLENDS, SAMPLERS, Spec
 from tests.support.sinks import MemorySink
 
@@ -50,8 +50,8 @@ def cases() -> dict[str, Spec]:
 def main() -> None:
     torch.set_num_threads(1)
     device = torch.device("cpu")
-    group: Group = join(device) if "RANK" in os.environ else SoloGroup()
-    adapter = load_adapter(WEIGHTS, device, "float32", read_facts(WEIGHTS))
+    group: Group = join(device) if "RANK" in os.environ else SingleRankGroup()
+    adapter = load_adapter(WEIGHTS, device, "float32", read_model_info(WEIGHTS))
     chosen = sys.argv[1:] or list(cases())
     roots = {}
     for name in chosen:

@@ -17,7 +17,7 @@ from tests.support.cli import chorale, last_json
 from tests.support.models import ToyModel
 
 
-@pytest.mark.parametrize("name", ["render.denoise.attention", "render.mini"])
+@pytest.mark.parametrize("name", ["render.guidance.cross_spatial_attention", "render.mini"])
 def test_the_examples_in_docstrings_run(name: str) -> None:
     failed, tried = doctest.testmod(importlib.import_module(name))
     assert (failed, tried > 0) == (0, True)
@@ -39,7 +39,7 @@ def test_two_modules_render_what_one_rank_of_the_command_renders(tmp_path: Path)
         seed=3,
         steps=2,
         out=tmp_path / "here",
-        on_news=lambda news: heard.append(news["kind"]),
+        on_event=lambda news: heard.append(news["kind"]),
     )
     words = ("a red vase", "--size", "256x192", "--seed", "3", "--steps", "2", "--tile-size", "128")
     there = chorale("render", *words, "--ranks", "1", "--out", str(tmp_path / "there"), "--json")
@@ -52,7 +52,7 @@ def test_two_modules_render_what_one_rank_of_the_command_renders(tmp_path: Path)
     assert picture.size == image.size == (256, 192)
     assert Image.open(exported).tobytes() == picture.tobytes()
     again = pipeline.generate_image(
-        "a red vase", resolution=(256, 192), seed=3, steps=2, out=tmp_path / "here", on_news=pytest.fail
+        "a red vase", resolution=(256, 192), seed=3, steps=2, out=tmp_path / "here", on_event=pytest.fail
     )
     assert again.root == image.root
     with pytest.raises(BadInput, match="holds another spec's image"):

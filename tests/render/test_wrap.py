@@ -11,24 +11,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from render.box import Box
 from render.builtin import WEIGHTS
-from render.denoise.canvas import Canvas, Piece
-from render.denoise.cascade import enlarge, first_canvas, pixels_below
-from render.denoise.checkpoints import Keeper
-from render.denoise.group import Group, SoloGroup
-from render.denoise.loop import StageLoop
+from render.canvas import Canvas, LatentRegion
+from render.denoise.checkpoint import CheckpointManager
+from render.denoise.stage_loop import StageLoop
+from render.denoise.upscaling import enlarge, first_canvas, pixels_of_previous_stage
+from render.distributed import Group, SingleRankGroup
 from render.engine import render_image
 from render.errors import Stopped
-from render.init_picture import open_picture
 from render.models import load_adapter
-from render.models.folder import read_facts
-from render.picture.decode import decode_block
-from render.picture.pyramid import PyramidReport, publish_pyramid
+from render.models.folder import read_model_info
+from render.output.decode import decode_block
+from render.output.pyramid import PyramidReport, publish_pyramid
 from render.plan.geometry import Rect
 from render.plan.stages import Stage, make_stages
-from render.plan.surface import Surface, surface_of
+from render.plan.topology import Topology, topology_of
 from render.spec import BLENDS, Spec
+from render.spec.init_image import open_image
+from render.spec.region_prompt import RegionPrompt
 from tests.support.groups import run_ranks
 from tests.support.models import ToyModel
 from tests.support.sinks import MemorySink
@@ -59,26 +59,26 @@ def root_of(spec: Spec, group: Group) -> str:
 @pytest.mark.parametrize("wrap", ["x", "y", "xy"])
 def test_ranks_do_not_change_a_bit(blend: str, wrap: str) -> None:
     spec = spec_of(blend=blend, wrap=wrap, sampler="euler-ancestral")
-    alone = root_of(spec, SoloGroup())
+    alone = root_of(spec, SingleRankGroup())
     for ranks in (2, 3):
         assert set(run_ranks(ranks, lambda group: root_of(spec, group))) == {alone}
-    assert alone != root_of(replace(spec, wrap="none"), SoloGroup())
+    assert alone != root_of(replace(spec, wrap="none"), SingleRankGroup())
 
 
 @pytest.mark.parametrize("blend", BLENDS)
 def test_ranks_do_not_change_a_bit_of_boxes_on_a_picture_to_start_from(blend: str, tmp_path: Path) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (160, 224, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "init.png")
-    band = Box(prompt="a table", x=0.0, y=0.5, width=1.0, height=0.5)
-    vase = Box(prompt="a blue vase", x=0.0, y=0.0, width=0.4, height=0.7)
+    band = RegionPrompt(prompt="a table", x=0.0, y=0.5, width=1.0, height=0.5)
+    vase = RegionPrompt(prompt="a blue vase", x=0.0, y=0.0, width=0.4, height=0.7)
     spec = spec_of(
         blend=blend,
         boxes=(band, vase),
-        init=open_picture(tmp_path / "init.png"),
+        init=open_image(tmp_path / "init.png"),
         skip_residual=0.5,
         sampler="dpmpp-2m",
     )
-    alone = root_of(spec, SoloGroup())
+    alone = root_of(spec, SingleRankGroup())
     for ranks in (2, 3):
         assert set(run_ranks(ranks, lambda group: root_of(spec, group))) == {alone}
 
@@ -93,16 +93,20 @@ def test_a_stopped_render_goes_on_with_other_ranks(blend: str) -> None:
         def listen(news: dict[str, Any]) -> None:
             steps.extend([1] * (news["kind"] == "step"))
 
-        keeper = Keeper(sink, spec.digest("toy"), CPU, every_s=1e9, stop=lambda: len(steps) + 1 >= last)
+        checkpoints = CheckpointManager(
+            sink, spec.digest("toy"), CPU, every_s=1e9, stop=lambda: len(steps) + 1 >= last
+        )
         try:
-            report = render_image(spec, ToyModel(), group, sink, device=CPU, keeper=keeper, on_news=listen)
+            report = render_image(
+                spec, ToyModel(), group, sink, device=CPU, checkpoints=checkpoints, on_event=listen
+            )
             return report.root
         except Stopped:
             return None
 
     for ranks, last in ((3, 4), (1, 3)):
         assert run_ranks(ranks, lambda group, last=last: work(group, last)) == [None] * ranks
-    assert set(run_ranks(2, lambda group: work(group, 99))) == {root_of(spec, SoloGroup())}
+    assert set(run_ranks(2, lambda group: work(group, 99))) == {root_of(spec, SingleRankGroup())}
 
 
 def _denoised(spec: Spec, stage: Stage, start: Canvas) -> Tensor:
@@ -115,7 +119,7 @@ def _denoised(spec: Spec, stage: Stage, start: Canvas) -> Tensor:
         texts=(model.encode_prompt(spec.prompt, "", True),),
         device=CPU,
     )
-    return loop.run(start, SoloGroup()).gather().latents
+    return loop.run(start, SingleRankGroup()).gather().latents
 
 
 @pytest.mark.parametrize("blend", BLENDS)
@@ -124,12 +128,12 @@ def test_moving_the_start_by_a_window_moves_the_picture(blend: str, sampler: str
     # Windows stand evenly then: every 12 latents, or every 15.
     size = {"overlap": (480, 384), "shift": (480, 360)}[blend]
     spec = spec_of(blend=blend, sampler=sampler, width=size[0], height=size[1])
-    stage = replace(make_stages(spec, ToyModel().facts)[-1], first_step=0)
+    stage = replace(make_stages(spec, ToyModel().info)[-1], first_step=0)
     rows, cols = stage.grid.rows, stage.grid.cols
     assert rows.length % rows.count == cols.length % cols.count == 0 and min(rows.count, cols.count) > 2
     model = EvenModel()
     start = first_canvas(
-        stage, model.schedule(sampler, spec.steps), spec.seed, 4, surface_of(stage.grid).whole
+        stage, model.schedule(sampler, spec.steps), spec.seed, 4, topology_of(stage.grid).whole
     )
     still = _denoised(spec, stage, start)
     turn = (2 * rows.length // rows.count, cols.length // cols.count)
@@ -141,31 +145,31 @@ def test_moving_the_start_by_a_window_moves_the_picture(blend: str, sampler: str
 
 @pytest.mark.parametrize("turn", [(0, 1), (13, 0), (29, 47)])
 def test_decoding_knows_no_edge(turn: tuple[int, int]) -> None:
-    canvas = Surface(height=40, width=56, wrap_y=True, wrap_x=True)
+    canvas = Topology(height=40, width=56, wrap_y=True, wrap_x=True)
     latents = torch.randn((4, 40, 56), generator=torch.Generator().manual_seed(2))
     block, model = Rect(y=0, x=0, height=320, width=448), ToyModel()
 
     def decoded(planes: Tensor) -> Image8:
-        piece = Piece(latents=planes, area=canvas.whole, canvas=canvas)
+        piece = LatentRegion(latents=planes, area=canvas.whole, canvas=canvas)
         return decode_block(model, piece, block, 16, CPU)
 
     moved = decoded(latents.roll(turn, (1, 2)))
     assert np.array_equal(moved, np.roll(decoded(latents), [8 * each for each in turn], axis=(0, 1)))
-    sheet = Piece(latents=latents, area=canvas.whole, canvas=replace(canvas, wrap_x=False))
+    sheet = LatentRegion(latents=latents, area=canvas.whole, canvas=replace(canvas, wrap_x=False))
     assert not np.array_equal(decode_block(model, sheet, block, 16, CPU), decoded(latents))
 
 
 @pytest.mark.parametrize("turn", [(0, 1), (7, 11)])
 def test_enlarging_knows_no_edge(turn: tuple[int, int]) -> None:
     spec = spec_of()
-    below, stage = make_stages(spec, ToyModel().facts)[-2:]
-    small, large = surface_of(below.grid), surface_of(stage.grid)
+    below, stage = make_stages(spec, ToyModel().info)[-2:]
+    small, large = topology_of(below.grid), topology_of(stage.grid)
     latents = torch.randn((4, small.height, small.width), generator=torch.Generator().manual_seed(2))
 
     def enlarged(planes: Tensor) -> Tensor:
-        piece = Piece(latents=planes, area=small.whole, canvas=small)
-        pixels = pixels_below(piece, stage, ToyModel(), CPU)
-        return enlarge(pixels, stage, ToyModel(), SoloGroup(), CPU, large.whole).latents
+        piece = LatentRegion(latents=planes, area=small.whole, canvas=small)
+        pixels = pixels_of_previous_stage(piece, stage, ToyModel(), CPU)
+        return enlarge(pixels, stage, ToyModel(), SingleRankGroup(), CPU, large.whole).latents
 
     twice = [2 * each for each in turn]
     torch.testing.assert_close(enlarged(latents.roll(turn, (1, 2))), enlarged(latents).roll(twice, (1, 2)))
@@ -178,7 +182,7 @@ def test_a_picture_to_start_from_is_scaled_around_its_edges(tmp_path: Path) -> N
     for number, turn in enumerate([(0, 0), (10, 21)]):
         path = tmp_path / f"{number}.png"
         Image.fromarray(np.roll(noise, turn, axis=(0, 1))).save(path)
-        scaled.append(open_picture(path).pixels(whole, 128, 80, wrap_x=True, wrap_y=True))
+        scaled.append(open_image(path).pixels(whole, 128, 80, wrap_x=True, wrap_y=True))
     assert np.abs(scaled[1].astype(int) - np.roll(scaled[0], (20, 42), axis=(0, 1))).max() <= 1
 
 
@@ -195,17 +199,17 @@ def _picture(files: dict[str, bytes], width: int, height: int, side: int) -> Ima
 
 def test_the_edge_is_measured_where_a_picture_wraps() -> None:
     spec = spec_of(wrap="x", steps=2)
-    piece = Piece(
+    piece = LatentRegion(
         latents=torch.randn((4, 40, 56), generator=torch.Generator().manual_seed(2)),
         area=Rect(y=0, x=0, height=40, width=56),
-        canvas=Surface(height=40, width=56, wrap_x=True),
+        canvas=Topology(height=40, width=56, wrap_x=True),
     )
 
     def publish(group: Group) -> tuple[PyramidReport, dict[str, bytes]]:
         sink = MemorySink()
         return publish_pyramid(piece, ToyModel(), spec, group, sink, device=CPU), sink.files
 
-    report, files = publish(SoloGroup())
+    report, files = publish(SingleRankGroup())
     picture = _picture(files, spec).astype(int)
     at = report.columns.lines.borders.index(0)
     measured = report.columns.of(report.columns.lines.borders)[0][at]
@@ -248,9 +252,9 @@ def test_wrapped_edges_join(blend: str, wrap: str) -> None:
         tile_size=256,
     )
     torch.set_num_threads(1)
-    adapter, sink = load_adapter(WEIGHTS, CPU, "float32", read_facts(WEIGHTS)), MemorySink()
-    assert len(make_stages(spec, adapter.facts)) == 2
-    render_image(spec, adapter, SoloGroup(), sink, device=CPU)
+    adapter, sink = load_adapter(WEIGHTS, CPU, "float32", read_model_info(WEIGHTS)), MemorySink()
+    assert len(make_stages(spec, adapter.info)) == 2
+    render_image(spec, adapter, SingleRankGroup(), sink, device=CPU)
     edge, *controls = _sharpness(_picture(sink.files, spec))
     if wrap == "x":
         # One line beside others like it: as for every border, the largest of these is the measure.

@@ -23,8 +23,8 @@ from typing import Any
 from sqlalchemy import select
 
 from infra.database import Database
+from jobs.db.tables import attempts, jobs, leases, members
 from jobs.node.tasks import LAUNCH, make_app, queue_of
-from jobs.state.tables import attempts, jobs, leases, members
 from tests.support.cli import processes_with
 from tests.support.machines import Machines
 from tests.support.network import Network, network
@@ -191,10 +191,10 @@ class _Chaos:
                 outcome.losses += row.losses
 
     def fault_rank_killed(self) -> bool:
-        return self._kill("jobs.node.rank", but="jobs.node.launcher")
+        return self._kill("render.launch.rank", but="render.launch.launcher")
 
     def fault_torchrun_killed(self) -> bool:
-        return self._kill("jobs.node.launcher")
+        return self._kill("render.launch.launcher")
 
     def fault_supervisor_killed(self) -> bool:
         return self._kill("jobs.node.supervisor")

@@ -58,7 +58,9 @@ def ranks_with(mark: str) -> list[int]:
     """Pids of the ranks of a render that carries the mark."""
     listed = processes_with(mark).items()
     return [
-        pid for pid, command in listed if "jobs.node.rank" in command and "jobs.node.launcher" not in command
+        pid
+        for pid, command in listed
+        if "render.launch.rank" in command and "render.launch.launcher" not in command
     ]
 
 

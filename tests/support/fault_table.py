@@ -9,10 +9,10 @@ from functools import cache
 
 import torch
 
-from render.denoise.group import SoloGroup
+from render.distributed import SingleRankGroup
 from render.engine import render_image
-from render.picture.manifest import KEY
-from render.picture.verify import verify_image
+from render.output.manifest import KEY
+from render.output.verify import verify_image
 from render.spec import Spec
 from tests.support.buckets import Bucket
 from tests.support.cli import wait_until
@@ -89,7 +89,7 @@ FAULTS: dict[str, Callable[[FaultProxy], None]] = {
 def _undisturbed() -> tuple[str, frozenset[str]]:
     """Its root, and all its files."""
     sink = MemorySink()
-    root = render_image(SPEC, ToyModel(), SoloGroup(), sink, device=torch.device("cpu")).root
+    root = render_image(SPEC, ToyModel(), SingleRankGroup(), sink, device=torch.device("cpu")).root
     return root, frozenset(sink.files)
 
 
@@ -102,7 +102,7 @@ def try_fault(bucket: Bucket, name: str, begin: Callable[[FaultProxy], None] | N
     with fault_proxy(bucket.endpoint) as proxy:
         store = bucket.at(proxy.url).store(bucket.fresh_url(), patience_s=PATIENCE_S)
         (begin or FAULTS[name])(proxy)
-        report = render_image(SPEC, ToyModel(), SoloGroup(), store, device=torch.device("cpu"))
+        report = render_image(SPEC, ToyModel(), SingleRankGroup(), store, device=torch.device("cpu"))
         whole = verify_image(store, report.manifest).passes
         found = {entry.key for entry in store.entries()}
     requests = len(wanted) + 2 + len(report.manifest["tiles"])

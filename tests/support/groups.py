@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from render.denoise.group import Gathering
+from render.distributed import AllGatherHandle
 
 Result = TypeVar("Result")
 
@@ -60,7 +60,7 @@ class ThreadGroup:
         self.meeting.leave(self._slot, self.rank, block)
         return self._slot
 
-    def all_gather(self, block: Tensor) -> Gathering:
+    def all_gather(self, block: Tensor) -> AllGatherHandle:
         return _Arrived(self, self._leave(block.clone()))
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from render.denoise.checkpoints import KEY as CHECKPOINT
+from render.denoise.checkpoint import KEY as CHECKPOINT
 from tests.support.cli import CHORALE, last_json, processes_with, start, wait_until
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from render.models.adapter import ModelFacts, NoiseSchedule, WindowPlace
+from render.models.adapter import ModelInfo, NoiseSchedule, WindowPlace
 
 
 class ToyModel:
@@ -18,7 +18,7 @@ class ToyModel:
     prediction_type = "epsilon"
 
     def __init__(self, native: int = 128, channels: int = 4) -> None:
-        self.facts = ModelFacts(
+        self.info = ModelInfo(
             guidance_scale=2.0,
             family="toy",
             latent_channels=channels,
@@ -60,7 +60,7 @@ class ToyModel:
     def hear(self, tokens: Tensor | None, share: float, form: str) -> Tensor | None:
         return None if tokens is None else tokens.mean(1).sum(1) * share
 
-    def predict_listening(
+    def predict_with_context(
         self,
         latents: Tensor,
         timestep: float,
@@ -81,4 +81,4 @@ class ToyModel:
 
     def encode(self, pixels: Tensor) -> Tensor:
         small = functional.avg_pool2d(pixels, 8)
-        return functional.pad(small, (0, 0, 0, 0, 0, self.facts.latent_channels - 3))
+        return functional.pad(small, (0, 0, 0, 0, 0, self.info.latent_channels - 3))

@@ -21,20 +21,20 @@ def roots_of(specs: dict[str, dict[str, Any]], folder: Path) -> dict[str, str]:
 def main() -> None:
     import torch
 
-    from render.denoise.group import SoloGroup
+    from render.distributed import SingleRankGroup
     from render.engine import render_image
     from render.models import load_adapter
-    from render.models.folder import read_facts, resolve_model
+    from render.models.folder import read_model_info, resolve_model
     from render.spec import Spec
     from tests.support.sinks import MemorySink
 
     torch.set_num_threads(1)
     device, folder = torch.device("cpu"), resolve_model("builtin")
-    adapter = load_adapter(folder, device, "float32", read_facts(folder))
+    adapter = load_adapter(folder, device, "float32", read_model_info(folder))
     roots = {}
     for key, values in json.loads(Path(sys.argv[1]).read_text()).items():
         spec = Spec.from_mapping(values)
-        roots[key] = render_image(spec, adapter, SoloGroup(), MemorySink(), device=device).root
+        roots[key] = render_image(spec, adapter, SingleRankGroup(), MemorySink(), device=device).root
     Path(sys.argv[2]).write_text(json.dumps(roots))
 
 

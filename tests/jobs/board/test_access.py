@@ -11,7 +11,7 @@ import pytest
 
 from infra.errors import BadSetting
 from jobs.board.access import Access, check_address, read_access
-from jobs.board.guard import LARGEST_BODY
+from jobs.board.middleware import LARGEST_BODY
 from tests.jobs.board.conftest import OPERATOR, VIEWER
 from tests.support.board import RunningBoard
 from tests.support.cli import chorale

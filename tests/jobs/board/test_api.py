@@ -11,14 +11,8 @@ from schemathesis.checks import not_a_server_error
 
 from infra.database import Database
 from jobs.board.app import status_of
-from jobs.errors import KNOWN
-from jobs.place.dispatcher import dispatch
-from jobs.state.attempts import beat, claim, finish, make_ready
-from jobs.state.machine import change
-from jobs.state.nodes import register
-from jobs.state.queries import Filter
-from jobs.state.submission import Asked, Terms, submit
-from jobs.state.watching import (
+from jobs.db.attempts import beat, claim, finish, make_ready
+from jobs.db.board_queries import (
     Cursor,
     attempts_of,
     batch_rows,
@@ -27,6 +21,12 @@ from jobs.state.watching import (
     queue_rates,
     show_batch,
 )
+from jobs.db.nodes import register
+from jobs.db.queries import Filter
+from jobs.db.state_machine import change
+from jobs.db.submission import BatchItem, JobOptions, submit
+from jobs.errors import KNOWN
+from jobs.scheduler.dispatcher import dispatch
 from render.spec import Spec
 from tests.support.board import RunningBoard
 
@@ -123,8 +123,8 @@ def test_every_known_error_has_a_status() -> None:
 )
 def test_pages_hold_every_job_once_there_and_back(database: Database, wanted: Filter) -> None:
     specs = (Spec(prompt=f"vase {number % 7}%", seed=number, width=128, height=128) for number in range(57))
-    asked = (Asked(row=number, custom_id=str(number), spec=spec) for number, spec in enumerate(specs))
-    submit(database, asked, "many", Terms(owner="anna"))
+    asked = (BatchItem(row=number, custom_id=str(number), spec=spec) for number, spec in enumerate(specs))
+    submit(database, asked, "many", JobOptions(owner="anna"))
     with database.read() as connection:
         whole = [row["id"] for row in page_jobs(connection, wanted, 1000).jobs]
         there, place, pages = [], None, []
@@ -166,8 +166,8 @@ def test_pages_say_what_is_wrong_with_an_address(quiet_board: RunningBoard, path
 
 
 def test_what_the_pages_read_is_read_on_both_databases(database: Database) -> None:
-    asked = iter([Asked(row=1, custom_id="one", spec=Spec(prompt="a vase", width=128, height=128))])
-    batch = submit(database, asked, "one", Terms(owner="anna")).batch
+    asked = iter([BatchItem(row=1, custom_id="one", spec=Spec(prompt="a vase", width=128, height=128))])
+    batch = submit(database, asked, "one", JobOptions(owner="anna")).batch
     with database.write() as connection:
         register(connection, "n", address="127.0.0.1", slots=1, device="cpu", vram_bytes=None)
     ((_, attempt, _),) = dispatch(database, "n")

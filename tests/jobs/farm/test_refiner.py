@@ -10,11 +10,11 @@ import torch
 from sqlalchemy import select
 
 from infra.database import Database
-from jobs.state.submission import Asked, Terms, submit
-from jobs.state.tables import jobs
-from render.denoise.group import SoloGroup
+from jobs.db.submission import BatchItem, JobOptions, submit
+from jobs.db.tables import jobs
+from render.distributed import SingleRankGroup
 from render.engine import render_image
-from render.models import facts_of, find_models, load_models
+from render.models import find_model_paths, load_models, model_info
 from render.spec import Spec
 from tests.render.models.tiny_folders import save_refiner, save_sdxl
 from tests.support.cli import wait_until
@@ -34,12 +34,17 @@ def test_a_refined_image_is_that_of_one_rank(machines: Machines, database: Datab
     model, refiner = save_sdxl(tmp_path / "model"), save_refiner(tmp_path / "refiner")
     spec = Spec(prompt="a red vase", width=128, height=128, steps=5, model=str(model), refiner=str(refiner))
     machines.boot("n1", slots=2, wait=False)
-    submit(database, iter([Asked(row=1, custom_id="vase", spec=spec)]), "vase", Terms(owner="a", ranks=2))
+    submit(
+        database,
+        iter([BatchItem(row=1, custom_id="vase", spec=spec)]),
+        "vase",
+        JobOptions(owner="a", ranks=2),
+    )
     torch.set_num_threads(1)
-    folders = find_models(spec.model, spec.refiner)
-    adapter, network = load_models(folders, torch.device("cpu"), "float32", facts_of(folders))
+    folders = find_model_paths(spec.model, spec.refiner)
+    adapter, network = load_models(folders, torch.device("cpu"), "float32", model_info(folders))
     alone = render_image(
-        spec, adapter, SoloGroup(), MemorySink(), device=torch.device("cpu"), refiner=network
+        spec, adapter, SingleRankGroup(), MemorySink(), device=torch.device("cpu"), refiner=network
     )
 
     def done() -> str | None:

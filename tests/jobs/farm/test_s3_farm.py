@@ -11,9 +11,9 @@ import pytest
 
 from infra.settings import Settings
 from infra.store.s3_client import forget_clients, make_client
-from jobs.node.request import Request
-from render.models.adapter import ModelFacts
-from render.models.pair import Folders
+from render.launch.request import Request
+from render.models.adapter import ModelInfo
+from render.models.model_paths import ModelPaths
 from tests.support.buckets import Bucket, credentials
 from tests.support.cli import chorale, last_json, processes_with, wait_until
 from tests.support.faults import FaultProxy, fault_proxy
@@ -60,7 +60,7 @@ def test_a_farm_renders_into_a_bucket_whatever_dies_and_tells_no_secret(
         said += [text.encode() for text in processes_with(farm.mark).values()]
         desks = Path(tempfile.gettempdir()).glob("chorale-desk-*/*")
         said += [path.read_bytes() for path in desks if path.is_file()]
-        farm.kill("jobs.node.rank")
+        farm.kill("render.launch.rank")
         proxy.cut()
         wait_until(
             lambda: any("does not answer" in (each["reason"] or "") for each in farm.job()["events"]), 120
@@ -96,7 +96,7 @@ def test_no_repr_tells_a_secret(bucket: Bucket) -> None:
         broker_url="redis://:planted@broker/0",
     )
     store = bucket.store(bucket.fresh_url(), patience_s=1.0, observe=lambda call: None)
-    facts = ModelFacts(
+    info = ModelInfo(
         guidance_scale=2.0,
         family="toy",
         latent_channels=4,
@@ -105,7 +105,7 @@ def test_no_repr_tells_a_secret(bucket: Bucket) -> None:
         digest="toy",
         decode_halo=2,
     )
-    request = Request(spec={}, folders=Folders(model=Path("m")), facts=facts, device="cpu", out=store.url())
+    request = Request(spec={}, folders=ModelPaths(model=Path("m")), info=info, device="cpu", out=store.url())
     store.put("a", b"", "text/plain")
     shown = repr((settings, store, store.within("x"), request, make_client(store._store._store.options)))
     assert not re.search("planted|secret", shown) and bucket.name in shown

@@ -10,7 +10,7 @@ from render.builtin import WEIGHTS
 from render.builtin.data import random_scene
 from render.builtin.judge import load_judge, prompt_of, right
 from render.builtin.studio import photo
-from render.models.folder import read_facts
+from render.models.folder import read_model_info
 
 HERE = Path(__file__).parents[3] / "render" / "builtin"
 
@@ -22,9 +22,9 @@ def test_the_weights_are_small_and_safe() -> None:
 
 
 def test_facts() -> None:
-    facts = read_facts(WEIGHTS)
-    assert (facts.family, facts.native_size, facts.scale_factor) == ("sdxl", 128, 8)
-    assert facts.zoom_limit == 32
+    info = read_model_info(WEIGHTS)
+    assert (info.family, info.native_size, info.scale_factor) == ("sdxl", 128, 8)
+    assert info.zoom_limit == 32
 
 
 def test_the_judge_knows_studio_photographs() -> None:

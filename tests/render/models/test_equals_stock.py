@@ -13,13 +13,13 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from render.denoise.canvas import Canvas
-from render.denoise.group import SoloGroup
-from render.denoise.loop import StageLoop
-from render.denoise.samplers import HISTORY
+from render.canvas import Canvas
+from render.denoise.stage_loop import StageLoop
+from render.distributed import SingleRankGroup
 from render.models import WindowPlace, load_adapter
-from render.models.schedule import noise_schedule, stock_scheduler
 from render.plan.stages import make_stages
+from render.sampling.diffusers_schedule import noise_schedule, stock_scheduler
+from render.sampling.samplers import HISTORY
 from render.spec import Spec
 
 KINDS = ("sd-epsilon", "sd-v", "sdxl", "sdxl-second-only")
@@ -64,7 +64,7 @@ def our_latents(adapter: Any, schedule: Any, sampler: str, guidance: float, nega
         guidance_scale=guidance,
         sampler=sampler,
     )
-    (stage,) = make_stages(spec, adapter.facts)
+    (stage,) = make_stages(spec, adapter.info)
     assert stage.grid.windows == 1
     text = adapter.encode_prompt(PROMPT, negative, stage.passes == 2)
     loop = StageLoop(
@@ -72,12 +72,12 @@ def our_latents(adapter: Any, schedule: Any, sampler: str, guidance: float, nega
     )
     generator = torch.Generator().manual_seed(3)
     drawn = patch(
-        "render.denoise.ties.normal",
+        "render.guidance.shared_latents.normal",
         lambda *_: torch.randn((1, 4, 8, 8), generator=generator)[0].numpy(),
     )
     with drawn:
         start = Canvas(step=0, planes=unit_noise() * schedule.initial_scale, area=stage.grid.whole)
-        canvas = loop.run(start, SoloGroup()).gather()
+        canvas = loop.run(start, SingleRankGroup()).gather()
     assert canvas.heard == HISTORY[sampler]
     return canvas.latents[None] * schedule.final_scale
 

@@ -16,7 +16,7 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
 from render.errors import ModelNotUsable, exit_code
-from render.models import hub, load_adapter, read_facts, resolve_model
+from render.models import hub, load_adapter, read_model_info, resolve_model
 from render.models.folder import KL_HALO, _read_facts, tiny_decoder_halo
 from render.plan.stages import make_stages
 from render.spec import Spec
@@ -33,15 +33,15 @@ def folder(model_folders: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def test_facts_of_stable_diffusion(model_folders: dict[str, Path]) -> None:
-    facts = read_facts(model_folders["sd-v"])
-    assert (facts.family, facts.latent_channels, facts.scale_factor, facts.native_size) == ("sd", 4, 8, 64)
-    assert (facts.decode_halo, facts.zoom_limit) == (KL_HALO, None)
+    info = read_model_info(model_folders["sd-v"])
+    assert (info.family, info.latent_channels, info.scale_factor, info.native_size) == ("sd", 4, 8, 64)
+    assert (info.decode_halo, info.zoom_limit) == (KL_HALO, None)
 
 
 def test_facts_of_sdxl_with_one_encoder_and_a_tiny_autoencoder(model_folders: dict[str, Path]) -> None:
-    facts = read_facts(model_folders["sdxl-second-only"])
-    assert (facts.family, facts.latent_channels, facts.scale_factor, facts.native_size) == ("sdxl", 4, 8, 64)
-    assert facts.decode_halo == tiny_decoder_halo((1, 1, 1, 1))
+    info = read_model_info(model_folders["sdxl-second-only"])
+    assert (info.family, info.latent_channels, info.scale_factor, info.native_size) == ("sdxl", 4, 8, 64)
+    assert info.decode_halo == tiny_decoder_halo((1, 1, 1, 1))
 
 
 def remove(name: str) -> Callable[[Path], None]:
@@ -113,10 +113,10 @@ def missing_shard(folder: Path) -> None:
 def test_a_bad_folder_is_refused_in_one_sentence(
     folder: Path, spoil: Callable[[Path], None], said: str
 ) -> None:
-    read_facts(folder)
+    read_model_info(folder)
     spoil(folder)
     with pytest.raises(ModelNotUsable) as caught:
-        read_facts(folder)
+        read_model_info(folder)
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert exit_code(caught.value) == 2
 
@@ -132,9 +132,9 @@ def test_loading_says_nothing(model_folders: dict[str, Path]) -> None:
 
 
 def test_a_pickle_beside_safetensors_is_never_read(folder: Path) -> None:
-    before = read_facts(folder)
+    before = read_model_info(folder)
     (folder / "unet/diffusion_pytorch_model.bin").write_bytes(b"not even a pickle")
-    assert read_facts(folder).digest == before.digest
+    assert read_model_info(folder).digest == before.digest
     load_adapter(folder, torch.device("cpu"), "float32")
 
 
@@ -169,11 +169,11 @@ def test_weights_that_do_not_load_whole_are_refused(
 
 
 def test_the_digest_is_of_what_decides_pixels(folder: Path, tmp_path: Path) -> None:
-    digest = read_facts(folder).digest
+    digest = read_model_info(folder).digest
     (folder / "README.md").write_text("hello")
     (folder / "unet/diffusion_pytorch_model.fp16.safetensors").write_bytes(b"a variant that is not loaded")
-    assert read_facts(folder).digest == digest
-    assert read_facts(Path(shutil.copytree(folder, tmp_path / "elsewhere"))).digest == digest
+    assert read_model_info(folder).digest == digest
+    assert read_model_info(Path(shutil.copytree(folder, tmp_path / "elsewhere"))).digest == digest
     for name in (
         "tokenizer/tokenizer.json",
         "vae/diffusion_pytorch_model.safetensors",
@@ -182,7 +182,7 @@ def test_the_digest_is_of_what_decides_pixels(folder: Path, tmp_path: Path) -> N
         data = bytearray((folder / name).read_bytes())
         data[-2] ^= 1
         (folder / name).write_bytes(data)
-        changed = read_facts(folder).digest
+        changed = read_model_info(folder).digest
         assert changed != digest
         digest = changed
 
@@ -210,26 +210,26 @@ def test_the_tiny_decoders_halo_is_its_reach(blocks: tuple[int, ...]) -> None:
 
 def test_the_zoom_limit_comes_from_the_index_and_stock_diffusers_ignores_it(folder: Path) -> None:
     edit(folder / "model_index.json", _max_zoom=16)
-    assert read_facts(folder).zoom_limit == 16.0
+    assert read_model_info(folder).zoom_limit == 16.0
     load_adapter(folder, torch.device("cpu"), "float32")
     edit(folder / "model_index.json", _max_zoom="far")
     with pytest.raises(ModelNotUsable, match="_max_zoom 'far'"):
-        read_facts(folder)
+        read_model_info(folder)
 
 
 def test_a_model_says_how_it_is_guided_best_and_a_spec_may_say_otherwise(folder: Path) -> None:
     spec = Spec(prompt="x", width=64, height=64)
-    assert spec.guidance(read_facts(folder)) == 5.0
+    assert spec.guidance(read_model_info(folder)) == 5.0
     edit(folder / "model_index.json", _guidance_scale=3)
-    facts = read_facts(folder)
-    assert spec.guidance(facts) == 3.0
-    assert spec.with_changes(guidance_scale=1.0).guidance(facts) == 1.0
-    passes = [make_stages(each, facts)[0].passes for each in (spec, spec.with_changes(guidance_scale=1.0))]
+    info = read_model_info(folder)
+    assert spec.guidance(info) == 3.0
+    assert spec.with_changes(guidance_scale=1.0).guidance(info) == 1.0
+    passes = [make_stages(each, info)[0].passes for each in (spec, spec.with_changes(guidance_scale=1.0))]
     assert passes == [2, 1]
     load_adapter(folder, torch.device("cpu"), "float32")
     edit(folder / "model_index.json", _guidance_scale=float("nan"))
     with pytest.raises(ModelNotUsable, match="_guidance_scale nan"):
-        read_facts(folder)
+        read_model_info(folder)
 
 
 def test_beyond_the_zoom_limit_a_window_keeps_its_place(model_folders: dict[str, Path]) -> None:
@@ -238,20 +238,20 @@ def test_beyond_the_zoom_limit_a_window_keeps_its_place(model_folders: dict[str,
     from render.models import WindowPlace
     from render.models.sdxl import time_ids
 
-    facts = replace(read_facts(model_folders["sdxl"]), zoom_limit=16.0)
+    info = replace(read_model_info(model_folders["sdxl"]), zoom_limit=16.0)
     place = WindowPlace(
         picture_height=2048, picture_width=4096, pixel_y=1024, pixel_x=512, height=64, width=64
     )
-    assert time_ids(place, facts) == (1024.0, 2048.0, 512.0, 256.0, 64.0, 64.0)
+    assert time_ids(place, info) == (1024.0, 2048.0, 512.0, 256.0, 64.0, 64.0)
     within = replace(place, picture_height=1024, pixel_y=960)
-    assert time_ids(within, facts) == (1024.0, 4096.0, 960.0, 512.0, 64.0, 64.0)
-    assert time_ids(place, replace(facts, zoom_limit=None)) == (2048.0, 4096.0, 1024.0, 512.0, 64.0, 64.0)
+    assert time_ids(within, info) == (1024.0, 4096.0, 960.0, 512.0, 64.0, 64.0)
+    assert time_ids(place, replace(info, zoom_limit=None)) == (2048.0, 4096.0, 1024.0, 512.0, 64.0, 64.0)
 
 
 def test_a_folder_is_read_again_when_a_file_in_it_has_changed(folder: Path) -> None:
-    facts = read_facts(folder)
+    info = read_model_info(folder)
     before = _read_facts.cache_info()
-    assert read_facts(folder) == facts
+    assert read_model_info(folder) == info
     after = _read_facts.cache_info()
     assert (after.hits, after.misses) == (before.hits + 1, before.misses), "as long as it is the same"
     file = folder / "unet/diffusion_pytorch_model.safetensors"
@@ -261,10 +261,10 @@ def test_a_folder_is_read_again_when_a_file_in_it_has_changed(folder: Path) -> N
     file.write_bytes(changed)
     # Of the same size, and as old as before by its own word.
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert read_facts(folder).digest != facts.digest
+    assert read_model_info(folder).digest != info.digest
     file.unlink()
     with pytest.raises(ModelNotUsable, match="unet"):
-        read_facts(folder)
+        read_model_info(folder)
 
 
 def test_a_local_folder_resolves_to_itself(model_folders: dict[str, Path]) -> None:

@@ -19,15 +19,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from render.denoise.checkpoints import Keeper
-from render.denoise.group import Group, SoloGroup
-from render.denoise.handover import hand_over_step
-from render.denoise.noise import INITIAL
-from render.denoise.samplers import HISTORY
+from render.denoise.checkpoint import CheckpointManager
+from render.denoise.stage_models import hand_over_step
+from render.distributed import Group, SingleRankGroup
 from render.engine import render_image, render_latents
 from render.errors import BadInput, ModelNotUsable, Stopped
-from render.models import Adapter, Folders, NoiseSchedule, facts_of, find_models, load_models, read_facts
-from render.models.schedule import stock_scheduler
+from render.models import (
+    Adapter,
+    ModelPaths,
+    NoiseSchedule,
+    find_model_paths,
+    load_models,
+    model_info,
+    read_model_info,
+)
+from render.sampling.diffusers_schedule import stock_scheduler
+from render.sampling.noise import INITIAL
+from render.sampling.samplers import HISTORY
 from render.spec import Spec
 from tests.render.models.test_equals_stock import NEGATIVE, PROMPT, stock, unit_noise
 from tests.support.cli import chorale, last_json
@@ -38,17 +46,17 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="session")
-def folders(model_folders: dict[str, Path], refiner_folder: Path) -> Folders:
-    return Folders(model=model_folders["sdxl"], refiner=refiner_folder)
+def folders(model_folders: dict[str, Path], refiner_folder: Path) -> ModelPaths:
+    return ModelPaths(model=model_folders["sdxl"], refiner=refiner_folder)
 
 
 @lru_cache
-def loaded(folders: Folders, copy: int = 0) -> tuple[Adapter, Adapter | None]:
+def loaded(folders: ModelPaths, copy: int = 0) -> tuple[Adapter, Adapter | None]:
     """Ranks that are threads need a copy each: a tokenizer is one thread's at a time."""
-    return load_models(folders, CPU, "float32", facts_of(folders))
+    return load_models(folders, CPU, "float32", model_info(folders))
 
 
-def spec_of(folders: Folders, **values: Any) -> Spec:
+def spec_of(folders: ModelPaths, **values: Any) -> Spec:
     names = {"model": str(folders.model), "refiner": str(folders.refiner)}
     small = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "width": 64, "height": 64, "tile_size": 64}
     return Spec.from_mapping(small | names | values)
@@ -63,11 +71,11 @@ def stock_noise() -> Iterator[None]:
         fresh = unit_noise() if step == INITIAL else torch.randn((1, 4, 8, 8), generator=generator)
         return fresh[0].numpy()
 
-    with patch("render.denoise.ties.normal", drawn):
+    with patch("render.guidance.shared_latents.normal", drawn):
         yield
 
 
-def stock_hand_over(folders: Folders, sampler: str, steps: int, guidance: float, start: float) -> Tensor:
+def stock_hand_over(folders: ModelPaths, sampler: str, steps: int, guidance: float, start: float) -> Tensor:
     words = {
         "prompt": PROMPT,
         "negative_prompt": NEGATIVE,
@@ -87,7 +95,7 @@ def stock_hand_over(folders: Folders, sampler: str, steps: int, guidance: float,
 
 
 @lru_cache
-def stock_refiner(folders: Folders) -> Any:
+def stock_refiner(folders: ModelPaths) -> Any:
     pipeline = StableDiffusionXLImg2ImgPipeline.from_pretrained(
         folders.refiner, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
     )
@@ -100,12 +108,12 @@ def stock_refiner(folders: Folders) -> Any:
 )
 @pytest.mark.parametrize("sampler", sorted(HISTORY))
 def test_the_hand_over_is_the_stock_pipelines(
-    folders: Folders, sampler: str, steps: int, guidance: float, start: float
+    folders: ModelPaths, sampler: str, steps: int, guidance: float, start: float
 ) -> None:
     spec = spec_of(folders, sampler=sampler, steps=steps, guidance_scale=guidance, refiner_start=start)
     adapter, refiner = loaded(folders)
     with stock_noise():
-        done = render_latents(spec, adapter, SoloGroup(), device=CPU, refiner=refiner)
+        done = render_latents(spec, adapter, SingleRankGroup(), device=CPU, refiner=refiner)
     ours = done.piece(done.seat.tiling.grid.whole).latents[None]
     theirs = stock_hand_over(folders, sampler, steps, guidance, start)
     assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.std()))
@@ -116,17 +124,19 @@ LARGE = {"width": 160, "height": 128, "steps": 6, "strength": 0.7, "refiner_star
 
 @pytest.mark.parametrize("attention", [0.0, 0.5])
 def test_ranks_and_checkpoints_around_the_hand_over_change_nothing(
-    folders: Folders, attention: float
+    folders: ModelPaths, attention: float
 ) -> None:
     # The sampler that looks back: what it has heard of the other network must not come out of a checkpoint.
     spec = spec_of(folders, sampler="dpmpp-2m", cross_attention=attention, **LARGE)
     models = [loaded(folders, copy) for copy in range(3)]
-    digest = spec.digest(facts_of(folders).digest)
+    digest = spec.digest(model_info(folders).digest)
 
     def render(group: Group, sink: MemorySink, steps: int) -> str | None:
         told: list[str] = []
         adapter, refiner = models[group.rank]
-        keeper = Keeper(sink, digest, CPU, every_s=1e9, stop=lambda: told.count("step") >= steps)
+        checkpoints = CheckpointManager(
+            sink, digest, CPU, every_s=1e9, stop=lambda: told.count("step") >= steps
+        )
         try:
             return render_image(
                 spec,
@@ -134,14 +144,14 @@ def test_ranks_and_checkpoints_around_the_hand_over_change_nothing(
                 group,
                 sink,
                 device=CPU,
-                on_news=lambda news: told.append(news["kind"]),
-                keeper=keeper,
+                on_event=lambda news: told.append(news["kind"]),
+                checkpoints=checkpoints,
                 refiner=refiner,
             ).root
         except Stopped:
             return None
 
-    root = render(SoloGroup(), MemorySink(), 99)
+    root = render(SingleRankGroup(), MemorySink(), 99)
     # Six steps of the first stage; of the last one's four the first is the model's. 7 stops right after it.
     for steps in (6, 7, 8) if attention == 0 else (7,):
         sink = MemorySink()
@@ -149,34 +159,36 @@ def test_ranks_and_checkpoints_around_the_hand_over_change_nothing(
         assert set(run_ranks(3, lambda group: render(group, sink, 99))) == {root}  # noqa: B023
     alone = render_image(
         spec.with_changes(refiner=None),
-        load_models(Folders(model=folders.model), CPU, "float32", read_facts(folders.model))[0],
-        SoloGroup(),
+        load_models(ModelPaths(model=folders.model), CPU, "float32", read_model_info(folders.model))[0],
+        SingleRankGroup(),
         MemorySink(),
         device=CPU,
     )
     assert alone.root != root
 
 
-def test_a_refiner_has_to_be_there_where_the_spec_names_one(folders: Folders) -> None:
+def test_a_refiner_has_to_be_there_where_the_spec_names_one(folders: ModelPaths) -> None:
     adapter, _ = loaded(folders)
     with pytest.raises(ValueError, match="is loaded where the spec names one"):
-        render_latents(spec_of(folders), adapter, SoloGroup(), device=CPU)
+        render_latents(spec_of(folders), adapter, SingleRankGroup(), device=CPU)
     with pytest.raises(ValueError, match="not the digests"):
         spec_of(folders).digest("of one model")
 
 
-def test_both_weights_are_in_the_digest_and_no_folder(folders: Folders, tmp_path: Path) -> None:
-    spec, facts = spec_of(folders), facts_of(folders)
-    moved = Folders(model=folders.model, refiner=Path(shutil.copytree(folders.refiner or "", tmp_path / "r")))
+def test_both_weights_are_in_the_digest_and_no_folder(folders: ModelPaths, tmp_path: Path) -> None:
+    spec, info = spec_of(folders), model_info(folders)
+    moved = ModelPaths(
+        model=folders.model, refiner=Path(shutil.copytree(folders.refiner or "", tmp_path / "r"))
+    )
     there = spec_of(moved)
-    assert there.digest(facts_of(moved).digest) == spec.digest(facts.digest)
-    written = json.loads(spec.canonical_json(facts.digest))
-    assert f"{written['model']}+{written['refiner']}" == facts.digest
-    assert written["model"] == read_facts(folders.model).digest
+    assert there.digest(model_info(moved).digest) == spec.digest(info.digest)
+    written = json.loads(spec.canonical_json(info.digest))
+    assert f"{written['model']}+{written['refiner']}" == info.digest
+    assert written["model"] == read_model_info(folders.model).digest
     edit(tmp_path / "r" / "unet/config.json", anything="else")
-    assert there.digest(facts_of(moved).digest) != spec.digest(facts.digest)
+    assert there.digest(model_info(moved).digest) != spec.digest(info.digest)
     alone = spec.with_changes(refiner=None)
-    assert alone.digest(read_facts(folders.model).digest) != spec.digest(facts.digest)
+    assert alone.digest(read_model_info(folders.model).digest) != spec.digest(info.digest)
 
 
 def edit(file: Path, **changes: object) -> None:
@@ -203,25 +215,25 @@ def other_channels(folder: Path) -> None:
     ],
 )
 def test_a_refiner_that_cannot_go_on_is_refused(
-    folders: Folders, tmp_path: Path, spoil: Callable[[Path], None], said: str
+    folders: ModelPaths, tmp_path: Path, spoil: Callable[[Path], None], said: str
 ) -> None:
     spoiled = Path(shutil.copytree(folders.refiner or "", tmp_path / "refiner"))
     spoil(spoiled)
     with pytest.raises(ModelNotUsable, match=said) as refusal:
-        facts_of(find_models(str(folders.model), str(spoiled)))
+        model_info(find_model_paths(str(folders.model), str(spoiled)))
     assert refusal.value.field == "refiner"
 
 
-def test_each_model_has_its_own_place(folders: Folders) -> None:
+def test_each_model_has_its_own_place(folders: ModelPaths) -> None:
     model, refiner = str(folders.model), str(folders.refiner)
     with pytest.raises(ModelNotUsable, match="and no refiner"):
-        facts_of(find_models(model, model))
+        model_info(find_model_paths(model, model))
     with pytest.raises(ModelNotUsable, match=r"^model: .*is a refiner"):
-        facts_of(find_models(refiner, refiner))
+        model_info(find_model_paths(refiner, refiner))
     with pytest.raises(ModelNotUsable, match=r"^refiner: 'nowhere' is not a folder"):
-        find_models(model, "nowhere")
+        find_model_paths(model, "nowhere")
     with pytest.raises(ModelNotUsable, match=r"^model: 'nowhere' is not a folder"):
-        find_models("nowhere", refiner)
+        find_model_paths("nowhere", refiner)
 
 
 @pytest.mark.parametrize(
@@ -241,11 +253,11 @@ def test_bad_values_get_a_sentence(values: dict[str, Any], said: str) -> None:
         Spec.from_mapping({"prompt": "a vase"} | values)
 
 
-def test_a_model_without_a_step_is_said(folders: Folders) -> None:
+def test_a_model_without_a_step_is_said(folders: ModelPaths) -> None:
     adapter, refiner = loaded(folders)
     spec = spec_of(folders, steps=2, refiner_start=0.1)
     with pytest.raises(BadInput, match="leaves the model none of 2 steps"):
-        render_latents(spec, adapter, SoloGroup(), device=CPU, refiner=refiner)
+        render_latents(spec, adapter, SingleRankGroup(), device=CPU, refiner=refiner)
 
 
 @given(st.integers(1, 200), st.floats(0.01, 0.99))
@@ -260,7 +272,7 @@ def test_a_step_belongs_to_one_of_the_two(steps: int, start: float) -> None:
 
 
 def test_the_command_line_renders_with_two_ranks_and_refuses_half_a_pair(
-    folders: Folders, tmp_path: Path
+    folders: ModelPaths, tmp_path: Path
 ) -> None:
     words = (PROMPT, "--model", str(folders.model), "--size", "160x128", "--steps", "6", "--strength", "0.7")
     refined = (*words, "--refiner", str(folders.refiner), "--refiner-start", "0.6", "--tile-size", "64")
@@ -268,7 +280,7 @@ def test_the_command_line_renders_with_two_ranks_and_refuses_half_a_pair(
     assert two.returncode == 0, two.stderr
     adapter, refiner = loaded(folders)
     spec = spec_of(folders, negative_prompt="", **LARGE)
-    one = render_image(spec, adapter, SoloGroup(), MemorySink(), device=CPU, refiner=refiner)
+    one = render_image(spec, adapter, SingleRankGroup(), MemorySink(), device=CPU, refiner=refiner)
     assert (last_json(two.stdout)["digest"], last_json(two.stdout)["root"]) == (one.digest, one.root)
     example = ("--spec", "examples/refined.yaml", "--model", str(folders.model))
     dry = chorale("render", *example, "--refiner", str(folders.refiner), "--dry-run", "--json")

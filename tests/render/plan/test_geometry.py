@@ -73,8 +73,8 @@ def test_weights_sum_to_one(axis: Axis, data: st.DataObject) -> None:
 
 @given(axes(moving=False) | axes(moving=True))
 def test_cells_partition_the_axis_inside_what_their_window_may_read(axis: Axis) -> None:
-    assert axis.cuts[0] == 0 and axis.cuts[-1] == axis.length
-    for (first, end), low, high in zip(axis.reach, axis.cuts, axis.cuts[1:], strict=False):
+    assert axis.cell_bounds[0] == 0 and axis.cell_bounds[-1] == axis.length
+    for (first, end), low, high in zip(axis.reach, axis.cell_bounds, axis.cell_bounds[1:], strict=False):
         assert low <= high
         assert low == high or (first <= low and high <= end)
 
@@ -116,7 +116,7 @@ def test_a_border_is_what_a_neighbour_needs_and_no_more(tiling: Tiling, data: st
         data.draw(st.integers(0, grid.cols.offsets - 1)),
     )
     ranks = range(tiling.world_size)
-    holds = [_on_canvas(tiling, rank, tiling.hold(rank)) for rank in ranks]
+    holds = [_on_canvas(tiling, rank, tiling.halo_mask(rank)) for rank in ranks]
     for rank in ranks:
         computed = np.zeros((grid.height, grid.width), bool)
         for window in tiling.windows_of(rank):

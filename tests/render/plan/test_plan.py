@@ -5,12 +5,12 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from render.models.adapter import ModelFacts
+from render.models.adapter import ModelInfo
 from render.plan.plan import make_plan
 from render.plan.stages import make_stages
 from render.spec import BLENDS, Spec
 
-FACTS = ModelFacts(
+FACTS = ModelInfo(
     guidance_scale=2.0,
     family="toy",
     latent_channels=4,

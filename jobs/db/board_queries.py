@@ -1,0 +1,216 @@
+"""What the board reads besides `queries`: jobs page by page, attempts, rates, a batch's pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
+
+from infra.database import now
+from jobs.db.queries import Filter
+from jobs.db.state_machine import HOLDING
+from jobs.db.tables import attempts, batches, entries, jobs, members, rates
+from render.errors import BadInput
+
+_PROMPT = jobs.c.spec["prompt"].as_string()
+_WIDTH, _HEIGHT = jobs.c.spec["width"].as_integer(), jobs.c.spec["height"].as_integer()
+_FACTS = (
+    *(jobs.c[name] for name in ("id", "digest", "state", "reason", "queue", "owner", "priority", "progress")),
+    *(jobs.c[name] for name in ("fence", "created", "changed", "started", "ended", "root")),
+    _PROMPT.label("prompt"),
+    _WIDTH.label("width"),
+    _HEIGHT.label("height"),
+    jobs.c.spec["format"].as_string().label("format"),
+    jobs.c.spec["tile_size"].as_integer().label("tile_size"),
+)
+"""What a line of a list, or a small picture of a job, is made of."""
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """A place between two jobs of the list, which is sorted from new to old."""
+
+    created: float
+    job: str
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Cursor:
+        return cls(row["created"], row["id"])
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """Read what `str` has written; raises `BadInput`."""
+        created, _, job = text.partition("_")
+        try:
+            return cls(float(created), job)
+        except ValueError as exc:
+            raise BadInput("cursor", text[:60], "is no place in the list; begin without one") from exc
+
+    def __str__(self) -> str:
+        return f"{self.created!r}_{self.job}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Some jobs of the list, and the places before and after them where there are more."""
+
+    jobs: list[dict[str, Any]]
+    newer: Cursor | None
+    older: Cursor | None
+
+
+def page_jobs(
+    connection: Connection,
+    wanted: Filter,
+    limit: int,
+    *,
+    after: Cursor | None = None,
+    before: Cursor | None = None,
+) -> Page:
+    """Up to `limit` jobs, the newest first, from a place in the list on, or those up to one."""
+    statement = wanted.on(select(*_FACTS), connection)
+    if before is not None:
+        statement = statement.where(_beyond(before, newer=True)).order_by(jobs.c.created, jobs.c.id.desc())
+    else:
+        if after is not None:
+            statement = statement.where(_beyond(after, newer=False))
+        statement = statement.order_by(jobs.c.created.desc(), jobs.c.id)
+    # One more than wanted says whether there are more.
+    found = _rows(connection, statement.limit(limit + 1))
+    more, found = len(found) > limit, found[:limit]
+    if before is not None:
+        found.reverse()
+    has_newer, has_older = (more, True) if before is not None else (after is not None, more)
+    return Page(
+        jobs=found,
+        newer=Cursor.of(found[0]) if found and has_newer else None,
+        older=Cursor.of(found[-1]) if found and has_older else None,
+    )
+
+
+def _beyond(place: Cursor, *, newer: bool) -> ColumnElement[bool]:
+    created, job = jobs.c.created, jobs.c.id
+    # The first of the two lets the index find the place; "or" alone would read from the list's end.
+    if newer:
+        return and_(created >= place.created, or_(created > place.created, job < place.job))
+    return and_(created <= place.created, or_(created < place.created, job > place.job))
+
+
+def job_facts(connection: Connection, job: str) -> dict[str, Any]:
+    """A line of the list."""
+    return _rows(connection, select(*_FACTS).where(jobs.c.id == job))[0]
+
+
+def living_jobs(connection: Connection, limit: int) -> list[dict[str, Any]]:
+    """The jobs that hold slots, those that hold them longest first, with what their ranks are at."""
+    wanted = Filter(states=HOLDING)
+    found = _rows(
+        connection, wanted.on(select(*_FACTS), connection).order_by(jobs.c.started, jobs.c.id).limit(limit)
+    )
+    told = (
+        select(attempts.c.job, members.c.live)
+        .join(members, members.c.attempt == attempts.c.id)
+        .where(attempts.c.job.in_([row["id"] for row in found]), attempts.c.ended.is_(None))
+        .where(members.c.place == 0)
+    )
+    live = {row.job: complete(row.live) for row in connection.execute(told)}
+    return [row | {"live": live.get(row["id"])} for row in found]
+
+
+def complete(live: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a node's ranks are at with every name there; None until they have begun with a stage."""
+    if not live or "stages" not in live:
+        return None
+    return {"step_seconds": None, "seconds_left": None, "ranks": {}} | live
+
+
+def attempts_of(connection: Connection, job: str) -> list[dict[str, Any]]:
+    """All attempts at a job, the first one first, each with its nodes, their slots and their ranks' state."""
+    statement = (
+        select(attempts, members.c.node, members.c.slots, members.c.live)
+        .join(members, members.c.attempt == attempts.c.id)
+        .where(attempts.c.job == job)
+        .order_by(attempts.c.fence, members.c.place)
+    )
+    found: dict[int, dict[str, Any]] = {}
+    for row in connection.execute(statement):
+        info = {name: row._mapping[name] for name in ("fence", "created", "ended", "reason", "failed_node")}
+        attempt = found.setdefault(row.fence, info | {"members": []})
+        attempt["members"].append({"node": row.node, "slots": row.slots, "live": complete(row.live)})
+    return list(found.values())
+
+
+def queue_rates(connection: Connection, seconds: float = 3600.0) -> dict[str, dict[str, float]]:
+    """Per queue, the images and megapixels that were finished within the last seconds."""
+    pixels = func.sum(1.0 * _WIDTH * _HEIGHT)
+    statement = (
+        select(jobs.c.queue, func.count().label("images"), pixels.label("pixels"))
+        .join(attempts, attempts.c.job == jobs.c.id)
+        .where(attempts.c.ended > now() - seconds, attempts.c.reason == "done")
+        .group_by(jobs.c.queue)
+    )
+    return {
+        row.queue: {"images": row.images, "megapixels": row.pixels / 1e6}
+        for row in connection.execute(statement)
+    }
+
+
+def show_batch(connection: Connection, batch: str) -> dict[str, Any]:
+    """A batch and its jobs by state; raises `BadInput` for an unknown one."""
+    row = connection.execute(select(batches).where(batches.c.id == batch)).one_or_none()
+    if row is None:
+        raise BadInput("batch", batch, "is not known; chorale batches shows those that are")
+    counted = (
+        select(jobs.c.state, func.count().label("number"))
+        .join(entries, entries.c.job == jobs.c.id)
+        .where(entries.c.batch == batch)
+        .group_by(jobs.c.state)
+    )
+    return dict(row._mapping) | {"jobs": {each.state: each.number for each in connection.execute(counted)}}
+
+
+def batch_rows(connection: Connection, batch: str, limit: int, after: int = -1) -> list[dict[str, Any]]:
+    """Rows of a batch in order, from one row number on, each with its custom_id and its job."""
+    statement = (
+        select(entries.c.row, entries.c.custom_id, *_FACTS)
+        .join(jobs, jobs.c.id == entries.c.job)
+        .where(entries.c.batch == batch, entries.c.row > after)
+        .order_by(entries.c.row)
+        .limit(limit)
+    )
+    return _rows(connection, statement)
+
+
+def first_rows(connection: Connection, wanted: list[str], number: int) -> dict[str, list[dict[str, Any]]]:
+    """Of each batch, its first rows, up to `number`; a file's rows are numbered from its second line on."""
+    statement = (
+        select(entries.c.batch, *_FACTS)
+        .join(jobs, jobs.c.id == entries.c.job)
+        .where(entries.c.batch.in_(wanted), entries.c.row <= number + 1)
+        .order_by(entries.c.batch, entries.c.row)
+    )
+    found: dict[str, list[dict[str, Any]]] = {batch: [] for batch in wanted}
+    for row in _rows(connection, statement):
+        if len(found[row["batch"]]) < number:
+            found[row["batch"]].append(row)
+    return found
+
+
+def newest_done(connection: Connection, limit: int) -> list[dict[str, Any]]:
+    """The images that were submitted last, of those that are finished."""
+    return page_jobs(connection, Filter(states=("done",)), limit).jobs
+
+
+def known_models(connection: Connection) -> list[str]:
+    """Models that images have been finished with."""
+    return sorted(connection.execute(select(rates.c.model).distinct()).scalars())
+
+
+def is_known_model(connection: Connection, model: str) -> bool:
+    """Has anybody submitted an image of this model?"""
+    return connection.execute(select(jobs.c.id).where(jobs.c.model == model).limit(1)).first() is not None
+
+
+def _rows(connection: Connection, statement: Select[Any]) -> list[dict[str, Any]]:
+    return [dict(row._mapping) for row in connection.execute(statement)]

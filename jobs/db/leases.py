@@ -1,0 +1,34 @@
+"""Leases of roles that one agent at a time has, such as the dispatcher's."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, select, update
+
+from infra.database import insert_unless_there, now
+from jobs.db.tables import leases
+
+DISPATCHER = "dispatcher"
+
+
+def hold_lease(connection: Connection, name: str, holder: str, seconds: float) -> bool:
+    """Take a lease that is free or over, or renew one's own; the row is locked until the transaction ends."""
+    moment = now()
+    free = (leases.c.holder == holder) | (leases.c.until < moment)
+    taken = connection.execute(
+        update(leases).where(leases.c.name == name, free).values(holder=holder, until=moment + seconds)
+    )
+    if taken.rowcount == 1:
+        return True
+    fresh = insert_unless_there(connection, leases).values(name=name, holder=holder, until=moment + seconds)
+    connection.execute(fresh)
+    now_held: str = connection.execute(select(leases.c.holder).where(leases.c.name == name)).scalar_one()
+    return now_held == holder
+
+
+def lock_placement(connection: Connection) -> None:
+    """Keep every dispatcher out until this transaction ends.
+
+    Whoever changes several jobs in one transaction asks for this first, as the dispatcher does: then no two
+    of them ever wait for each other's jobs.
+    """
+    connection.execute(select(leases.c.holder).where(leases.c.name == DISPATCHER).with_for_update())

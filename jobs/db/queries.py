@@ -1,0 +1,124 @@
+"""Reading the farm's state; nothing here changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Select, func, select
+
+from jobs.db.prompt_search import matching
+from jobs.db.state_machine import STATES
+from jobs.db.tables import batches, entries, events, jobs
+from jobs.errors import UnknownJob
+
+_COLUMNS = (
+    "id",
+    "state",
+    "reason",
+    "queue",
+    "owner",
+    "priority",
+    "progress",
+    "fence",
+    "attempts",
+    "created",
+    "changed",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Which jobs; None everywhere means all of them."""
+
+    states: tuple[str, ...] = ()
+    queue: str | None = None
+    owner: str | None = None
+    batch: str | None = None
+    job: str | None = None
+    search: str | None = None
+    """Words of the prompt, or their beginnings, or an id's beginning; see `jobs.db.prompt_search`."""
+
+    def on(self, statement: Select[Any], connection: Connection) -> Select[Any]:
+        if self.states:
+            statement = statement.where(jobs.c.state.in_(self.states))
+        if self.job:
+            statement = statement.where(jobs.c.id == self.job)
+        if self.queue:
+            statement = statement.where(jobs.c.queue == self.queue)
+        if self.owner:
+            statement = statement.where(jobs.c.owner == self.owner)
+        if self.batch:
+            statement = statement.where(
+                jobs.c.id.in_(select(entries.c.job).where(entries.c.batch == self.batch))
+            )
+        if self.search:
+            statement = statement.where(matching(connection, self.search))
+        return statement
+
+
+def list_jobs(connection: Connection, wanted: Filter, limit: int) -> list[dict[str, Any]]:
+    """The newest jobs first."""
+    columns = [jobs.c[name] for name in _COLUMNS]
+    prompt = jobs.c.spec["prompt"].as_string().label("prompt")
+    statement = wanted.on(select(*columns, prompt), connection)
+    newest = statement.order_by(jobs.c.created.desc(), jobs.c.id).limit(limit)
+    return [dict(row._mapping) for row in connection.execute(newest)]
+
+
+def job_ids(connection: Connection, wanted: Filter) -> list[str]:
+    return list(connection.execute(wanted.on(select(jobs.c.id), connection)).scalars())
+
+
+def count_jobs(connection: Connection, wanted: Filter) -> dict[str, int]:
+    """How many jobs are in each state, states without any included."""
+    statement = wanted.on(select(jobs.c.state, func.count().label("number")), connection)
+    counts = {row.state: row.number for row in connection.execute(statement.group_by(jobs.c.state))}
+    return dict.fromkeys(STATES, 0) | counts
+
+
+def find_job(connection: Connection, beginning: str) -> str:
+    """The one job whose id begins so; raises `UnknownJob` for none, and for more than one."""
+    # Not LIKE: an id is hexadecimal, but what a person types may hold a wildcard.
+    statement = select(jobs.c.id).where(jobs.c.id >= beginning, jobs.c.id < beginning + "g").limit(2)
+    found: list[str] = list(connection.execute(statement).scalars())
+    if not beginning or not found:
+        raise UnknownJob(f"job: {beginning!r} is not known; chorale list shows those that are")
+    if len(found) > 1:
+        raise UnknownJob(f"job: {beginning!r} begins more than one id; write more of it, as in {found[0]}")
+    return found[0]
+
+
+def show_job(connection: Connection, job: str) -> dict[str, Any]:
+    """All that is known of a job, its history included."""
+    known = [column for column in jobs.c if column.name != "words"]
+    row = connection.execute(select(*known).where(jobs.c.id == job)).one()
+    history = connection.execute(select(events).where(events.c.job == job).order_by(events.c.number))
+    member_of = connection.execute(
+        select(entries.c.batch, entries.c.custom_id).where(entries.c.job == job).order_by(entries.c.batch)
+    )
+    return dict(row._mapping) | {
+        "batches": [dict(entry._mapping) for entry in member_of],
+        "events": [dict(event._mapping) for event in history],
+    }
+
+
+def list_batches(connection: Connection, limit: int) -> list[dict[str, Any]]:
+    """The newest batches first, each with its jobs counted by state."""
+    newest = list(connection.execute(select(batches).order_by(batches.c.created.desc()).limit(limit)))
+    counts = _counts_of([batch.id for batch in newest], connection)
+    return [dict(batch._mapping) | {"jobs": counts.get(batch.id, {})} for batch in newest]
+
+
+def _counts_of(ids: Sequence[str], connection: Connection) -> dict[str, dict[str, int]]:
+    statement = (
+        select(entries.c.batch, jobs.c.state, func.count())
+        .join(jobs, jobs.c.id == entries.c.job)
+        .where(entries.c.batch.in_(ids))
+        .group_by(entries.c.batch, jobs.c.state)
+    )
+    counts: dict[str, dict[str, int]] = {}
+    for batch, state, count in connection.execute(statement):
+        counts.setdefault(batch, {})[state] = count
+    return counts

@@ -1,0 +1,183 @@
+"""The farm's tables. The database is the truth; everything else can be lost and is rung for again.
+
+All times are float seconds since the epoch, by the database's clock.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_N_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+queues = Table(
+    "queues",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("priority", Integer, nullable=False, default=50),
+    Column("group_limit", Integer),
+    Column("time_window", String(128)),
+    Column("paused", Boolean, nullable=False, default=False),
+    Column("shares", JSON, nullable=False, default=dict),
+    # Since when its window has been seen open; None while it is closed.
+    Column("opened", Double),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(256), nullable=False),
+    Column("owner", String(128), nullable=False),
+    Column("queue", String(64), nullable=False),
+    Column("created", Double, nullable=False),
+    # When its last row was in.
+    Column("submitted", Double),
+    # When its report was sent, where reports are wanted.
+    Column("reported", Double),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    # The spec's digest is the image's identity: the same image asked for twice is one job.
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("spec", JSON, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("owner", String(128), nullable=False),
+    Column("queue", String(64), nullable=False),
+    Column("priority", Integer),
+    Column("least_ranks", Integer, nullable=False),
+    Column("most_ranks", Integer, nullable=False),
+    # [(ranks, bytes)], ascending: what each of so many ranks or more needs, the weights included.
+    Column("memory", JSON),
+    # What an older version of a farm that is being upgraded says in its place.
+    Column("memory_bytes", Double),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False, default=""),
+    Column("fence", Integer, nullable=False, default=0),
+    # Tries that failed by the job's own fault, and those that were lost with their node.
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("losses", Integer, nullable=False, default=0),
+    Column("created", Double, nullable=False),
+    Column("changed", Double, nullable=False),
+    Column("not_before", Double),
+    Column("deadline", Double),
+    Column("started", Double),
+    Column("ended", Double),
+    Column("progress", Double, nullable=False, default=0.0),
+    Column("root", String(64)),
+    Column("model_seconds", Double, nullable=False, default=0.0),
+    # Latents that its evaluations cover over all steps; what slot seconds are estimated from.
+    Column("work", Double),
+    # Of the prompt, for the search; its index is `jobs.db.prompt_search`' own.
+    Column("words", Text),
+    Index(None, "state", "queue", "created"),
+    Index(None, "state", "queue", "owner", "priority", "created"),
+    Index(None, "created"),
+    # The newest of a state, page by page.
+    Index(None, "state", "created"),
+)
+
+entries = Table(
+    "entries",
+    metadata,
+    Column("batch", ForeignKey("batches.id"), primary_key=True),
+    Column("row", Integer, primary_key=True),
+    Column("custom_id", String(256), nullable=False),
+    Column("job", ForeignKey("jobs.id"), nullable=False, index=True),
+    UniqueConstraint("batch", "custom_id"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("time", Double, nullable=False),
+    Column("job", ForeignKey("jobs.id"), nullable=False, index=True),
+    Column("fence", Integer, nullable=False),
+    Column("old", String(16), nullable=False),
+    Column("new", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("address", String(256), nullable=False),
+    Column("slots", Integer, nullable=False),
+    Column("vram_bytes", Double),
+    Column("device", String(64), nullable=False),
+    Column("draining", Boolean, nullable=False, default=False),
+    Column("lease_until", Double, nullable=False),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("job", ForeignKey("jobs.id"), nullable=False, index=True),
+    Column("fence", Integer, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("ended", Double, index=True),
+    Column("reason", Text, nullable=False, default=""),
+    Column("failed_node", String(128)),
+    # Where the ranks of all nodes meet, as host:port; said by the first node once it stands by.
+    Column("rendezvous", String(256)),
+    UniqueConstraint("job", "fence"),
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("attempt", ForeignKey("attempts.id"), primary_key=True),
+    Column("node", ForeignKey("nodes.name"), primary_key=True, index=True),
+    # 0 hosts the rendezvous; ranks are numbered node after node.
+    Column("place", Integer, nullable=False),
+    # Numbers of the node's slots: its GPUs, in the driver's order.
+    Column("slots", JSON, nullable=False),
+    Column("ready", Boolean, nullable=False, default=False),
+    Column("claimed_by", String(64)),
+    Column("lease_until", Double),
+    # What its ranks are at: stage, step, seconds by rank and phase. For people who watch, not for decisions.
+    Column("live", JSON),
+)
+
+rates = Table(
+    "rates",
+    metadata,
+    Column("model", String(512), primary_key=True),
+    Column("device", String(64), primary_key=True),
+    # Of finished jobs, recent ones counting most; only their ratio means anything.
+    Column("work", Double, nullable=False),
+    Column("slot_seconds", Double, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("holder", String(128), nullable=False),
+    Column("until", Double, nullable=False),
+)

@@ -1,0 +1,20 @@
+"""A Celery worker that dies with its agent: `python -m jobs.node.celery_worker PARENT_PID CELERY_ARGUMENTS...`."""
+
+from __future__ import annotations
+
+import sys
+
+from celery.__main__ import main as celery
+
+from render.launch.parent_death import die_with_parent
+
+
+def main() -> None:
+    """Tie this process to its agent, then be Celery."""
+    die_with_parent(int(sys.argv[1]))
+    sys.argv[:2] = ["celery"]
+    celery()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""The process group as an object that the step loop is handed, and can be handed anew between two steps.
+
+Only gathers cross between ranks, never floating-point reductions: a sum whose order depends on the number
+of ranks would change pixels. Constructors open nothing; `join` and `leave` do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional
+
+from render.errors import BadInput, RanksLost
+
+
+class AllGatherHandle(Protocol):
+    """An all-gather in flight."""
+
+    def wait(self) -> Tensor:
+        """[world_size, *block.shape], in rank order."""
+        ...
+
+
+class Group(Protocol):
+    """The ranks that render together. `epoch` grows by one whenever the membership changes."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+    def all_gather(self, block: Tensor) -> AllGatherHandle:
+        """Start to gather one equally shaped block from every rank."""
+        ...
+
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
+        """What every rank said, in rank order; lengths may differ."""
+        ...
+
+
+def all_gather_fp16(group: Group, said: Tensor) -> Tensor:
+    """[n] float16 of each rank, n equal for all -> [world_size, n]."""
+    # Two to a 32-bit number, which every backend gathers.
+    block = functional.pad(said, (0, len(said) % 2)).view(torch.int32)
+    return group.all_gather(block).wait().view(torch.float16)[:, : len(said)]
+
+
+@dataclass(frozen=True)
+class _Arrived:
+    blocks: Tensor
+
+    def wait(self) -> Tensor:
+        return self.blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleRankGroup:
+    """One rank that talks to nobody: the oracle of every test."""
+
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = 0
+
+    def all_gather(self, block: Tensor) -> AllGatherHandle:
+        return _Arrived(block.unsqueeze(0))
+
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
+        return [data]
+
+
+class _Flight:
+    """Keeps the sent block alive until the collective is done; gloo reads it from another thread."""
+
+    def __init__(self, work: Any, block: Tensor, blocks: Tensor) -> None:
+        self._work, self._block, self._blocks = work, block, blocks
+
+    def wait(self) -> Tensor:
+        with _translated():
+            self._work.wait()
+        return self._blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchGroup:
+    """Ranks joined by torch.distributed: NCCL between GPUs, gloo between CPUs."""
+
+    rank: int
+    world_size: int
+    epoch: int = 0
+    process_group: dist.ProcessGroup | None = None
+
+    def all_gather(self, block: Tensor) -> AllGatherHandle:
+        block = block.contiguous()
+        blocks = block.new_empty((self.world_size, *block.shape))
+        with _translated():
+            work = _gather_into(blocks.flatten(0, 1) if block.dim() else blocks, block, self.process_group)
+        return _Flight(work, block, blocks)
+
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
+        device = self._wire_device()
+        lengths = (
+            self.all_gather(torch.tensor([len(data)], dtype=torch.int64, device=device)).wait().flatten()
+        )
+        longest = max(1, int(lengths.max()))
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else padded[:0]
+        rows = self.all_gather(padded.to(device)).wait().cpu().numpy()
+        return [rows[rank, : int(lengths[rank])].tobytes() for rank in range(self.world_size)]
+
+    def _wire_device(self) -> torch.device:
+        nccl = dist.get_backend(self.process_group) == "nccl"
+        return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+
+
+def _gather_into(blocks: Tensor, block: Tensor, process_group: dist.ProcessGroup | None) -> Any:
+    """The one shim over torch's renaming of `all_gather_into_tensor` to `all_gather_single` (2.13)."""
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    return gather(blocks, block, group=process_group, async_op=True)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """gloo says by a plain RuntimeError that a peer is gone, NCCL and the store by their own kinds of it."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as exc:
+        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        raise RanksLost(f"other ranks of the group are gone ({reason})") from exc
+
+
+def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """`auto`, `cpu` or `cuda` -> the device of this rank; asking for CUDA without CUDA is an error."""
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise BadInput("device", wanted, "is unknown; use auto, cpu or cuda")
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise BadInput("device", wanted, "was asked for, but torch sees no CUDA device; use --device cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise BadInput(
+            "ranks", local_rank + 1, f"do not fit on {torch.cuda.device_count()} GPUs of this node"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def join(device: torch.device) -> TorchGroup:
+    """Join the group that torchrun has described in the environment; NCCL on GPUs, gloo on CPUs.
+
+    Raises `RanksLost` when the others do not come.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    with _translated():
+        if device.type == "cuda":
+            dist.init_process_group("nccl", device_id=device)
+        else:
+            dist.init_process_group("gloo")
+    return TorchGroup(rank=dist.get_rank(), world_size=dist.get_world_size())
+
+
+def leave() -> None:
+    """Leave the group; harmless when none was joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

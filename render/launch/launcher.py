@@ -1,0 +1,47 @@
+"""torchrun that dies with its parent: `python -m render.launch.launcher PARENT_PID RANKS DESK ARGUMENTS...`.
+
+RANKS and DESK are for the ranks that it starts early, ARGUMENTS are torchrun's, without a program.
+
+A process of its own rather than a hook between fork and exec, which is not safe beside other threads.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from render.launch.parent_death import PARENT, die_with_parent
+from render.launch.preloaded_rank import preload_ranks
+
+PEERS_LOST = 75
+"""Exit code of a rank, and then of torchrun, that ends because ranks of other nodes are gone."""
+
+
+def main() -> int:
+    """Tie this process to its parent, then be torchrun; `PEERS_LOST` when nothing is wrong on this node."""
+    die_with_parent(int(sys.argv[1]))
+    os.environ[PARENT] = str(os.getpid())
+    ranks, desk = int(sys.argv[2]), sys.argv[3]
+    preload_ranks(ranks, Path(desk))
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.run import main as torchrun
+
+    try:
+        torchrun([*sys.argv[4:], "--nproc-per-node", str(ranks), "-m", "render.launch.preloaded_rank", desk])
+    except ChildFailedError as exc:
+        traceback.print_exc()
+        # A rank that crashed takes the others of its node along; then it is this node that failed.
+        codes = {failure.exitcode for failure in exc.failures.values()}
+        return PEERS_LOST if codes == {PEERS_LOST} else 1
+    except (DistError, RendezvousError):
+        traceback.print_exc()
+        return PEERS_LOST
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

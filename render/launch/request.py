@@ -1,0 +1,52 @@
+"""What a group is asked to render, handed to its ranks as a small JSON file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from render.models.adapter import ModelInfo
+from render.models.model_paths import ModelPaths
+
+CHECKPOINT_S = 30.0
+PATIENCE_S = 120.0
+"""A render waits so long for a store that is away, unless CHORALE_STORE_PATIENCE_S says otherwise."""
+WARM_S = 20.0
+"""So long a group without work keeps its model loaded, unless CHORALE_WARM_S says otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One image for one group."""
+
+    spec: dict[str, Any]
+    folders: ModelPaths
+    info: ModelInfo
+    """Of the model; of it and its refiner where there is one."""
+    device: str
+    out: str
+    """The image's place: a folder, or s3://bucket/prefix. Credentials come by the environment alone."""
+    checkpoint_s: float = CHECKPOINT_S
+    """Seconds between checkpoints."""
+    slots: tuple[int, ...] = ()
+    """Numbers of this node's slots, by local rank; the local ranks themselves where there is no farm."""
+    patience_s: float = PATIENCE_S
+    """Seconds for which a store that is away is waited for."""
+    log: str | None = None
+    """File at whose end the ranks write what they print; with torchrun's own words unless told."""
+    last: bool = True
+    """The ranks end after this one; otherwise they wait for the next, with the model loaded."""
+
+    def write(self, path: Path) -> None:
+        """Put the file there at once and whole: the ranks are watching for it."""
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(asdict(self) | {"folders": self.folders.names}), encoding="utf-8")
+        part.rename(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Request:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        folders, info = ModelPaths.named(values["folders"]), ModelInfo(**values["info"])
+        return cls(**values | {"folders": folders, "info": info})

@@ -1,0 +1,253 @@
+"""What the adapters of UNet models share: loading, guidance, the schedule and the autoencoder."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor
+
+from render.errors import ModelNotUsable
+from render.models.adapter import ModelInfo, NoiseSchedule, WindowPlace
+from render.models.cross_window_attention import Context, cross_window_attention, pooled_kv
+from render.models.folder import networks_of
+from render.models.streaming_vae import can_stream, run_streaming
+from render.models.trained_cross_window_attention import (
+    TrainedContext,
+    TrainedCrossWindowAttention,
+    load_trained_attention,
+)
+from render.sampling.diffusers_schedule import noise_schedule
+from render.spec import POOLED
+
+_HAS_ACCELERATE = importlib.util.find_spec("accelerate") is not None
+"""With it diffusers fills a network in place while loading; without it, it warns unless told."""
+_STRIP = 512
+"""Latents that the autoencoder takes at a time where it runs in strips, in whole rows: few enough that a wide
+tile wants no more memory than a narrow one."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextStates:
+    """An encoded prompt: rows [unconditional, conditional] when it was encoded guided, else [conditional].
+    A pass is the number of a row."""
+
+    states: Tensor
+    """[1 or 2, tokens, channels]"""
+    pooled: Tensor | None = None
+    """[1 or 2, channels], for models that take it"""
+
+
+def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str, **unused: Any) -> Any:
+    """A stock pipeline from a local folder: safetensors only, no code from the folder, nothing fetched.
+
+    Its networks are ours to call; its loop is not used. Raises `ModelNotUsable` when it does not load.
+    """
+    try:
+        with _quiet():
+            kinds = networks_of(path).items()
+            networks = {
+                part: _load_network(path, part, kind, dtype) for part, kind in kinds if part not in unused
+            }
+            # Looked up here, since transformers warns of what is not installed at the first look.
+            pipeline_class = getattr(diffusers, class_name)
+            pipeline = pipeline_class.from_pretrained(str(path), local_files_only=True, **networks, **unused)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as exc:
+        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        raise ModelNotUsable("model", str(path), f"does not load ({reason}); download it again") from exc
+    return pipeline.to(device)
+
+
+def find_trained_attention(
+    path: Path, info: ModelInfo, device: torch.device, dtype: str
+) -> TrainedCrossWindowAttention | None:
+    """The trained cross attention of a folder that brings one; raises `ModelNotUsable` if it is broken."""
+    return load_trained_attention(path, device, DTYPES[dtype]) if info.has_cross_window_attention else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, and no warnings: what they would warn of is checked here and is an error."""
+    libraries: tuple[Any, ...] = (diffusers, transformers)
+    levels = [library.utils.logging.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.utils.logging.set_verbosity(level)
+
+
+def _load_network(path: Path, part: str, kind: tuple[str, str], dtype: str) -> Any:
+    """One part's network, of (library, class) `kind`, in evaluation mode and with every weight from the file.
+
+    The libraries fill what a file lacks with random numbers and a warning: another picture on each rank.
+    """
+    library, class_name = kind
+    options = {"low_cpu_mem_usage": _HAS_ACCELERATE} if library == "diffusers" else {}
+    network_class = getattr({"diffusers": diffusers, "transformers": transformers}[library], class_name)
+    network, report = network_class.from_pretrained(
+        str(path / part),
+        dtype=DTYPES[dtype],
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        **options,
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelNotUsable(
+            "model",
+            str(path),
+            f"lacks {len(missing)} weights of {part}, {missing[0]} for one; download it again",
+        )
+    return network.eval()
+
+
+def _strip_rows(width: int) -> int:
+    return max(1, _STRIP // width)
+
+
+class UNetAdapter:
+    """A UNet that attends to text, and an autoencoder: all that Stable Diffusion 1, 2 and XL share."""
+
+    def __init__(
+        self,
+        pipeline: Any,
+        info: ModelInfo,
+        device: torch.device,
+        dtype: str,
+        listener: TrainedCrossWindowAttention | None = None,
+    ) -> None:
+        self.info, self._listener = info, listener
+        self.prediction_type = str(pipeline.scheduler.config.get("prediction_type", "epsilon"))
+        self._pipeline, self._device, self._dtype = pipeline, device, DTYPES[dtype]
+        self._unet, self._vae = pipeline.unet, pipeline.vae
+        if device.type == "cpu":
+            # Channels innermost is how its attention reads them, and its convolutions are faster so too.
+            self._unet.to(memory_format=torch.channels_last)
+        # On a CPU, where memory and caches are small. A GPU is faster with one large call.
+        self._in_strips = (
+            device.type == "cpu"
+            and isinstance(self._vae, diffusers.AutoencoderTiny)
+            and can_stream(self._vae.encoder.layers)
+            and can_stream(self._vae.decoder.layers)
+        )
+        # Distilled models take the guidance scale as an input instead of a second forward.
+        self._guidance_width: int | None = pipeline.unet.config.time_cond_proj_dim
+
+    def schedule(self, sampler: str, steps: int) -> NoiseSchedule:
+        """The sigmas and timesteps that the stock diffusers scheduler of this sampler would use."""
+        return noise_schedule(self._pipeline.scheduler.config, sampler, steps)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        latents: Tensor,
+        timestep: float,
+        text: TextStates,
+        places: Sequence[WindowPlace],
+        passes: Sequence[int],
+        guidance_scale: float,
+    ) -> Tensor:
+        """Predictions for [B, C, h, w] scaled latents, float32; see `Adapter.predict`."""
+        prediction: Tensor = self._unet(
+            latents.to(self._device, self._dtype),
+            torch.tensor(timestep, dtype=torch.float32, device=self._device),
+            encoder_hidden_states=text.states[list(passes)],
+            timestep_cond=self._guidance_input(guidance_scale, len(latents)),
+            added_cond_kwargs=self._added(text, places, passes),
+            return_dict=False,
+        )[0].float()
+        return prediction
+
+    def hear(self, tokens: Tensor | None, share: float, form: str) -> Context:
+        """What windows listen to in a step, from [passes, N, token_width]; see `Adapter.hear`."""
+        if form == POOLED:
+            return pooled_kv(self._unet, tokens, share, self._dtype)
+        assert self._listener is not None, "the plan refuses this form of a model without it"
+        with torch.no_grad():
+            return TrainedContext.of(self._listener, tokens, share)
+
+    def predict_with_context(
+        self,
+        latents: Tensor,
+        timestep: float,
+        text: TextStates,
+        places: Sequence[WindowPlace],
+        passes: Sequence[int],
+        guidance_scale: float,
+        heard: Context,
+    ) -> tuple[Tensor, Tensor]:
+        """`predict`, and what each window says, [B, token_width]; see `Adapter.predict_with_context`."""
+        with cross_window_attention(self._unet, heard, places, passes) as said:
+            prediction = self.predict(latents, timestep, text, places, passes, guidance_scale)
+        return prediction, torch.cat(said, dim=1)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """[B, C, h, w] latents in the loop's scale -> [B, 3, 8h, 8w] pixels in [0, 1], float32."""
+        config = self._vae.config
+        latents = latents.to(self._device, self._vae.dtype)
+        moments = self._moments(latents)
+        if moments is None:
+            latents = latents / config.scaling_factor
+        else:
+            latents = latents * moments[1] / config.scaling_factor + moments[0]
+        if self._in_strips:
+            # The two lines around the layers are diffusers' `DecoderTiny.forward`, which means [0, 1] by it.
+            latents = torch.tanh(latents / 3) * 3
+            rows = _strip_rows(latents.shape[3])
+            return run_streaming(self._vae.decoder.layers, latents, rows).float().clamp_(0.0, 1.0)
+        pixels: Tensor = self._vae.decode(latents, return_dict=False)[0].float()
+        return (pixels * 0.5 + 0.5).clamp(0.0, 1.0)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] pixels in [0, 1] -> [B, C, H/8, W/8] latents in the loop's scale, float32."""
+        config = self._vae.config
+        if self._in_strips:
+            pixels = pixels.to(self._device, self._vae.dtype)
+            scale = self.info.scale_factor
+            rows = _strip_rows(pixels.shape[3] // scale) * scale
+            mode = run_streaming(self._vae.encoder.layers, pixels, rows).float()
+            return mode * float(config.scaling_factor)
+        encoded = self._vae.encode(pixels.to(self._device, self._vae.dtype) * 2.0 - 1.0)
+        encodes_exactly = hasattr(encoded, "latents")
+        latents: Tensor = (encoded.latents if encodes_exactly else encoded.latent_dist.mode()).float()
+        moments = self._moments(latents)
+        if moments is not None:
+            latents = (latents - moments[0]) / moments[1]
+        return latents * float(config.scaling_factor)
+
+    def _added(
+        self, text: TextStates, places: Sequence[WindowPlace], passes: Sequence[int]
+    ) -> dict[str, Tensor] | None:
+        """What a family's UNet is told besides the text; SD is told nothing."""
+        return None
+
+    def _guidance_input(self, guidance_scale: float, batch: int) -> Tensor | None:
+        if self._guidance_width is None:
+            return None
+        scale = torch.tensor(guidance_scale - 1.0).repeat(batch)
+        embedding = self._pipeline.get_guidance_scale_embedding(scale, embedding_dim=self._guidance_width)
+        return torch.as_tensor(embedding).to(self._device, self._dtype)
+
+    def _moments(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Per-channel (mean, deviation) of the autoencoder's latents, where its config gives them."""
+        mean, deviation = (self._vae.config.get(key) for key in ("latents_mean", "latents_std"))
+        if mean is None or deviation is None:
+            return None
+        column = (1, -1, 1, 1)
+        return latents.new_tensor(mean).view(column), latents.new_tensor(deviation).view(column)

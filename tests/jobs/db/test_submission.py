@@ -1,0 +1,96 @@
+"""The same image asked for twice is one job."""
+
+from sqlalchemy import func, select
+
+from infra.database import Database
+from jobs.db.state_machine import change
+from jobs.db.submission import BatchItem, JobOptions, Receipt, expand_variations, submit
+from jobs.db.tables import entries, events, jobs
+from render.spec import Spec
+
+TERMS = JobOptions(owner="me", queue="night")
+
+
+def asked(count: int, first: int = 0) -> list[BatchItem]:
+    return [
+        BatchItem(row=number, custom_id=f"c{number}", spec=Spec(prompt="a red vase", seed=number))
+        for number in range(first, first + count)
+    ]
+
+
+def hand_in(database: Database, wanted: list[BatchItem], terms: JobOptions = TERMS) -> Receipt:
+    return submit(database, wanted, "catalog", terms)
+
+
+def count(database: Database, table: object) -> int:
+    with database.read() as connection:
+        return connection.execute(select(func.count()).select_from(table)).scalar_one()  # type: ignore[arg-type]
+
+
+def test_a_batch_becomes_queued_jobs(database: Database) -> None:
+    receipt = hand_in(database, asked(1000))
+    assert (receipt.new, receipt.known, receipt.done) == (1000, 0, 0)
+    assert count(database, jobs) == count(database, entries) == count(database, events) == 1000
+    with database.read() as connection:
+        row = connection.execute(select(jobs).limit(1)).one()
+    assert (row.state, row.queue, row.owner, row.fence) == ("queued", "night", "me", 0)
+    assert row.id == row.digest[:16]
+
+
+def test_variations_of_a_batch_are_images_of_their_own(database: Database) -> None:
+    receipt = hand_in(database, list(expand_variations(asked(3, first=1), 3)))
+    assert (receipt.new, receipt.known) == (9, 0)
+    again = hand_in(database, asked(3, first=1))
+    assert (again.new, again.known) == (0, 3), "the first variation is the image itself"
+    with database.read() as connection:
+        names = connection.execute(
+            select(entries.c.custom_id).where(entries.c.batch == receipt.batch).order_by(entries.c.row)
+        ).scalars()
+        assert list(names)[:4] == ["c1", "c1-v2", "c1-v3", "c2"]
+
+
+def test_asking_again_adds_only_what_is_new(database: Database) -> None:
+    first = hand_in(database, asked(10))
+    with database.read() as connection:
+        one = connection.execute(select(jobs.c.id).limit(1)).scalar_one()
+    with database.write() as connection:
+        for old, new in (("queued", "placing"), ("placing", "rendering"), ("rendering", "publishing")):
+            change(connection, one, old, new, "")
+        change(connection, one, "publishing", "done", "")
+    second = hand_in(database, asked(12))
+    assert (second.new, second.known, second.done) == (2, 10, 1)
+    assert second.batch != first.batch
+    assert (count(database, jobs), count(database, entries)) == (12, 22)
+
+
+def test_one_image_twice_in_a_batch_is_one_job(database: Database) -> None:
+    same = [BatchItem(row=row, custom_id=f"c{row}", spec=Spec(prompt="a red vase")) for row in range(3)]
+    assert hand_in(database, same).new == 1
+    assert (count(database, jobs), count(database, entries)) == (1, 3)
+
+
+def test_a_cancelled_image_that_is_asked_for_again_is_queued_again(database: Database) -> None:
+    hand_in(database, asked(1))
+    with database.write() as connection:
+        job = connection.execute(select(jobs.c.id)).scalar_one()
+        change(connection, job, "queued", "cancelled", "not wanted")
+    hand_in(database, asked(1))
+    with database.read() as connection:
+        assert connection.execute(select(jobs.c.state)).scalar_one() == "queued"
+
+
+def test_large_pictures_may_have_more_ranks(database: Database) -> None:
+    large = BatchItem(row=1, custom_id="l", spec=Spec(prompt="x", width=2048, height=2048))
+    small = BatchItem(row=2, custom_id="s", spec=Spec(prompt="x", width=128, height=128))
+    hand_in(database, [large, small])
+    with database.read() as connection:
+        rows = connection.execute(select(jobs.c.spec, jobs.c.least_ranks, jobs.c.most_ranks)).all()
+    ranks = {row.spec["width"]: (row.least_ranks, row.most_ranks) for row in rows}
+    assert ranks == {2048: (1, 64), 128: (1, 1)}
+
+
+def test_a_fixed_number_of_ranks_is_a_gang(database: Database) -> None:
+    hand_in(database, asked(1), JobOptions(owner="me", ranks=3))
+    with database.read() as connection:
+        row = connection.execute(select(jobs)).one()
+    assert (row.least_ranks, row.most_ranks, row.queue) == (3, 3, "default")

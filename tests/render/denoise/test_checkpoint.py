@@ -1,0 +1,195 @@
+"""Checkpoints: any number of ranks goes on from one, to the bits of an undisturbed render."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from render.canvas import Canvas
+from render.denoise.checkpoint import KEY, Checkpoint, CheckpointManager
+from render.distributed import Group, SingleRankGroup
+from render.engine import render_image
+from render.errors import Stopped
+from render.plan.geometry import Rect
+from render.spec import BLENDS, SAMPLERS, Spec
+from tests.support.groups import ThreadGroup, run_ranks
+from tests.support.models import ToyModel
+from tests.support.sinks import MemorySink
+
+CPU = torch.device("cpu")
+SPEC = Spec(prompt="a red vase", width=448, height=320, steps=6, seed=3, tile_size=64)
+
+
+class Ranks:
+    """Renders one spec into one sink, again and again, with as many ranks as are asked for."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec, self.sink = spec, MemorySink()
+        self.news: list[dict[str, Any]] = []
+
+    @property
+    def steps(self) -> int:
+        """Steps that were computed since the last call of `render`."""
+        return sum(news["kind"] == "step" for news in self.news)
+
+    def render(self, ranks: int, *, stop_after: int | None = None, every_s: float = 1e9) -> str | None:
+        """The picture's root; None when all ranks stopped, asked by the last one after so many steps."""
+        self.news = []
+
+        def work(group: ThreadGroup) -> str | None:
+            seen: list[dict[str, Any]] = []
+
+            def listen(news: dict[str, Any]) -> None:
+                seen.append(news)
+                if group.rank == 0:
+                    self.news.append(news)
+
+            def stop() -> bool:
+                steps = sum(news["kind"] == "step" for news in seen)
+                return stop_after is not None and group.rank == ranks - 1 and steps + 1 >= stop_after
+
+            return _render(self.spec, group, self.sink, every_s, stop, listen)
+
+        roots = set(run_ranks(ranks, work))
+        assert len(roots) == 1, "the ranks agree"
+        return roots.pop()
+
+
+def _render(spec: Spec, group: Group, sink: MemorySink, every_s: float, stop: Any, listen: Any) -> str | None:
+    checkpoints = CheckpointManager(sink, spec.digest("toy"), CPU, every_s=every_s, stop=stop)
+    try:
+        report = render_image(
+            spec, ToyModel(), group, sink, device=CPU, on_event=listen, checkpoints=checkpoints
+        )
+    except Stopped:
+        return None
+    return report.root
+
+
+def root_of(spec: Spec) -> str:
+    return render_image(spec, ToyModel(), SingleRankGroup(), MemorySink(), device=CPU).root
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("ranks", [(1, 3), (3, 2)])
+def test_a_stopped_render_goes_on_with_other_ranks(blend: str, sampler: str, ranks: tuple[int, int]) -> None:
+    spec = replace(SPEC, blend=blend, sampler=sampler)
+    image = Ranks(spec)
+    assert image.render(ranks[0], stop_after=8) is None
+    assert image.steps == 8
+    assert KEY in image.sink.files and "manifest.json" not in image.sink.files
+    assert image.render(ranks[1]) == root_of(spec)
+
+
+def test_what_a_stage_is_held_to_is_kept_too() -> None:
+    spec = replace(SPEC, skip_residual=0.6, sampler="dpmpp-2m")
+    image = Ranks(spec)
+    assert image.render(2, stop_after=8) is None
+    assert image.render(3) == root_of(spec)
+    assert root_of(spec) != root_of(replace(spec, skip_residual=0.0))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5)), max_size=4), st.integers(1, 4))
+def test_however_often_it_stops_no_step_is_computed_twice(stops: list[tuple[int, int]], last: int) -> None:
+    image = Ranks(SPEC)
+    computed = 0
+    for ranks, steps in stops:
+        if image.render(ranks, stop_after=steps) is not None:
+            return  # It was shorter than the stops.
+        computed += image.steps
+    assert image.render(last) == root_of(SPEC)
+    whole = Ranks(SPEC)
+    whole.render(1)
+    assert computed + image.steps == whole.steps
+
+
+def test_nothing_of_the_work_is_left_beside_a_finished_image() -> None:
+    image = Ranks(SPEC)
+    image.render(2, every_s=0)
+    assert not [key for key in image.sink.files if key.startswith("work/")]
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "junk", "other"])
+def test_a_damaged_checkpoint_is_not_gone_on_from(harm: str) -> None:
+    image = Ranks(SPEC)
+    image.render(2, stop_after=3)
+    data = image.sink.files[KEY]
+    image.sink.files[KEY] = {
+        "cut": data[: len(data) // 2],
+        "flip": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
+        "junk": b"junk",
+        "other": data.replace(SPEC.digest("toy").encode(), b"0" * 64),
+    }[harm]
+    assert image.render(2) == root_of(SPEC)
+    undisturbed = Ranks(SPEC)
+    undisturbed.render(1)
+    assert image.steps == undisturbed.steps
+
+
+def test_a_checkpoint_that_cannot_be_stored_costs_nothing_but_itself() -> None:
+    class Full(MemorySink):
+        def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
+            if key == KEY:
+                raise OSError("the disk is full")
+            super().put(key, data, content_type, immutable)
+
+    errors: list[Exception | None] = []
+    checkpoints = CheckpointManager(
+        Full(), "digest", CPU, every_s=0, on_kept=lambda kept: errors.append(kept.error)
+    )
+    report = render_image(SPEC, ToyModel(), SingleRankGroup(), Full(), device=CPU, checkpoints=checkpoints)
+    assert report.root == root_of(SPEC)
+    assert errors and all(isinstance(error, OSError) for error in errors)
+
+
+def test_a_canvas_survives_packing_to_the_bit() -> None:
+    planes = torch.randn((3, 4, 8, 6))
+    planes[0, 0, 0, 0] = -0.0
+    canvas = Canvas(step=5, planes=planes, area=Rect(y=0, x=0, height=8, width=6), heard=1)
+    again = Checkpoint.unpack(Checkpoint(stage=2, canvas=canvas).pack("d"), "d")
+    assert again is not None
+    assert (again.stage, again.canvas.step, again.canvas.heard) == (2, 5, 1)
+    assert again.canvas.planes.numpy().tobytes() == planes.numpy().tobytes()
+
+
+def test_blocks_that_are_stored_are_not_decoded_again() -> None:
+    class Breaks(MemorySink):
+        """Fails when most tiles are there."""
+
+        broken = True
+
+        def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
+            if self.broken and len(self.files) > 200:
+                raise OSError("the store is down")
+            super().put(key, data, content_type, immutable)
+
+    spec = replace(SPEC, width=1024, height=1024, steps=1)
+    sink = Breaks()
+
+    class Counting(ToyModel):
+        decodes = 0
+
+        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+            self.decodes += 1
+            return super().decode(latents)
+
+    def render(model: Counting) -> str:
+        checkpoints = CheckpointManager(sink, spec.digest("toy"), CPU, every_s=0)
+        return render_image(spec, model, SingleRankGroup(), sink, device=CPU, checkpoints=checkpoints).root
+
+    with pytest.raises(OSError, match="down"):
+        render(Counting())
+    recorded = [key for key in sink.files if key.startswith("work/block")]
+    assert recorded
+    sink.broken = False
+    first, again = Counting(), Counting()
+    resumed = render(again)
+    alone = render_image(spec, first, SingleRankGroup(), MemorySink(), device=CPU)
+    assert resumed == alone.root
+    assert again.decodes < first.decodes
+    assert not [key for key in sink.files if key.startswith("work/")]

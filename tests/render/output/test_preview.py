@@ -1,0 +1,67 @@
+"""What is shown while an image is rendered: each finished stage, by rank 0, and nothing of it at the end."""
+
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+from render.denoise.checkpoint import CheckpointManager
+from render.engine import render_image
+from render.output.preview import KEY
+from render.spec import Spec
+from tests.support.groups import ThreadGroup, run_ranks
+from tests.support.models import ToyModel
+from tests.support.sinks import MemorySink
+
+CPU = torch.device("cpu")
+SPEC = Spec(prompt="a red vase", width=448, height=320, steps=3, tile_size=64)
+
+
+class WatchedSink(MemorySink):
+    """Remembers each preview that was put."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.previews: list[bytes] = []
+
+    def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
+        super().put(key, data, content_type, immutable)
+        if key == KEY:
+            self.previews.append(data)
+
+
+def render(ranks: int, sink: MemorySink) -> str:
+    def work(group: ThreadGroup) -> str:
+        checkpoints = CheckpointManager(sink, SPEC.digest("toy"), CPU, every_s=1e9)
+        return render_image(SPEC, ToyModel(), group, sink, device=CPU, checkpoints=checkpoints).root
+
+    (root,) = set(run_ranks(ranks, work))
+    return root
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_each_stage_is_shown_and_forgotten(ranks: int) -> None:
+    sink = WatchedSink()
+    root = render(ranks, sink)
+    sizes = [Image.open(io.BytesIO(data)).size for data in sink.previews]
+    assert sizes and sizes == sorted(sizes) and all(width < SPEC.width for width, _ in sizes)
+    assert not any(key.startswith("work/") for key in sink.files)
+    assert root == render(1, MemorySink())
+
+
+def test_previews_are_the_same_whatever_the_ranks() -> None:
+    alone, together = WatchedSink(), WatchedSink()
+    render(1, alone)
+    render(3, together)
+    assert alone.previews[0] == together.previews[0]
+
+
+def test_a_sink_that_refuses_previews_stops_nothing() -> None:
+    class Refusing(MemorySink):
+        def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
+            if key == KEY:
+                raise OSError("no room")
+            super().put(key, data, content_type, immutable)
+
+    assert render(2, Refusing()) == render(1, MemorySink())

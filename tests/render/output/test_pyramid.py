@@ -1,0 +1,191 @@
+"""The pyramid: numpy over the whole picture is the oracle, one rank the other."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pyvips
+import torch
+from PIL import Image
+
+from infra.store.local import LocalStore
+from render.canvas import LatentRegion
+from render.distributed import SingleRankGroup
+from render.engine import render_image
+from render.errors import BadInput, RenderFailed
+from render.output.export import export_image
+from render.output.manifest import parse_manifest
+from render.output.pyramid import publish_pyramid
+from render.output.seams import Steps, add_block
+from render.output.verify import verify_image
+from render.plan.geometry import Rect
+from render.plan.topology import Topology
+from render.spec import Spec
+from tests.support.groups import run_ranks
+from tests.support.models import ToyModel
+from tests.support.sinks import MemorySink
+
+CPU = torch.device("cpu")
+SIZES = [(1000, 616), (512, 512), (520, 1032), (2048, 40), (8, 8), (1024, 1024)]
+
+
+def latents_for(spec: Spec) -> LatentRegion:
+    draw = torch.Generator().manual_seed(1)
+    canvas = Topology(height=spec.height // 8, width=spec.width // 8, wrap_y=spec.wrap_y, wrap_x=spec.wrap_x)
+    latents = torch.randn((4, canvas.height, canvas.width), generator=draw)
+    return LatentRegion(latents=latents, area=canvas.whole, canvas=canvas)
+
+
+def level_of(files: dict[str, bytes], level: int, width: int, height: int, side: int) -> np.ndarray:
+    picture = np.zeros((height, width, 3), np.uint8)
+    for key, data in files.items():
+        if key.startswith(f"image_files/{level}/"):
+            col, row = map(int, Path(key).stem.split("_"))
+            tile = np.array(Image.open(io.BytesIO(data)))
+            picture[row * side : row * side + tile.shape[0], col * side : col * side + tile.shape[1]] = tile
+    return picture
+
+
+def box(picture: np.ndarray) -> np.ndarray:
+    """(a + b + c + d + 2) >> 2 over the whole picture, edges repeated."""
+    p = np.pad(picture, ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)), mode="edge").astype(
+        int
+    )
+    return ((p[0::2, 0::2] + p[1::2, 0::2] + p[0::2, 1::2] + p[1::2, 1::2] + 2) >> 2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize("tile", [64, 512])
+def test_every_level_is_the_box_of_the_one_below(width: int, height: int, tile: int) -> None:
+    spec = Spec(prompt="x", width=width, height=height, tile_size=tile)
+    model, latents, sink = ToyModel(), latents_for(spec), MemorySink()
+    report = publish_pyramid(latents, model, spec, SingleRankGroup(), sink, device=CPU)
+    whole = (model.decode(latents.latents[None])[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    cut = report.cut
+    expected = whole
+    for level in range(cut.top_level, -1, -1):
+        size = cut.size_at(level)
+        assert expected.shape[:2] == size[::-1]
+        assert np.array_equal(level_of(sink.files, level, *size, tile), expected)
+        expected = box(expected)
+    columns, rows = Steps(report.columns.lines), Steps(report.rows.lines)
+    add_block(columns, rows, Rect(y=0, x=0, height=height, width=width), whole)
+    for measured, expected_steps in ((report.columns, columns), (report.rows, rows)):
+        assert np.array_equal(measured.absolute, expected_steps.absolute)
+        assert np.array_equal(measured.signed, expected_steps.signed)
+    assert (report.darkest, report.brightest) == (whole.min(), whole.max())
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_ranks_do_not_change_a_byte(width: int, height: int, ranks: int) -> None:
+    spec = Spec(prompt="x", width=width, height=height, tile_size=64)
+    alone, together = MemorySink(), MemorySink()
+    report = publish_pyramid(latents_for(spec), ToyModel(), spec, SingleRankGroup(), alone, device=CPU)
+    others = run_ranks(
+        ranks,
+        lambda group: publish_pyramid(latents_for(spec), ToyModel(), spec, group, together, device=CPU),
+    )
+    assert together.files == alone.files
+    assert all(other.tiles == report.tiles for other in others)
+    assert all(np.array_equal(other.columns.signed, report.columns.signed) for other in others)
+
+
+@pytest.mark.parametrize("form", ["png", "webp", "jpeg"])
+def test_pictures_say_what_they_are(form: str) -> None:
+    spec = Spec(prompt="a red vase & more", width=512, height=512, format=form)
+    sink = MemorySink()
+    publish_pyramid(latents_for(spec), ToyModel(), spec, SingleRankGroup(), sink, device=CPU)
+    ending = {"png": "png", "webp": "webp", "jpeg": "jpg"}[form]
+    assert b"trainedAlgorithmicMedia" in sink.files[f"image_files/9/0_0.{ending}"]
+    assert b"trainedAlgorithmicMedia" in sink.files["preview.webp"]
+    assert b"a red vase &amp; more" in sink.files["preview.webp"]
+    assert f'Format="{ending}"'.encode() in sink.files["image.dzi"]
+
+
+def read_manifest(image: Path) -> dict[str, Any]:
+    return parse_manifest((image / "manifest.json").read_bytes(), str(image))
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    spec = Spec(prompt="x", width=264, height=200, steps=2, tile_size=64)
+    render_image(spec, ToyModel(), SingleRankGroup(), LocalStore(tmp_path / "image"), device=CPU)
+    return tmp_path / "image"
+
+
+def test_verify_finds_what_was_done_to_a_picture(image: Path) -> None:
+    assert verify_image(LocalStore(image), read_manifest(image)).passes
+    tile = image / "image_files/9/1_1.png"
+    data = bytearray(tile.read_bytes())
+    data[100] ^= 1
+    tile.write_bytes(bytes(data))
+    (image / "image_files/9/0_0.png").unlink()
+    (image / "image_files/9/99_99.png").write_bytes(b"x")
+    report = verify_image(LocalStore(image), read_manifest(image))
+    assert not report.passes
+    assert report.altered == ("image_files/9/1_1.png",)
+    assert report.missing == ("image_files/9/0_0.png",)
+    assert report.extra == ("image_files/9/99_99.png",)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "webp", "jpg"])
+def test_an_export_is_the_full_level(image: Path, tmp_path: Path, ending: str) -> None:
+    target = export_image(image, read_manifest(image), tmp_path / f"whole.{ending}")
+    files = {path.relative_to(image).as_posix(): path.read_bytes() for path in image.rglob("*.png")}
+    expected = level_of(files, 9, 264, 200, 64)
+    with Image.open(target) as exported:
+        assert exported.size == (264, 200)
+        if ending in ("png", "tif"):
+            assert np.array_equal(np.array(exported), expected)
+    assert b"trainedAlgorithmicMedia" in pyvips.Image.new_from_file(str(target)).get("xmp-data")
+    with pytest.raises(BadInput, match="--force"):
+        export_image(image, read_manifest(image), target)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".part")] == []
+
+
+@pytest.mark.parametrize("ending", ["webp", "jpg"])
+def test_an_export_above_the_formats_limit_is_refused_before_any_work(
+    image: Path, tmp_path: Path, ending: str
+) -> None:
+    manifest = image / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"width": 70_000}))
+    with pytest.raises(BadInput, match="cannot hold 70000 px"):
+        export_image(image, read_manifest(image), tmp_path / f"whole.{ending}")
+
+
+@pytest.mark.parametrize("name", ["whole.gif", "nowhere/whole.png"])
+def test_an_impossible_target_is_refused(image: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadInput, match="target"):
+        export_image(image, read_manifest(image), tmp_path / name)
+
+
+def test_a_flat_picture_is_not_published() -> None:
+    class Flat(ToyModel):
+        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+            return super().decode(latents) * 0
+
+    sink = MemorySink()
+    with pytest.raises(RenderFailed, match="flat"):
+        render_image(
+            Spec(prompt="x", width=128, height=128, steps=1), Flat(), SingleRankGroup(), sink, device=CPU
+        )
+    assert "manifest.json" not in sink.files
+
+
+def test_a_sink_that_fails_fails_the_render() -> None:
+    class Full(MemorySink):
+        def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
+            if "/9/" in key:
+                raise OSError(28, "No space left on device")
+            super().put(key, data, content_type)
+
+    sink = Full()
+    with pytest.raises(OSError, match="No space"):
+        render_image(
+            Spec(prompt="x", width=512, height=512, steps=1), ToyModel(), SingleRankGroup(), sink, device=CPU
+        )
+    assert "manifest.json" not in sink.files

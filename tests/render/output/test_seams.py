@@ -1,0 +1,49 @@
+"""The seam score sees a seam of two grey levels, and no seam where there is none."""
+
+import numpy as np
+import pytest
+
+from render.output.seams import score_picture
+
+BORDERS = [96, 192, 288, 384]
+
+
+def photograph(seed: int) -> np.ndarray:
+    """Smooth shapes with a grain, 512 x 512."""
+    draw = np.random.default_rng(seed)
+    y, x = np.mgrid[0:512, 0:512] / 512
+    waves = sum(
+        np.sin(draw.uniform(2, 20) * x + draw.uniform(2, 20) * y + draw.uniform(0, 6)) for _ in range(6)
+    )
+    return np.clip(128 + 15 * waves[..., None] + draw.normal(0, 2, (512, 512, 3)), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_picture_without_seams_passes(seed: int) -> None:
+    assert score_picture(photograph(seed), BORDERS, BORDERS, 128).passes
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("levels", [2, -2])
+def test_a_planted_seam_fails(seed: int, levels: int) -> None:
+    picture = photograph(seed).astype(int)
+    picture[:, 192:] += levels
+    score = score_picture(np.clip(picture, 0, 255).astype(np.uint8), BORDERS, BORDERS, 128)
+    assert not score.passes
+
+
+@pytest.mark.parametrize("levels", [2, -2])
+def test_a_planted_seam_in_a_coarse_texture_fails_by_its_sign(levels: int) -> None:
+    draw = np.random.default_rng(3)
+    picture = 128 + draw.normal(0, 5, (512, 512, 3))
+    assert score_picture(picture.astype(np.uint8), BORDERS, BORDERS, 128).passes
+    picture[192:] += levels
+    score = score_picture(picture.astype(np.uint8), BORDERS, BORDERS, 128)
+    assert score.ratio < 1.05 and score.worst < 1.1, "a mean step drowns in the texture"
+    assert not score.passes
+
+
+def test_a_picture_of_one_window_has_no_seams() -> None:
+    score = score_picture(photograph(0), [0, 512], [0, 512], 512)
+    assert score.borders == 0
+    assert score.passes
