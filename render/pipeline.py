@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from render.errors import BadInput, RenderFailed
 from render.launch.hardware import RANK_ENVIRONMENT, processors
-from render.models.adapter import ModelInfo
+from render.model_info import ModelInfo
 from render.models.model_paths import ModelPaths, find_model_paths, model_info
 from render.output.encode import ENDINGS
 from render.output.export import export_image

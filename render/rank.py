@@ -24,8 +24,8 @@ def main() -> int:
     from render.engine import render_image
     from render.errors import BadInput, RenderError
     from render.folder_sink import FolderSink
+    from render.model_info import ModelInfo
     from render.models import ModelPaths, load_models
-    from render.models.adapter import ModelInfo
     from render.spec import Spec
 
     case = json.loads(sys.argv[1])

@@ -10,7 +10,7 @@ import numpy as np
 
 from infra.errors import StoreError
 from render.errors import BadInput
-from render.models.adapter import ModelInfo
+from render.model_info import ModelInfo
 from render.models.folder import read_model_info, resolve_model
 from render.plan.geometry import Axis
 from render.plan.stages import make_stages

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from render.errors import BadInput
-from render.models.adapter import ModelInfo
+from render.model_info import ModelInfo
 from render.models.model_paths import ModelPaths, find_model_paths, model_info
 from render.spec import (
     ATTENTION_FORMS,

@@ -21,7 +21,7 @@ from jobs.db.prompt_search import keep_words, kept_words
 from jobs.db.state_machine import change
 from jobs.db.tables import batches, entries, events, jobs
 from render.errors import BadInput
-from render.models.adapter import ModelInfo
+from render.model_info import ModelInfo
 from render.models.model_paths import find_model_paths, model_info
 from render.plan.plan import make_plan
 from render.spec import Spec

@@ -26,7 +26,7 @@ from render.guidance.global_context import GlobalContext
 from render.guidance.ilvr import apply_ilvr
 from render.guidance.shared_latents import SharedLatents, shared_latents_in, stage_noise
 from render.guidance.skip_residual import apply_skip_residual
-from render.models.adapter import Adapter, NoiseSchedule, WindowPlace
+from render.models.adapter import Adapter, WindowPlace
 from render.plan.decay import decayed_strength
 from render.plan.geometry import Layer, Rect
 from render.plan.region_prompts import prompt_weights
@@ -36,6 +36,7 @@ from render.plan.token_sources import TokenSource
 from render.plan.topology import Topology
 from render.sampling import samplers
 from render.sampling.noise import INITIAL
+from render.sampling.schedule import NoiseSchedule
 from render.spec import Spec
 
 

@@ -14,8 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from render.errors import BadInput
-from render.models.adapter import Adapter, ModelInfo, NoiseSchedule, WindowPlace
+from render.model_info import ModelInfo
+from render.models.adapter import Adapter, WindowPlace
 from render.plan.stages import Stage
+from render.sampling.schedule import NoiseSchedule
 from render.spec import Spec
 
 

@@ -22,11 +22,13 @@ from render.canvas import Canvas, LatentRegion
 from render.distributed import AllGatherHandle, Group
 from render.guidance.color_correction import colour_plane, decoded, means
 from render.guidance.shared_latents import shared_latents_in, stage_noise
-from render.models.adapter import Adapter, ModelInfo, NoiseSchedule
+from render.model_info import ModelInfo
+from render.models.adapter import Adapter
 from render.plan.geometry import Grid, Rect
 from render.plan.stages import Stage
 from render.plan.topology import Topology, topology_of
 from render.sampling.noise import INITIAL
+from render.sampling.schedule import NoiseSchedule
 from render.spec.init_image import InitImage
 
 Pixels = Callable[[Rect], Tensor]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from render.models.adapter import ModelInfo
+from render.model_info import ModelInfo
 from render.models.model_paths import ModelPaths
 
 CHECKPOINT_S = 30.0

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from render.errors import ModelNotUsable
-from render.models.adapter import Adapter, ModelInfo, NoiseSchedule, WindowPlace
+from render.model_info import ModelInfo
+from render.models.adapter import Adapter, WindowPlace
 from render.models.folder import family_of, read_model_info, resolve_model
 from render.models.model_paths import ModelPaths, find_model_paths, model_info
 from render.models.registry import FAMILIES
+from render.sampling.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     import torch

@@ -9,35 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from render.model_info import ModelInfo
+from render.sampling.schedule import NoiseSchedule
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelInfo:
-    """What the plan needs to know of a model, read from its folder without loading a weight."""
-
-    family: str
-    latent_channels: int
-    scale_factor: int
-    """Pixels per latent in each direction (8 for every family so far)."""
-    native_size: int
-    """Side of the square that the model was trained on, in pixels."""
-    digest: str
-    """SHA-256 over the model's files; it stands for the model in the spec's digest. With a refiner, both:
-    see `render.models.model_paths`."""
-    decode_halo: int
-    """Latents around a decode tile that its pixels depend on (or, for global norms, that hide its edge)."""
-    guidance_scale: float
-    """How closely it follows a prompt where a spec does not say."""
-    takes_guidance: bool = False
-    """A distilled model takes the guidance scale as an input, instead of a second pass per window."""
-    zoom_limit: float | None = None
-    """The largest picture that the model's own coordinates reach, in native sizes; None when unbounded."""
-    token_width: int = 0
-    """Numbers by which a window tells all others of itself under one condition; 0 when it cannot."""
-    has_cross_window_attention: bool = False
-    """Whether it brings a trained cross attention (`render.models.trained_cross_window_attention`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,31 +26,6 @@ class WindowPlace:
     pixel_x: int
     height: int
     width: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoiseSchedule:
-    """The steps of one sampler in the variance-exploding frame: x = x0 + sigma * noise.
-
-    `sigmas` has one more entry than `timesteps`; the last is where the final step lands (0, or the
-    model's own smallest sigma for a DDIM that does not set alpha to one).
-    """
-
-    timesteps: tuple[float, ...]
-    sigmas: tuple[float, ...]
-    initial_scale: float = 1.0
-    """Unit noise times this is the latent that a render from nothing starts with (step 0)."""
-    final_scale: float = 1.0
-    """The latent after the last step times this is what the decoder takes; 1 when the last sigma is 0."""
-    landings: tuple[float, ...] | None = None
-    """The sigma at which each step lands, where the stock scheduler does not land on the next entry of
-    `sigmas` (DDIM at some spacings); None when it does, as it nearly always does."""
-    trained_steps: int = 1000
-    """The noise levels that the model was trained on; timesteps count them."""
-    restart: int | None = None
-    """The step before which multistep samplers forget what they have heard: another network goes on."""
-    timestep_scaling: float = 10.0
-    """The steepness of a consistency model's boundary condition; only `lcm` looks at it."""
 
 
 class Adapter(Protocol):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from render.errors import ModelNotUsable
-from render.models.adapter import ModelInfo
+from render.model_info import ModelInfo
 from render.models.hub import download, looks_like_hub_id
 from render.models.registry import FAMILIES, REFINERS, UNUSED_PARTS, Family
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from render.errors import ModelNotUsable
-from render.models.adapter import ModelInfo
+from render.model_info import ModelInfo
 from render.models.folder import read_config, read_model_info, read_refiner_info, resolve_model
 
 _TRAINING: dict[str, Any] = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from render.models.adapter import ModelInfo
+from render.model_info import ModelInfo
 from render.models.unet import TextStates, UNetAdapter, find_trained_attention, load_pipeline
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from render.models.adapter import ModelInfo, WindowPlace
+from render.model_info import ModelInfo
+from render.models.adapter import WindowPlace
 from render.models.unet import TextStates, UNetAdapter, find_trained_attention, load_pipeline
 
 

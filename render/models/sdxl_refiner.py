@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from render.models.adapter import ModelInfo, WindowPlace
+from render.model_info import ModelInfo
+from render.models.adapter import WindowPlace
 from render.models.sdxl import StableDiffusionXL, time_ids
 from render.models.unet import TextStates, load_pipeline
 

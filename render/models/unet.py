@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from render.errors import ModelNotUsable
-from render.models.adapter import ModelInfo, NoiseSchedule, WindowPlace
+from render.model_info import ModelInfo
+from render.models.adapter import WindowPlace
 from render.models.cross_window_attention import Context, cross_window_attention, pooled_kv
 from render.models.folder import networks_of
 from render.models.streaming_vae import can_stream, run_streaming
@@ -26,6 +27,7 @@ from render.models.trained_cross_window_attention import (
     load_trained_attention,
 )
 from render.sampling.diffusers_schedule import noise_schedule
+from render.sampling.schedule import NoiseSchedule
 from render.spec import POOLED
 
 _HAS_ACCELERATE = importlib.util.find_spec("accelerate") is not None

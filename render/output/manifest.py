@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from render.errors import BadInput, RenderFailed
-from render.models.adapter import ModelInfo
+from render.model_info import ModelInfo
 from render.output.seams import seam_score
 from render.sink import Sink
 from render.spec import Spec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from render.models.adapter import ModelInfo
+from render.model_info import ModelInfo
 from render.plan.decay import decayed_strength
 from render.plan.dilation import views_taken
 from render.plan.tiling import Tiling

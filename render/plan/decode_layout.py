@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from render.models.adapter import ModelInfo
+from render.model_info import ModelInfo
 from render.output.seams import Lines, make_lines
 from render.plan.geometry import Rect, bounding
 from render.plan.stages import Stage

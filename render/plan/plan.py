@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from render.models.adapter import ModelInfo
+from render.model_info import ModelInfo
 from render.plan.communication import token_bytes, view_bytes
 from render.plan.dilation import steps_with_views
 from render.plan.stages import Stage, make_stages

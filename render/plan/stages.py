@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, replace
 
 from render.errors import BadInput
-from render.models.adapter import ModelInfo
+from render.model_info import ModelInfo
 from render.plan.dilation import Dilation, dilation_of
 from render.plan.geometry import Axis, Grid, Layer
 from render.plan.latent_classes import LatentClasses, make_latent_classes

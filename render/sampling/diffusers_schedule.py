@@ -15,7 +15,7 @@ from typing import Any
 import diffusers
 
 from render.errors import BadInput
-from render.models.adapter import NoiseSchedule
+from render.sampling.schedule import NoiseSchedule
 
 _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),

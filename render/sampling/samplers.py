@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from render.errors import BadInput
-from render.models.adapter import NoiseSchedule
+from render.sampling.schedule import NoiseSchedule
 
 HISTORY: dict[str, int] = {"euler": 0, "euler-ancestral": 0, "ddim": 0, "dpmpp-2m": 1, "lcm": 0}
 """How many earlier denoised predictions each sampler looks back on."""

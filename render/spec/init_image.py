@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from render.errors import BadInput, RenderFailed
-from render.plan.geometry import Rect
+from render.rect import Rect
 
 if TYPE_CHECKING:
     import pyvips

@@ -23,7 +23,7 @@ from render.spec.region_prompt import RegionPrompt
 from render.spec.tile_set import SetTile, TileSetLayout, solve_layout
 
 if TYPE_CHECKING:
-    from render.models.adapter import ModelInfo
+    from render.model_info import ModelInfo
 
 SAMPLERS = ("euler", "euler-ancestral", "ddim", "dpmpp-2m", "lcm")
 BLENDS = ("overlap", "shift")

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from render.models.adapter import ModelInfo, NoiseSchedule, WindowPlace
+from render.model_info import ModelInfo
+from render.models.adapter import WindowPlace
+from render.sampling.schedule import NoiseSchedule
 
 
 class ToyModel:

@@ -12,7 +12,7 @@ import pytest
 from infra.settings import Settings
 from infra.store.s3_client import forget_clients, make_client
 from render.launch.request import Request
-from render.models.adapter import ModelInfo
+from render.model_info import ModelInfo
 from render.models.model_paths import ModelPaths
 from tests.support.buckets import Bucket, credentials
 from tests.support.cli import chorale, last_json, processes_with, wait_until

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from render.models.adapter import ModelInfo
+from render.model_info import ModelInfo
 from render.plan.plan import make_plan
 from render.plan.stages import make_stages
 from render.spec import BLENDS, Spec

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from render.errors import BadInput
-from render.models.adapter import NoiseSchedule
 from render.sampling.samplers import (
     HISTORY,
     STOCHASTIC,
@@ -18,6 +17,7 @@ from render.sampling.samplers import (
     step,
     to_denoised,
 )
+from render.sampling.schedule import NoiseSchedule
 from render.spec import SAMPLERS
 
 SCHEDULE = NoiseSchedule(timesteps=(999.0, 600.0, 200.0), sigmas=(14.6, 3.7, 0.6, 0.0))

@@ -1,0 +1,32 @@
+"""What the spec and the plan need to know of a model. A leaf: no torch, no model code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What the plan needs to know of a model, read from its folder without loading a weight."""
+
+    family: str
+    latent_channels: int
+    scale_factor: int
+    """Pixels per latent in each direction (8 for every family so far)."""
+    native_size: int
+    """Side of the square that the model was trained on, in pixels."""
+    digest: str
+    """SHA-256 over the model's files; it stands for the model in the spec's digest. With a refiner, both:
+    see `render.models.model_paths`."""
+    decode_halo: int
+    """Latents around a decode tile that its pixels depend on (or, for global norms, that hide its edge)."""
+    guidance_scale: float
+    """How closely it follows a prompt where a spec does not say."""
+    takes_guidance: bool = False
+    """A distilled model takes the guidance scale as an input, instead of a second pass per window."""
+    zoom_limit: float | None = None
+    """The largest picture that the model's own coordinates reach, in native sizes; None when unbounded."""
+    token_width: int = 0
+    """Numbers by which a window tells all others of itself under one condition; 0 when it cannot."""
+    has_cross_window_attention: bool = False
+    """Whether it brings a trained cross attention (`render.models.trained_cross_window_attention`)."""

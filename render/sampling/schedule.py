@@ -1,0 +1,30 @@
+"""The steps of a sampler as plain numbers: what a model's scheduler gives and what the samplers take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseSchedule:
+    """The steps of one sampler in the variance-exploding frame: x = x0 + sigma * noise.
+
+    `sigmas` has one more entry than `timesteps`; the last is where the final step lands (0, or the
+    model's own smallest sigma for a DDIM that does not set alpha to one).
+    """
+
+    timesteps: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    initial_scale: float = 1.0
+    """Unit noise times this is the latent that a render from nothing starts with (step 0)."""
+    final_scale: float = 1.0
+    """The latent after the last step times this is what the decoder takes; 1 when the last sigma is 0."""
+    landings: tuple[float, ...] | None = None
+    """The sigma at which each step lands, where the stock scheduler does not land on the next entry of
+    `sigmas` (DDIM at some spacings); None when it does, as it nearly always does."""
+    trained_steps: int = 1000
+    """The noise levels that the model was trained on; timesteps count them."""
+    restart: int | None = None
+    """The step before which multistep samplers forget what they have heard: another network goes on."""
+    timestep_scaling: float = 10.0
+    """The steepness of a consistency model's boundary condition; only `lcm` looks at it."""
