@@ -10,6 +10,7 @@ from infra.errors import StoreMissing
 from infra.store.base import Store
 from render.errors import BadInput
 from render.output.manifest import KEY, parse_manifest
+from render.sink import WORK
 
 MARKER = "spec.json"
 """Says whose unfinished image a place holds."""
@@ -38,7 +39,7 @@ def finished_image(store: Store, digest: str) -> dict[str, Any] | None:
         manifest = parse_manifest(found, store.url())
         _check_owner(store, manifest.get("digest"), digest, "another spec's image")
         # Left where a render was killed between the manifest, which is last, and its own cleaning up.
-        for entry in list(store.entries("work/")):
+        for entry in list(store.entries(WORK)):
             store.delete(entry.key)
         return manifest
     marker = _read(store, MARKER)

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+WORK = "work/"
+"""Prefix of the files of an unfinished image; all of them are deleted once the image is published."""
+UNFINISHED_PREVIEW = f"{WORK}preview.webp"
+"""The image at the last finished stage, made small."""
+
 
 class Sink(Protocol):
     """Takes whole files by key, and gives back those of unfinished work.

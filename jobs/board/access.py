@@ -1,6 +1,6 @@
-"""Who may do what on the board: tokens, sessions, and the word that every form has to bring along.
+"""Access to the board: tokens, signed session cookies, and the CSRF token of every form.
 
-Without a tokens file whoever reaches the board is an operator, which is why it then binds loopback alone.
+Without a tokens file everyone who can reach the board is an operator, so it binds to loopback only.
 """
 
 from __future__ import annotations
@@ -9,24 +9,25 @@ import hashlib
 import hmac
 import re
 import secrets
-import time
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
+
+from itsdangerous import BadSignature, Signer, TimestampSigner
 
 from infra.errors import BadSetting
 
 Role = Literal["viewer", "operator"]
 COOKIE = "chorale_session"
 SESSION_S = 12 * 3600
-_SHORTEST = 16
+_MIN_TOKEN_LENGTH = 16
 _LINE = re.compile(r"(viewer|operator)\s*[:=]\s*(\S+)")
 
 
 @dataclass(frozen=True)
 class Session:
-    """A browser that has been let in."""
+    """A logged-in browser."""
 
     role: Role
     cookie: str = field(repr=False)
@@ -34,18 +35,18 @@ class Session:
 
 @dataclass(frozen=True)
 class Access:
-    """The tokens, (role, SHA-256) of each; none of them is kept as it was written."""
+    """The tokens as (role, SHA-256); the tokens themselves are not stored."""
 
     tokens: tuple[tuple[Role, bytes], ...] = ()
     _key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
     @property
     def open(self) -> bool:
-        """May everybody in who reaches the board?"""
+        """True when no tokens are configured: everyone who can reach the board is an operator."""
         return not self.tokens
 
     def role_of(self, token: str) -> Role | None:
-        """What a token allows. Every known one is compared, in constant time."""
+        """The role of a token, or None. Compares with every known token, in constant time."""
         digest, found = _digest(token), None
         for role, known in self.tokens:
             if hmac.compare_digest(digest, known) and found != "operator":
@@ -53,75 +54,78 @@ class Access:
         return found
 
     def new_session(self, role: Role) -> Session:
-        text = f"{role}.{int(time.time()) + SESSION_S}.{secrets.token_hex(16)}"
-        return Session(role, f"{text}.{self._sign(text)}")
+        return Session(role, self._sessions().sign(f"{role}.{secrets.token_hex(16)}").decode())
 
     def session_of(self, cookie: str) -> Session | None:
-        """The session of a cookie that we have signed and that is not over."""
-        text, _, signature = cookie.rpartition(".")
-        if not hmac.compare_digest(signature.encode(), self._sign(text).encode()):
-            return None
-        role, ends, _ = text.split(".")
-        if int(ends) < time.time():
+        """The session of a cookie that this key signed less than `SESSION_S` seconds ago, or None."""
+        try:
+            role = self._sessions().unsign(cookie, max_age=SESSION_S).decode().partition(".")[0]
+        except BadSignature:
             return None
         return Session("operator" if role == "operator" else "viewer", cookie)
 
-    def form_word(self, session: Session) -> str:
-        """What a form of this session has to bring along, which no other site can know."""
-        return self._sign(f"form {session.cookie}")
+    def csrf_token(self, session: Session) -> str:
+        """The token that every form of this session must send back; no other site can know it."""
+        return self._csrf().get_signature(session.cookie).decode()
 
-    def is_form_word(self, session: Session, word: str) -> bool:
-        return hmac.compare_digest(self.form_word(session).encode(), word.encode())
+    def is_csrf_token(self, session: Session, token: str) -> bool:
+        return self._csrf().verify_signature(session.cookie, token)
 
-    def _sign(self, text: str) -> str:
-        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+    def _sessions(self) -> TimestampSigner:
+        return TimestampSigner(self._key, salt="session", key_derivation="hmac", digest_method=hashlib.sha256)
+
+    def _csrf(self) -> Signer:
+        return Signer(self._key, salt="csrf", key_derivation="hmac", digest_method=hashlib.sha256)
 
 
 def read_access(tokens_file: str) -> Access:
-    """The access that a tokens file gives; raises `BadSetting` for one that cannot be used."""
+    """Read a tokens file; raises `BadSetting` when it cannot be used. No file name gives open access."""
     if not tokens_file:
         return Access()
     try:
         lines = Path(tokens_file).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as exc:
         raise BadSetting("tokens_file", tokens_file, f"cannot be read ({exc}); check the path") from exc
-    tokens = tuple(_token(number, line, tokens_file) for number, line in enumerate(lines, 1) if _says(line))
+    tokens = tuple(
+        _parse_line(number, line, tokens_file)
+        for number, line in enumerate(lines, 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    )
     if not tokens:
         raise BadSetting("tokens_file", tokens_file, "holds no token; write a line operator=TOKEN")
-    # Signed by the tokens, so that several boards know each other's sessions and a new token ends the old.
+    # The key derives from the tokens: several boards accept each other's sessions, and changing a token
+    # ends the old sessions.
     return Access(tokens, hashlib.sha256(b"".join(sorted(digest for _, digest in tokens))).digest())
 
 
 def check_address(host: str, access: Access) -> None:
-    """Refuse an address that others can reach, unless tokens keep them out."""
+    """Refuse an address that other machines can reach unless tokens are configured."""
     if access.open and not is_loopback(host):
         raise BadSetting(
-            "host", host, "can be reached by others; name a file of tokens in CHORALE_TOKENS_FILE first"
+            "host",
+            host,
+            "is reachable from other machines; set CHORALE_TOKENS_FILE first",
         )
 
 
 def is_loopback(host: str) -> bool:
-    """Is this a name or an address of this machine alone?"""
+    """True for `localhost` and loopback addresses."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-def _says(line: str) -> bool:
-    return bool(line.strip()) and not line.lstrip().startswith("#")
-
-
-def _token(number: int, line: str, path: str) -> tuple[Role, bytes]:
-    """Errors name the line, never what stands there."""
+def _parse_line(number: int, line: str, path: str) -> tuple[Role, bytes]:
+    """Errors name the line and never its content."""
     match = _LINE.fullmatch(line.strip())
     if match is None:
         raise BadSetting(
             "tokens_file", path, f"is wrong in line {number}; write viewer=TOKEN or operator=TOKEN"
         )
-    if len(match[2]) < _SHORTEST:
+    if len(match[2]) < _MIN_TOKEN_LENGTH:
         raise BadSetting(
-            "tokens_file", path, f"has a token of less than {_SHORTEST} characters in line {number}"
+            "tokens_file", path, f"has a token shorter than {_MIN_TOKEN_LENGTH} characters in line {number}"
         )
     return ("operator" if match[1] == "operator" else "viewer"), _digest(match[2])
 

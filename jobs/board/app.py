@@ -14,7 +14,7 @@ from starlette.staticfiles import StaticFiles
 from infra.errors import ServiceError, StoreError, StoreMissing
 from jobs.board import api, forms, images, pages
 from jobs.board.board import Board
-from jobs.board.middleware import Middleware
+from jobs.board.middleware import SecurityMiddleware
 from jobs.errors import KNOWN, IllegalChange, LostRace, UnknownJob
 from render.errors import BadInput
 
@@ -22,7 +22,7 @@ STATIC = Path(__file__).parent / "static"
 _DESCRIPTION = "What the command line does to jobs, over HTTP. Errors are one sentence in `error`."
 
 
-def make_app(board: Board) -> Middleware:
+def make_app(board: Board) -> SecurityMiddleware:
     """A board as an ASGI application."""
     app = FastAPI(title="Chorale", version="1", description=_DESCRIPTION, docs_url=None, redoc_url=None)
     app.openapi_url = "/api/v1/openapi.json"
@@ -37,7 +37,7 @@ def make_app(board: Board) -> Middleware:
         app.add_exception_handler(kind, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    return Middleware(app, board.access)
+    return SecurityMiddleware(app, board.access)
 
 
 def _health(request: Request) -> Response:

@@ -23,6 +23,7 @@ from jobs.estimate import estimate
 from jobs.farm import Farm, open_images
 from render.errors import BadInput
 from render.models.folder import BUILTIN
+from render.sink import UNFINISHED_PREVIEW
 from render.spec import Spec
 
 Answer = TypeVar("Answer")
@@ -30,8 +31,6 @@ _ESTIMATE_S = 15.0
 """An estimate looks at every job that waits; so long it is good enough."""
 _QUEUES_S = 1.0
 _ID_LENGTH = 16
-UNFINISHED = "work/preview.webp"
-"""Where the engine keeps it; its module needs torch, which has no place here."""
 
 
 @dataclass
@@ -92,7 +91,7 @@ class Board:
     def unfinished_preview(self, digest: str) -> int | None:
         """Bytes of the newest picture of an unfinished image; None while there is none."""
         try:
-            return self.store().size(f"{digest}/{UNFINISHED}")
+            return self.store().size(f"{digest}/{UNFINISHED_PREVIEW}")
         except StoreError:
             return None
 

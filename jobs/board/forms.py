@@ -59,8 +59,8 @@ async def _taken(request: Request, work: Work) -> Response:
     board: Board = request.app.state.board
     async with request.form(max_files=1, max_fields=_FIELDS, max_part_size=1 << 20) as form:
         session = request.state.session
-        if session is None or not board.access.is_form_word(session, str(form.get("form_word", ""))):
-            raise HTTPException(403, "the form is too old; load its page again")
+        if session is None or not board.access.is_csrf_token(session, str(form.get("csrf_token", ""))):
+            raise HTTPException(403, "the form has expired; reload the page")
         return await run_in_threadpool(work, board, request, _values(form))
 
 
@@ -83,7 +83,7 @@ def _steer(board: Board, request: Request, form: dict[str, Any]) -> Response:
     with board.farm.database.write() as connection:
         lock_placement(connection)
         apply_command(connection, verb, job, WHO)
-    return _look_at(f"/jobs/{job}")
+    return _redirect(f"/jobs/{job}")
 
 
 @router.post("/batches/{batch}/do")
@@ -97,7 +97,7 @@ def _steer_batch(board: Board, request: Request, form: dict[str, Any]) -> Respon
     with board.farm.database.read() as connection:
         chosen = job_ids(connection, Filter(states=VERBS[verb][0], batch=batch))
     done = apply_to_all(board.farm.database, verb, chosen, WHO)
-    return _look_at(
+    return _redirect(
         f"/batches/{quote(batch)}", f"{done} {'job is' if done == 1 else 'jobs are'} {VERBS[verb][1]}"
     )
 
@@ -112,7 +112,7 @@ def _steer_queue(board: Board, request: Request, form: dict[str, Any]) -> Respon
     with board.farm.database.write() as connection:
         set_queue(connection, request.path_params["name"][:64], {"paused": form.get("paused") == "yes"})
     board.forget_queues()
-    return _look_at("/")
+    return _redirect("/")
 
 
 @router.post("/nodes/{name}/do")
@@ -124,7 +124,7 @@ async def drain(request: Request, name: str) -> Response:
 def _drain(board: Board, request: Request, form: dict[str, Any]) -> Response:
     with board.farm.database.write() as connection:
         set_draining(connection, request.path_params["name"], form.get("draining") == "yes")
-    return _look_at("/nodes")
+    return _redirect("/nodes")
 
 
 @router.post("/submit")
@@ -140,7 +140,7 @@ def _submit_one(board: Board, request: Request, form: dict[str, Any]) -> Respons
         return pages.form_page(request, form, str(exc))
     with board.farm.database.read() as connection:
         (row,) = batch_rows(connection, receipt.batch, 1)
-    return _look_at(f"/jobs/{row['id']}", "" if receipt.new else "this very image is known already")
+    return _redirect(f"/jobs/{row['id']}", "" if receipt.new else "this image was submitted before")
 
 
 def _kept(board: Board, original: str | None) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def _submit_many(board: Board, request: Request, form: dict[str, Any]) -> Respon
     except BadInput as exc:
         shown = {name: value for name, value in form.items() if isinstance(value, str)}
         return pages.form_page(request, shown, str(exc), part="batch")
-    return _look_at(f"/batches/{batch}")
+    return _redirect(f"/batches/{batch}")
 
 
 def _submitted_batch(board: Board, form: dict[str, Any]) -> str:
@@ -206,7 +206,7 @@ async def log_in(request: Request) -> Response:
         token, wanted = str(form.get("token", "")), str(form.get("next", "/"))
     role = board.access.role_of(token.strip())
     if role is None:
-        return page(request, "login.html", {"next": wanted, "error": "this token is not known here"}, 403)
+        return page(request, "login.html", {"next": wanted, "error": "Invalid token"}, 403)
     answer = RedirectResponse(wanted if _is_ours(wanted) else "/", 303)
     session = board.access.new_session(role)
     answer.headers["set-cookie"] = cookie_line(session.cookie, request.url.scheme == "https")
@@ -278,5 +278,5 @@ def _is_ours(address: str) -> bool:
     )
 
 
-def _look_at(path: str, said: str = "") -> Response:
-    return RedirectResponse(path + (f"?{urlencode({'said': said})}" if said else ""), 303)
+def _redirect(path: str, notice: str = "") -> Response:
+    return RedirectResponse(path + (f"?{urlencode({'notice': notice})}" if notice else ""), 303)

@@ -10,8 +10,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from infra.errors import StoreMissing
-from jobs.board.board import UNFINISHED, Board
+from jobs.board.board import Board
 from render.output.manifest import KEY as MANIFEST
+from render.sink import UNFINISHED_PREVIEW
 
 TYPES = {
     "png": "image/png",
@@ -50,7 +51,7 @@ def preview(request: Request, job: str) -> Response:
     """The newest picture of an image, finished or not; 404 while there is none."""
     board: Board = request.app.state.board
     digest, root = board.image_of(job)
-    key = "preview.webp" if root is not None else UNFINISHED
+    key = "preview.webp" if root is not None else UNFINISHED_PREVIEW
     return Response(board.store().get(f"{digest}/{key}"), media_type=TYPES["webp"])
 
 

@@ -1,4 +1,4 @@
-"""Pages that stay live: what they show is sent again, as server-sent events, whenever it has changed."""
+"""Live pages: the live block of a template is sent again as a server-sent event whenever it changes."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ from starlette.responses import Response, StreamingResponse
 
 from infra.errors import ServiceError, StoreError
 from jobs.board.board import Board
-from jobs.board.templating import live_part, page
+from jobs.board.templating import live_block, page
 from jobs.errors import JobError
 from render.errors import BadInput
 
-Look = Callable[[Board, Request], dict[str, Any]]
-"""What a page shows, from a look at the farm."""
-_LOOK_S = 1.0
-_REST = 20
-"""A stream rests so many times as long as it looks."""
-_STILL_EVERY = 15
-"""A stream without news says so after so many looks, and keeps proxies from closing it."""
+View = Callable[[Board, Request], dict[str, Any]]
+"""Reads the farm and returns the values of a page's template."""
+_POLL_S = 1.0
+_POLL_PAUSE = 20
+"""A stream pauses at least this many times as long as its last poll took."""
+_KEEPALIVE_POLLS = 15
+"""After this many polls without a change a comment is sent, so that proxies keep the connection open."""
 
 
-def shown(router: APIRouter, path: str, template: str) -> Callable[[Look], Look]:
-    """Serve what a look gives as the page at `path`, and its live part as a stream at `/live` + path."""
+def live_page(router: APIRouter, path: str, template: str) -> Callable[[View], View]:
+    """Serve a view as the page at `path`, and its live block as an event stream at `/live` + path."""
 
-    def register(look: Look) -> Look:
+    def register(view: View) -> View:
         def whole(request: Request) -> Response:
-            return page(request, template, look(request.app.state.board, request))
+            return page(request, template, view(request.app.state.board, request))
 
         def stream(request: Request) -> Response:
-            return StreamingResponse(_news(request, template, look), media_type="text/event-stream")
+            return StreamingResponse(_events(request, template, view), media_type="text/event-stream")
 
         router.add_api_route(path, whole, methods=["GET"])
         router.add_api_route("/live" + path.rstrip("/"), stream, methods=["GET"])
-        return look
+        return view
 
     return register
 
 
-async def _news(request: Request, template: str, look: Look) -> AsyncIterator[str]:
-    """The page's live part, again whenever it has changed."""
+async def _events(request: Request, template: str, view: View) -> AsyncIterator[str]:
+    """The page's live block, each time it has changed."""
     board: Board = request.app.state.board
-    last, silent = "", 0
+    last, unchanged = "", 0
     while not (board.ending.is_set() or await request.is_disconnected()):
         started = time.monotonic()
         try:
-            part = await run_in_threadpool(lambda: live_part(request, template, look(board, request)))
+            block = await run_in_threadpool(lambda: live_block(request, template, view(board, request)))
         except (ServiceError, StoreError, JobError, BadInput):
-            # The database is away, or the job is gone: the page stays as it was.
-            part = last
-        silent = 0 if part != last else silent + 1
-        if part != last:
-            yield f"data: {json.dumps(part)}\n\n"
-        elif silent % _STILL_EVERY == 0:
-            yield ": still here\n\n"
-        last = part
-        # A look that is slow, a search through very many jobs, is not taken again at once.
-        until = time.monotonic() + max(_LOOK_S, _REST * (time.monotonic() - started))
+            # The database is unreachable or the job is gone: the page stays as it is.
+            block = last
+        unchanged = 0 if block != last else unchanged + 1
+        if block != last:
+            yield f"data: {json.dumps(block)}\n\n"
+        elif unchanged % _KEEPALIVE_POLLS == 0:
+            yield ": keep-alive\n\n"
+        last = block
+        # A slow view, such as a search through very many jobs, is polled less often.
+        until = time.monotonic() + max(_POLL_S, _POLL_PAUSE * (time.monotonic() - started))
         while time.monotonic() < until and not board.ending.is_set():
-            await asyncio.sleep(_LOOK_S / 4)
+            await asyncio.sleep(_POLL_S / 4)

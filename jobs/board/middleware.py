@@ -1,6 +1,6 @@
-"""What every request passes before anything else sees it: host, origin, size, and who asks.
+"""Checks that every request passes first: host, origin, size, and the role of the client.
 
-Plain ASGI, since it also stands before every tile.
+Plain ASGI, because every tile request passes it too.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from jobs.board.access import COOKIE, SESSION_S, Access, Role, Session, is_loopb
 
 LARGEST_BODY = 1 << 20
 LARGEST_UPLOAD = 16 << 20
-"""Bytes of a request; a batch file comes as an upload."""
+"""Bytes of a request body; a batch file is an upload."""
 _UPLOADS = ("/submit/batch",)
 _TOO_LARGE = "the request is too large"
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _PUBLIC = ("/healthz", "/login", "/static/")
 _OPENSEADRAGON = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"
-"""The one rule that the vendored viewer writes into the page: no outline where there is only touch."""
+"""The one style rule that the vendored viewer adds to the page (no outline on touch screens)."""
 _POLICY = {
     "default-src": "'none'",
     "script-src": "'self'",
@@ -46,8 +46,8 @@ _HEADERS = {
 
 
 @dataclass
-class Middleware:
-    """Wraps the board. `state.role` and `state.session` of a request are set when it comes through."""
+class SecurityMiddleware:
+    """Wraps the board's app. Sets `state.role` and `state.session` of the requests that it lets pass."""
 
     app: ASGIApp
     access: Access
@@ -57,20 +57,20 @@ class Middleware:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        session, role = self._who(headers)
+        session, role = self._authenticate(headers)
         fresh = session is None and self.access.open
         if fresh:
             session = self.access.new_session("operator")
             role = session.role
         scope.setdefault("state", {}).update(role=role, session=session)
-        answer = _with_headers(send, self._cookie(session, scope) if fresh and session else None)
+        respond = _with_headers(send, self._cookie(session, scope) if fresh and session else None)
         refusal = self._refusal(scope, headers, role)
         if refusal is not None:
-            await refusal(scope, receive, answer)
+            await refusal(scope, receive, respond)
             return
-        await self.app(scope, _limited(receive, _limit(scope["path"])), answer)
+        await self.app(scope, _limited(receive, _limit(scope["path"])), respond)
 
-    def _who(self, headers: Headers) -> tuple[Session | None, Role | None]:
+    def _authenticate(self, headers: Headers) -> tuple[Session | None, Role | None]:
         kind, _, token = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and not self.access.open:
             return None, self.access.role_of(token.strip())
@@ -79,21 +79,21 @@ class Middleware:
 
     def _refusal(self, scope: Scope, headers: Headers, role: Role | None) -> Response | None:
         path, host = scope["path"], headers.get("host", "")
-        if self.access.open and not is_loopback(_name_of(host)):
-            # Another site's name that leads to this machine: what a rebinding attack looks like.
-            return _refuse(scope, 421, f"this board answers to localhost, not to {host[:100]!r}")
+        if self.access.open and not is_loopback(_host_name(host)):
+            # Another site's name that resolves to this machine: DNS rebinding.
+            return _refuse(scope, 421, f"this board only answers to localhost, not to {host[:100]!r}")
         if "\0" in path or b"%00" in scope["query_string"]:
-            return _refuse(scope, 400, "the address holds a null byte, which no name here does")
-        if int_or_none(headers.get("content-length")) > _limit(path):
+            return _refuse(scope, 400, "the address contains a null byte")
+        if _content_length(headers) > _limit(path):
             return _refuse(scope, 413, _TOO_LARGE)
         if scope["method"] not in _SAFE and not _same_origin(headers, host):
             return _refuse(scope, 403, "the request comes from another site")
         if path.startswith(_PUBLIC):
             return None
         if role is None:
-            return _ask_for_token(scope, headers)
+            return _login_required(scope, headers)
         if scope["method"] not in _SAFE and role != "operator" and path != "/logout":
-            return _refuse(scope, 403, "a viewer may look; this needs an operator's token")
+            return _refuse(scope, 403, "viewers cannot change anything; log in with an operator's token")
         return None
 
     def _cookie(self, session: Session, scope: Scope) -> str:
@@ -101,21 +101,23 @@ class Middleware:
 
 
 def cookie_line(value: str, secure: bool, age_s: int = SESSION_S) -> str:
-    """The Set-Cookie of a session."""
+    """The Set-Cookie header of a session."""
     line = f"{COOKIE}={value}; Path=/; Max-Age={age_s}; HttpOnly; SameSite=Lax"
     return line + ("; Secure" if secure else "")
 
 
-def int_or_none(text: str | None) -> int:
-    return int(text) if text is not None and text.isascii() and text.isdigit() else 0
+def _content_length(headers: Headers) -> int:
+    """The declared length; 0 when there is none, because `_limited` counts what arrives anyway."""
+    text = headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _limit(path: str) -> int:
     return LARGEST_UPLOAD if path in _UPLOADS else LARGEST_BODY
 
 
-def _name_of(host: str) -> str:
-    """A Host header without its port."""
+def _host_name(host: str) -> str:
+    """The name in a Host header, without its port."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -137,12 +139,12 @@ def _cookie_of(headers: Headers) -> str:
     return "" if found is None else found.value
 
 
-def _ask_for_token(scope: Scope, headers: Headers) -> Response:
+def _login_required(scope: Scope, headers: Headers) -> Response:
     if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
         query = scope.get("query_string", b"").decode("latin-1")
         wanted = scope["path"] + (f"?{query}" if query else "")
         return RedirectResponse(f"/login?next={quote(wanted, safe='')}", 303)
-    refused = _refuse(scope, 401, "a token is wanted: Authorization: Bearer TOKEN")
+    refused = _refuse(scope, 401, "a token is required: send the header Authorization: Bearer TOKEN")
     refused.headers["www-authenticate"] = 'Bearer realm="chorale"'
     return refused
 
@@ -154,29 +156,29 @@ def _refuse(scope: Scope, status: int, text: str) -> Response:
 
 
 def _limited(receive: Receive, limit: int) -> Receive:
-    seen = 0
+    received = 0
 
-    async def counted() -> Message:
-        nonlocal seen
+    async def limited() -> Message:
+        nonlocal received
         message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > limit:
+        received += len(message.get("body", b""))
+        if received > limit:
             raise HTTPException(413, _TOO_LARGE)
         return message
 
-    return counted
+    return limited
 
 
 def _with_headers(send: Send, cookie: str | None) -> Send:
-    async def decorated(message: Message) -> None:
+    async def with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             for name, value in _HEADERS.items():
                 headers[name] = value
             headers.setdefault("cache-control", "no-store")
-            # A tile may be kept by caches, a session may not.
+            # Caches may keep a tile; they must not keep a session cookie.
             if cookie is not None and headers["cache-control"] == "no-store":
                 headers.append("set-cookie", cookie)
         await send(message)
 
-    return decorated
+    return with_headers

@@ -15,7 +15,7 @@ from infra.errors import StoreError
 from jobs.board import api_docs
 from jobs.board.board import Board
 from jobs.board.images import manifest_key
-from jobs.board.live_pages import shown
+from jobs.board.live_pages import live_page
 from jobs.board.regions import regions_of
 from jobs.board.templating import page
 from jobs.db.board_queries import (
@@ -55,7 +55,7 @@ def problem(request: Request, status: int, text: str) -> Response:
     return page(request, "problem.html", {"status": status, "text": text}, status)
 
 
-@shown(router, "/", "queues.html")
+@live_page(router, "/", "queues.html")
 def queues(board: Board, request: Request) -> dict[str, Any]:
     with board.farm.database.read() as connection:
         living, nodes, done = living_jobs(connection, 12), list_nodes(connection), newest_done(connection, 12)
@@ -73,7 +73,7 @@ def queues(board: Board, request: Request) -> dict[str, Any]:
     }
 
 
-@shown(router, "/jobs", "jobs.html")
+@live_page(router, "/jobs", "jobs.html")
 def job_list(board: Board, request: Request) -> dict[str, Any]:
     given = {
         name: request.query_params.get(name, "")[:200] for name in ("state", "queue", "owner", "batch", "q")
@@ -141,7 +141,7 @@ class _Links:
         return f"{self._path}?{urlencode(values)}" if values else self._path
 
 
-@shown(router, "/jobs/{job}", "job.html")
+@live_page(router, "/jobs/{job}", "job.html")
 def one_job(board: Board, request: Request) -> dict[str, Any]:
     found = board.job(request.path_params["job"])
     with board.farm.database.read() as connection:
@@ -244,7 +244,7 @@ def _with(done: list[dict[str, Any]], pair: list[dict[str, Any] | None]) -> list
     return list(chosen.values())
 
 
-@shown(router, "/batches", "batches.html")
+@live_page(router, "/batches", "batches.html")
 def batch_list(board: Board, request: Request) -> dict[str, Any]:
     with board.farm.database.read() as connection:
         found = list_batches(connection, 100)
@@ -252,7 +252,7 @@ def batch_list(board: Board, request: Request) -> dict[str, Any]:
     return {"batches": [batch | {"first": first[batch["id"]]} for batch in found]}
 
 
-@shown(router, "/batches/{batch}", "batch.html")
+@live_page(router, "/batches/{batch}", "batch.html")
 def contact_sheet(board: Board, request: Request) -> dict[str, Any]:
     batch, after = request.path_params["batch"], request.query_params.get("after", "-1")
     if not (after.isascii() and after.removeprefix("-").isdigit() and len(after) < 10):
@@ -264,7 +264,7 @@ def contact_sheet(board: Board, request: Request) -> dict[str, Any]:
     return {"batch": known, "rows": rows[:_PICTURES], "more": more, "first": after == "-1"}
 
 
-@shown(router, "/nodes", "nodes.html")
+@live_page(router, "/nodes", "nodes.html")
 def node_list(board: Board, request: Request) -> dict[str, Any]:
     held = (
         select(

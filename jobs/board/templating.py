@@ -29,7 +29,7 @@ def page(request: Request, template: str, values: dict[str, Any], status: int = 
     return HTMLResponse(_environment.get_template(template).render(_context(request, values)), status)
 
 
-def live_part(request: Request, template: str, values: dict[str, Any]) -> str:
+def live_block(request: Request, template: str, values: dict[str, Any]) -> str:
     """The part of a page that is sent again when it changes."""
     found = _environment.get_template(template)
     return "".join(found.blocks["live"](found.new_context(_context(request, values))))
@@ -42,8 +42,8 @@ def _context(request: Request, values: dict[str, Any]) -> dict[str, Any]:
         "path": path or "/",
         "query": request.url.query,
         "role": request.state.role,
-        "may_steer": request.state.role == "operator",
+        "may_change": request.state.role == "operator",
         "has_tokens": not board.access.open,
-        "form_word": "" if session is None else board.access.form_word(session),
-        "said": request.query_params.get("said", "")[:300],
+        "csrf_token": "" if session is None else board.access.csrf_token(session),
+        "notice": request.query_params.get("notice", "")[:300],
     } | values

@@ -20,6 +20,7 @@ from jobs.db.tables import jobs
 from jobs.farm import LOGS, Farm, open_images
 from jobs.input_assets import INPUTS
 from render.output.manifest import KEY
+from render.sink import WORK
 
 _LOG = re.compile(rf"{LOGS}/[^/]+-[^/]+-[^/]+\.log")
 _AT_ONCE = 16
@@ -71,7 +72,7 @@ def _work(farm: Farm) -> list[_Litter]:
 
     def look(digest: str) -> _Litter | None:
         image = images.within(digest)
-        work = list(image.entries("work/"))
+        work = list(image.entries(WORK))
         if not work:
             return None
         if image.size(KEY) is not None:

@@ -25,9 +25,9 @@ from render.denoise.stage_loop import StageState
 from render.distributed import Group, all_gather_fp16
 from render.plan.geometry import Rect
 from render.plan.topology import Topology
-from render.sink import Sink
+from render.sink import WORK, Sink
 
-KEY = "work/checkpoint.safetensors"
+KEY = f"{WORK}checkpoint.safetensors"
 _NOTHING = Rect(y=0, x=0, height=0, width=0)
 _NOTHING_SAID = torch.empty(0, dtype=torch.float16)
 

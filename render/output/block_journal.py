@@ -14,7 +14,7 @@ from typing import Any
 
 from render.plan.decode_layout import DecodeLayout
 from render.plan.geometry import Rect
-from render.sink import Sink
+from render.sink import WORK, Sink
 
 _AT_ONCE = 8
 Tiles = dict[str, dict[str, Any]]
@@ -62,4 +62,4 @@ def delete_journal(sink: Sink, cut: DecodeLayout) -> None:
 
 
 def _key(block: Rect) -> str:
-    return f"work/block-{block.y}-{block.x}"
+    return f"{WORK}block-{block.y}-{block.x}"

@@ -16,9 +16,8 @@ from render.output.decode import decode_block
 from render.output.encode import Pixels, encode
 from render.plan.geometry import Rect
 from render.plan.stages import Stage
-from render.sink import Sink
+from render.sink import UNFINISHED_PREVIEW, Sink
 
-KEY = "work/preview.webp"
 _LARGEST_SIDE = 512
 _SHARE = 4
 """A stage is shown up to this many pixels a side, and up to a quarter of the image's own, but for the first,
@@ -52,7 +51,7 @@ class Preview:
     def forget(self) -> None:
         """The image is done: take the preview away."""
         self._pool.shutdown(wait=True)
-        self._sink.delete(KEY)
+        self._sink.delete(UNFINISHED_PREVIEW)
 
     def _store(self, pixels: Pixels) -> None:
-        self._sink.put(KEY, encode(pixels, "webp", _QUALITY), "image/webp")
+        self._sink.put(UNFINISHED_PREVIEW, encode(pixels, "webp", _QUALITY), "image/webp")

@@ -104,9 +104,9 @@ def test_other_names_and_other_sites_are_refused(quiet_board: RunningBoard) -> N
 def test_a_form_of_this_session_is_taken(quiet_board: RunningBoard) -> None:
     page = quiet_board.ask("/submit")
     cookie = page.headers["set-cookie"].partition(";")[0]
-    word = re.search(rb'name="form_word" value="(\w+)"', page.body)
+    word = re.search(rb'name="csrf_token" value="([\w-]+)"', page.body)
     assert word is not None
-    form = urlencode({"form_word": word[1].decode(), "prompt": "a mug", "size": "100x100"}).encode()
+    form = urlencode({"csrf_token": word[1].decode(), "prompt": "a mug", "size": "100x100"}).encode()
     refused = quiet_board.ask("/submit", "POST", form, cookie=cookie, **_FORM)
     assert refused.status == 400 and b"multiple of 8" in refused.body and b"a mug</textarea>" in refused.body
     answer = quiet_board.ask("/submit", "POST", form.replace(b"100x100", b"128x128"), cookie=cookie, **_FORM)

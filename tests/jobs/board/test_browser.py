@@ -128,14 +128,14 @@ def test_a_token_is_refused_and_another_lets_in(browser: Browser, locked: Runnin
         page.set_default_timeout(_SLOW_MS)
         page.goto("/jobs?state=done")
         page.get_by_label("Token").fill("no-such-token-at-all")
-        page.get_by_role("button", name="Come in").click()
+        page.get_by_role("button", name="Log in").click()
         page.get_by_role("alert").wait_for()
-        assert "not known" in page.inner_text("main")
+        assert "Invalid token" in page.inner_text("main")
         assert page.get_by_role("navigation").count() == 0, "a stranger is shown nothing"
         for token, may_submit in ((VIEWER, 0), (OPERATOR, 1)):
             page.goto("/login?next=/jobs")
             page.get_by_label("Token").fill(token)
-            page.get_by_role("button", name="Come in").click()
+            page.get_by_role("button", name="Log in").click()
             page.wait_for_url("**/jobs")
             assert page.get_by_role("link", name="Submit", exact=True).count() == may_submit
             assert token not in page.content()

@@ -21,14 +21,14 @@ class Visitor:
     word: str
 
     def send(self, path: str, **fields: str) -> Answer:
-        body = urlencode(fields | {"form_word": self.word}).encode()
+        body = urlencode(fields | {"csrf_token": self.word}).encode()
         kind = "application/x-www-form-urlencoded"
         return self.board.ask(path, "POST", body, cookie=self.cookie, content_type=kind)
 
     def upload(self, name: str, text: str, **fields: str) -> Answer:
         parts = [
             f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'
-            for field, value in (fields | {"form_word": self.word}).items()
+            for field, value in (fields | {"csrf_token": self.word}).items()
         ]
         head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
         body = ("".join(parts) + head + text + f"\r\n--{_BOUNDARY}--\r\n").encode()
@@ -39,7 +39,7 @@ class Visitor:
 @pytest.fixture
 def visitor(quiet_board: RunningBoard) -> Visitor:
     page = quiet_board.ask("/submit")
-    word = re.search(rb'name="form_word" value="(\w+)"', page.body)
+    word = re.search(rb'name="csrf_token" value="([\w-]+)"', page.body)
     assert word is not None
     return Visitor(quiet_board, page.headers["set-cookie"].partition(";")[0], word[1].decode())
 
@@ -53,7 +53,7 @@ def test_a_catalog_is_uploaded_and_steered(visitor: Visitor) -> None:
     assert [row["prompt"] for row in shown["rows"]] == ["a red vase", "a blue mug"]
     assert b"catalog.csv" in visitor.board.ask(f"/batches/{batch}").body
     cancelled = visitor.send(f"/batches/{batch}/do", verb="cancel")
-    assert cancelled.headers["location"].endswith("said=2+jobs+are+cancelled")
+    assert cancelled.headers["location"].endswith("notice=2+jobs+are+cancelled")
     assert visitor.send(f"/batches/{batch}/do", verb="burn").status == 400
 
 

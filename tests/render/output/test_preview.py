@@ -8,7 +8,7 @@ from PIL import Image
 
 from render.denoise.checkpoint import CheckpointManager
 from render.engine import render_image
-from render.output.preview import KEY
+from render.sink import UNFINISHED_PREVIEW
 from render.spec import Spec
 from tests.support.groups import ThreadGroup, run_ranks
 from tests.support.models import ToyModel
@@ -27,7 +27,7 @@ class WatchedSink(MemorySink):
 
     def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
         super().put(key, data, content_type, immutable)
-        if key == KEY:
+        if key == UNFINISHED_PREVIEW:
             self.previews.append(data)
 
 
@@ -60,7 +60,7 @@ def test_previews_are_the_same_whatever_the_ranks() -> None:
 def test_a_sink_that_refuses_previews_stops_nothing() -> None:
     class Refusing(MemorySink):
         def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
-            if key == KEY:
+            if key == UNFINISHED_PREVIEW:
                 raise OSError("no room")
             super().put(key, data, content_type, immutable)
 
