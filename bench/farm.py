@@ -17,11 +17,12 @@ from typing import Any
 
 from bench.table import Row
 from infra.database import Database
-from jobs.db.attempts import claim, finish, make_ready
+from jobs.db.claims import claim, make_ready
 from jobs.db.nodes import register, renew
+from jobs.db.outcomes import finish
 from jobs.db.queries import Filter, count_jobs, list_jobs
 from jobs.db.schema import upgrade
-from jobs.db.state_machine import change
+from jobs.db.state_machine import change_state
 from jobs.db.submission import BatchItem, JobOptions, submit
 from jobs.node.agent import RENEW_S
 from jobs.scheduler.dispatcher import dispatch
@@ -127,8 +128,8 @@ def _placed_per_second(database: Database) -> float:
                 part = claim(connection, attempt, node, "bench")
                 assert part is not None
                 make_ready(connection, part, "127.0.0.1:1")
-                change(connection, part.job, "placing", "rendering", "", under=part.fence)
-                change(connection, part.job, "rendering", "publishing", "", under=part.fence)
+                change_state(connection, part.job, "placing", "rendering", "", expected_fence=part.fence)
+                change_state(connection, part.job, "rendering", "publishing", "", expected_fence=part.fence)
                 finish(connection, part, "root", 0.0)
             done += 1
     return PLACEMENTS / (time.perf_counter() - started)

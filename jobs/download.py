@@ -1,4 +1,4 @@
-"""Copies a published image, or a part of one, from its store into a local folder."""
+"""Copies a published image, or some of its tiles, from its store into a local folder."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from render.output.encode import CONTENT_TYPES, ENDINGS
 from render.output.manifest import KEY
 from render.plan.decode_layout import tile_key
 
-_AT_ONCE = 8
+_WORKERS = 8
 _EXTRAS = {"image.dzi": "application/xml", "preview.webp": "image/webp"}
 
 OnProgress = Callable[[int, int], None]
-"""Called with files done and files in all."""
+"""Called with the number of files done and the total."""
 
 
 def download(store: Store, manifest: Mapping[str, Any], target: LocalStore, on_progress: OnProgress) -> int:
-    """Copy a whole image, its manifest last; tiles that are there already are kept. Bytes that were fetched.
+    """Copy a complete image, its manifest last. Tiles that exist already are kept. Returns the bytes fetched.
 
-    Raises `BadInput` when the folder holds anything else, `RenderFailed` for a tile that is not as the
-    manifest says.
+    Raises `BadInput` if the folder holds anything else, `RenderFailed` for a tile that differs from the
+    manifest.
     """
     _check_folder(target, manifest)
     fetched = fetch_tiles(store, manifest, manifest["tiles"], target, on_progress)
@@ -38,7 +38,7 @@ def download(store: Store, manifest: Mapping[str, Any], target: LocalStore, on_p
 
 
 def full_level(manifest: Mapping[str, Any]) -> list[str]:
-    """The keys of the tiles of the full size."""
+    """The keys of the tiles of the highest level (full size)."""
     level = len(manifest["levels"]) - 1
     width, height = manifest["levels"][level]
     side, ending = manifest["tile_size"], ENDINGS[manifest["format"]]
@@ -53,7 +53,7 @@ def fetch_tiles(
     target: LocalStore,
     on_progress: OnProgress,
 ) -> int:
-    """Copy tiles, each held against the manifest; bytes that were fetched. Few are in memory at a time."""
+    """Copy tiles and check each against the manifest. Returns the bytes fetched. Memory use is bounded."""
     tiles, wanted = manifest["tiles"], sorted(keys)
 
     def fetch(key: str) -> int:
@@ -61,12 +61,12 @@ def fetch_tiles(
             return 0
         data = store.get(key)
         if not _is_whole(data, tiles[key]):
-            raise RenderFailed(f"{store.url(key)} is not as the manifest says; run chorale verify")
+            raise RenderFailed(f"{store.url(key)} differs from the manifest; run chorale verify")
         target.put(key, data, CONTENT_TYPES[manifest["format"]], immutable=True)
         return len(data)
 
     fetched = 0
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_WORKERS) as pool:
         for number, size in enumerate(pool.map(fetch, wanted)):
             fetched += size
             on_progress(number + 1, len(wanted))
@@ -80,8 +80,8 @@ def _is_whole(data: bytes, tile: Mapping[str, Any]) -> bool:
 def _check_folder(target: LocalStore, manifest: Mapping[str, Any]) -> None:
     folder = target.folder
     if folder.exists() and not folder.is_dir():
-        raise BadInput("folder", str(folder), "is a file; name a folder")
+        raise BadInput("folder", str(folder), "is a file; give a folder")
     ours = manifest["tiles"].keys() | {*_EXTRAS, KEY}
-    strange = [entry.key for entry in target.entries() if entry.key not in ours]
-    if strange:
-        raise BadInput("folder", str(folder), f"holds something else ({strange[0]}); name a new folder")
+    foreign = [entry.key for entry in target.entries() if entry.key not in ours]
+    if foreign:
+        raise BadInput("folder", str(folder), f"contains other files ({foreign[0]}); give a new folder")

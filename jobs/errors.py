@@ -1,4 +1,4 @@
-"""Errors of the farm and of the command line, and the exit code of every error that a person can meet.
+"""Errors of the farm and of the command line, and the exit code of every error that users can see.
 
 Codes: 0 done, 2 bad input, 3 failed, 4 cancelled, 5 timed out, 6 a service unreachable.
 """
@@ -13,7 +13,7 @@ BAD_INPUT, FAILED, CANCELLED, TIMED_OUT, UNREACHABLE = 2, 3, 4, 5, 6
 
 
 class JobError(Exception):
-    """Root of the farm's errors. Its text is one sentence for a person; `code` is the exit code."""
+    """Root of the farm's errors. The message is one plain sentence; `code` is the exit code."""
 
     code = FAILED
 
@@ -38,7 +38,7 @@ class PeersLost(GroupBrokeOff):
 
 
 class JobCancelled(JobError):
-    """Somebody asked for the end."""
+    """The job was cancelled."""
 
     code = CANCELLED
 
@@ -48,27 +48,27 @@ class JobStopped(JobCancelled):
 
 
 class IllegalChange(JobError):
-    """A job cannot go from its state to the one that was asked for."""
+    """The job's state does not allow the requested change."""
 
 
 class LostRace(JobError):
-    """Somebody else has changed the job first; look again."""
+    """The job was changed by someone else first; read it again."""
 
 
 class UnknownJob(JobError):
-    """There is no such job."""
+    """No job has this id."""
 
     code = BAD_INPUT
 
 
 class JobTimedOut(JobError):
-    """The time allowed is over."""
+    """The time limit was exceeded."""
 
     code = TIMED_OUT
 
 
 KNOWN = (JobError, RenderError, StoreError, SettingError, ServiceError)
-"""What the command line says in one sentence; anything else is a fault of ours and shows its traceback."""
+"""Errors that the command line prints as one sentence; anything else is a bug and shows its traceback."""
 
 
 def exit_code(error: BaseException) -> int:

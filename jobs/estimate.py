@@ -1,4 +1,4 @@
-"""Whether the queues fit into their windows: what `chorale estimate` tells."""
+"""Estimate whether the queues finish within their time windows, for `chorale estimate`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from jobs.scheduler.forecast import Load, forecast
 
 
 def estimate(connection: Connection) -> list[dict[str, Any]]:
-    """Per queue with work: jobs, those of unknown length, slot hours, its end, whether that fits, and how
-    many deadlines it misses. Times are seconds since the epoch."""
+    """For each queue with work: jobs, jobs of unknown duration, slot hours, the end, whether it fits into the
+    time window, and the number of missed deadlines. Times are seconds since the epoch."""
     moment = connection.execute(select(now())).scalar_one()
     slots = sum(node["slots"] for node in list_nodes(connection) if node["up"] and not node["draining"])
     known, tallies = read_rates(connection), defaultdict[str, _Tally](_Tally)
-    # Added up by the database: there may be a hundred thousand of them.
-    living = jobs.c.state.not_in((*ENDED, "paused"))
+    # The database adds up: there may be a hundred thousand jobs.
+    active = jobs.c.state.not_in((*ENDED, "paused"))
     work = select(
         jobs.c.queue,
         jobs.c.model,
@@ -33,10 +33,10 @@ def estimate(connection: Connection) -> list[dict[str, Any]]:
         func.sum(jobs.c.work * (1 - jobs.c.progress)).label("work"),
         func.max(jobs.c.most_ranks).label("most_ranks"),
     )
-    for row in connection.execute(work.where(living).group_by(jobs.c.queue, jobs.c.model)):
+    for row in connection.execute(work.where(active).group_by(jobs.c.queue, jobs.c.model)):
         tallies[row.queue].add(row, slot_seconds_left(known, row.model, row.work, 0.0))
     due = select(jobs.c.queue, jobs.c.deadline, func.count().label("jobs"))
-    due = due.where(living, jobs.c.deadline.is_not(None)).group_by(jobs.c.queue, jobs.c.deadline)
+    due = due.where(active, jobs.c.deadline.is_not(None)).group_by(jobs.c.queue, jobs.c.deadline)
     for row in connection.execute(due):
         tallies[row.queue].deadlines[row.deadline] = row.jobs
     rules = {queue["name"]: queue for queue in list_queues(connection)}
@@ -46,7 +46,7 @@ def estimate(connection: Connection) -> list[dict[str, Any]]:
 
 
 class _Tally:
-    """A queue's living jobs, added up."""
+    """Totals of a queue's jobs that have not ended."""
 
     def __init__(self) -> None:
         self.jobs = self.unknown = self.most_ranks = 0
@@ -55,7 +55,7 @@ class _Tally:
         """Jobs by their deadline."""
 
     def add(self, row: Any, slot_seconds: float | None) -> None:
-        """Take in the jobs of one model; those without a plan are of unknown length."""
+        """Add the jobs of one model; those without a plan have an unknown duration."""
         self.jobs += row.jobs
         self.most_ranks = max(self.most_ranks, row.most_ranks)
         self.unknown += row.jobs if slot_seconds is None else row.jobs - row.planned

@@ -1,4 +1,4 @@
-"""A handle on the farm for the command line: its settings and its database, brought to today's schema."""
+"""The farm as commands use it: settings, and a database upgraded to the current schema."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from jobs.db.schema import upgrade
 
 @dataclass(frozen=True, kw_only=True)
 class Farm:
-    """What every verb of the farm works on."""
+    """Settings and database of a farm."""
 
     settings: Settings
     database: Database
     url: str
-    """The database's, for processes that we start."""
+    """URL of the database, for child processes."""
 
 
 LOGS = "logs"
-"""Folder of the farm's store where the logs of ended attempts are collected from all nodes."""
+"""Folder of the farm's store that collects the logs of ended attempts from all nodes."""
 
 
 def open_images(settings: Settings, *, patience_s: float = 0.0, observe: Observer | None = None) -> Store:
-    """The farm's store: finished images, each in a folder named by its digest, and `LOGS`.
+    """The farm's store: a folder for each image, `LOGS` and the inputs.
 
-    Raises `BadSetting`; nothing is asked of the store yet.
+    Raises `BadSetting`. Sends no request to the store yet.
     """
     url = settings.store_url or str(default_home() / "images")
     return open_store(url, settings, patience_s=patience_s, observe=observe)
@@ -39,7 +39,7 @@ def open_images(settings: Settings, *, patience_s: float = 0.0, observe: Observe
 
 @contextmanager
 def open_farm(settings: Settings) -> Iterator[Farm]:
-    """The farm that the settings name; the embedded one is made when it is not there."""
+    """Open the farm that the settings name; without a database URL, open or create the embedded one."""
     url = settings.database_url
     if not url:
         home = default_home()

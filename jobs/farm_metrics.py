@@ -1,13 +1,13 @@
-"""The farm-wide gauges of `/metrics`: read from the database beside the scrapes, and seldom.
+"""The farm-wide gauges of `/metrics`, read from the database in the background and at most every 10 s.
 
-Every agent shows the same ones, so that it does not matter which of them are alive.
+Every agent exports the same values, so it does not matter which agents are up.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,57 +23,59 @@ from jobs.db.tables import jobs
 from jobs.db.time_window import TimeWindow
 from jobs.estimate import estimate
 
-_FRESH_S = 10.0
-"""Between two looks into the database."""
-_SHARE = 20
-"""A look that takes long is followed by a pause of so many times that."""
-_PATIENCE_S = 2.0
-"""A scrape waits so long for the first look, and shows what it has then."""
-_LOST_S = 86_400.0
-"""A node that has been away for longer is forgotten."""
+logger = logging.getLogger(__name__)
+
+_REFRESH_S = 10.0
+"""Time between two reads."""
+_PAUSE_FACTOR = 20
+"""After a slow read, the pause is at least so many times its duration."""
+_FIRST_READ_S = 2.0
+"""A scrape waits at most so long for the first read."""
+_FORGET_S = 86_400.0
+"""A node that has been lost for longer is not exported."""
 
 
 class FarmMetrics:
-    """Called by each scrape; a look that is due is made by a thread, so a slow database slows no scrape."""
+    """Called by each scrape. A thread does the reads, so a slow database does not slow down a scrape."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._values: list[Value] = []
         self._due = 0.0
-        self._looking: threading.Thread | None = None
+        self._reader: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def __call__(self) -> list[Value]:
         with self._lock:
-            looking = self._looking
-            if looking is None and time.monotonic() >= self._due:
-                looking = threading.Thread(target=self._look, daemon=True, name="gauges")
-                self._looking = looking
-                looking.start()
+            reader = self._reader
+            if reader is None and time.monotonic() >= self._due:
+                reader = threading.Thread(target=self._read, daemon=True, name="gauges")
+                self._reader = reader
+                reader.start()
             first = not self._values
-        if looking is not None and first:
-            looking.join(_PATIENCE_S)
+        if reader is not None and first:
+            reader.join(_FIRST_READ_S)
         return self._values
 
-    def _look(self) -> None:
+    def _read(self) -> None:
         started = time.monotonic()
         try:
             with self._database.read() as connection:
                 values = [*read_gauges(connection), _value("chorale_database_up", 1)]
         except Exception as exc:
-            # What was last known would look like the truth.
+            # Stale values would look current.
             values = [_value("chorale_database_up", 0)]
             if not isinstance(exc, ServiceError):
-                traceback.print_exc()
+                logger.exception("the farm's gauges could not be read")
         took = time.monotonic() - started
         with self._lock:
             self._values = values
-            self._due = time.monotonic() + max(_FRESH_S, _SHARE * took)
-            self._looking = None
+            self._due = time.monotonic() + max(_REFRESH_S, _PAUSE_FACTOR * took)
+            self._reader = None
 
 
 def read_gauges(connection: Connection) -> Iterator[Value]:
-    """All of them but `chorale_database_up`."""
+    """All gauges except `chorale_database_up`."""
     moment: float = connection.execute(select(now())).scalar_one()
     yield from _nodes(connection, moment)
     yield from _queues(connection, moment)
@@ -91,8 +93,8 @@ def _nodes(connection: Connection, moment: float) -> Iterator[Value]:
             if not node["draining"]:
                 yield _value("chorale_slots", node["slots"], node=name)
                 yield _value("chorale_slots_free", max(0, node["slots"] - node["used"]), node=name)
-        elif 0 < moment - node["lease_until"] < _LOST_S:
-            # One that has signed off has let its lease go, to 0.
+        elif 0 < moment - node["lease_until"] < _FORGET_S:
+            # A node that shut down in order has a lease of 0.
             yield _value("chorale_node_up", 0, node=name)
 
 

@@ -1,4 +1,4 @@
-"""The place that an image is rendered into, a folder or a prefix of a bucket: whose is it, is it finished?"""
+"""The output location of an image, a folder or a prefix of a bucket: which image it holds, and its state."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from render.output.manifest import KEY, parse_manifest
 from render.sink import WORK
 
 MARKER = "spec.json"
-"""Says whose unfinished image a place holds."""
+"""Key of the file that says which image a location was claimed for."""
 READ_PATIENCE_S = 30.0
-"""So long a command that reads an image waits for a store that is away."""
+"""A command that reads an image retries an unreachable store for so long."""
 
 
 def claim(store: Store, digest: str, canonical_spec: str) -> None:
-    """Say whose image this will be. The first thing that is written, so it fails before any work is done."""
+    """Write the marker. This is the first write, so a store that denies it fails before any work is done."""
     text = json.dumps({"digest": digest, "spec": json.loads(canonical_spec)}, indent=1, sort_keys=True)
     store.put(MARKER, text.encode(), "application/json")
 
 
 def disclaim(store: Store) -> None:
-    """Take a claim back, of an image that has turned out not to be possible."""
+    """Remove the marker, of an image that cannot be rendered after all."""
     store.delete(MARKER)
 
 
 def finished_image(store: Store, digest: str) -> dict[str, Any] | None:
-    """The manifest if this very image is finished there; None if it can be rendered (again) there.
+    """The manifest if this image is finished at the location; None if it can be rendered there.
 
-    Raises `BadInput` when the place holds anything else.
+    Raises `BadInput` if the location holds anything else.
     """
     found = _read(store, KEY)
     if found is not None:
         manifest = parse_manifest(found, store.url())
         _check_owner(store, manifest.get("digest"), digest, "another spec's image")
-        # Left where a render was killed between the manifest, which is last, and its own cleaning up.
+        # Work files are left if a render was killed between writing the manifest and its cleanup.
         for entry in list(store.entries(WORK)):
             store.delete(entry.key)
         return manifest
     marker = _read(store, MARKER)
     if marker is None and next(store.entries(), None) is not None:
-        # Read once more: another machine of the same group may have claimed the place just now.
+        # Read again: another machine of the same group may have written the marker just now.
         marker = _read(store, MARKER)
         if marker is None:
-            raise BadInput("out", store.url(), "is not empty and holds no image of ours; name a new place")
+            raise BadInput("out", store.url(), "is not empty and holds no Chorale image; give a new location")
     if marker is not None:
         try:
             owner = json.loads(marker)["digest"]
@@ -58,7 +58,7 @@ def finished_image(store: Store, digest: str) -> dict[str, Any] | None:
 
 
 def published_image(store: Store) -> dict[str, Any]:
-    """The manifest of a finished image; raises `BadInput` when there is none."""
+    """The manifest of a finished image; raises `BadInput` if there is none."""
     return parse_manifest(_read(store, KEY), store.url())
 
 
@@ -70,4 +70,4 @@ def _read(store: Store, key: str) -> bytes | None:
 
 def _check_owner(store: Store, owner: object, digest: str, what: str) -> None:
     if owner != digest:
-        raise BadInput("out", store.url(), f"holds {what}; name another place, or remove it first")
+        raise BadInput("out", store.url(), f"holds {what}; give another location, or remove it first")

@@ -1,4 +1,4 @@
-"""Pictures to start from, on their way to the ranks: by the farm's store, under their digest."""
+"""Init images of jobs: uploaded to the farm's store under their digest, downloaded by the nodes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from render.spec import Spec
 from render.spec.init_image import InitImage
 
 INPUTS = "inputs"
-"""Folder of the farm's store, and of a node's home, that holds them."""
+"""Folder of the inputs, in the farm's store and in a node's home."""
 
 
-def upload_inputs(asked: Iterable[BatchItem], images: Store) -> Iterator[BatchItem]:
-    """Pass the images on, with the pictures that they start from stored before they are queued."""
-    kept: set[str] = set()
-    for each in asked:
-        init = each.spec.init
-        if init is not None and init.digest not in kept:
+def upload_inputs(items: Iterable[BatchItem], images: Store) -> Iterator[BatchItem]:
+    """Yield the items, each once its init image is in the store: it has to be there before the job is."""
+    uploaded: set[str] = set()
+    for item in items:
+        init = item.spec.init
+        if init is not None and init.digest not in uploaded:
             if images.size(_key(init)) is None:
                 images.put(_key(init), _bytes(init), "application/octet-stream", immutable=True)
-            kept.add(init.digest)
-        yield each
+            uploaded.add(init.digest)
+        yield item
 
 
 def download_input(spec: Spec, images: Store, home: Path) -> Spec:
-    """The same spec, with the picture that it starts from at its place on this node."""
+    """The spec with the path of its init image on this node; downloads the image if it is missing."""
     if spec.init is None:
         return spec
     path = home / _key(spec.init)

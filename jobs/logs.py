@@ -1,4 +1,4 @@
-"""The logs of a job's attempts: this machine's own, and those of others that the farm's store collects."""
+"""The logs of a job's attempts: those on this machine, and the copies of all nodes' in the farm's store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jobs.farm import LOGS
 
 
 class LogReader:
-    """Gives the new text of a job's logs; of one that is here and among the collected ones, that of here."""
+    """Reads the new text of a job's logs. A local log has precedence over its collected copy."""
 
     def __init__(self, images: Store, job: str, attempt: int | None = None) -> None:
         number = "*" if attempt is None else f"{attempt:04d}"
@@ -21,10 +21,10 @@ class LogReader:
         """Name of the log that was shown last."""
 
     def new(self, collected: bool) -> list[tuple[str, bytes]]:
-        """(name, text) by attempt; `collected` asks the store too, which may be far away."""
+        """(name, text) by attempt; `collected` includes the store, which may be slow."""
         found = [(path.name, self._tail(path)) for path in (default_home() / LOGS).glob(self._pattern)]
         if collected:
-            found += self._of_others({name for name, _ in found})
+            found += self._collected({name for name, _ in found})
         return sorted((name, text) for name, text in found if text)
 
     def _tail(self, path: Path) -> bytes:
@@ -34,12 +34,12 @@ class LogReader:
         self._read[path.name] = self._read.get(path.name, 0) + len(text)
         return text
 
-    def _of_others(self, own: set[str]) -> list[tuple[str, bytes]]:
-        """A collected log is whole, so each is read once."""
+    def _collected(self, local: set[str]) -> list[tuple[str, bytes]]:
+        """Collected logs are complete, so each is read once."""
         prefix = f"{LOGS}/{self._pattern.partition('*')[0]}"
         names = fnmatch.filter(
             (entry.key.removeprefix(f"{LOGS}/") for entry in self._images.entries(prefix)), self._pattern
         )
-        fresh = [name for name in names if name not in own | self._read.keys()]
-        self._read |= dict.fromkeys(fresh, 0)
-        return [(name, self._images.get(f"{LOGS}/{name}")) for name in fresh]
+        new = [name for name in names if name not in local | self._read.keys()]
+        self._read |= dict.fromkeys(new, 0)
+        return [(name, self._images.get(f"{LOGS}/{name}")) for name in new]

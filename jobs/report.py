@@ -1,13 +1,14 @@
-"""The morning after: what was done, what it took, what failed and where, what is missing."""
+"""Reports: jobs done, time spent, failures and their nodes, jobs still missing."""
 
 from __future__ import annotations
 
-import html
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy import Connection, select
 
 from infra.database import now
@@ -15,17 +16,12 @@ from jobs.db.nodes import list_nodes
 from jobs.db.state_machine import ENDED
 from jobs.db.tables import attempts, batches, entries, jobs, members
 
-_SLOWEST = 5
-_HEAD = (
-    '<!doctype html><meta charset="utf-8"><title>Chorale</title><style>'
-    "body{font:15px system-ui;margin:2rem;color:#222}td,th{text-align:left;padding:.2rem 1rem .2rem 0}"
-    "</style>"
-)
+_SLOWEST_JOBS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """Which jobs; `since` is in seconds since the epoch."""
+    """Selects the jobs of a report; `since` is in seconds since the epoch."""
 
     queue: str | None = None
     batch: str | None = None
@@ -33,19 +29,19 @@ class Scope:
 
 
 def make_report(connection: Connection, scope: Scope) -> dict[str, Any]:
-    """Everything, as JSON types; times in seconds."""
+    """The report as JSON types; times in seconds."""
     moment: float = connection.execute(select(now())).scalar_one()
     chosen = _jobs(connection, scope)
     spent = _spent(connection, scope.since, moment)
-    mine = {job: spent.get(job, _Spent()) for job in chosen}
+    mine = {job: spent.get(job, _TimeSpent()) for job in chosen}
     counts: dict[str, int] = defaultdict(int)
     for row in chosen.values():
         counts[row.state] += 1
     first = min((row.created for row in chosen.values()), default=moment)
     period = moment - max(scope.since, first)
-    have = sum(node["slots"] for node in list_nodes(connection) if node["up"])
+    slots = sum(node["slots"] for node in list_nodes(connection) if node["up"])
     done = [row for row in chosen.values() if row.state == "done"]
-    slowest = sorted(done, key=lambda row: mine[row.id].seconds, reverse=True)[:_SLOWEST]
+    slowest = sorted(done, key=lambda row: mine[row.id].seconds, reverse=True)[:_SLOWEST_JOBS]
     return {
         "at": moment,
         "since": scope.since or first,
@@ -59,10 +55,10 @@ def make_report(connection: Connection, scope: Scope) -> dict[str, Any]:
         "model_seconds": sum(row.model_seconds for row in chosen.values()),
         "slot_seconds": sum(each.seconds for each in mine.values()),
         "lost_slot_seconds": sum(each.lost for each in mine.values()),
-        "idle_slot_seconds": max(0.0, have * period - sum(each.seconds for each in spent.values())),
+        "idle_slot_seconds": max(0.0, slots * period - sum(each.seconds for each in spent.values())),
         "retries": sum(max(0, each.attempts - 1) for each in mine.values()),
-        "owners": _added_up(chosen, mine, {row.id: [row.owner] for row in chosen.values()}),
-        "batches": _added_up(chosen, mine, _batches(connection, scope)),
+        "owners": _totals(chosen, mine, {row.id: [row.owner] for row in chosen.values()}),
+        "batches": _totals(chosen, mine, _batches(connection, scope)),
         "slowest": [
             {"job": row.id, "prompt": row.prompt, "slot_seconds": mine[row.id].seconds} for row in slowest
         ],
@@ -70,8 +66,8 @@ def make_report(connection: Connection, scope: Scope) -> dict[str, Any]:
 
 
 @dataclass
-class _Spent:
-    """Slot seconds of a job's attempts; lost are those of attempts that brought no image by themselves."""
+class _TimeSpent:
+    """Slot seconds of a job's attempts. `lost` are those of attempts that ended without an image."""
 
     seconds: float = 0.0
     lost: float = 0.0
@@ -80,7 +76,7 @@ class _Spent:
 
 
 def _jobs(connection: Connection, scope: Scope) -> dict[str, Any]:
-    """The jobs that live, or have ended in the period."""
+    """The jobs that have not ended, or have ended in the period."""
     prompt = jobs.c.spec["prompt"].as_string().label("prompt")
     columns = [jobs.c[name] for name in ("id", "state", "reason", "owner", "created", "model_seconds")]
     recent = jobs.c.ended.is_(None) | (jobs.c.ended >= scope.since) | jobs.c.state.not_in(ENDED)
@@ -94,14 +90,14 @@ def _jobs(connection: Connection, scope: Scope) -> dict[str, Any]:
     return {row.id: row for row in connection.execute(statement)}
 
 
-def _spent(connection: Connection, since: float, moment: float) -> dict[str, _Spent]:
+def _spent(connection: Connection, since: float, moment: float) -> dict[str, _TimeSpent]:
     statement = (
         select(attempts, members.c.slots)
         .join(members, members.c.attempt == attempts.c.id)
         .where((attempts.c.ended.is_(None)) | (attempts.c.ended >= since))
         .order_by(attempts.c.created)
     )
-    found: dict[str, _Spent] = defaultdict(_Spent)
+    found: dict[str, _TimeSpent] = defaultdict(_TimeSpent)
     for row in connection.execute(statement):
         each = found[row.job]
         end = moment if row.ended is None else row.ended
@@ -115,7 +111,7 @@ def _spent(connection: Connection, since: float, moment: float) -> dict[str, _Sp
 
 
 def _batches(connection: Connection, scope: Scope) -> dict[str, list[str]]:
-    """Job -> names of its batches."""
+    """By job: the names of its batches."""
     statement = select(entries.c.job, entries.c.batch, batches.c.name).join(
         batches, batches.c.id == entries.c.batch
     )
@@ -127,10 +123,10 @@ def _batches(connection: Connection, scope: Scope) -> dict[str, list[str]]:
     return found
 
 
-def _added_up(
-    chosen: dict[str, Any], mine: dict[str, _Spent], names: dict[str, list[str]]
+def _totals(
+    chosen: dict[str, Any], spent: dict[str, _TimeSpent], names: dict[str, list[str]]
 ) -> dict[str, dict[str, float]]:
-    """Name -> jobs, done, failed, model and slot seconds. A job of two batches counts in both."""
+    """By name: jobs, done, failed, model and slot seconds. A job in two batches counts in both."""
     found: dict[str, dict[str, float]] = {}
     for job, row in chosen.items():
         for name in names.get(job, []):
@@ -140,12 +136,12 @@ def _added_up(
             line["done"] += row.state == "done"
             line["failed"] += row.state == "failed"
             line["model_seconds"] += row.model_seconds
-            line["slot_seconds"] += mine[job].seconds
+            line["slot_seconds"] += spent[job].seconds
     return found
 
 
 def total_rows(totals: dict[str, dict[str, float]]) -> list[tuple[str, ...]]:
-    """Of batches or owners, as text: name, jobs, done, failed, slot hours."""
+    """Totals of batches or owners as text: name, jobs, done, failed, slot hours."""
     return [
         (
             name,
@@ -157,35 +153,46 @@ def total_rows(totals: dict[str, dict[str, float]]) -> list[tuple[str, ...]]:
 
 
 def headline(report: dict[str, Any]) -> str:
-    """One line: what a subject or a chat message says."""
+    """One line, as used for a mail subject or a chat message."""
     counts = ", ".join(f"{count:,} {state}" for state, count in sorted(report["jobs"].items()))
     return f"Chorale: {counts or 'no jobs'}"
 
 
 def as_html(report: dict[str, Any]) -> str:
-    """A page of its own, readable in a mail."""
+    """A complete HTML page, without external resources, so that mail programs show it."""
+    template = _environment().get_template("report.html")
+    return template.render(headline=headline(report), tables=_tables(report))
+
+
+def _tables(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tables of the page: title, head and rows of text."""
     figures = [
-        ("model hours", report["model_seconds"] / 3600),
-        ("slot hours", report["slot_seconds"] / 3600),
-        ("of them lost", report["lost_slot_seconds"] / 3600),
-        ("idle slot hours", report["idle_slot_seconds"] / 3600),
+        ("model hours", report["model_seconds"]),
+        ("slot hours", report["slot_seconds"]),
+        ("of them lost", report["lost_slot_seconds"]),
+        ("idle slot hours", report["idle_slot_seconds"]),
     ]
-    parts = [f"<h1>{html.escape(headline(report))}</h1>"]
-    parts.append(_table(("figure", "value"), [(name, f"{value:.2f}") for name, value in figures]))
+    rows = [(name, f"{seconds / 3600:.2f}") for name, seconds in figures]
+    tables: list[dict[str, Any]] = [{"title": "", "head": ("figure", "value"), "rows": rows}]
     for title in ("batches", "owners"):
-        rows = total_rows(report[title])
-        parts.append(f"<h2>{title}</h2>" + _table(("name", "jobs", "done", "failed", "slot hours"), rows))
+        head = ("name", "jobs", "done", "failed", "slot hours")
+        tables.append({"title": title, "head": head, "rows": total_rows(report[title])})
     if report["failed"]:
         failed = [(row["job"], row["prompt"], row["reason"], row["node"] or "-") for row in report["failed"]]
-        parts.append("<h2>failed</h2>" + _table(("job", "prompt", "reason", "node"), failed))
+        tables.append({"title": "failed", "head": ("job", "prompt", "reason", "node"), "rows": failed})
     if report["slowest"]:
         slow = [(row["job"], row["prompt"], f"{row['slot_seconds']:.0f} s") for row in report["slowest"]]
-        parts.append("<h2>slowest</h2>" + _table(("job", "prompt", "slot seconds"), slow))
-    return _HEAD + "".join(parts)
+        tables.append({"title": "slowest", "head": ("job", "prompt", "slot seconds"), "rows": slow})
+    return tables
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    def line(cells: tuple[str, ...], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return "<table>" + line(head, "th") + "".join(line(row, "td") for row in rows) + "</table>"
+@cache
+def _environment() -> Environment:
+    folder = Path(__file__).parent / "templates"
+    return Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

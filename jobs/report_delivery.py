@@ -1,12 +1,13 @@
-"""Sends the report when a batch has ended or a queue's window has closed, if somebody wants it.
+"""Delivery of reports: by webhook and mail, when a batch has ended or the time window of a queue has closed.
 
-What is to be sent is noted in the database first, in one transaction, so two agents never send the same;
-a report that cannot be delivered then is told in the agent's log and not sent again.
+What is due is marked in the database first, in one transaction, so two agents never send the same report. A
+report that cannot be delivered is logged and not sent again.
 """
 
 from __future__ import annotations
 
-import sys
+import logging
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, exists, select, update
@@ -21,50 +22,61 @@ from jobs.db.tables import batches, entries, jobs, queues
 from jobs.farm import Farm
 from jobs.report import Scope, as_html, headline, make_report
 
-_NEWS_S = 3600.0
+logger = logging.getLogger(__name__)
+
+_RECENT_S = 3600.0
+"""A batch that ended earlier than this before reports were configured is not reported."""
+_MAX_SUBJECT = 300
 
 
 def wanted(settings: Settings) -> bool:
-    """Has anybody asked for reports?"""
+    """True if the settings name a webhook or a mail address for reports."""
     return bool(settings.report_webhook or settings.report_mail)
 
 
 def send_due(farm: Farm, moment: float | None = None) -> int:
-    """Send what is due; how many reports that were. `moment` is when the windows are looked at."""
+    """Send all reports that are due. Returns how many those were.
+
+    `moment` is the time at which the queues' time windows are evaluated, in seconds since the epoch; default
+    now. A report that fails is logged and does not stop the next one. Raises `ServiceError` if the database
+    is unreachable while it is asked what is due.
+    """
     with farm.database.write() as connection:
         due = [*_ended_batches(connection), *_closed_queues(connection, moment)]
     for title, scope in due:
-        with farm.database.read() as connection:
-            report = make_report(connection, scope)
-        _send(farm.settings, title, report)
+        try:
+            with farm.database.read() as connection:
+                report = make_report(connection, scope)
+            _send(farm.settings, title, report)
+        except Exception:
+            logger.exception("the report of %s could not be made", title)
     return len(due)
 
 
 def _ended_batches(connection: Connection) -> list[tuple[str, Scope]]:
-    living = (
+    unfinished = (
         exists()
         .where(entries.c.batch == batches.c.id, jobs.c.id == entries.c.job, jobs.c.state.not_in(ENDED))
         .correlate(batches)
     )
-    # One that ended long before anybody wanted reports is no news.
-    news = batches.c.submitted > now() - _NEWS_S
-    news |= (
+    recent = batches.c.submitted > now() - _RECENT_S
+    recent |= (
         exists()
-        .where(entries.c.batch == batches.c.id, jobs.c.id == entries.c.job, jobs.c.ended > now() - _NEWS_S)
+        .where(entries.c.batch == batches.c.id, jobs.c.id == entries.c.job, jobs.c.ended > now() - _RECENT_S)
         .correlate(batches)
     )
-    open_ones = select(batches.c.id, batches.c.name).where(
-        batches.c.reported.is_(None), batches.c.submitted.is_not(None), news, ~living
+    due = select(batches.c.id, batches.c.name).where(
+        batches.c.reported.is_(None), batches.c.submitted.is_not(None), recent, ~unfinished
     )
     found = []
-    for row in list(connection.execute(open_ones.with_for_update())):
+    for row in list(connection.execute(due.with_for_update())):
         connection.execute(update(batches).where(batches.c.id == row.id).values(reported=now()))
         found.append((f"batch {row.id} ({row.name})", Scope(batch=row.id)))
     return found
 
 
 def _closed_queues(connection: Connection, moment: float | None) -> list[tuple[str, Scope]]:
-    """Queues that were open when last looked at and are closed now."""
+    """Queues whose time window was open at the last check and is closed now."""
     moment = connection.execute(select(now())).scalar_one() if moment is None else moment
     found = []
     windows = select(queues).where(queues.c.time_window.is_not(None))
@@ -81,11 +93,26 @@ def _closed_queues(connection: Connection, moment: float | None) -> list[tuple[s
 
 
 def _send(settings: Settings, title: str, report: dict[str, Any]) -> None:
-    subject = f"{headline(report)} ({title})"
+    """Try each configured channel; one that fails is logged and does not stop the other."""
+    subject = _single_line(f"{headline(report)} ({title})")
+    if settings.report_webhook:
+        _try("webhook", title, lambda: post(settings.report_webhook, subject, report))
+    if settings.report_mail:
+        to = settings.report_mail
+        _try("mail", title, lambda: mail(settings.smtp_url, to, subject, subject, as_html(report)))
+
+
+def _try(channel: str, title: str, send: Callable[[], None]) -> None:
     try:
-        if settings.report_webhook:
-            post(settings.report_webhook, subject, report)
-        if settings.report_mail:
-            mail(settings.smtp_url, settings.report_mail, subject, subject, as_html(report))
+        send()
     except (ServiceError, SettingError) as exc:
-        print(f"chorale: {exc}", file=sys.stderr, flush=True)
+        logger.error("the report of %s was not delivered by %s: %s", title, channel, exc)
+    except Exception:
+        logger.exception("the report of %s was not delivered by %s", title, channel)
+
+
+def _single_line(text: str) -> str:
+    """Text for a mail header: names of batches and queues may hold line breaks, control characters and lone
+    surrogates, which mail headers do not allow."""
+    printable = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(printable.split())[:_MAX_SUBJECT]

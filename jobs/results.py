@@ -1,4 +1,4 @@
-"""The results of a batch, row by row, as a shop reads them back: output.jsonl and errors.jsonl."""
+"""The results of a batch, one JSON line for each row: output.jsonl and errors.jsonl."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from render.output.manifest import KEY
 
 
 def write_results(farm: Farm, batch: str, folder: Path) -> dict[str, int]:
-    """Write both files; how many rows each has. Raises `BadInput` for an unknown batch."""
+    """Write both files. Returns the number of rows in each. Raises `BadInput` for an unknown batch."""
     columns = (jobs.c.id, jobs.c.digest, jobs.c.state, jobs.c.reason, jobs.c.root)
     rows = (
         select(entries.c.row, entries.c.custom_id, *columns)
@@ -26,7 +26,7 @@ def write_results(farm: Farm, batch: str, folder: Path) -> dict[str, int]:
     images = open_images(farm.settings)
     with farm.database.read() as connection:
         if connection.execute(select(batches.c.id).where(batches.c.id == batch)).first() is None:
-            raise BadInput("batch", batch, "is not known; chorale batches shows those that are")
+            raise BadInput("batch", batch, "is unknown; chorale batches shows the known ones")
         folder.mkdir(parents=True, exist_ok=True)
         with (
             (folder / "output.jsonl").open("w", encoding="utf-8") as output,

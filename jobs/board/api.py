@@ -16,7 +16,7 @@ from jobs.db.nodes import list_nodes, set_draining
 from jobs.db.queries import Filter, count_jobs, job_ids, list_batches, show_job
 from jobs.db.queues import DEFAULT_PRIORITY, set_queue
 from jobs.db.state_machine import STATES
-from jobs.db.submission import MOST_RANKS, JobOptions, parse_moment
+from jobs.db.submission import MAX_RANKS, JobOptions, parse_moment
 from jobs.estimate import estimate
 from jobs.logs import LogReader
 from render.spec import parse_size
@@ -72,7 +72,7 @@ class Image(_Strict):
     queue: Name = "default"
     owner: Name = WHO
     priority: int | None = Field(None, ge=0, le=100)
-    ranks: int | None = Field(None, ge=1, le=MOST_RANKS, description="As many as are useful unless told.")
+    ranks: int | None = Field(None, ge=1, le=MAX_RANKS, description="As many as are useful unless told.")
     not_before: str | None = Field(None, description="Earliest start, e.g. 2026-11-21T22:00+01:00.")
     deadline: str | None = Field(None, description="When it should be done, in the same form.")
 

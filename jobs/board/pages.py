@@ -20,12 +20,12 @@ from jobs.board.regions import regions_of
 from jobs.board.templating import page
 from jobs.db.board_queries import (
     Cursor,
+    active_jobs,
     attempts_of,
     batch_rows,
     first_rows,
-    job_facts,
+    job_summary,
     known_models,
-    living_jobs,
     newest_done,
     page_jobs,
     show_batch,
@@ -58,7 +58,7 @@ def problem(request: Request, status: int, text: str) -> Response:
 @live_page(router, "/", "queues.html")
 def queues(board: Board, request: Request) -> dict[str, Any]:
     with board.farm.database.read() as connection:
-        living, nodes, done = living_jobs(connection, 12), list_nodes(connection), newest_done(connection, 12)
+        living, nodes, done = active_jobs(connection, 12), list_nodes(connection), newest_done(connection, 12)
     up = [node for node in nodes if node["up"]]
     known = board.outlook()
     counts = {state: sum(queue["jobs"].get(state, 0) for queue in known) for state in STATES}
@@ -148,7 +148,7 @@ def one_job(board: Board, request: Request) -> dict[str, Any]:
         known, tries, info, waiting = (
             show_job(connection, found),
             attempts_of(connection, found),
-            job_facts(connection, found),
+            job_summary(connection, found),
             pending_reason(connection, found),
         )
     newest = tries[-1] if tries else None
@@ -219,7 +219,7 @@ def deep_zoom(request: Request, job: str) -> Response:
     """The finished image, to its last pixel."""
     board: Board = request.app.state.board
     with board.farm.database.read() as connection:
-        info, done = job_facts(connection, board.job(job)), newest_done(connection, 60)
+        info, done = job_summary(connection, board.job(job)), newest_done(connection, 60)
     if info["root"] is None:
         raise BadInput("job", info["id"], f"is {info['state']}; there is an image to zoom once it is done")
     return page(request, "view.html", {"facts": info, "done": done})
@@ -231,7 +231,7 @@ def compare(request: Request, left: str = "", right: str = "") -> Response:
     board: Board = request.app.state.board
     with board.farm.database.read() as connection:
         done = newest_done(connection, 60)
-        pair = [job_facts(connection, board.job(job)) if job else None for job in (left, right)]
+        pair = [job_summary(connection, board.job(job)) if job else None for job in (left, right)]
     free = [row for row in done if row["id"] not in {each["id"] for each in pair if each}]
     pair = [each if each is not None else (free.pop(0) if free else None) for each in pair]
     pair = [each if each is not None and each["root"] is not None else None for each in pair]

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from jobs.cli.group_options import whole
 from jobs.cli.spec_options import spec_options, take_spec
-from jobs.db.submission import MOST_RANKS
+from jobs.db.submission import MAX_RANKS
 from render.plan.plan import Plan, StagePlan, make_plan
 
 
@@ -22,7 +22,7 @@ from render.plan.plan import Plan, StagePlan, make_plan
 def plan(ranks: str, as_json: bool, **options: Any) -> None:
     """Print stages, windows, model calls, bytes per step and memory per rank. Renders nothing."""
     spec, _, info = take_spec(options)
-    made = make_plan(spec, info, whole("ranks", ranks, 1, MOST_RANKS))
+    made = make_plan(spec, info, whole("ranks", ranks, 1, MAX_RANKS))
     if as_json:
         click.echo(json.dumps(_document(made)))
         return

@@ -1,4 +1,4 @@
-"""What the board reads besides `queries`: jobs page by page, attempts, rates, a batch's pictures."""
+"""Queries of the board beside `queries`: pages of jobs, attempts, rates, the images of a batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from render.errors import BadInput
 
 _PROMPT = jobs.c.spec["prompt"].as_string()
 _WIDTH, _HEIGHT = jobs.c.spec["width"].as_integer(), jobs.c.spec["height"].as_integer()
-_FACTS = (
+_SUMMARY = (
     *(jobs.c[name] for name in ("id", "digest", "state", "reason", "queue", "owner", "priority", "progress")),
     *(jobs.c[name] for name in ("fence", "created", "changed", "started", "ended", "root")),
     _PROMPT.label("prompt"),
@@ -24,12 +24,12 @@ _FACTS = (
     jobs.c.spec["format"].as_string().label("format"),
     jobs.c.spec["tile_size"].as_integer().label("tile_size"),
 )
-"""What a line of a list, or a small picture of a job, is made of."""
+"""The columns of one job in a list or a gallery."""
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place between two jobs of the list, which is sorted from new to old."""
+    """A position in the list of jobs, which is sorted from new to old."""
 
     created: float
     job: str
@@ -40,12 +40,12 @@ class Cursor:
 
     @classmethod
     def parse(cls, text: str) -> Cursor:
-        """Read what `str` has written; raises `BadInput`."""
+        """Parse the form that `str` gives; raises `BadInput`."""
         created, _, job = text.partition("_")
         try:
             return cls(float(created), job)
         except ValueError as exc:
-            raise BadInput("cursor", text[:60], "is no place in the list; begin without one") from exc
+            raise BadInput("cursor", text[:60], "is not a cursor; start without one") from exc
 
     def __str__(self) -> str:
         return f"{self.created!r}_{self.job}"
@@ -53,7 +53,7 @@ class Cursor:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """Some jobs of the list, and the places before and after them where there are more."""
+    """Some jobs of the list, and the cursors before and after them where there are more."""
 
     jobs: list[dict[str, Any]]
     newer: Cursor | None
@@ -68,15 +68,15 @@ def page_jobs(
     after: Cursor | None = None,
     before: Cursor | None = None,
 ) -> Page:
-    """Up to `limit` jobs, the newest first, from a place in the list on, or those up to one."""
-    statement = wanted.on(select(*_FACTS), connection)
+    """Up to `limit` jobs, newest first: those after a cursor, or those before one."""
+    statement = wanted.on(select(*_SUMMARY), connection)
     if before is not None:
         statement = statement.where(_beyond(before, newer=True)).order_by(jobs.c.created, jobs.c.id.desc())
     else:
         if after is not None:
             statement = statement.where(_beyond(after, newer=False))
         statement = statement.order_by(jobs.c.created.desc(), jobs.c.id)
-    # One more than wanted says whether there are more.
+    # One row more than wanted shows whether there are more.
     found = _rows(connection, statement.limit(limit + 1))
     more, found = len(found) > limit, found[:limit]
     if before is not None:
@@ -89,44 +89,44 @@ def page_jobs(
     )
 
 
-def _beyond(place: Cursor, *, newer: bool) -> ColumnElement[bool]:
+def _beyond(cursor: Cursor, *, newer: bool) -> ColumnElement[bool]:
     created, job = jobs.c.created, jobs.c.id
-    # The first of the two lets the index find the place; "or" alone would read from the list's end.
+    # The first condition lets the index find the position; "or" alone would read from the end of the list.
     if newer:
-        return and_(created >= place.created, or_(created > place.created, job < place.job))
-    return and_(created <= place.created, or_(created < place.created, job > place.job))
+        return and_(created >= cursor.created, or_(created > cursor.created, job < cursor.job))
+    return and_(created <= cursor.created, or_(created < cursor.created, job > cursor.job))
 
 
-def job_facts(connection: Connection, job: str) -> dict[str, Any]:
-    """A line of the list."""
-    return _rows(connection, select(*_FACTS).where(jobs.c.id == job))[0]
+def job_summary(connection: Connection, job: str) -> dict[str, Any]:
+    """One job as lists show it."""
+    return _rows(connection, select(*_SUMMARY).where(jobs.c.id == job))[0]
 
 
-def living_jobs(connection: Connection, limit: int) -> list[dict[str, Any]]:
-    """The jobs that hold slots, those that hold them longest first, with what their ranks are at."""
+def active_jobs(connection: Connection, limit: int) -> list[dict[str, Any]]:
+    """The jobs that hold slots, longest running first, each with the progress snapshot of its first node."""
     wanted = Filter(states=HOLDING)
     found = _rows(
-        connection, wanted.on(select(*_FACTS), connection).order_by(jobs.c.started, jobs.c.id).limit(limit)
+        connection, wanted.on(select(*_SUMMARY), connection).order_by(jobs.c.started, jobs.c.id).limit(limit)
     )
-    told = (
+    snapshots = (
         select(attempts.c.job, members.c.live)
         .join(members, members.c.attempt == attempts.c.id)
         .where(attempts.c.job.in_([row["id"] for row in found]), attempts.c.ended.is_(None))
         .where(members.c.place == 0)
     )
-    live = {row.job: complete(row.live) for row in connection.execute(told)}
+    live = {row.job: complete(row.live) for row in connection.execute(snapshots)}
     return [row | {"live": live.get(row["id"])} for row in found]
 
 
 def complete(live: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What a node's ranks are at with every name there; None until they have begun with a stage."""
+    """A progress snapshot with every key present; None before the first stage has begun."""
     if not live or "stages" not in live:
         return None
     return {"step_seconds": None, "seconds_left": None, "ranks": {}} | live
 
 
 def attempts_of(connection: Connection, job: str) -> list[dict[str, Any]]:
-    """All attempts at a job, the first one first, each with its nodes, their slots and their ranks' state."""
+    """All attempts at a job in order, each with its nodes, their slots and their progress snapshots."""
     statement = (
         select(attempts, members.c.node, members.c.slots, members.c.live)
         .join(members, members.c.attempt == attempts.c.id)
@@ -135,14 +135,16 @@ def attempts_of(connection: Connection, job: str) -> list[dict[str, Any]]:
     )
     found: dict[int, dict[str, Any]] = {}
     for row in connection.execute(statement):
-        info = {name: row._mapping[name] for name in ("fence", "created", "ended", "reason", "failed_node")}
-        attempt = found.setdefault(row.fence, info | {"members": []})
+        columns = {
+            name: row._mapping[name] for name in ("fence", "created", "ended", "reason", "failed_node")
+        }
+        attempt = found.setdefault(row.fence, columns | {"members": []})
         attempt["members"].append({"node": row.node, "slots": row.slots, "live": complete(row.live)})
     return list(found.values())
 
 
 def queue_rates(connection: Connection, seconds: float = 3600.0) -> dict[str, dict[str, float]]:
-    """Per queue, the images and megapixels that were finished within the last seconds."""
+    """By queue: the images and megapixels finished within the last `seconds`."""
     pixels = func.sum(1.0 * _WIDTH * _HEIGHT)
     statement = (
         select(jobs.c.queue, func.count().label("images"), pixels.label("pixels"))
@@ -157,10 +159,10 @@ def queue_rates(connection: Connection, seconds: float = 3600.0) -> dict[str, di
 
 
 def show_batch(connection: Connection, batch: str) -> dict[str, Any]:
-    """A batch and its jobs by state; raises `BadInput` for an unknown one."""
+    """A batch and its number of jobs by state; raises `BadInput` for an unknown one."""
     row = connection.execute(select(batches).where(batches.c.id == batch)).one_or_none()
     if row is None:
-        raise BadInput("batch", batch, "is not known; chorale batches shows those that are")
+        raise BadInput("batch", batch, "is unknown; chorale batches shows the known ones")
     counted = (
         select(jobs.c.state, func.count().label("number"))
         .join(entries, entries.c.job == jobs.c.id)
@@ -171,9 +173,9 @@ def show_batch(connection: Connection, batch: str) -> dict[str, Any]:
 
 
 def batch_rows(connection: Connection, batch: str, limit: int, after: int = -1) -> list[dict[str, Any]]:
-    """Rows of a batch in order, from one row number on, each with its custom_id and its job."""
+    """Rows of a batch after row `after`, in order, each with its custom_id and its job."""
     statement = (
-        select(entries.c.row, entries.c.custom_id, *_FACTS)
+        select(entries.c.row, entries.c.custom_id, *_SUMMARY)
         .join(jobs, jobs.c.id == entries.c.job)
         .where(entries.c.batch == batch, entries.c.row > after)
         .order_by(entries.c.row)
@@ -183,9 +185,9 @@ def batch_rows(connection: Connection, batch: str, limit: int, after: int = -1) 
 
 
 def first_rows(connection: Connection, wanted: list[str], number: int) -> dict[str, list[dict[str, Any]]]:
-    """Of each batch, its first rows, up to `number`; a file's rows are numbered from its second line on."""
+    """The first rows of each batch, up to `number`; the rows of a file are numbered from its second line."""
     statement = (
-        select(entries.c.batch, *_FACTS)
+        select(entries.c.batch, *_SUMMARY)
         .join(jobs, jobs.c.id == entries.c.job)
         .where(entries.c.batch.in_(wanted), entries.c.row <= number + 1)
         .order_by(entries.c.batch, entries.c.row)
@@ -198,17 +200,17 @@ def first_rows(connection: Connection, wanted: list[str], number: int) -> dict[s
 
 
 def newest_done(connection: Connection, limit: int) -> list[dict[str, Any]]:
-    """The images that were submitted last, of those that are finished."""
+    """The finished images that were submitted last."""
     return page_jobs(connection, Filter(states=("done",)), limit).jobs
 
 
 def known_models(connection: Connection) -> list[str]:
-    """Models that images have been finished with."""
+    """Models with at least one finished image."""
     return sorted(connection.execute(select(rates.c.model).distinct()).scalars())
 
 
 def is_known_model(connection: Connection, model: str) -> bool:
-    """Has anybody submitted an image of this model?"""
+    """Whether any image of this model was ever submitted."""
     return connection.execute(select(jobs.c.id).where(jobs.c.model == model).limit(1)).first() is not None
 
 

@@ -1,4 +1,4 @@
-"""What people do to jobs: cancel, pause, resume, retry, and give them another priority."""
+"""Commands of people: cancel, pause, resume and retry jobs, and set their priority."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select, update
 
 from infra.database import Database
 from jobs.db.leases import lock_placement
-from jobs.db.state_machine import ALLOWED, change
+from jobs.db.state_machine import ALLOWED, change_state
 from jobs.db.tables import jobs
 from jobs.errors import IllegalChange, LostRace
 
@@ -20,35 +20,38 @@ VERBS: dict[str, tuple[tuple[str, ...], str]] = {
     "resume": (("paused",), "queued"),
     "retry": (("failed", "cancelled"), "queued"),
 }
-"""From which states, and to which one, each verb takes a job."""
+"""For each verb: the states that it applies to, and the state that it leads to."""
 
-_AT_A_TIME = 200
+_PARTICIPLES = {"cancel": "cancelled", "pause": "paused", "resume": "resumed", "retry": "retried"}
+_BATCH_SIZE = 200
 
 assert all(new in ALLOWED[old] for olds, new in VERBS.values() for old in olds)
 
 
 def apply_command(connection: Connection, verb: str, job: str, who: str) -> str:
-    """Do it, and give the state that the job had; a group that renders it sees the change and stops.
+    """Apply a verb to a job and return the state that it had. A group that renders the job sees it and stops.
 
-    Raises `IllegalChange` for a job that cannot be so treated, with its state.
+    Raises `IllegalChange` if the verb does not apply to the job's state.
     """
     olds, new = VERBS[verb]
     state: str = connection.execute(select(jobs.c.state).where(jobs.c.id == job)).scalar_one()
     if state not in olds:
-        raise IllegalChange(f"job {job} is {state}; to {verb} is for jobs that are {' or '.join(olds)}")
-    fresh = {"attempts": 0, "losses": 0, "not_before": None} if verb == "retry" else {}
-    change(connection, job, state, new, f"{verb} by {who}", **fresh)
+        raise IllegalChange(
+            f"job {job} is {state}; only {' or '.join(olds)} jobs can be {_PARTICIPLES[verb]}"
+        )
+    reset = {"attempts": 0, "losses": 0, "not_before": None} if verb == "retry" else {}
+    change_state(connection, job, state, new, f"{verb} by {who}", **reset)
     return state
 
 
 def apply_to_all(database: Database, verb: str, chosen: Iterable[str], who: str) -> int:
-    """Do it to all jobs that can be so treated; how many those were.
+    """Apply a verb to all jobs that it applies to. Returns how many those were.
 
-    In parts and in the order of their ids, so that nobody waits long for the database, and two of us
-    never for each other.
+    Works in small transactions, so that nobody waits long for the database, and in the order of the ids, so
+    that two callers do not deadlock.
     """
     done, rest = 0, iter(sorted(chosen))
-    while part := list(islice(rest, _AT_A_TIME)):
+    while part := list(islice(rest, _BATCH_SIZE)):
         with database.write() as connection:
             lock_placement(connection)
             for job in part:
@@ -59,5 +62,5 @@ def apply_to_all(database: Database, verb: str, chosen: Iterable[str], who: str)
 
 
 def set_priority(connection: Connection, job: str, priority: int) -> None:
-    """Give a job a priority of its own, 0 to 100, instead of its queue's."""
+    """Set a job's own priority, 0 to 100, which replaces its queue's."""
     connection.execute(update(jobs).where(jobs.c.id == job).values(priority=priority))

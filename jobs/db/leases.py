@@ -1,4 +1,4 @@
-"""Leases of roles that one agent at a time has, such as the dispatcher's."""
+"""Leases of roles that one agent holds at a time, such as the dispatcher's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DISPATCHER = "dispatcher"
 
 
 def hold_lease(connection: Connection, name: str, holder: str, seconds: float) -> bool:
-    """Take a lease that is free or over, or renew one's own; the row is locked until the transaction ends."""
+    """Take a lease that is free or expired, or renew one's own. Locks the row until the transaction ends."""
     moment = now()
     free = (leases.c.holder == holder) | (leases.c.until < moment)
     taken = connection.execute(
@@ -26,9 +26,9 @@ def hold_lease(connection: Connection, name: str, holder: str, seconds: float) -
 
 
 def lock_placement(connection: Connection) -> None:
-    """Keep every dispatcher out until this transaction ends.
+    """Block every dispatcher until this transaction ends.
 
-    Whoever changes several jobs in one transaction asks for this first, as the dispatcher does: then no two
-    of them ever wait for each other's jobs.
+    A transaction that changes several jobs takes this lock first, as the dispatcher does, so that no two of
+    them deadlock on each other's jobs.
     """
     connection.execute(select(leases.c.holder).where(leases.c.name == DISPATCHER).with_for_update())

@@ -1,4 +1,4 @@
-"""Nodes: machines whose agents have been heard of lately."""
+"""Nodes: machines with an agent, kept alive by a lease."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from jobs.db.tables import attempts, members, nodes
 from render.errors import BadInput
 
 LEASE_S = 6.0
-"""A node that has not been heard of for so long gets nothing."""
+"""Nothing is placed on a node that has not renewed its lease for so long."""
 
 
 def register(connection: Connection, name: str, **info: Any) -> None:
-    """Say that a node is there: address, slots, device, vram_bytes. Its lease begins, draining stays."""
+    """Insert or update a node: address, slots, device, vram_bytes. Starts its lease; keeps `draining`."""
     values = info | {"lease_until": now() + LEASE_S}
     if connection.execute(update(nodes).where(nodes.c.name == name).values(**values)).rowcount == 0:
         connection.execute(insert(nodes).values(name=name, **values))
 
 
 def renew(connection: Connection, name: str) -> None:
-    """The node is still there."""
+    """Renew the node's lease."""
     connection.execute(*_renewed(name=name))
 
 
@@ -33,18 +33,18 @@ def _renewed(name: Any) -> Any:
 
 
 def sign_off(connection: Connection, name: str) -> None:
-    """The node goes in an orderly way; nothing more is placed on it."""
+    """End the lease of a node that shuts down in order; nothing more is placed on it."""
     connection.execute(update(nodes).where(nodes.c.name == name).values(lease_until=0.0))
 
 
 def set_draining(connection: Connection, name: str, draining: bool) -> None:
-    """Place nothing more on a node, or place on it again; raises `BadInput` for an unknown one."""
+    """Start or stop draining a node; raises `BadInput` for an unknown one."""
     if connection.execute(update(nodes).where(nodes.c.name == name).values(draining=draining)).rowcount == 0:
-        raise BadInput("node", name, "is not known; chorale nodes shows those that are")
+        raise BadInput("node", name, "is unknown; chorale nodes shows the known ones")
 
 
 def list_nodes(connection: Connection) -> list[dict[str, Any]]:
-    """All nodes by name, with the slots in use and whether they have been heard of lately."""
+    """All nodes by name, each with its slots in use and whether its lease is current."""
     held = (
         select(members.c.node, members.c.slots)
         .join(attempts, attempts.c.id == members.c.attempt)

@@ -1,4 +1,4 @@
-"""Reading the farm's state; nothing here changes it."""
+"""Read-only queries of jobs and batches."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """Which jobs; None everywhere means all of them."""
+    """Selects jobs; the default selects all of them."""
 
     states: tuple[str, ...] = ()
     queue: str | None = None
@@ -38,7 +38,7 @@ class Filter:
     batch: str | None = None
     job: str | None = None
     search: str | None = None
-    """Words of the prompt, or their beginnings, or an id's beginning; see `jobs.db.prompt_search`."""
+    """Words of the prompt or their prefixes, or the prefix of an id; see `jobs.db.prompt_search`."""
 
     def on(self, statement: Select[Any], connection: Connection) -> Select[Any]:
         if self.states:
@@ -59,7 +59,7 @@ class Filter:
 
 
 def list_jobs(connection: Connection, wanted: Filter, limit: int) -> list[dict[str, Any]]:
-    """The newest jobs first."""
+    """The selected jobs, newest first."""
     columns = [jobs.c[name] for name in _COLUMNS]
     prompt = jobs.c.spec["prompt"].as_string().label("prompt")
     statement = wanted.on(select(*columns, prompt), connection)
@@ -72,28 +72,28 @@ def job_ids(connection: Connection, wanted: Filter) -> list[str]:
 
 
 def count_jobs(connection: Connection, wanted: Filter) -> dict[str, int]:
-    """How many jobs are in each state, states without any included."""
+    """The number of jobs in each state, including states without any."""
     statement = wanted.on(select(jobs.c.state, func.count().label("number")), connection)
     counts = {row.state: row.number for row in connection.execute(statement.group_by(jobs.c.state))}
     return dict.fromkeys(STATES, 0) | counts
 
 
-def find_job(connection: Connection, beginning: str) -> str:
-    """The one job whose id begins so; raises `UnknownJob` for none, and for more than one."""
-    # Not LIKE: an id is hexadecimal, but what a person types may hold a wildcard.
-    statement = select(jobs.c.id).where(jobs.c.id >= beginning, jobs.c.id < beginning + "g").limit(2)
+def find_job(connection: Connection, prefix: str) -> str:
+    """The job whose id has this prefix; raises `UnknownJob` for none and for more than one."""
+    # LIKE would interpret wildcards in what a person types.
+    statement = select(jobs.c.id).where(jobs.c.id >= prefix, jobs.c.id < prefix + "g").limit(2)
     found: list[str] = list(connection.execute(statement).scalars())
-    if not beginning or not found:
-        raise UnknownJob(f"job: {beginning!r} is not known; chorale list shows those that are")
+    if not prefix or not found:
+        raise UnknownJob(f"unknown job {prefix!r}; chorale list shows the known ones")
     if len(found) > 1:
-        raise UnknownJob(f"job: {beginning!r} begins more than one id; write more of it, as in {found[0]}")
+        raise UnknownJob(f"job {prefix!r} is ambiguous; use more of its id, as in {found[0]}")
     return found[0]
 
 
 def show_job(connection: Connection, job: str) -> dict[str, Any]:
-    """All that is known of a job, its history included."""
-    known = [column for column in jobs.c if column.name != "words"]
-    row = connection.execute(select(*known).where(jobs.c.id == job)).one()
+    """A job's row (without its search words), its batches and its events."""
+    columns = [column for column in jobs.c if column.name != "words"]
+    row = connection.execute(select(*columns).where(jobs.c.id == job)).one()
     history = connection.execute(select(events).where(events.c.job == job).order_by(events.c.number))
     member_of = connection.execute(
         select(entries.c.batch, entries.c.custom_id).where(entries.c.job == job).order_by(entries.c.batch)
@@ -105,7 +105,7 @@ def show_job(connection: Connection, job: str) -> dict[str, Any]:
 
 
 def list_batches(connection: Connection, limit: int) -> list[dict[str, Any]]:
-    """The newest batches first, each with its jobs counted by state."""
+    """The batches, newest first, each with its number of jobs by state."""
     newest = list(connection.execute(select(batches).order_by(batches.c.created.desc()).limit(limit)))
     counts = _counts_of([batch.id for batch in newest], connection)
     return [dict(batch._mapping) | {"jobs": counts.get(batch.id, {})} for batch in newest]

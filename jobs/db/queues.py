@@ -7,19 +7,19 @@ from typing import Any
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from infra.database import now
-from jobs.db.state_machine import ENDED, change
+from jobs.db.records import QueueRules
+from jobs.db.state_machine import ENDED, change_state
 from jobs.db.tables import jobs, queues
 from jobs.db.time_window import TimeWindow
-from jobs.scheduler.placement import Queue
 from render.errors import BadInput
 
 DEFAULT_PRIORITY = 50
 
 
 def set_queue(connection: Connection, name: str, rules: dict[str, Any]) -> None:
-    """Make a queue or change some of its rules: priority, group_limit, time_window, paused, shares.
+    """Create a queue or update some of its rules: priority, group_limit, time_window, paused, shares.
 
-    Raises `BadInput` for a window that is none.
+    Raises `BadInput` for an invalid time window.
     """
     if rules.get("time_window") is not None:
         rules = rules | {"time_window": str(TimeWindow.parse(rules["time_window"]))}
@@ -31,13 +31,15 @@ def set_queue(connection: Connection, name: str, rules: dict[str, Any]) -> None:
 
 
 def delete_queue(connection: Connection, name: str) -> None:
-    """Forget a queue's rules; raises `BadInput` while jobs wait or render in it."""
-    living = select(func.count()).where(jobs.c.queue == name, jobs.c.state.not_in(ENDED))
-    count = connection.execute(living).scalar_one()
+    """Delete a queue's rules; raises `BadInput` while it has jobs that have not ended."""
+    active = select(func.count()).where(jobs.c.queue == name, jobs.c.state.not_in(ENDED))
+    count = connection.execute(active).scalar_one()
     if count:
-        raise BadInput("queue", name, f"still has {count} jobs; cancel them or let them finish first")
+        raise BadInput(
+            "queue", name, f"still has {count} unfinished job(s); cancel them or let them finish first"
+        )
     if connection.execute(delete(queues).where(queues.c.name == name)).rowcount == 0:
-        raise BadInput("queue", name, "is not known; chorale queues shows those that are")
+        raise BadInput("queue", name, "is unknown; chorale queues shows the known ones")
 
 
 def list_queues(connection: Connection) -> list[dict[str, Any]]:
@@ -48,7 +50,7 @@ def list_queues(connection: Connection) -> list[dict[str, Any]]:
     statement = select(jobs.c.queue, jobs.c.state, func.count()).group_by(jobs.c.queue, jobs.c.state)
     for name, state, count in connection.execute(statement):
         counts.setdefault(name, {})[state] = count
-    bare: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "priority": DEFAULT_PRIORITY,
         "group_limit": None,
         "time_window": None,
@@ -56,17 +58,17 @@ def list_queues(connection: Connection) -> list[dict[str, Any]]:
         "shares": {},
     }
     return [
-        {"name": name, **bare, **rules.get(name, {}), "jobs": counts[name]}
+        {"name": name, **defaults, **rules.get(name, {}), "jobs": counts[name]}
         | _opening(rules.get(name, {}).get("time_window"), moment)
         for name in sorted(counts)
     ]
 
 
-def queue_rules(connection: Connection, moment: float | None = None) -> list[Queue]:
-    """What the placement has to know of the queues that have rules, now or at a moment."""
+def queue_rules(connection: Connection, moment: float | None = None) -> list[QueueRules]:
+    """The rules of all queues that have some, now or at `moment` (seconds since the epoch)."""
     moment = connection.execute(select(now())).scalar_one() if moment is None else moment
     return [
-        Queue(
+        QueueRules(
             name=row.name,
             limit=row.group_limit,
             open=not row.paused and _opening(row.time_window, moment)["open"],
@@ -77,19 +79,20 @@ def queue_rules(connection: Connection, moment: float | None = None) -> list[Que
 
 
 def stop_closed(connection: Connection, moment: float | None = None) -> int:
-    """Put the jobs of queues whose window has closed back; how many those were.
+    """Queue the running jobs of queues whose time window has closed. Returns how many those were.
 
-    Their groups see it, keep a checkpoint after the step, and end. What is being published is let finish.
+    Their groups write a checkpoint after the step and end. Jobs that are publishing finish.
     """
     moment = connection.execute(select(now())).scalar_one() if moment is None else moment
     stopped = 0
     for queue in connection.execute(select(queues).where(queues.c.time_window.is_not(None))):
         if _opening(queue.time_window, moment)["open"]:
             continue
-        going = select(jobs.c.id, jobs.c.state).where(jobs.c.queue == queue.name)
-        going = going.where(jobs.c.state.in_(("placing", "rendering"))).order_by(jobs.c.id)
-        for job in list(connection.execute(going.with_for_update())):
-            change(connection, job.id, job.state, "queued", f"the window {queue.time_window} has closed")
+        running = select(jobs.c.id, jobs.c.state).where(jobs.c.queue == queue.name)
+        running = running.where(jobs.c.state.in_(("placing", "rendering"))).order_by(jobs.c.id)
+        for job in list(connection.execute(running.with_for_update())):
+            reason = f"the time window {queue.time_window} has closed"
+            change_state(connection, job.id, job.state, "queued", reason)
             stopped += 1
     return stopped
 

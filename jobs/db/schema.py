@@ -1,4 +1,4 @@
-"""Brings a database to the schema that this version of the code wants."""
+"""Upgrades a database to the schema of this version."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from infra.database import Database
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK = 0x63686F72
-"""Number of PostgreSQL's advisory lock; SQLite's writers are alone anyway."""
+"""Number of the advisory lock on PostgreSQL; on SQLite writers are exclusive anyway."""
 
 
 def upgrade(database: Database) -> None:
-    """Run the migrations that are missing; harmless when there are none, and when several nodes do it."""
+    """Run the missing migrations. Safe when there are none and when several nodes do it at once."""
     if _is_current(database):
         return
     with database.write() as connection:
@@ -28,14 +28,14 @@ def upgrade(database: Database) -> None:
 
 
 def _is_current(database: Database) -> bool:
-    """Looked up without a lock, so that a reader never waits for a writer only to find nothing to do."""
+    """Checked without a lock, so that a reader never waits for a writer only to find nothing to do."""
     with database.read() as connection:
         found = MigrationContext.configure(connection).get_current_revision()
         script = ScriptDirectory.from_config(config_for(connection))
     if found is None or found == script.get_current_head():
         return found is not None
-    # Unknown to us: a newer version has been here. While a farm is upgraded, two versions work side by side;
-    # migrations only ever add, and the older version goes on.
+    # An unknown revision comes from a newer version. During an upgrade two versions work side by side;
+    # migrations only add, so the older version continues.
     return found not in {revision.revision for revision in script.walk_revisions()}
 
 

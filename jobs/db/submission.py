@@ -1,4 +1,4 @@
-"""Submitting: specs become jobs. The same image asked for twice is one job, whoever asks."""
+"""Submission: specs become jobs. An image that is submitted twice is one job, whoever submits it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from sqlalchemy import Connection, insert, select, update
 
 from infra.database import Database, insert_unless_there, now
 from jobs.db.leases import lock_placement
-from jobs.db.prompt_search import keep_words, kept_words
-from jobs.db.state_machine import change
+from jobs.db.prompt_search import index_words, stored_words
+from jobs.db.state_machine import change_state
 from jobs.db.tables import batches, entries, events, jobs
 from render.errors import BadInput
 from render.model_info import ModelInfo
@@ -26,16 +26,25 @@ from render.models.model_paths import find_model_paths, model_info
 from render.plan.plan import make_plan
 from render.spec import Spec
 
-MOST_AUTO_RANKS = 64
-"""Above this a group's borders cost more than another rank brings."""
-MOST_RANKS = 1024
-_AT_A_TIME = 400
-_TERMS = ("owner", "queue", "priority", "least_ranks", "most_ranks", "memory", "not_before", "deadline")
+MAX_AUTO_RANKS = 64
+"""Beyond this the borders cost more than another rank gains."""
+MAX_RANKS = 1024
+_CHUNK_ROWS = 400
+_OPTION_COLUMNS = (
+    "owner",
+    "queue",
+    "priority",
+    "least_ranks",
+    "most_ranks",
+    "memory",
+    "not_before",
+    "deadline",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """How a job is to be run; nothing here touches a pixel."""
+    """How a job is run; nothing here changes a pixel."""
 
     owner: str
     queue: str = "default"
@@ -46,14 +55,14 @@ class JobOptions:
 
 
 def parse_ranks(text: str) -> int | None:
-    """`auto` (None) or a number of ranks; raises `BadInput`."""
-    if text != "auto" and not (text.isascii() and text.isdigit() and 1 <= int(text) <= MOST_RANKS):
-        raise BadInput("ranks", text, f"is not auto or a whole number from 1 to {MOST_RANKS}")
+    """Parse `auto` (None) or a number of ranks; raises `BadInput`."""
+    if text != "auto" and not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_RANKS):
+        raise BadInput("ranks", text, f"is not auto or a whole number from 1 to {MAX_RANKS}")
     return None if text == "auto" else int(text)
 
 
 def parse_moment(name: str, text: str | None) -> float | None:
-    """A date and time in ISO 8601 as seconds since the epoch; raises `BadInput`."""
+    """Parse a date and time in ISO 8601 to seconds since the epoch; raises `BadInput`."""
     if not text:
         return None
     try:
@@ -64,123 +73,123 @@ def parse_moment(name: str, text: str | None) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchItem:
-    """One image asked for: its spec, and where in its batch it stands."""
+    """One image of a batch: its spec, its row in the batch and its custom id."""
 
     row: int
     custom_id: str
     spec: Spec
 
 
-def expand_variations(asked: Iterable[BatchItem], count: int) -> Iterator[BatchItem]:
-    """Each image in `count` variations: one composition, other finishes. The first is the image itself."""
-    for each in asked:
+def expand_variations(items: Iterable[BatchItem], count: int) -> Iterator[BatchItem]:
+    """Each item in `count` variations of one composition. The first variation is the item itself."""
+    for item in items:
         for number in range(count):
-            first = each.spec.variation
+            first = item.spec.variation
             yield BatchItem(
-                row=(each.row - 1) * count + number + 1,
-                custom_id=each.custom_id if number == 0 else f"{each.custom_id}-v{number + 1}",
-                spec=each.spec.with_changes(variation=first + number),
+                row=(item.row - 1) * count + number + 1,
+                custom_id=item.custom_id if number == 0 else f"{item.custom_id}-v{number + 1}",
+                spec=item.spec.with_changes(variation=first + number),
             )
 
 
 @dataclass(kw_only=True)
 class Receipt:
-    """What became of a submission."""
+    """The result of a submission."""
 
     batch: str
     new: int = 0
     known: int = 0
     done: int = 0
-    """Of those known, how many are finished already."""
+    """How many of the known ones are finished already."""
 
 
-def submit(database: Database, asked: Iterable[BatchItem], name: str, terms: JobOptions) -> Receipt:
-    """Put a batch of images into a queue; images that the farm knows already join the batch as they are.
+def submit(database: Database, items: Iterable[BatchItem], name: str, options: JobOptions) -> Receipt:
+    """Submit a batch of images to a queue. Images that the farm knows already join the batch as they are.
 
-    A cancelled job that is asked for again is queued again, on the new terms; a failed one waits for
-    `retry`. Rows go in part by part, so that a large batch does not keep the farm from its database; if it
-    breaks off, submitting it again adds the rest.
+    A cancelled job that is submitted again is queued again, with the new options; a failed one needs `retry`.
+    Rows are inserted in chunks, so that a large batch does not block the database; after an interruption,
+    submitting the batch again adds the rest.
     """
-    # Each model is looked at once per batch: a server lives long, and a folder may have changed since.
+    # Models are read once per batch: a server runs for long, and a folder may change meanwhile.
     _models.cache_clear()
     receipt = Receipt(batch=uuid.uuid4().hex[:12])
     with database.write() as connection:
         connection.execute(
             insert(batches).values(
-                id=receipt.batch, name=name, owner=terms.owner, queue=terms.queue, created=now()
+                id=receipt.batch, name=name, owner=options.owner, queue=options.queue, created=now()
             )
         )
-    for part in _parts(asked):
-        made = [_job_row(each, terms) for each in part]
+    for chunk in _chunks(items):
+        job_rows = [_job_row(item, options) for item in chunk]
         with database.write() as connection:
-            _submit_part(connection, part, made, receipt)
+            _submit_chunk(connection, chunk, job_rows, receipt)
     with database.write() as connection:
         connection.execute(update(batches).where(batches.c.id == receipt.batch).values(submitted=now()))
     return receipt
 
 
-def _submit_part(
-    connection: Connection, part: list[BatchItem], made: list[dict[str, Any]], receipt: Receipt
+def _submit_chunk(
+    connection: Connection, chunk: list[BatchItem], job_rows: list[dict[str, Any]], receipt: Receipt
 ) -> None:
-    """`made` holds the job's row of each image of the part."""
+    """Insert the entries of a chunk, and those of its jobs that are new. `job_rows` has one row per item."""
     lock_placement(connection)
-    # Sorted, as everywhere where many jobs are touched: two submitters must not wait for each other.
-    rows = {row["id"]: row for row in sorted(made, key=itemgetter("id"))}
+    # Sorted, as wherever many jobs are locked, so that two submitters do not deadlock.
+    rows = {row["id"]: row for row in sorted(job_rows, key=itemgetter("id"))}
     states = select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(list(rows)))
     known = {found.id: found.state for found in connection.execute(states)}
-    fresh = [row for job, row in rows.items() if job not in known]
-    if fresh:
+    new = [row for job, row in rows.items() if job not in known]
+    if new:
         moment = now()
-        arriving = insert_unless_there(connection, jobs).values(created=moment, changed=moment)
-        connection.execute(arriving, fresh)
-        keep_words(connection, fresh)
-        born = {"fence": 0, "old": "", "new": "queued", "reason": f"submitted in batch {receipt.batch}"}
-        connection.execute(insert(events).values(time=now()), [{"job": row["id"], **born} for row in fresh])
+        inserted = insert_unless_there(connection, jobs).values(created=moment, changed=moment)
+        connection.execute(inserted, new)
+        index_words(connection, new)
+        event = {"fence": 0, "old": "", "new": "queued", "reason": f"submitted in batch {receipt.batch}"}
+        connection.execute(insert(events).values(time=now()), [{"job": row["id"], **event} for row in new])
     for job in sorted(job for job, state in known.items() if state == "cancelled"):
-        terms = {name: rows[job][name] for name in _TERMS}
-        reason = f"asked for again in batch {receipt.batch}"
-        change(connection, job, "cancelled", "queued", reason, attempts=0, losses=0, **terms)
-    members = [
-        {"batch": receipt.batch, "row": each.row, "custom_id": each.custom_id, "job": row["id"]}
-        for each, row in zip(part, made, strict=True)
+        options = {name: rows[job][name] for name in _OPTION_COLUMNS}
+        reason = f"submitted again in batch {receipt.batch}"
+        change_state(connection, job, "cancelled", "queued", reason, attempts=0, losses=0, **options)
+    batch_entries = [
+        {"batch": receipt.batch, "row": item.row, "custom_id": item.custom_id, "job": row["id"]}
+        for item, row in zip(chunk, job_rows, strict=True)
     ]
-    connection.execute(insert(entries), members)
-    receipt.new += len(fresh)
-    receipt.known += len(part) - len(fresh)
-    receipt.done += sum(known.get(row["id"]) == "done" for row in made)
+    connection.execute(insert(entries), batch_entries)
+    receipt.new += len(new)
+    receipt.known += len(chunk) - len(new)
+    receipt.done += sum(known.get(row["id"]) == "done" for row in job_rows)
 
 
-def _job_row(each: BatchItem, terms: JobOptions) -> dict[str, Any]:
-    spec = each.spec
+def _job_row(item: BatchItem, options: JobOptions) -> dict[str, Any]:
+    spec = item.spec
     info, weights = _models(spec.model, spec.refiner)
-    least, most = (terms.ranks, terms.ranks) if terms.ranks else (1, _useful_ranks(spec, info))
+    least, most = (options.ranks, options.ranks) if options.ranks else (1, _useful_ranks(spec, info))
     digest = spec.digest(info.digest)
     return {
-        # 64 bits of it tell a farm's images apart, and a person can type some.
+        # 64 bits of the digest distinguish the images of a farm and are short enough to type.
         "id": digest[:16],
         "digest": digest,
         "spec": asdict(spec),
-        "words": kept_words(spec.prompt),
+        "words": stored_words(spec.prompt),
         "model": spec.model,
-        "owner": terms.owner,
-        "queue": terms.queue,
-        "priority": terms.priority,
+        "owner": options.owner,
+        "queue": options.queue,
+        "priority": options.priority,
         "least_ranks": least,
         "most_ranks": most,
         "memory": [(ranks, above + weights) for ranks, above in _memory(_geometry(spec), info, least, most)],
         "work": float(_shape(_geometry(spec), info)[1]),
         "state": "queued",
-        "not_before": terms.not_before,
-        "deadline": terms.deadline,
+        "not_before": options.not_before,
+        "deadline": options.deadline,
     }
 
 
 @lru_cache(maxsize=32)
 def _models(model: str, refiner: str | None) -> tuple[ModelInfo, int]:
-    """The facts of a model and its refiner, and the bytes of their weights."""
-    folders = find_model_paths(model, refiner)
-    weights = [path for folder in (folders.model, folders.refiner) if folder for path in _weights(folder)]
-    return model_info(folders), sum(path.stat().st_size for path in weights)
+    """The info of a model with its refiner, and the bytes of their weights."""
+    paths = find_model_paths(model, refiner)
+    weights = [path for folder in (paths.model, paths.refiner) if folder for path in _weights(folder)]
+    return model_info(paths), sum(path.stat().st_size for path in weights)
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -188,31 +197,31 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def _useful_ranks(spec: Spec, info: ModelInfo) -> int:
-    """Ranks beyond which a group of this image would only wait: each should evaluate a few windows."""
-    return min(MOST_AUTO_RANKS, max(1, _shape(_geometry(spec), info)[0] // 8))
+    """The largest useful group: each rank should evaluate at least a few windows per step."""
+    return min(MAX_AUTO_RANKS, max(1, _shape(_geometry(spec), info)[0] // 8))
 
 
 @lru_cache(maxsize=256)
 def _memory(spec: Spec, info: ModelInfo, least: int, most: int) -> list[tuple[int, int]]:
-    """(ranks, bytes above the weights that each of so many needs): for `least` ranks, four times as many, and
-    so on up to `most`."""
+    """[(ranks, bytes per rank besides the weights)] for `least` ranks, four times as many, and so on up to
+    `most`."""
     counts = takewhile(lambda ranks: ranks <= most, (least * 4**power for power in counting()))
     return [(ranks, max(make_plan(spec, info, ranks).stages[-1].memory_bytes)) for ranks in counts]
 
 
 @lru_cache(maxsize=256)
 def _shape(spec: Spec, info: ModelInfo) -> tuple[int, int]:
-    """(evaluations per step of the last stage, work); the same for all of a catalog."""
+    """(evaluations per step of the last stage, work); cached, because a catalog has few geometries."""
     plan = make_plan(spec, info, 1)
     return plan.stages[-1].tiling.evaluations, plan.work
 
 
 def _geometry(spec: Spec) -> Spec:
-    """The spec without what changes from row to row and does not change the plan."""
+    """The spec without the fields that differ from row to row and do not change the plan."""
     return spec.with_changes(prompt="x", negative_prompt="", seed=0)
 
 
-def _parts(asked: Iterable[BatchItem]) -> Iterator[list[BatchItem]]:
-    rest = iter(asked)
-    while part := list(islice(rest, _AT_A_TIME)):
-        yield part
+def _chunks(items: Iterable[BatchItem]) -> Iterator[list[BatchItem]]:
+    rest = iter(items)
+    while chunk := list(islice(rest, _CHUNK_ROWS)):
+        yield chunk

@@ -1,4 +1,4 @@
-"""The farm's tables. The database is the truth; everything else can be lost and is rung for again.
+"""The farm's tables. The database is the truth; messages may be lost and are sent again.
 
 All times are float seconds since the epoch, by the database's clock.
 """
@@ -38,7 +38,7 @@ queues = Table(
     Column("time_window", String(128)),
     Column("paused", Boolean, nullable=False, default=False),
     Column("shares", JSON, nullable=False, default=dict),
-    # Since when its window has been seen open; None while it is closed.
+    # When its time window was first seen open; None while it is closed.
     Column("opened", Double),
 )
 
@@ -50,9 +50,9 @@ batches = Table(
     Column("owner", String(128), nullable=False),
     Column("queue", String(64), nullable=False),
     Column("created", Double, nullable=False),
-    # When its last row was in.
+    # When its last row was inserted.
     Column("submitted", Double),
-    # When its report was sent, where reports are wanted.
+    # When its report was sent, if reports are configured.
     Column("reported", Double),
 )
 
@@ -60,7 +60,7 @@ jobs = Table(
     "jobs",
     metadata,
     Column("id", String(32), primary_key=True),
-    # The spec's digest is the image's identity: the same image asked for twice is one job.
+    # The spec's digest is the image's identity: an image that is submitted twice is one job.
     Column("digest", String(64), nullable=False, unique=True),
     Column("spec", JSON, nullable=False),
     Column("model", Text, nullable=False),
@@ -69,14 +69,14 @@ jobs = Table(
     Column("priority", Integer),
     Column("least_ranks", Integer, nullable=False),
     Column("most_ranks", Integer, nullable=False),
-    # [(ranks, bytes)], ascending: what each of so many ranks or more needs, the weights included.
+    # [(ranks, bytes)], ascending: bytes per rank for so many ranks or more, weights included.
     Column("memory", JSON),
-    # What an older version of a farm that is being upgraded says in its place.
+    # Written instead by an older version while a farm is upgraded.
     Column("memory_bytes", Double),
     Column("state", String(16), nullable=False),
     Column("reason", Text, nullable=False, default=""),
     Column("fence", Integer, nullable=False, default=0),
-    # Tries that failed by the job's own fault, and those that were lost with their node.
+    # Attempts that failed by the job's own fault, and those lost with their node.
     Column("attempts", Integer, nullable=False, default=0),
     Column("losses", Integer, nullable=False, default=0),
     Column("created", Double, nullable=False),
@@ -88,9 +88,9 @@ jobs = Table(
     Column("progress", Double, nullable=False, default=0.0),
     Column("root", String(64)),
     Column("model_seconds", Double, nullable=False, default=0.0),
-    # Latents that its evaluations cover over all steps; what slot seconds are estimated from.
+    # Latents that its evaluations cover over all steps; basis of the estimated slot seconds.
     Column("work", Double),
-    # Of the prompt, for the search; its index is `jobs.db.prompt_search`' own.
+    # Words of the prompt, for the search; indexed by `jobs.db.prompt_search`.
     Column("words", Text),
     Index(None, "state", "queue", "created"),
     Index(None, "state", "queue", "owner", "priority", "created"),
@@ -143,7 +143,7 @@ attempts = Table(
     Column("ended", Double, index=True),
     Column("reason", Text, nullable=False, default=""),
     Column("failed_node", String(128)),
-    # Where the ranks of all nodes meet, as host:port; said by the first node once it stands by.
+    # Rendezvous endpoint of the ranks of all nodes, host:port; set by the first node once it is ready.
     Column("rendezvous", String(256)),
     UniqueConstraint("job", "fence"),
 )
@@ -155,12 +155,12 @@ members = Table(
     Column("node", ForeignKey("nodes.name"), primary_key=True, index=True),
     # 0 hosts the rendezvous; ranks are numbered node after node.
     Column("place", Integer, nullable=False),
-    # Numbers of the node's slots: its GPUs, in the driver's order.
+    # Slot numbers on the node: its GPUs in the driver's order.
     Column("slots", JSON, nullable=False),
     Column("ready", Boolean, nullable=False, default=False),
     Column("claimed_by", String(64)),
     Column("lease_until", Double),
-    # What its ranks are at: stage, step, seconds by rank and phase. For people who watch, not for decisions.
+    # Progress snapshot: stage, step, seconds by rank and phase. For display only, never for decisions.
     Column("live", JSON),
 )
 
@@ -169,7 +169,7 @@ rates = Table(
     metadata,
     Column("model", String(512), primary_key=True),
     Column("device", String(64), primary_key=True),
-    # Of finished jobs, recent ones counting most; only their ratio means anything.
+    # Decayed sums over finished jobs; only their ratio has a meaning.
     Column("work", Double, nullable=False),
     Column("slot_seconds", Double, nullable=False),
 )

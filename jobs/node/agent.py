@@ -22,7 +22,7 @@ from typing import Any
 from celery import Celery
 
 from infra.errors import ServiceError
-from jobs.db.attempts import LEASE_S, unclaimed
+from jobs.db.claims import LEASE_S, unclaimed
 from jobs.db.nodes import register, renew, set_draining, sign_off
 from jobs.farm import Farm
 from jobs.node.metrics_server import MetricsServer

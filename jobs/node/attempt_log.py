@@ -9,7 +9,7 @@ from typing import Any
 
 from infra.errors import StoreError
 from infra.store.base import Store
-from jobs.db.attempts import Assignment
+from jobs.db.records import Assignment
 from jobs.farm import LOGS
 
 

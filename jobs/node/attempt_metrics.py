@@ -9,7 +9,8 @@ from typing import Any
 
 from infra.database import Database
 from infra.errors import ServiceError, StoreError
-from jobs.db.attempts import Assignment, attempt_ages
+from jobs.db.claims import attempt_ages
+from jobs.db.records import Assignment
 from jobs.errors import GroupBrokeOff, GroupFailed, JobStopped
 from jobs.node.metrics_client import MetricsClient
 from jobs.node.rank_metrics import model_label

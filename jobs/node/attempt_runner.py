@@ -13,17 +13,10 @@ from typing import Any
 
 from infra.errors import ServiceError, StoreError
 from infra.store.base import Store
-from jobs.db.attempts import (
-    LEASE_S,
-    Assignment,
-    Tally,
-    fail,
-    finish,
-    make_ready,
-    release,
-    rendezvous_endpoint,
-)
-from jobs.db.state_machine import change
+from jobs.db.claims import LEASE_S, make_ready, release, rendezvous_endpoint
+from jobs.db.outcomes import Tally, fail, finish
+from jobs.db.records import Assignment
+from jobs.db.state_machine import change_state
 from jobs.errors import GroupBrokeOff, GroupFailed, JobError, JobStopped, LostRace
 from jobs.farm import Farm, open_images
 from jobs.image_store import claim, finished_image
@@ -277,7 +270,9 @@ class AttemptRunner:
         reason = f"group of {part.nodes} node{'' if part.nodes == 1 else 's'} is complete"
         with_retry(
             self.farm.database,
-            lambda connection: change(connection, part.job, "placing", "rendering", reason, under=part.fence),
+            lambda connection: change_state(
+                connection, part.job, "placing", "rendering", reason, expected_fence=part.fence
+            ),
         )
 
 

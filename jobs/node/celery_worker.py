@@ -1,4 +1,4 @@
-"""A Celery worker that dies with its agent: `python -m jobs.node.celery_worker PARENT_PID CELERY_ARGUMENTS...`."""
+"""A Celery worker that dies with its agent: `python -m jobs.node.celery_worker PARENT_PID ARGUMENTS...`."""
 
 from __future__ import annotations
 

@@ -12,7 +12,9 @@ from sqlalchemy import Connection
 
 from infra.database import Database
 from infra.errors import ServiceError
-from jobs.db.attempts import Assignment, beat, publish
+from jobs.db.heartbeats import heartbeat
+from jobs.db.outcomes import publish
+from jobs.db.records import Assignment
 from jobs.errors import LostRace
 
 BEAT_S = 1.0
@@ -63,8 +65,8 @@ class Heartbeat:
         while not self._still.wait(BEAT_S) and self.lost is None:
             try:
                 with self.database.write() as connection:
-                    verdict = beat(connection, self.part, self.progress, self.live)
-                    if self.publishing and verdict == "go on":
+                    verdict = heartbeat(connection, self.part, self.progress, self.live)
+                    if self.publishing and verdict == "continue":
                         publish(connection, self.part)
             except LostRace as exc:
                 self.lost = str(exc)
@@ -75,5 +77,5 @@ class Heartbeat:
                 continue
             heard = time.monotonic()
             self.stopping = self.stopping or verdict == "stop"
-            if verdict == "leave":
+            if verdict == "abandon":
                 self.lost = f"attempt {self.part.attempt} is over, or its job went another way"

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from infra.errors import ServiceError
 from infra.settings import read_settings
-from jobs.db.attempts import Assignment, claim, next_offer
+from jobs.db.claims import claim, next_offer
+from jobs.db.records import Assignment
 from jobs.farm import Farm, open_farm
 from jobs.node.attempt_runner import AttemptRunner
 from jobs.node.heartbeat import with_retry

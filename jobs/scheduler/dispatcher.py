@@ -1,4 +1,4 @@
-"""The dispatcher: whoever holds its lease places waiting jobs, whole groups in one transaction."""
+"""The dispatcher: the agent that holds its lease places queued jobs, whole groups in one transaction."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Any
 from sqlalchemy import Connection, exists, select
 
 from infra.database import Database, now
-from jobs.db.attempts import bad_nodes, reserve, sweep
 from jobs.db.leases import DISPATCHER, hold_lease
+from jobs.db.outcomes import sweep, unreliable_nodes
 from jobs.db.queues import DEFAULT_PRIORITY, queue_rules, stop_closed
 from jobs.db.rates import Rates, read_rates, slot_seconds_left
+from jobs.db.reservations import reserve
 from jobs.db.tables import attempts, jobs, members, nodes, queues
 from jobs.scheduler.placement import AGEING_S, Decision, Node, PendingJob, RunningGroup, place
 
 LEASE_S = 5.0
-Bell = tuple[str, str, int]
+Notification = tuple[str, str, int]
 """(node, attempt, fence)"""
-_OF_EACH = 64
-_LOOKED_AT = 500
-"""Waiting jobs that are looked at in one round; there are never that many slots to give at once."""
+_PER_OWNER = 64
+_MAX_CANDIDATES = 500
+"""Queued jobs that are considered in one round; never so many slots become free at once."""
 
 
 def dispatch(
@@ -31,12 +32,12 @@ def dispatch(
     sweeping: bool = True,
     moment: float | None = None,
     on_lost: Callable[[str], None] = lambda node: None,
-) -> list[Bell]:
-    """One round, if `holder` has or gets the dispatcher's lease; the bells to ring once it is committed.
+) -> list[Notification]:
+    """One round, if `holder` has or gets the dispatcher's lease. Returns the notifications to send.
 
-    Without `sweeping` nobody is given up: right after the database was away, all leases look old.
-    `moment` is when the queues' time windows are looked at, in seconds since the epoch; now unless told.
-    `on_lost` hears of each attempt that was lost, by its node's name.
+    Without `sweeping` no attempt is declared lost: right after a database outage all leases look expired.
+    `moment` is the time at which the queues' time windows are evaluated, in seconds since the epoch; default
+    now. `on_lost` is called with the name of the node of each lost attempt.
     """
     with database.write() as connection:
         if not hold_lease(connection, DISPATCHER, holder, LEASE_S):
@@ -51,7 +52,7 @@ def dispatch(
 
 
 def decide(connection: Connection, moment: float | None = None) -> Decision:
-    """Which waiting jobs start now, and where."""
+    """Which queued jobs start now, and where."""
     rules = queue_rules(connection, moment)
     rates = read_rates(connection)
     up, running = nodes_up(connection), running_groups(connection, rates)
@@ -59,8 +60,8 @@ def decide(connection: Connection, moment: float | None = None) -> Decision:
     if sum(node.slots for node in up) <= held:
         return Decision(placed=())
     groups = Counter(group.queue for group in running)
-    closed = [queue.name for queue in rules if not queue.takes(groups[queue.name])]
-    return place(up, running, _wants(connection, closed, up, rates), rules)
+    closed = [queue.name for queue in rules if not queue.accepts(groups[queue.name])]
+    return place(up, running, _pending_jobs(connection, closed, up, rates), rules)
 
 
 def nodes_up(connection: Connection) -> list[Node]:
@@ -107,24 +108,26 @@ def running_groups(connection: Connection, rates: Rates) -> list[RunningGroup]:
     return list(found.values())
 
 
-def _wants(connection: Connection, closed: list[str], up: list[Node], rates: Rates) -> list[PendingJob]:
-    """The waiting jobs that come first, those of closed queues left out."""
-    rows = _first_in_line(connection, closed)
-    avoid = bad_nodes(connection, [row.id for row, _, _ in rows])
+def _pending_jobs(
+    connection: Connection, closed: list[str], up: list[Node], rates: Rates
+) -> list[PendingJob]:
+    """The most urgent queued jobs of queues that are open."""
+    rows = _most_urgent(connection, closed)
+    avoid = unreliable_nodes(connection, [row.id for row, _, _ in rows])
     return [
         pending_job(
             row,
             priority=priority,
             waited=waited,
-            lasts=_lasts(row, rates),
-            avoid=_avoidable(avoid.get(row.id, frozenset()), row.least_ranks, up),
+            estimated_seconds=_estimated_seconds(row, rates),
+            avoid=_nodes_to_avoid(avoid.get(row.id, frozenset()), row.least_ranks, up),
         )
         for row, priority, waited in rows
     ]
 
 
 def pending_job(row: Any, **more: Any) -> PendingJob:
-    """A job's row as the placement sees it, with what the row does not tell."""
+    """A job's row as a `PendingJob`; `more` sets the fields that are not in the row."""
     return PendingJob(
         job=row.id,
         owner=row.owner,
@@ -136,42 +139,42 @@ def pending_job(row: Any, **more: Any) -> PendingJob:
     )
 
 
-def _first_in_line(connection: Connection, closed: list[str]) -> list[tuple[Any, int, float]]:
-    """(job, its priority, seconds that it has waited), the most urgent first.
+def _most_urgent(connection: Connection, closed: list[str]) -> list[tuple[Any, int, float]]:
+    """(job, its priority, seconds of waiting), most urgent first.
 
-    A few of each line, so that one owner's fifty thousand do not hide everybody else's, and so that the
-    index alone leads to them, however many wait.
+    Only a few for each queue, owner and priority, so that the fifty thousand jobs of one owner do not hide
+    all others, and so that the index alone finds them, however many are queued.
     """
     moment: float = connection.execute(select(now())).scalar_one()
-    own = dict(connection.execute(select(queues.c.name, queues.c.priority)).all())
+    priorities = dict(connection.execute(select(queues.c.name, queues.c.priority)).all())
     queued = (jobs.c.state == "queued") & jobs.c.queue.not_in(closed)
-    lines = select(jobs.c.queue, jobs.c.owner, jobs.c.priority).where(queued).distinct()
+    sources = select(jobs.c.queue, jobs.c.owner, jobs.c.priority).where(queued).distinct()
     names = ("id", "owner", "queue", "least_ranks", "most_ranks", "memory", "model", "work", "progress")
     columns = [jobs.c[name] for name in (*names, "created")]
     ready = (jobs.c.not_before.is_(None)) | (jobs.c.not_before <= moment)
-    # A group that keeps a checkpoint of it just now comes to its end first.
+    # A group that is still writing its checkpoint ends first.
     stopping = exists().where(attempts.c.job == jobs.c.id, attempts.c.ended.is_(None))
     found: list[tuple[Any, int, float]] = []
-    for line in connection.execute(lines).all():
-        among = (jobs.c.state == "queued") & (jobs.c.queue == line.queue) & (jobs.c.owner == line.owner)
-        same = jobs.c.priority.is_(None) if line.priority is None else jobs.c.priority == line.priority
+    for source in connection.execute(sources).all():
+        among = (jobs.c.state == "queued") & (jobs.c.queue == source.queue) & (jobs.c.owner == source.owner)
+        same = jobs.c.priority.is_(None) if source.priority is None else jobs.c.priority == source.priority
         first = select(*columns).where(among, same, ready, ~stopping)
-        first = first.order_by(jobs.c.created, jobs.c.id).limit(_OF_EACH)
-        priority = line.priority
+        first = first.order_by(jobs.c.created, jobs.c.id).limit(_PER_OWNER)
+        priority = source.priority
         if priority is None:
-            priority = own.get(line.queue, DEFAULT_PRIORITY)
+            priority = priorities.get(source.queue, DEFAULT_PRIORITY)
         found += [(row, priority, max(0.0, moment - row.created)) for row in connection.execute(first).all()]
     found.sort(key=lambda each: (-each[1] - each[2] / AGEING_S, each[0].id))
-    return found[:_LOOKED_AT]
+    return found[:_MAX_CANDIDATES]
 
 
-def _lasts(row: Any, rates: Rates) -> float | None:
-    """On as few ranks as it takes, which is the longest."""
+def _estimated_seconds(row: Any, rates: Rates) -> float | None:
+    """Remaining time on the smallest group, which is the longest."""
     left = slot_seconds_left(rates, row.model, row.work, row.progress)
     return None if left is None else left / int(row.least_ranks)
 
 
-def _avoidable(bad: frozenset[str], ranks: int, up: list[Node]) -> frozenset[str]:
-    """The bad nodes, if the job could do without them: a bad node is better than none."""
-    rest = sum(node.slots for node in up if node.name not in bad)
-    return bad if rest >= ranks else frozenset()
+def _nodes_to_avoid(unreliable: frozenset[str], ranks: int, up: list[Node]) -> frozenset[str]:
+    """The unreliable nodes, if the others suffice: an unreliable node is better than none."""
+    others = sum(node.slots for node in up if node.name not in unreliable)
+    return unreliable if others >= ranks else frozenset()

@@ -1,7 +1,7 @@
-"""When each queue will be empty: a forecast from measured rates. Pure, with the time as an argument.
+"""Forecast of when each queue will be empty, from measured rates. Pure; the time is an argument.
 
-Work is taken to flow like water: queues take slots by priority while their windows are open, up to their
-limits. That leaves out how single groups fit, so it is an estimate, and says so.
+A fluid model: queues take slots by priority while their time windows are open, up to their limits. How single
+groups fit is ignored, so this is an estimate.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from jobs.db.time_window import TimeWindow
 
 HORIZON_S = 60 * 86_400.0
-"""A queue that is not empty after so long has no end worth telling."""
+"""A queue that is not empty after so long has no forecast."""
 _TICK_S = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What a queue still has to do. `most_slots` is what its limit allows at once, None without one."""
+    """The remaining work of a queue. `most_slots` is what its limit allows, None without one."""
 
     queue: str
     priority: float
@@ -29,7 +29,7 @@ class Load:
 
 
 def forecast(loads: Iterable[Load], slots: int, moment: float) -> dict[str, float | None]:
-    """When each queue will be empty, in seconds since the epoch; None for never, as far as can be seen."""
+    """When each queue will be empty, in seconds since the epoch; None for not within `HORIZON_S`."""
     waiting = sorted((load for load in loads if not load.paused), key=lambda load: -load.priority)
     left = {load.queue: load.slot_seconds for load in waiting}
     ends: dict[str, float | None] = {load.queue: None for load in loads}
@@ -50,7 +50,7 @@ def forecast(loads: Iterable[Load], slots: int, moment: float) -> dict[str, floa
         until = min(events)
         for queue, count in given.items():
             rest = left[queue] - count * (until - at)
-            # Seconds since the epoch are no finer than a quarter of a microsecond.
+            # Seconds since the epoch have a resolution of about a quarter of a microsecond.
             left[queue] = rest if rest > count * _TICK_S else 0.0
         at = until
     return ends

@@ -1,40 +1,42 @@
-"""Placement: which waiting jobs start now, and on which slots. Pure; the dispatcher carries it out.
+"""Placement: which pending jobs start now, and on which slots. Pure; the dispatcher carries it out.
 
-Groups are placed whole or not at all, so two gangs can never each hold half of what the other needs. The
-first job that does not fit gets a reservation: its nodes take no work that would outlast the wait for it
-(conservative backfill, after Lifka 1995 and Feitelson's EASY), so small jobs cannot starve a large one.
+Groups are placed completely or not at all (gang scheduling), so two groups never each hold half of what the
+other needs. The first job that does not fit gets a reservation: its nodes accept no job that would run past
+the start of the reservation (backfill after Lifka 1995, EASY), so small jobs cannot starve a large one.
 
-Times are in seconds. Nothing here asks for the time or for the database.
+Times are in seconds. Nothing here reads the clock or the database.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from jobs.db.records import PlacedGroup, QueueRules
 
 AGEING_S = 3600.0
-"""A job gains one point of priority for every so many seconds that it waits."""
+"""A job gains one point of priority for every so many seconds of waiting."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A machine that takes work. `slots` counts GPUs (or CPU ranks)."""
+    """A machine that runs ranks. `slots` counts its GPUs (or CPU ranks)."""
 
     name: str
     slots: int
     device: str = "cpu"
-    """Kind of its slots. A group never mixes them: their last bits differ."""
+    """Kind of device of its slots. A group never mixes kinds: their last bits differ."""
     vram_bytes: int | None = None
-    """Memory of each slot; None when it is not known, and then nothing is refused for it."""
+    """Memory of each slot; None if unknown, then nothing is refused."""
 
-    def takes(self, memory_bytes: int | None) -> bool:
-        """Has a slot room for a rank that needs so much?"""
+    def has_memory(self, memory_bytes: int | None) -> bool:
+        """True if a slot has room for a rank that needs so many bytes."""
         return memory_bytes is None or self.vram_bytes is None or memory_bytes <= self.vram_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunningGroup:
-    """What holds slots now. `ends_in` is an estimate, None when there is none."""
+    """A group that holds slots now. `ends_in` is the estimated remaining time, None without an estimate."""
 
     job: str
     owner: str
@@ -45,7 +47,7 @@ class RunningGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class PendingJob:
-    """A waiting job. `least` to `most` ranks all give the same picture, so fewer nodes will do at need."""
+    """A queued job. Any number of ranks from `least` to `most` gives the same image."""
 
     job: str
     owner: str = ""
@@ -55,24 +57,24 @@ class PendingJob:
     least: int = 1
     most: int = 1
     memory: tuple[tuple[int, int], ...] = ()
-    """(ranks, bytes), ascending: from so many ranks on each needs so much, the loaded model included. Empty
-    when it is not known, and then nothing is refused for it."""
-    lasts: float | None = None
+    """(ranks, bytes), ascending: bytes per rank for so many ranks or more, loaded model included. Empty if
+    unknown, then nothing is refused."""
+    estimated_seconds: float | None = None
     avoid: frozenset[str] = frozenset()
-    """Nodes that this job has failed on too often."""
+    """Nodes on which this job has failed too often."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
-            raise ValueError(f"job {self.job} wants {self.least} to {self.most} ranks")
+            raise ValueError(f"job {self.job}: {self.least} to {self.most} ranks is not a range")
 
     @property
-    def sizes(self) -> list[Size]:
-        """The sizes of group in which it may run, the largest first: each rank's need is the same in one."""
+    def sizes(self) -> list[GroupSize]:
+        """The possible group sizes as ranges of equal memory per rank, largest first."""
         known = self.memory or ((self.least, None),)
         begins = [(max(ranks, self.least), bytes_) for ranks, bytes_ in known if ranks <= self.most]
         ends = [*(least - 1 for least, _ in begins[1:]), self.most]
         sizes = [
-            Size(least=least, most=most, memory_bytes=bytes_)
+            GroupSize(least=least, most=most, memory_bytes=bytes_)
             for (least, bytes_), most in zip(begins, ends, strict=True)
             if least <= most
         ]
@@ -80,8 +82,8 @@ class PendingJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
-    """From `least` to `most` ranks, each of which needs `memory_bytes` (None: unknown)."""
+class GroupSize:
+    """`least` to `most` ranks that need `memory_bytes` each (None: unknown)."""
 
     least: int
     most: int
@@ -89,79 +91,54 @@ class Size:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Queue:
-    """A queue's rules. `limit` is the most groups at once, None without one."""
-
-    name: str
-    limit: int | None = None
-    open: bool = True
-    shares: dict[str, float] = field(default_factory=dict)
-    """Weight of each owner; 1 for one who is not named."""
-
-    def takes(self, groups: int) -> bool:
-        """Is it open, with room for one more than so many groups?"""
-        return self.open and (self.limit is None or groups < self.limit)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlacedGroup:
-    """A whole group: slots per node, the first node hosting the rendezvous."""
-
-    job: str
-    slots: dict[str, int]
-
-    @property
-    def ranks(self) -> int:
-        return sum(self.slots.values())
-
-
-@dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What to start, and for whom nodes are being kept free."""
+    """The groups to start, and the reservation: the job and the nodes that are kept for it."""
 
     placed: tuple[PlacedGroup, ...]
     reserved_for: str | None = None
     reserved: frozenset[str] = frozenset()
 
 
-def fits(nodes: Sequence[Node], want: PendingJob) -> bool:
-    """Would a job fit on these nodes if nothing else ran?"""
-    return _Farm(nodes, [], {}).could_ever_fit(want)
+def fits(nodes: Sequence[Node], job: PendingJob) -> bool:
+    """True if a job fits on these nodes while nothing else runs."""
+    return _FarmState(nodes, [], {}).could_ever_fit(job)
 
 
 def place(
     nodes: Sequence[Node],
     running: Iterable[RunningGroup],
-    wants: Iterable[PendingJob],
-    queues: Iterable[Queue],
+    pending: Iterable[PendingJob],
+    queues: Iterable[QueueRules],
 ) -> Decision:
-    """Decide once, for the farm as it is."""
-    farm = _Farm(nodes, list(running), {queue.name: queue for queue in queues})
-    waiting = farm.lines(wants)
+    """Decide once, for the current state of the farm."""
+    state = _FarmState(nodes, list(running), {queue.name: queue for queue in queues})
+    per_owner = state.by_owner(pending)
     placed: list[PlacedGroup] = []
     reserved_for: str | None = None
     reserved: frozenset[str] = frozenset()
-    while waiting and (farm.any_free or reserved_for is None):
-        # Anew each time: with each placement its owner's share grows, and others may come first.
-        line = min(waiting, key=lambda line: farm.order(line[-1]))
-        want = line.pop()
-        if not line:
-            waiting.remove(line)
-        if not farm.may_start(want):
+    while per_owner and (state.any_free or reserved_for is None):
+        # Sorted again each time: every placement raises its owner's share, so another owner may be next.
+        candidates = min(per_owner, key=lambda candidates: state.order(candidates[-1]))
+        job = candidates.pop()
+        if not candidates:
+            per_owner.remove(candidates)
+        if not state.may_start(job):
             continue
-        slots = farm.fit(want, kept=reserved)
+        slots = state.fit(job, reserved=reserved)
         if slots is not None:
-            farm.take(want, slots)
-            placed.append(PlacedGroup(job=want.job, slots=slots))
-        elif reserved_for is None and farm.could_ever_fit(want):
-            reserved_for, reserved = want.job, farm.reserve(want)
+            state.take(job, slots)
+            placed.append(PlacedGroup(job=job.job, slots=slots))
+        elif reserved_for is None and state.could_ever_fit(job):
+            reserved_for, reserved = job.job, state.reserve(job)
     return Decision(placed=tuple(placed), reserved_for=reserved_for, reserved=reserved)
 
 
-class _Farm:
-    """The slots as they are, and as each placement leaves them."""
+class _FarmState:
+    """The slots of the farm, updated with each placement."""
 
-    def __init__(self, nodes: Sequence[Node], running: list[RunningGroup], queues: dict[str, Queue]) -> None:
+    def __init__(
+        self, nodes: Sequence[Node], running: list[RunningGroup], queues: dict[str, QueueRules]
+    ) -> None:
         self._nodes = {node.name: node for node in nodes}
         self._running = running
         self._queues = queues
@@ -171,50 +148,50 @@ class _Farm:
         for group in running:
             self._account(group.queue, group.owner, group.slots)
         self._wait: dict[str, float | None] = {}
-        """Seconds until a reserved node is needed; None when nobody knows."""
+        """Seconds until a reserved node is needed; None if unknown."""
 
-    def order(self, want: PendingJob) -> tuple[float, float, float, str]:
-        """Priority with ageing, then the owner who has least for their share, then who has waited longest."""
-        weight = self._queue(want).shares.get(want.owner, 1.0)
-        share = self._used.get((want.queue, want.owner), 0) / weight
-        points = want.priority + want.waited // AGEING_S
-        return -points, share, -want.waited, want.job
+    def order(self, job: PendingJob) -> tuple[float, float, float, str]:
+        """Sort key: priority with ageing, then the owner with the least weighted use, then waiting time."""
+        weight = self._queue(job).shares.get(job.owner, 1.0)
+        share = self._used.get((job.queue, job.owner), 0) / weight
+        points = job.priority + job.waited // AGEING_S
+        return -points, share, -job.waited, job.job
 
-    def lines(self, wants: Iterable[PendingJob]) -> list[list[PendingJob]]:
-        """The jobs of each owner in each queue, the first of each line at its end: as long as their share
-        is the same, so is their order."""
+    def by_owner(self, pending: Iterable[PendingJob]) -> list[list[PendingJob]]:
+        """The jobs of each owner in each queue, the next one last. The order within a list is fixed: all its
+        jobs have the same share."""
         found: dict[tuple[str, str], list[PendingJob]] = {}
-        for want in sorted(wants, key=self.order, reverse=True):
-            found.setdefault((want.queue, want.owner), []).append(want)
+        for job in sorted(pending, key=self.order, reverse=True):
+            found.setdefault((job.queue, job.owner), []).append(job)
         return list(found.values())
 
     @property
     def any_free(self) -> bool:
         return any(count > 0 for count in self._free.values())
 
-    def may_start(self, want: PendingJob) -> bool:
-        """Is the queue open, with room under its limit?"""
-        return self._queue(want).takes(self._groups.get(want.queue, 0))
+    def may_start(self, job: PendingJob) -> bool:
+        """True if the queue is open and below its limit."""
+        return self._queue(job).accepts(self._groups.get(job.queue, 0))
 
-    def could_ever_fit(self, want: PendingJob) -> bool:
-        """Would it fit if nothing else ran?"""
-        return any(self._holds(*each) for each in self._eligible(want, want.sizes))
+    def could_ever_fit(self, job: PendingJob) -> bool:
+        """True if it fits while nothing else runs."""
+        return any(self._is_large_enough(*each) for each in self._eligible(job, job.sizes))
 
-    def fit(self, want: PendingJob, kept: frozenset[str]) -> dict[str, int] | None:
-        """Free slots for the whole group on as few nodes as can be, or None."""
-        for names, size in self._eligible(want, want.sizes):
-            slots = self._fit_on(size, [name for name in names if self._may_use(want, name, kept)])
+    def fit(self, job: PendingJob, reserved: frozenset[str]) -> dict[str, int] | None:
+        """Free slots for the whole group on as few nodes as possible, or None."""
+        for names, size in self._eligible(job, job.sizes):
+            slots = self._fit_on(size, [name for name in names if self._may_use(job, name, reserved)])
             if slots is not None:
                 return slots
         return None
 
-    def _may_use(self, want: PendingJob, name: str, kept: frozenset[str]) -> bool:
-        return self._free[name] > 0 and (name not in kept or self._ends_in_time(want, name))
+    def _may_use(self, job: PendingJob, name: str, reserved: frozenset[str]) -> bool:
+        return self._free[name] > 0 and (name not in reserved or self._ends_in_time(job, name))
 
-    def _fit_on(self, size: Size, names: list[str]) -> dict[str, int] | None:
+    def _fit_on(self, size: GroupSize, names: list[str]) -> dict[str, int] | None:
         if sum(self._free[name] for name in names) < size.least:
             return None
-        # One node that holds all is best, the tightest of them; else the emptiest nodes, which are fewest.
+        # Best is one node that holds all, with the fewest free slots; else the emptiest nodes, so the fewest.
         single = [name for name in names if self._free[name] >= size.most]
         if single:
             return {min(single, key=lambda name: (self._free[name], name)): size.most}
@@ -227,10 +204,10 @@ class _Farm:
             left -= slots[name]
         return slots
 
-    def reserve(self, want: PendingJob) -> frozenset[str]:
-        """The nodes to keep for a job that waits: those that are free soonest."""
-        fewest_first = self._eligible(want, want.sizes[::-1])
-        large, size = next(each for each in fewest_first if self._holds(*each))
+    def reserve(self, job: PendingJob) -> frozenset[str]:
+        """The nodes to reserve for a job that does not fit: those that become free first."""
+        fewest_first = self._eligible(job, job.sizes[::-1])
+        large, size = next(each for each in fewest_first if self._is_large_enough(*each))
         soonest = sorted(large, key=lambda name: (self._free_in(name), name))
         chosen: list[str] = []
         while sum(self._nodes[name].slots for name in chosen) < size.least:
@@ -239,10 +216,12 @@ class _Farm:
         self._wait = dict.fromkeys(chosen, None if until == float("inf") else until)
         return frozenset(chosen)
 
-    def take(self, want: PendingJob, slots: dict[str, int]) -> None:
-        self._account(want.queue, want.owner, slots)
+    def take(self, job: PendingJob, slots: dict[str, int]) -> None:
+        self._account(job.queue, job.owner, slots)
         self._running.append(
-            RunningGroup(job=want.job, owner=want.owner, queue=want.queue, slots=slots, ends_in=want.lasts)
+            RunningGroup(
+                job=job.job, owner=job.owner, queue=job.queue, slots=slots, ends_in=job.estimated_seconds
+            )
         )
 
     def _account(self, queue: str, owner: str, slots: dict[str, int]) -> None:
@@ -252,23 +231,23 @@ class _Farm:
         self._used[queue, owner] = self._used.get((queue, owner), 0) + sum(slots.values())
         self._groups[queue] = self._groups.get(queue, 0) + 1
 
-    def _queue(self, want: PendingJob) -> Queue:
-        return self._queues.get(want.queue) or Queue(name=want.queue)
+    def _queue(self, job: PendingJob) -> QueueRules:
+        return self._queues.get(job.queue) or QueueRules(name=job.queue)
 
-    def _eligible(self, want: PendingJob, sizes: list[Size]) -> list[tuple[list[str], Size]]:
-        """The nodes that could take part, for each kind of device, GPUs first, and each of the sizes: those
-        whose slots have room for a rank."""
+    def _eligible(self, job: PendingJob, sizes: list[GroupSize]) -> list[tuple[list[str], GroupSize]]:
+        """The candidate nodes by kind of device (GPUs first) and group size: those whose slots have enough
+        memory for a rank."""
         kinds: dict[str, list[Node]] = {}
         for node in self._nodes.values():
-            if node.name not in want.avoid:
+            if node.name not in job.avoid:
                 kinds.setdefault(node.device, []).append(node)
         return [
-            ([node.name for node in kinds[kind] if node.takes(size.memory_bytes)], size)
+            ([node.name for node in kinds[kind] if node.has_memory(size.memory_bytes)], size)
             for kind in sorted(kinds, key=lambda kind: (kind == "cpu", kind))
             for size in sizes
         ]
 
-    def _holds(self, names: list[str], size: Size) -> bool:
+    def _is_large_enough(self, names: list[str], size: GroupSize) -> bool:
         return sum(self._nodes[name].slots for name in names) >= size.least
 
     def _free_in(self, name: str) -> float:
@@ -276,6 +255,6 @@ class _Farm:
         ends = [group.ends_in for group in self._running if group.slots.get(name)]
         return max((float("inf") if end is None else end for end in ends), default=0.0)
 
-    def _ends_in_time(self, want: PendingJob, name: str) -> bool:
+    def _ends_in_time(self, job: PendingJob, name: str) -> bool:
         until = self._wait[name]
-        return until is not None and want.lasts is not None and want.lasts <= until
+        return until is not None and job.estimated_seconds is not None and job.estimated_seconds <= until

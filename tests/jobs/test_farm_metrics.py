@@ -34,11 +34,11 @@ def of(gauges: Gauges, name: str, *labels: str) -> float | None:
 
 
 def queue_up(database: Database, count: int, queue: str, **more: float) -> None:
-    asked = (
+    items = (
         BatchItem(row=n, custom_id=str(n), spec=Spec(prompt=f"{queue} {n}", width=128, height=128))
         for n in range(count)
     )
-    submit(database, asked, queue, JobOptions(owner="anna", queue=queue, ranks=1, **more))
+    submit(database, items, queue, JobOptions(owner="anna", queue=queue, ranks=1, **more))
 
 
 def moment(database: Database) -> float:

@@ -102,7 +102,7 @@ def test_queues_are_made_shown_and_deleted(capsys: pytest.CaptureFixture[str]) -
         (("submit", "x", "--deadline", "soon"), "deadline: 'soon'"),
         (("submit", "x", "--ranks", "0"), "ranks: '0'"),
         (("submit", "nowhere.csv"), "cannot be read"),
-        (("show", "ffff"), "not known"),
+        (("show", "ffff"), "unknown job 'ffff'"),
         (("cancel",), "job"),
         (("queues", "q", "--window", "late"), "window: 'late'"),
         (("queues", "q", "--window", ""), "window: ''"),
@@ -142,7 +142,7 @@ def test_what_is_finished_cannot_be_resumed(capsys: pytest.CaptureFixture[str]) 
     chorale("submit", "a vase")
     job = chorale("list")["jobs"][0]["id"]
     code, text = refused(capsys, "resume", job)
-    assert code == 3 and "is queued; to resume is for jobs that are paused" in text
+    assert code == 3 and "is queued; only paused jobs can be resumed" in text
 
 
 def test_settings_come_from_flag_environment_and_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,5 +54,5 @@ def test_a_claim_of_another_image_while_we_look_is_refused(tmp_path: Path) -> No
 def test_a_place_with_anything_else_in_it_is_refused(tmp_path: Path) -> None:
     place = LocalStore(tmp_path)
     place.put("holiday.txt", b"x", "text/plain")
-    with pytest.raises(BadInput, match="holds no image of ours"):
+    with pytest.raises(BadInput, match="holds no Chorale image"):
         finished_image(place, OURS)

@@ -13,7 +13,7 @@ from render.plan.geometry import Rect
 from render.spec import Spec
 
 
-def _asked(path: Path, count: int = 1) -> list[BatchItem]:
+def _items(path: Path, count: int = 1) -> list[BatchItem]:
     spec = Spec.from_mapping({"prompt": "a vase", "init": str(path)})
     return [BatchItem(row=row, custom_id=str(row), spec=spec) for row in range(count)]
 
@@ -21,19 +21,19 @@ def _asked(path: Path, count: int = 1) -> list[BatchItem]:
 def test_a_node_gets_the_picture_that_was_submitted(tmp_path: Path) -> None:
     Image.radial_gradient("L").convert("RGB").save(tmp_path / "here.png")
     images = LocalStore(tmp_path / "store")
-    asked = list(upload_inputs(_asked(tmp_path / "here.png", 3), images))
-    assert len(asked) == 3 and len(list(images.entries("inputs/"))) == 1
+    items = list(upload_inputs(_items(tmp_path / "here.png", 3), images))
+    assert len(items) == 3 and len(list(images.entries("inputs/"))) == 1
     (tmp_path / "here.png").unlink()
-    there = download_input(asked[0].spec, images, tmp_path / "node")
+    there = download_input(items[0].spec, images, tmp_path / "node")
     assert there.init is not None and Path(there.init.path).is_relative_to(tmp_path / "node")
-    assert there.digest("m") == asked[0].spec.digest("m")
+    assert there.digest("m") == items[0].spec.digest("m")
     assert there.init.pixels(Rect(y=0, x=0, height=2, width=2), 256, 256).shape == (2, 2, 3)
     assert download_input(there, images, tmp_path / "node") == there
 
 
 def test_a_picture_that_has_gone_is_said_before_anything_is_queued(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "here.png")
-    asked = _asked(tmp_path / "here.png")
+    items = _items(tmp_path / "here.png")
     (tmp_path / "here.png").unlink()
     with pytest.raises(BadInput, match="cannot be read"):
-        list(upload_inputs(asked, LocalStore(tmp_path / "store")))
+        list(upload_inputs(items, LocalStore(tmp_path / "store")))

@@ -3,6 +3,9 @@
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from email import message_from_string
+from email.policy import default
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -13,11 +16,13 @@ from infra.database import Database
 from infra.errors import BadSetting
 from infra.notify import post
 from infra.settings import Settings
+from jobs import report_delivery
 from jobs.db.commands import apply_command
 from jobs.db.queries import Filter, job_ids
 from jobs.db.queues import set_queue
 from jobs.db.submission import BatchItem, JobOptions, submit
 from jobs.farm import Farm
+from jobs.report import make_report
 from jobs.report_delivery import send_due
 from render.spec import Spec
 from tests.support.services import free_port
@@ -68,10 +73,10 @@ def farm(database: Database, inbox: Inbox) -> Iterator[Farm]:
     web.server_close()
 
 
-def ask(farm: Farm, queue: str = "default") -> str:
+def submit_job(farm: Farm, queue: str = "default", name: str = "one") -> str:
     spec = Spec(prompt="a vase", width=128, height=128)
-    asked = [BatchItem(row=1, custom_id="1", spec=spec)]
-    return submit(farm.database, asked, "one", JobOptions(owner="me", queue=queue)).batch
+    items = [BatchItem(row=1, custom_id="1", spec=spec)]
+    return submit(farm.database, items, name, JobOptions(owner="me", queue=queue)).batch
 
 
 def cancel(farm: Farm) -> None:
@@ -81,7 +86,7 @@ def cancel(farm: Farm) -> None:
 
 
 def test_a_batch_that_has_ended_is_reported_once(farm: Farm, inbox: Inbox) -> None:
-    batch = ask(farm)
+    batch = submit_job(farm)
     assert send_due(farm) == 0
     cancel(farm)
     assert [send_due(farm), send_due(farm)] == [1, 0]
@@ -95,7 +100,7 @@ def test_a_batch_that_has_ended_is_reported_once(farm: Farm, inbox: Inbox) -> No
 def test_a_queue_whose_window_closes_is_reported_once_a_night(farm: Farm, inbox: Inbox) -> None:
     with farm.database.write() as connection:
         set_queue(connection, "days", {"time_window": "08:00-17:00 UTC"})
-    ask(farm, "days")
+    submit_job(farm, "days")
     six = NOON + 6 * 3600
     sent = [send_due(farm, moment) for moment in (six, NOON, six, six, NOON + 86_400, six + 86_400)]
     assert sent == [0, 0, 1, 0, 0, 1]
@@ -103,14 +108,59 @@ def test_a_queue_whose_window_closes_is_reported_once_a_night(farm: Farm, inbox:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "127.0.0.1:nine"])
-def test_what_cannot_be_delivered_is_told_and_stops_nothing(
-    farm: Farm, capsys: pytest.CaptureFixture[str], address: str
+def test_a_report_that_cannot_be_delivered_is_logged_and_stops_nothing(
+    farm: Farm, caplog: pytest.LogCaptureFixture, address: str
 ) -> None:
     lost = Settings(report_webhook=f"http://{address}/nobody")
-    ask(farm)
+    submit_job(farm)
     cancel(farm)
     assert send_due(Farm(settings=lost, database=farm.database, url="")) == 1
-    assert "check CHORALE_REPORT_WEBHOOK" in capsys.readouterr().err
+    assert "check CHORALE_REPORT_WEBHOOK" in caplog.text
+
+
+def test_one_failing_channel_does_not_stop_the_other(farm: Farm, inbox: Inbox) -> None:
+    submit_job(farm)
+    cancel(farm)
+    settings = replace(farm.settings, report_webhook="http://127.0.0.1:9/nobody")
+    assert send_due(Farm(settings=settings, database=farm.database, url="")) == 1
+    assert len(inbox.mails) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["two\nlines", "a\r\nBcc: all@example.org", "a\x00b\x1b[31m", "\u2028 x" * 60]
+)
+def test_names_with_line_breaks_and_control_characters_do_not_stop_reports(
+    farm: Farm, inbox: Inbox, name: str
+) -> None:
+    if "\x00" in name and farm.database.engine.dialect.name == "postgresql":
+        pytest.skip("PostgreSQL stores no NUL")
+    submit_job(farm, name=name)
+    cancel(farm)
+    assert send_due(farm) == 1
+    (mail,) = inbox.mails
+    parsed = message_from_string(mail, policy=default)
+    assert parsed["Subject"].startswith("Chorale: 1 cancelled (batch ") and parsed["Bcc"] is None
+    assert len(inbox.posts) == 1
+
+
+def test_a_report_that_cannot_be_made_does_not_stop_the_next(
+    farm: Farm, inbox: Inbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    submit_job(farm, name="first")
+    submit_job(farm, name="second")
+    cancel(farm)
+    made: list[object] = []
+
+    def fail_once(connection: object, scope: object) -> dict[str, Any]:
+        made.append(scope)
+        if len(made) == 1:
+            raise KeyError("a bug")
+        return make_report(connection, scope)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(report_delivery, "make_report", fail_once)
+    assert send_due(farm) == 2
+    assert len(inbox.posts) == len(inbox.mails) == 1
+    assert "could not be made" in caplog.text
 
 
 def test_a_webhook_that_is_no_url_of_the_web_is_refused_without_its_secret() -> None:

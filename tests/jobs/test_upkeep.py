@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from infra.database import Database
 from jobs.cli.main import cli
-from jobs.db.state_machine import change
+from jobs.db.state_machine import change_state
 from tests.support.buckets import Bucket, credentials
 
 
@@ -87,8 +87,8 @@ def test_the_results_of_a_batch_name_every_row_once(home: Path) -> None:
     database = Database(f"sqlite:///{home / 'farm.db'}")
     with database.write() as connection:
         for old, new in (("queued", "placing"), ("placing", "rendering"), ("rendering", "publishing")):
-            change(connection, jobs["a red vase"], old, new, "")
-        change(connection, jobs["a red vase"], "publishing", "done", "", root="abc")
+            change_state(connection, jobs["a red vase"], old, new, "")
+        change_state(connection, jobs["a red vase"], "publishing", "done", "", root="abc")
     database.close()
     chorale("cancel", jobs["a blue vase"])
     assert chorale("batches", batch, "--results", "night") == {

@@ -11,19 +11,21 @@ from schemathesis.checks import not_a_server_error
 
 from infra.database import Database
 from jobs.board.app import status_of
-from jobs.db.attempts import beat, claim, finish, make_ready
 from jobs.db.board_queries import (
     Cursor,
+    active_jobs,
     attempts_of,
     batch_rows,
-    living_jobs,
     page_jobs,
     queue_rates,
     show_batch,
 )
+from jobs.db.claims import claim, make_ready
+from jobs.db.heartbeats import heartbeat
 from jobs.db.nodes import register
+from jobs.db.outcomes import finish
 from jobs.db.queries import Filter
-from jobs.db.state_machine import change
+from jobs.db.state_machine import change_state
 from jobs.db.submission import BatchItem, JobOptions, submit
 from jobs.errors import KNOWN
 from jobs.scheduler.dispatcher import dispatch
@@ -175,11 +177,11 @@ def test_what_the_pages_read_is_read_on_both_databases(database: Database) -> No
         part = claim(connection, attempt, "n", "s")
         assert part is not None
         make_ready(connection, part, "127.0.0.1:1")
-        change(connection, part.job, "placing", "rendering", "", under=part.fence)
+        change_state(connection, part.job, "placing", "rendering", "", expected_fence=part.fence)
         live = {"stage": 0, "stages": 2, "step": 1, "steps": 5, "ranks": {"0": {"phases": {"model": 1.5}}}}
-        beat(connection, part, 0.1, live)
+        heartbeat(connection, part, 0.1, live)
     with database.read() as connection:
-        (living,) = living_jobs(connection, 5)
+        (living,) = active_jobs(connection, 5)
         assert (living["prompt"], living["live"]["stages"]) == ("a vase", 2)
         (tried,) = attempts_of(connection, part.job)
         assert tried["members"][0]["live"]["ranks"]["0"]["phases"] == {"model": 1.5}

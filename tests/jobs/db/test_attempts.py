@@ -6,29 +6,19 @@ import pytest
 from sqlalchemy import insert, select, update
 
 from infra.database import Database, now
-from jobs.db.attempts import (
-    MOST_ATTEMPTS,
-    Assignment,
-    attempt_ages,
-    beat,
-    claim,
-    fail,
-    finish,
-    make_ready,
-    next_offer,
-    release,
-    rendezvous_endpoint,
-    reserve,
-)
+from jobs.db.claims import attempt_ages, claim, make_ready, next_offer, release, rendezvous_endpoint
 from jobs.db.commands import apply_command
+from jobs.db.heartbeats import heartbeat
 from jobs.db.nodes import register, set_draining
+from jobs.db.outcomes import MAX_ATTEMPTS, fail, finish
 from jobs.db.queues import set_queue
-from jobs.db.state_machine import change
+from jobs.db.records import Assignment, PlacedGroup
+from jobs.db.reservations import reserve
+from jobs.db.state_machine import change_state
 from jobs.db.submission import BatchItem, JobOptions, submit
 from jobs.db.tables import attempts, jobs, leases, members, nodes
 from jobs.errors import LostRace
 from jobs.scheduler.dispatcher import dispatch
-from jobs.scheduler.placement import PlacedGroup
 from jobs.scheduler.warm_reuse import finish_and_take_next
 from render.spec import Spec
 
@@ -42,12 +32,12 @@ def farm(database: Database) -> Database:
     return database
 
 
-def ask(farm: Database, count: int = 1, **terms: Any) -> list[str]:
-    asked = [
+def submit_jobs(farm: Database, count: int = 1, **options: Any) -> list[str]:
+    items = [
         BatchItem(row=n, custom_id=str(n), spec=Spec(prompt="a vase", seed=n, width=128, height=128))
         for n in range(count)
     ]
-    submit(farm, asked, "test", JobOptions(owner="me", **terms))
+    submit(farm, items, "test", JobOptions(owner="me", **options))
     with farm.read() as connection:
         return list(connection.execute(select(jobs.c.id).order_by(jobs.c.created, jobs.c.id)).scalars())
 
@@ -69,10 +59,10 @@ def lose(farm: Database, table: Any, column: str) -> None:
 
 
 def test_a_group_is_placed_whole_meets_and_finishes(farm: Database) -> None:
-    (job,) = ask(farm, ranks=2)
-    bells = dispatch(farm, "a")
-    assert sorted(node for node, *_ in bells) == ["a", "b"]
-    attempt = bells[0][1]
+    (job,) = submit_jobs(farm, ranks=2)
+    notifications = dispatch(farm, "a")
+    assert sorted(node for node, *_ in notifications) == ["a", "b"]
+    attempt = notifications[0][1]
     first, second = claimed(farm, attempt, "a"), claimed(farm, attempt, "b")
     assert first is not None and second is not None
     assert (first.place, second.place, first.nodes, first.fence) == (0, 1, 2, 1)
@@ -81,26 +71,26 @@ def test_a_group_is_placed_whole_meets_and_finishes(farm: Database) -> None:
         assert rendezvous_endpoint(connection, first) is None
         make_ready(connection, second, None)
         assert rendezvous_endpoint(connection, second) == "127.0.0.1:5000"
-        assert beat(connection, first, 0.5) == "go on"
-        change(connection, job, "placing", "rendering", "", under=1)
-        change(connection, job, "rendering", "publishing", "", under=1)
+        assert heartbeat(connection, first, 0.5) == "continue"
+        change_state(connection, job, "placing", "rendering", "", expected_fence=1)
+        change_state(connection, job, "rendering", "publishing", "", expected_fence=1)
         finish(connection, first, "root", 3.0)
-        assert beat(connection, second) == "leave", "the attempt is over"
+        assert heartbeat(connection, second) == "abandon", "the attempt is over"
     row = job_of(farm, job)
     assert (row.state, row.root, row.progress, row.model_seconds) == ("done", "root", 1.0, 3.0)
 
 
 def test_a_part_is_claimed_once(farm: Database) -> None:
-    ask(farm)
+    submit_jobs(farm)
     ((node, attempt, _),) = dispatch(farm, "a")
     assert claimed(farm, attempt, node, "one") is not None
     assert claimed(farm, attempt, node, "two") is None
 
 
 def test_one_dispatcher_at_a_time_and_another_takes_over(farm: Database) -> None:
-    ask(farm, count=2)
+    submit_jobs(farm, count=2)
     assert len(dispatch(farm, "a")) == 2
-    ask(farm, count=3)
+    submit_jobs(farm, count=3)
     assert dispatch(farm, "b") == []
     lose(farm, leases, "until")
     lose(farm, nodes, "lease_until")
@@ -112,11 +102,11 @@ def test_one_dispatcher_at_a_time_and_another_takes_over(farm: Database) -> None
 def test_groups_reserved_together_get_slots_of_their_own_or_none(farm: Database) -> None:
     with farm.write() as connection:
         register(connection, "a", address="127.0.0.1", slots=4, device="cpu", vram_bytes=None)
-    one, two, three, gone = ask(farm, count=4)
+    one, two, three, gone = submit_jobs(farm, count=4)
     with farm.write() as connection:
-        change(connection, gone, "queued", "cancelled", "")
-    wishes = [(one, {"a": 2}), (gone, {"b": 1}), (two, {"a": 1, "b": 1}), (three, {"b": 1, "a": 1})]
-    groups = [PlacedGroup(job=job, slots=slots) for job, slots in wishes]
+        change_state(connection, gone, "queued", "cancelled", "")
+    wanted = [(one, {"a": 2}), (gone, {"b": 1}), (two, {"a": 1, "b": 1}), (three, {"b": 1, "a": 1})]
+    groups = [PlacedGroup(job=job, slots=slots) for job, slots in wanted]
     with farm.write() as connection:
         # Node b's one slot was meant for the cancelled job; the others get it in the next round.
         assert list(reserve(connection, groups, lambda group: "")) == [one]
@@ -130,44 +120,44 @@ def test_groups_reserved_together_get_slots_of_their_own_or_none(farm: Database)
 
 def test_a_lost_member_gives_the_job_back_without_blaming_it(farm: Database) -> None:
     # J: rendering > queued, and a late supervisor is not listened to.
-    (job,) = ask(farm)
+    (job,) = submit_jobs(farm)
     ((node, attempt, _),) = dispatch(farm, "a")
     late = claimed(farm, attempt, node)
     assert late is not None
     with farm.write() as connection:
-        change(connection, job, "placing", "rendering", "", under=1)
+        change_state(connection, job, "placing", "rendering", "", expected_fence=1)
     lose(farm, members, "lease_until")
-    bells = dispatch(farm, "a")
-    assert len(bells) == 1, "placed again in the same round"
+    notifications = dispatch(farm, "a")
+    assert len(notifications) == 1, "placed again in the same round"
     row = job_of(farm, job)
     assert (row.state, row.fence, row.attempts, row.losses) == ("placing", 2, 0, 1)
     with farm.write() as connection:
-        assert beat(connection, late) == "leave"
+        assert heartbeat(connection, late) == "abandon"
         with pytest.raises(LostRace):
-            change(connection, job, "rendering", "publishing", "late", under=late.fence)
+            change_state(connection, job, "rendering", "publishing", "late", expected_fence=late.fence)
         fail(connection, attempt, "late", node)
     assert job_of(farm, job).state == "placing"
 
 
 def test_a_group_that_never_meets_is_released(farm: Database) -> None:
-    (job,) = ask(farm, ranks=2)
+    (job,) = submit_jobs(farm, ranks=2)
     ((_, attempt, _), _) = dispatch(farm, "a")
     with farm.write() as connection:
         connection.execute(update(attempts).values(created=now() - 1000))
     dispatch(farm, "a")
     with farm.read() as connection:
         ended = connection.execute(select(attempts.c.reason).where(attempts.c.id == attempt)).scalar_one()
-    assert "was never started" in ended
+    assert "never started its ranks" in ended
     row = job_of(farm, job)
     assert (row.state, row.attempts, row.losses) == ("queued", 0, 1)
     assert row.not_before > row.changed + 1, "not at once again"
 
 
 def test_a_poison_job_is_failed_with_its_reason_and_blocks_nobody(farm: Database) -> None:
-    poison, other = ask(farm, count=2)
+    poison, other = submit_jobs(farm, count=2)
     with farm.write() as connection:
         set_draining(connection, "b", True)
-    for _ in range(MOST_ATTEMPTS):
+    for _ in range(MAX_ATTEMPTS):
         with farm.write() as connection:
             connection.execute(update(jobs).where(jobs.c.id == poison).values(not_before=None))
         dispatch(farm, "a")
@@ -188,7 +178,7 @@ def test_a_poison_job_is_failed_with_its_reason_and_blocks_nobody(farm: Database
 
 
 def test_a_node_that_a_job_has_failed_on_twice_is_avoided_where_there_is_another(farm: Database) -> None:
-    (job,) = ask(farm)
+    (job,) = submit_jobs(farm)
     with farm.write() as connection:
         for fence in (98, 99):
             connection.execute(
@@ -200,23 +190,23 @@ def test_a_node_that_a_job_has_failed_on_twice_is_avoided_where_there_is_another
 
 
 def test_an_attempt_knows_since_when_its_job_was_without_a_group(farm: Database) -> None:
-    ask(farm)
+    submit_jobs(farm)
     reasons: list[str | None] = [None, "the group broke off: killed", "stopped after step 3 of stage 1"]
     for last in reasons:
         ((node, attempt, _),) = dispatch(farm, "a")
-        part = claimed(farm, attempt, node)
-        assert part is not None
+        assignment = claimed(farm, attempt, node)
+        assert assignment is not None
         with farm.write() as connection:
-            placed, failed = attempt_ages(connection, part)
+            placed, failed = attempt_ages(connection, assignment)
             assert 0 <= placed < 60
             assert (failed is not None) == (last is not None and last.startswith("the group"))
-            coming = reasons[min(part.fence, len(reasons) - 1)]
+            coming = reasons[min(assignment.fence, len(reasons) - 1)]
             fail(connection, attempt, str(coming), None, None)
             connection.execute(update(jobs).values(not_before=None))
 
 
 def test_lost_attempts_are_told_with_their_node(farm: Database) -> None:
-    ask(farm)
+    submit_jobs(farm)
     ((node, attempt, _),) = dispatch(farm, "a")
     claimed(farm, attempt, node)
     with farm.write() as connection:
@@ -227,19 +217,19 @@ def test_lost_attempts_are_told_with_their_node(farm: Database) -> None:
 
 
 def test_a_cancelled_job_frees_its_slots(farm: Database) -> None:
-    (job,) = ask(farm)
+    (job,) = submit_jobs(farm)
     ((node, attempt, _),) = dispatch(farm, "a")
-    part = claimed(farm, attempt, node)
-    assert part is not None
+    assignment = claimed(farm, attempt, node)
+    assert assignment is not None
     with farm.write() as connection:
         apply_command(connection, "cancel", job, "me")
-        assert beat(connection, part) == "leave"
+        assert heartbeat(connection, assignment) == "abandon"
     dispatch(farm, "a")
     with farm.read() as connection:
         ended = select(attempts.c.ended)
         assert connection.execute(ended).scalar_one() is None, "its ranks are still there"
     with farm.write() as connection:
-        release(connection, part)
+        release(connection, assignment)
     dispatch(farm, "a")
     with farm.read() as connection:
         assert connection.execute(select(attempts.c.reason)).scalar_one() == "the job is cancelled"
@@ -249,17 +239,17 @@ def test_draining_nodes_and_closed_queues_get_nothing(farm: Database) -> None:
     with farm.write() as connection:
         set_draining(connection, "a", True)
         set_queue(connection, "shut", {"paused": True})
-    ask(farm, count=2, queue="shut")
+    submit_jobs(farm, count=2, queue="shut")
     assert dispatch(farm, "a") == []
     with farm.write() as connection:
         set_queue(connection, "shut", {"paused": False})
     assert [node for node, *_ in dispatch(farm, "a")] == ["b"]
 
 
-def rendering(farm: Database, job: str, part: Assignment) -> None:
+def rendering(farm: Database, job: str, assignment: Assignment) -> None:
     with farm.write() as connection:
-        make_ready(connection, part, "127.0.0.1:5000")
-        change(connection, job, "placing", "rendering", "", under=part.fence)
+        make_ready(connection, assignment, "127.0.0.1:5000")
+        change_state(connection, job, "placing", "rendering", "", expected_fence=assignment.fence)
 
 
 @pytest.mark.parametrize("how", ["pause", "window"])
@@ -268,24 +258,24 @@ def test_an_interrupted_job_is_stopped_after_its_step_and_goes_on_later(farm: Da
     noon, six = 1_000_000_800.0 // 86_400 * 86_400 + 12 * 3600, 1_000_000_800.0 // 86_400 * 86_400 + 18 * 3600
     with farm.write() as connection:
         set_queue(connection, "days", {"time_window": "08:00-17:00 UTC"})
-    (job,) = ask(farm, queue="days")
+    (job,) = submit_jobs(farm, queue="days")
     assert dispatch(farm, "a", moment=six) == []
     ((node, attempt, _),) = dispatch(farm, "a", moment=noon)
-    part = claimed(farm, attempt, node)
-    assert part is not None
-    rendering(farm, job, part)
+    assignment = claimed(farm, attempt, node)
+    assert assignment is not None
+    rendering(farm, job, assignment)
     with farm.write() as connection:
-        assert beat(connection, part, 0.4) == "go on"
+        assert heartbeat(connection, assignment, 0.4) == "continue"
         if how == "pause":
             apply_command(connection, "pause", job, "me")
     assert dispatch(farm, "a", moment=six) == []
     with farm.write() as connection:
-        assert beat(connection, part, 0.5) == "stop"
+        assert heartbeat(connection, assignment, 0.5) == "stop"
     assert job_of(farm, job).state == ("paused" if how == "pause" else "queued")
     assert dispatch(farm, "a", moment=six) == [], "its ranks are still there"
     with farm.write() as connection:
         fail(connection, attempt, "stopped after step 3", None, None)
-        release(connection, part)
+        release(connection, assignment)
         if how == "pause":
             apply_command(connection, "resume", job, "me")
     assert dispatch(farm, "a", moment=six) == []
@@ -294,57 +284,57 @@ def test_an_interrupted_job_is_stopped_after_its_step_and_goes_on_later(farm: Da
     assert (row.state, row.fence, row.attempts, row.losses, row.progress) == ("placing", 2, 0, 0, 0.5)
 
 
-def finished(farm: Database, job: str, part: Assignment) -> Assignment | None:
+def finished(farm: Database, job: str, assignment: Assignment) -> Assignment | None:
     with farm.write() as connection:
-        change(connection, job, "rendering", "publishing", "", under=part.fence)
-        return finish_and_take_next(connection, part, "root", 1.0)
+        change_state(connection, job, "rendering", "publishing", "", expected_fence=assignment.fence)
+        return finish_and_take_next(connection, assignment, "root", 1.0)
 
 
 def test_a_warm_group_takes_the_next_job_of_its_slots(farm: Database) -> None:
     with farm.write() as connection:
         set_draining(connection, "b", True)
-    first, second = ask(farm, count=2)
+    first, second = submit_jobs(farm, count=2)
     ((node, attempt, _),) = dispatch(farm, "a")
-    part = claimed(farm, attempt, node)
-    assert part is not None
-    rendering(farm, first, part)
-    taken = finished(farm, first, part)
+    assignment = claimed(farm, attempt, node)
+    assert assignment is not None
+    rendering(farm, first, assignment)
+    taken = finished(farm, first, assignment)
     assert taken is not None
-    assert (taken.job, taken.slots, taken.begun) == (second, part.slots, True)
+    assert (taken.job, taken.slots, taken.begun) == (second, assignment.slots, True)
     assert [job_of(farm, job).state for job in (first, second)] == ["done", "rendering"]
     with farm.write() as connection:
-        assert beat(connection, taken) == "go on"
-        change(connection, second, "rendering", "publishing", "", under=taken.fence)
+        assert heartbeat(connection, taken) == "continue"
+        change_state(connection, second, "rendering", "publishing", "", expected_fence=taken.fence)
         assert finish_and_take_next(connection, taken, "root", 1.0) is None
         assert next_offer(connection, taken) == (None, True)
 
 
 def test_a_warm_group_gives_way_to_a_better_claim(farm: Database) -> None:
-    first, _ = ask(farm, count=2)
+    first, _ = submit_jobs(farm, count=2)
     ((node, attempt, _), _) = dispatch(farm, "a")
-    part = claimed(farm, attempt, node)
-    assert part is not None
+    assignment = claimed(farm, attempt, node)
+    assert assignment is not None
     # Too long to be done before the other node is free.
     long = Spec(prompt="a long one", width=1024, height=1024, steps=100)
     submit(farm, [BatchItem(row=8, custom_id="8", spec=long)], "long", JobOptions(owner="me", ranks=1))
     gang = BatchItem(row=9, custom_id="9", spec=Spec(prompt="a gang", width=128, height=128))
     submit(farm, [gang], "gang", JobOptions(owner="me", ranks=2, priority=100))
-    rendering(farm, first, part)
-    assert finished(farm, first, part) is None, "the slot is kept for the group of two"
+    rendering(farm, first, assignment)
+    assert finished(farm, first, assignment) is None, "the slot is kept for the group of two"
 
 
 def test_an_idle_group_sees_what_is_placed_on_its_slots_or_sees_that_they_are_taken(farm: Database) -> None:
     with farm.write() as connection:
         set_draining(connection, "b", True)
-    (first,) = ask(farm)
+    (first,) = submit_jobs(farm)
     ((node, attempt, _),) = dispatch(farm, "a")
-    part = claimed(farm, attempt, node)
-    assert part is not None
-    rendering(farm, first, part)
-    assert finished(farm, first, part) is None
-    ask(farm, count=2)
+    assignment = claimed(farm, attempt, node)
+    assert assignment is not None
+    rendering(farm, first, assignment)
+    assert finished(farm, first, assignment) is None
+    submit_jobs(farm, count=2)
     ((_, following, _),) = dispatch(farm, "a")
     with farm.write() as connection:
-        assert next_offer(connection, part) == (following, False)
+        assert next_offer(connection, assignment) == (following, False)
         assert claim(connection, following, node, "s") is not None
-        assert next_offer(connection, part) == (None, False)
+        assert next_offer(connection, assignment) == (None, False)

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, insert, select, text
 
-import jobs.db.prompt_search as words_module
 from infra.database import Database
-from jobs.db.prompt_search import kept_words, words_of
+from jobs.db import prompt_search
+from jobs.db.prompt_search import stored_words, words_of
 from jobs.db.queries import Filter, count_jobs, list_jobs
 from jobs.db.schema import config_for, upgrade
 from jobs.db.submission import BatchItem, JobOptions, submit
@@ -55,8 +55,8 @@ def _fill(database: Database, prompts: list[str]) -> None:
         if connection.dialect.name == "sqlite":
             connection.execute(text("delete from job_words"))
     specs = (Spec(prompt=prompt, seed=number, width=128, height=128) for number, prompt in enumerate(prompts))
-    asked = (BatchItem(row=number, custom_id=str(number), spec=spec) for number, spec in enumerate(specs))
-    submit(database, asked, "words", JobOptions(owner="anna"))
+    items = (BatchItem(row=number, custom_id=str(number), spec=spec) for number, spec in enumerate(specs))
+    submit(database, items, "words", JobOptions(owner="anna"))
 
 
 def _found(database: Database, search: str) -> list[str]:
@@ -96,7 +96,7 @@ def test_a_search_finds_what_plain_python_finds(
     # Where many jobs match, SQLite reads them one by one; it must find the same ones.
     for few in (5000, 0):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(words_module, "_FEW", few)
+            patch.setattr(prompt_search, "_FEW", few)
             for search in searches:
                 assert _found(database, search) == _found_by_hand(prompts, search)
 
@@ -162,6 +162,6 @@ def test_jobs_of_before_and_of_an_older_version_are_found(database: Database) ->
         connection.execute(insert(jobs).values(row | {"id": "a", "digest": "a"}))
     upgrade(database)
     with database.write() as connection:
-        assert connection.execute(select(jobs.c.words)).scalar_one() == kept_words("a Vase of 花瓶")
+        assert connection.execute(select(jobs.c.words)).scalar_one() == stored_words("a Vase of 花瓶")
         connection.execute(insert(jobs).values(row | {"id": "b", "digest": "b"}))
     assert len(_found(database, "vas")) == 2 and len(_found(database, "瓶")) == 1

@@ -6,10 +6,11 @@ import pytest
 from sqlalchemy import select, update
 
 from infra.database import Database
-from jobs.db.attempts import claim, fail, finish, make_ready
+from jobs.db.claims import claim, make_ready
 from jobs.db.nodes import register
+from jobs.db.outcomes import fail, finish
 from jobs.db.queues import set_queue
-from jobs.db.state_machine import change
+from jobs.db.state_machine import change_state
 from jobs.db.submission import BatchItem, JobOptions, submit
 from jobs.db.tables import attempts, jobs
 from jobs.estimate import estimate
@@ -25,12 +26,12 @@ def farm(database: Database) -> Database:
     return database
 
 
-def ask(farm: Database, count: int, **terms: Any) -> None:
-    asked = [
+def submit_jobs(farm: Database, count: int, **options: Any) -> None:
+    items = [
         BatchItem(row=n, custom_id=str(n), spec=Spec(prompt=f"vase <{n}>", width=128, height=128))
         for n in range(count)
     ]
-    submit(farm, asked, "night & day", JobOptions(owner="anna", ranks=1, **terms))
+    submit(farm, items, "night & day", JobOptions(owner="anna", ranks=1, **options))
 
 
 def end_all(farm: Database, seconds: float, reason: str | None = None) -> list[str]:
@@ -38,24 +39,28 @@ def end_all(farm: Database, seconds: float, reason: str | None = None) -> list[s
     ended = []
     for node, attempt, _ in dispatch(farm, "n"):
         with farm.write() as connection:
-            part = claim(connection, attempt, node, "s")
-            assert part is not None
-            make_ready(connection, part, "x:1")
-            change(connection, part.job, "placing", "rendering", "", under=part.fence)
+            assignment = claim(connection, attempt, node, "s")
+            assert assignment is not None
+            make_ready(connection, assignment, "x:1")
+            change_state(
+                connection, assignment.job, "placing", "rendering", "", expected_fence=assignment.fence
+            )
             connection.execute(
                 update(attempts).where(attempts.c.id == attempt).values(created=attempts.c.created - seconds)
             )
             if reason is None:
-                change(connection, part.job, "rendering", "publishing", "", under=part.fence)
-                finish(connection, part, "root", seconds / 2)
+                change_state(
+                    connection, assignment.job, "rendering", "publishing", "", expected_fence=assignment.fence
+                )
+                finish(connection, assignment, "root", seconds / 2)
             else:
                 fail(connection, attempt, reason, node)
-            ended.append(part.job)
+            ended.append(assignment.job)
     return ended
 
 
 def test_a_report_tells_what_was_done_lost_and_failed(farm: Database) -> None:
-    ask(farm, 2)
+    submit_jobs(farm, 2)
     (first, second) = end_all(farm, 100, "NaN")
     with farm.write() as connection:
         connection.execute(update(jobs).values(not_before=None))
@@ -81,7 +86,7 @@ def test_a_report_tells_what_was_done_lost_and_failed(farm: Database) -> None:
 
 
 def test_an_estimate_knows_nothing_first_and_then_what_was_measured(farm: Database) -> None:
-    ask(farm, 4, queue="night")
+    submit_jobs(farm, 4, queue="night")
     with farm.write() as connection:
         set_queue(connection, "night", {"priority": 60})
         (line,) = estimate(connection)

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import func, insert, select
 
 from infra.database import Database, now
-from jobs.db.state_machine import ALLOWED, STATES, change, change_all
+from jobs.db.state_machine import ALLOWED, STATES, change_state, change_states
 from jobs.db.tables import events, jobs
 from jobs.errors import IllegalChange, LostRace, UnknownJob
 
@@ -48,12 +48,12 @@ def test_the_whole_table_of_changes(database: Database, old: str, new: str) -> N
     add_job(database, old)
     if new in ALLOWED[old]:
         with database.write() as connection:
-            change(connection, "j", old, new, "because")
+            change_state(connection, "j", old, new, "because")
         assert state_of(database) == new
         assert events_of(database) == [f"{old} > {new}: because (0)"]
     else:
         with database.write() as connection, pytest.raises(IllegalChange, match=f"from {old} to {new}"):
-            change(connection, "j", old, new, "because")
+            change_state(connection, "j", old, new, "because")
         assert state_of(database) == old
         assert events_of(database) == []
 
@@ -62,9 +62,9 @@ def test_who_is_late_changes_nothing(database: Database) -> None:
     # J: queued > placing > rendering under fence 2; an attempt of fence 1 wakes up.
     add_job(database, "rendering", fence=2)
     with database.write() as connection, pytest.raises(LostRace, match="rendering under fence 2"):
-        change(connection, "j", "rendering", "publishing", "late", under=1)
+        change_state(connection, "j", "rendering", "publishing", "late", expected_fence=1)
     with database.write() as connection, pytest.raises(LostRace, match="not placing"):
-        change(connection, "j", "placing", "rendering", "later")
+        change_state(connection, "j", "placing", "rendering", "later")
     assert state_of(database) == "rendering"
     assert events_of(database) == []
 
@@ -75,21 +75,23 @@ def test_of_many_jobs_those_in_the_old_state_are_changed(database: Database) -> 
         add_job(database, state, job, fence=4)
     reasons = {job: f"on {job.upper()}" for job in ("d", "c", "b", "a")}
     with database.write() as connection:
-        fences = change_all(connection, reasons, "queued", "placing", fence=jobs.c.fence + 1)
+        fences = change_states(connection, reasons, "queued", "placing", fence=jobs.c.fence + 1)
     assert fences == {"a": 5, "c": 5}
     assert [state_of(database, job) for job in "abc"] == ["placing", "cancelled", "placing"]
     assert events_of(database) == ["queued > placing: on A (5)", "queued > placing: on C (5)"]
     with database.write() as connection:
-        assert change_all(connection, reasons, "queued", "placing") == {}
+        assert change_states(connection, reasons, "queued", "placing") == {}
         with pytest.raises(IllegalChange, match="from done to queued"):
-            change_all(connection, reasons, "done", "queued")
+            change_states(connection, reasons, "done", "queued")
 
 
 def test_values_and_expressions_are_set_with_the_state(database: Database) -> None:
     add_job(database)
     with database.write() as connection:
-        change(connection, "j", "queued", "placing", "", fence=jobs.c.fence + 1, progress=0.5)
-        change(connection, "j", "placing", "queued", "", under=1, fence=7, not_before=now() + 60)
+        change_state(connection, "j", "queued", "placing", "", fence=jobs.c.fence + 1, progress=0.5)
+        change_state(
+            connection, "j", "placing", "queued", "", expected_fence=1, fence=7, not_before=now() + 60
+        )
     with database.read() as connection:
         row = connection.execute(select(jobs, now().label("moment"))).one()
     assert (row.fence, row.progress) == (7, 0.5)
@@ -99,7 +101,7 @@ def test_values_and_expressions_are_set_with_the_state(database: Database) -> No
 
 def test_an_unknown_job_is_said_to_be_unknown(database: Database) -> None:
     with database.write() as connection, pytest.raises(UnknownJob, match="nobody"):
-        change(connection, "nobody", "queued", "placing", "x")
+        change_state(connection, "nobody", "queued", "placing", "x")
 
 
 def test_of_many_at_once_one_wins(database: Database) -> None:
@@ -111,7 +113,7 @@ def test_of_many_at_once_one_wins(database: Database) -> None:
         start.wait()
         try:
             with database.write() as connection:
-                change(connection, "j", "queued", "placing", f"claimed by {number}")
+                change_state(connection, "j", "queued", "placing", f"claimed by {number}")
             outcomes.append("won")
         except LostRace:
             outcomes.append("lost")

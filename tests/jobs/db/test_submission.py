@@ -1,25 +1,25 @@
-"""The same image asked for twice is one job."""
+"""The same image items for twice is one job."""
 
 from sqlalchemy import func, select
 
 from infra.database import Database
-from jobs.db.state_machine import change
+from jobs.db.state_machine import change_state
 from jobs.db.submission import BatchItem, JobOptions, Receipt, expand_variations, submit
 from jobs.db.tables import entries, events, jobs
 from render.spec import Spec
 
-TERMS = JobOptions(owner="me", queue="night")
+OPTIONS = JobOptions(owner="me", queue="night")
 
 
-def asked(count: int, first: int = 0) -> list[BatchItem]:
+def items(count: int, first: int = 0) -> list[BatchItem]:
     return [
         BatchItem(row=number, custom_id=f"c{number}", spec=Spec(prompt="a red vase", seed=number))
         for number in range(first, first + count)
     ]
 
 
-def hand_in(database: Database, wanted: list[BatchItem], terms: JobOptions = TERMS) -> Receipt:
-    return submit(database, wanted, "catalog", terms)
+def submit_items(database: Database, wanted: list[BatchItem], options: JobOptions = OPTIONS) -> Receipt:
+    return submit(database, wanted, "catalog", options)
 
 
 def count(database: Database, table: object) -> int:
@@ -28,7 +28,7 @@ def count(database: Database, table: object) -> int:
 
 
 def test_a_batch_becomes_queued_jobs(database: Database) -> None:
-    receipt = hand_in(database, asked(1000))
+    receipt = submit_items(database, items(1000))
     assert (receipt.new, receipt.known, receipt.done) == (1000, 0, 0)
     assert count(database, jobs) == count(database, entries) == count(database, events) == 1000
     with database.read() as connection:
@@ -38,9 +38,9 @@ def test_a_batch_becomes_queued_jobs(database: Database) -> None:
 
 
 def test_variations_of_a_batch_are_images_of_their_own(database: Database) -> None:
-    receipt = hand_in(database, list(expand_variations(asked(3, first=1), 3)))
+    receipt = submit_items(database, list(expand_variations(items(3, first=1), 3)))
     assert (receipt.new, receipt.known) == (9, 0)
-    again = hand_in(database, asked(3, first=1))
+    again = submit_items(database, items(3, first=1))
     assert (again.new, again.known) == (0, 3), "the first variation is the image itself"
     with database.read() as connection:
         names = connection.execute(
@@ -50,14 +50,14 @@ def test_variations_of_a_batch_are_images_of_their_own(database: Database) -> No
 
 
 def test_asking_again_adds_only_what_is_new(database: Database) -> None:
-    first = hand_in(database, asked(10))
+    first = submit_items(database, items(10))
     with database.read() as connection:
         one = connection.execute(select(jobs.c.id).limit(1)).scalar_one()
     with database.write() as connection:
         for old, new in (("queued", "placing"), ("placing", "rendering"), ("rendering", "publishing")):
-            change(connection, one, old, new, "")
-        change(connection, one, "publishing", "done", "")
-    second = hand_in(database, asked(12))
+            change_state(connection, one, old, new, "")
+        change_state(connection, one, "publishing", "done", "")
+    second = submit_items(database, items(12))
     assert (second.new, second.known, second.done) == (2, 10, 1)
     assert second.batch != first.batch
     assert (count(database, jobs), count(database, entries)) == (12, 22)
@@ -65,16 +65,16 @@ def test_asking_again_adds_only_what_is_new(database: Database) -> None:
 
 def test_one_image_twice_in_a_batch_is_one_job(database: Database) -> None:
     same = [BatchItem(row=row, custom_id=f"c{row}", spec=Spec(prompt="a red vase")) for row in range(3)]
-    assert hand_in(database, same).new == 1
+    assert submit_items(database, same).new == 1
     assert (count(database, jobs), count(database, entries)) == (1, 3)
 
 
 def test_a_cancelled_image_that_is_asked_for_again_is_queued_again(database: Database) -> None:
-    hand_in(database, asked(1))
+    submit_items(database, items(1))
     with database.write() as connection:
         job = connection.execute(select(jobs.c.id)).scalar_one()
-        change(connection, job, "queued", "cancelled", "not wanted")
-    hand_in(database, asked(1))
+        change_state(connection, job, "queued", "cancelled", "not wanted")
+    submit_items(database, items(1))
     with database.read() as connection:
         assert connection.execute(select(jobs.c.state)).scalar_one() == "queued"
 
@@ -82,7 +82,7 @@ def test_a_cancelled_image_that_is_asked_for_again_is_queued_again(database: Dat
 def test_large_pictures_may_have_more_ranks(database: Database) -> None:
     large = BatchItem(row=1, custom_id="l", spec=Spec(prompt="x", width=2048, height=2048))
     small = BatchItem(row=2, custom_id="s", spec=Spec(prompt="x", width=128, height=128))
-    hand_in(database, [large, small])
+    submit_items(database, [large, small])
     with database.read() as connection:
         rows = connection.execute(select(jobs.c.spec, jobs.c.least_ranks, jobs.c.most_ranks)).all()
     ranks = {row.spec["width"]: (row.least_ranks, row.most_ranks) for row in rows}
@@ -90,7 +90,7 @@ def test_large_pictures_may_have_more_ranks(database: Database) -> None:
 
 
 def test_a_fixed_number_of_ranks_is_a_gang(database: Database) -> None:
-    hand_in(database, asked(1), JobOptions(owner="me", ranks=3))
+    submit_items(database, items(1), JobOptions(owner="me", ranks=3))
     with database.read() as connection:
         row = connection.execute(select(jobs)).one()
     assert (row.least_ranks, row.most_ranks, row.queue) == (3, 3, "default")

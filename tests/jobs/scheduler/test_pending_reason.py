@@ -14,9 +14,9 @@ from jobs.scheduler.pending_reason import pending_reason
 from render.spec import Spec
 
 
-def ask(farm: Database, side: int = 128, seed: int = 1, **terms: Any) -> str:
+def submit_job(farm: Database, side: int = 128, seed: int = 1, **options: Any) -> str:
     spec = Spec(prompt="a vase", seed=seed, width=side, height=side)
-    submit(farm, [BatchItem(row=1, custom_id="1", spec=spec)], "test", JobOptions(owner="me", **terms))
+    submit(farm, [BatchItem(row=1, custom_id="1", spec=spec)], "test", JobOptions(owner="me", **options))
     with farm.read() as connection:
         return str(
             connection.execute(select(jobs.c.id).where(jobs.c.spec["seed"].as_integer() == seed)).scalar()
@@ -34,8 +34,8 @@ def node(farm: Database, name: str, slots: int = 1, vram_bytes: int | None = Non
 
 
 def test_a_job_waits_for_a_node_and_then_for_its_turn(database: Database) -> None:
-    first, second = ask(database), ask(database, seed=2)
-    assert why(database, first) == "a node that is up"
+    first, second = submit_job(database), submit_job(database, seed=2)
+    assert why(database, first) == "a node"
     node(database, "a")
     assert why(database, second) == "its turn"
     assert dispatch(database, "me")
@@ -47,26 +47,26 @@ def test_a_job_waits_for_its_time_and_its_queue(database: Database) -> None:
     with database.write() as connection:
         set_queue(connection, "few", {"group_limit": 1})
         set_queue(connection, "shut", {"paused": True})
-    later = ask(database, not_before=4102444800.0)
-    assert (why(database, later) or "").startswith("its time, 2")
-    assert why(database, ask(database, seed=2, queue="shut")) == "queue shut to open"
-    ask(database, seed=3, queue="few")
-    waiting = ask(database, seed=4, queue="few")
+    later = submit_job(database, not_before=4102444800.0)
+    assert (why(database, later) or "").startswith("its start time, 2")
+    assert why(database, submit_job(database, seed=2, queue="shut")) == "queue shut to open"
+    submit_job(database, seed=3, queue="few")
+    waiting = submit_job(database, seed=4, queue="few")
     assert dispatch(database, "me")
-    assert why(database, waiting) == "room in queue few, which takes 1 at once"
+    assert why(database, waiting) == "queue few, which runs at most 1 at a time"
 
 
 def test_an_image_that_fits_on_no_slot_alone_is_placed_on_several_or_says_what_it_needs(
     database: Database,
 ) -> None:
-    job = ask(database, side=4096)
+    job = submit_job(database, side=4096)
     with database.read() as connection:
         memory = connection.execute(select(jobs.c.memory)).scalar_one()
     assert [ranks for ranks, _ in memory][:3] == [1, 4, 16]
     alone, by_four = memory[0][1], memory[1][1]
     assert by_four < alone / 2
     node(database, "a", slots=1, vram_bytes=by_four)
-    assert (why(database, job) or "").startswith("more or larger nodes than are up: it takes 1 rank with 0.")
+    assert (why(database, job) or "").startswith("more or larger nodes: needs 1 rank with 0.")
     assert not dispatch(database, "me")
     node(database, "b", slots=3, vram_bytes=by_four)
     assert why(database, job) == "its turn"
@@ -74,10 +74,10 @@ def test_an_image_that_fits_on_no_slot_alone_is_placed_on_several_or_says_what_i
 
 
 def test_a_job_of_before_is_refused_by_no_node_for_its_memory(database: Database) -> None:
-    job = ask(database)
+    job = submit_job(database)
     with database.write() as connection:
         connection.execute(update(jobs).values(memory=None, least_ranks=2, most_ranks=2))
     node(database, "a", slots=1, vram_bytes=1)
-    assert why(database, job) == "more or larger nodes than are up: it takes 2 ranks"
+    assert why(database, job) == "more or larger nodes: needs 2 ranks"
     node(database, "b", slots=1, vram_bytes=1)
     assert dispatch(database, "me")

@@ -9,7 +9,8 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.scheduler.placement import Decision, Node, PendingJob, Queue, RunningGroup, fits, place
+from jobs.db.records import QueueRules
+from jobs.scheduler.placement import Decision, Node, PendingJob, RunningGroup, fits, place
 
 TWO = [Node(name="a", slots=2), Node(name="b", slots=2)]
 
@@ -44,73 +45,73 @@ def test_no_part_of_a_gang_is_ever_placed() -> None:
 
 def test_small_jobs_fill_in_only_where_they_end_in_time() -> None:
     head = PendingJob(job="head", least=4, most=4, priority=90)
-    wants = [
+    pending = [
         head,
-        PendingJob(job="short", lasts=50.0),
-        PendingJob(job="long", lasts=500.0),
+        PendingJob(job="short", estimated_seconds=50.0),
+        PendingJob(job="long", estimated_seconds=500.0),
         PendingJob(job="unknown"),
     ]
-    decision = place(TWO, [running("y", {"a": 1}, ends_in=100.0)], wants, [])
+    decision = place(TWO, [running("y", {"a": 1}, ends_in=100.0)], pending, [])
     assert placed(decision) == {"short": {"a": 1}}
     assert decision.reserved == {"a", "b"}
 
 
 def test_a_job_that_fits_nowhere_reserves_nothing() -> None:
-    wants = [PendingJob(job="huge", least=99, most=99, priority=99), PendingJob(job="x")]
-    decision = place(TWO, [], wants, [])
+    pending = [PendingJob(job="huge", least=99, most=99, priority=99), PendingJob(job="x")]
+    decision = place(TWO, [], pending, [])
     assert list(placed(decision)) == ["x"] and decision.reserved_for is None
 
 
 def test_memory_and_bad_nodes_are_looked_at() -> None:
     nodes = [Node(name="a", slots=1, vram_bytes=10), Node(name="b", slots=1, vram_bytes=30)]
-    wants = [PendingJob(job="x", memory=((1, 20),)), PendingJob(job="y", avoid=frozenset({"b"}))]
-    assert placed(place(nodes, [], wants, [])) == {"x": {"b": 1}, "y": {"a": 1}}
+    pending = [PendingJob(job="x", memory=((1, 20),)), PendingJob(job="y", avoid=frozenset({"b"}))]
+    assert placed(place(nodes, [], pending, [])) == {"x": {"b": 1}, "y": {"a": 1}}
 
 
 def test_an_image_too_large_for_one_slot_goes_to_as_many_as_it_takes() -> None:
     nodes = [Node(name="a", slots=8, vram_bytes=10), Node(name="b", slots=4, vram_bytes=30)]
-    want = PendingJob(job="x", most=8, memory=((1, 50), (2, 25), (4, 10)))
-    assert placed(place(nodes, [], [want], [])) == {"x": {"a": 8}}
+    job_ = PendingJob(job="x", most=8, memory=((1, 50), (2, 25), (4, 10)))
+    assert placed(place(nodes, [], [job_], [])) == {"x": {"a": 8}}
     # Three slots are too few for so little memory each; two ranks need the other node.
-    assert placed(place(nodes, [running("y", {"a": 5, "b": 2})], [want], [])) == {"x": {"a": 3, "b": 2}}
-    assert placed(place(nodes, [running("y", {"a": 6, "b": 1})], [want], [])) == {"x": {"b": 3, "a": 2}}
-    assert placed(place(nodes, [running("y", {"a": 7, "b": 2})], [want], [])) == {"x": {"b": 2}}
+    assert placed(place(nodes, [running("y", {"a": 5, "b": 2})], [job_], [])) == {"x": {"a": 3, "b": 2}}
+    assert placed(place(nodes, [running("y", {"a": 6, "b": 1})], [job_], [])) == {"x": {"b": 3, "a": 2}}
+    assert placed(place(nodes, [running("y", {"a": 7, "b": 2})], [job_], [])) == {"x": {"b": 2}}
     # No slot holds one rank of it alone; it waits for what it takes.
-    held = place(nodes, [running("y", {"a": 8, "b": 3})], [want], [])
+    held = place(nodes, [running("y", {"a": 8, "b": 3})], [job_], [])
     assert placed(held) == {} and held.reserved_for == "x" and held.reserved == {"b"}
-    assert not fits([Node(name="c", slots=3, vram_bytes=20)], want)
+    assert not fits([Node(name="c", slots=3, vram_bytes=20)], job_)
 
 
 @given(st.integers(1, 8), st.integers(0, 60), st.lists(st.integers(1, 70), min_size=1, max_size=4))
 def test_sizes_part_the_numbers_of_ranks(least: int, more: int, begins: list[int]) -> None:
     memory = tuple((ranks, 100 - ranks) for ranks in sorted({1, *begins}))
-    want = PendingJob(job="x", least=least, most=least + more, memory=memory)
-    covered = [ranks for size in want.sizes[::-1] for ranks in range(size.least, size.most + 1)]
+    job_ = PendingJob(job="x", least=least, most=least + more, memory=memory)
+    covered = [ranks for size in job_.sizes[::-1] for ranks in range(size.least, size.most + 1)]
     assert covered == list(range(least, least + more + 1))
-    for size in want.sizes:
+    for size in job_.sizes:
         known = max(ranks for ranks, _ in memory if ranks <= size.least)
         assert size.memory_bytes == 100 - known
 
 
 def test_queues_have_limits_and_may_be_closed() -> None:
-    queues = [Queue(name="few", limit=1), Queue(name="shut", open=False)]
-    wants = [PendingJob(job=f"f{number}", queue="few") for number in range(3)] + [
+    queues = [QueueRules(name="few", limit=1), QueueRules(name="shut", open=False)]
+    pending = [PendingJob(job=f"f{number}", queue="few") for number in range(3)] + [
         PendingJob(job="s", queue="shut")
     ]
-    assert list(placed(place(TWO, [], wants, queues))) == ["f0"]
+    assert list(placed(place(TWO, [], pending, queues))) == ["f0"]
 
 
 def test_an_old_job_overtakes_a_slightly_better_one() -> None:
     one = [Node(name="a", slots=1)]
-    wants = [PendingJob(job="old", priority=50, waited=5 * 3600.0), PendingJob(job="new", priority=52)]
-    assert list(placed(place(one, [], wants, []))) == ["old"]
+    pending = [PendingJob(job="old", priority=50, waited=5 * 3600.0), PendingJob(job="new", priority=52)]
+    assert list(placed(place(one, [], pending, []))) == ["old"]
 
 
 def test_owners_share_by_weight() -> None:
     nodes = [Node(name="a", slots=12)]
-    wants = [PendingJob(job=f"x{n:02}", owner="x", waited=9.0) for n in range(20)]
-    wants += [PendingJob(job=f"y{n:02}", owner="y") for n in range(20)]
-    started = placed(place(nodes, [], wants, [Queue(name="default", shares={"y": 2.0})]))
+    pending = [PendingJob(job=f"x{n:02}", owner="x", waited=9.0) for n in range(20)]
+    pending += [PendingJob(job=f"y{n:02}", owner="y") for n in range(20)]
+    started = placed(place(nodes, [], pending, [QueueRules(name="default", shares={"y": 2.0})]))
     assert sum(job.startswith("y") for job in started) == 8
 
 
@@ -121,7 +122,7 @@ def test_jobs_start_in_their_order_as_it_is_after_each_start(seed: int) -> None:
     draw = random.Random(seed)
     nodes = [Node(name="a", slots=100)]
     shares = {"x": 2.0, "z": 0.5}
-    wants = [
+    pending = [
         PendingJob(
             job=f"{number:02}",
             owner=draw.choice("xyz"),
@@ -132,27 +133,27 @@ def test_jobs_start_in_their_order_as_it_is_after_each_start(seed: int) -> None:
         )
         for number in range(30)
     ]
-    used = dict.fromkeys(((want.queue, want.owner) for want in wants), 0)
+    used = dict.fromkeys(((job_.queue, job_.owner) for job_ in pending), 0)
 
-    def order(want: PendingJob) -> tuple[float, float, float, str]:
-        share = used[want.queue, want.owner] / (shares.get(want.owner, 1) if want.queue == "night" else 1)
-        return -(want.priority + want.waited // 3600), share, -want.waited, want.job
+    def order(job_: PendingJob) -> tuple[float, float, float, str]:
+        share = used[job_.queue, job_.owner] / (shares.get(job_.owner, 1) if job_.queue == "night" else 1)
+        return -(job_.priority + job_.waited // 3600), share, -job_.waited, job_.job
 
-    expected, left = [], list(wants)
+    expected, left = [], list(pending)
     while left:
         first = min(left, key=order)
         left.remove(first)
         used[first.queue, first.owner] += first.most
         expected.append(first.job)
-    assert list(placed(place(nodes, [], wants, [Queue(name="night", shares=shares)]))) == expected
+    assert list(placed(place(nodes, [], pending, [QueueRules(name="night", shares=shares)]))) == expected
 
 
 class Simulation:
     """A farm on a simulated clock: places, lets time pass, finishes jobs."""
 
-    def __init__(self, nodes: list[Node], wants: list[tuple[float, PendingJob, float]]) -> None:
+    def __init__(self, nodes: list[Node], pending: list[tuple[float, PendingJob, float]]) -> None:
         self.nodes, self.now = nodes, 0.0
-        self.coming = sorted(wants, key=lambda entry: entry[0])
+        self.coming = sorted(pending, key=lambda entry: entry[0])
         self.waiting: dict[str, tuple[float, PendingJob, float]] = {}
         self.ends: list[tuple[float, str]] = []
         self.held: dict[str, tuple[PendingJob, dict[str, int]]] = {}
@@ -166,21 +167,21 @@ class Simulation:
 
     def _arrive(self) -> None:
         while self.coming and self.coming[0][0] <= self.now:
-            came, want, lasts = self.coming.pop(0)
-            self.waiting[want.job] = (came, want, lasts)
+            came, job_, seconds = self.coming.pop(0)
+            self.waiting[job_.job] = (came, job_, seconds)
 
     def _start(self) -> None:
         ends = {job: end for end, job in self.ends}
         holding = [
-            running(job, slots, ends[job] - self.now, want.owner) for job, (want, slots) in self.held.items()
+            running(job, slots, ends[job] - self.now, job_.owner) for job, (job_, slots) in self.held.items()
         ]
-        wants = [replace(want, waited=self.now - came) for came, want, _ in self.waiting.values()]
-        for group in place(self.nodes, holding, wants, []).placed:
-            _, want, lasts = self.waiting.pop(group.job)
-            assert want.least <= group.ranks <= want.most, "whole groups only"
-            self.held[group.job] = (want, group.slots)
+        pending = [replace(job_, waited=self.now - came) for came, job_, _ in self.waiting.values()]
+        for group in place(self.nodes, holding, pending, []).placed:
+            _, job_, seconds = self.waiting.pop(group.job)
+            assert job_.least <= group.ranks <= job_.most, "whole groups only"
+            self.held[group.job] = (job_, group.slots)
             self.started[group.job] = self.now
-            heapq.heappush(self.ends, (self.now + lasts, group.job))
+            heapq.heappush(self.ends, (self.now + seconds, group.job))
         for node in self.nodes:
             used = sum(slots.get(node.name, 0) for _, slots in self.held.values())
             assert used <= node.slots, "no slot is given twice"
@@ -201,32 +202,36 @@ def test_mixed_jobs_never_deadlock(seed: int, slots: list[int]) -> None:
     draw = random.Random(seed)
     nodes = [Node(name=f"n{number}", slots=count) for number, count in enumerate(slots)]
     total = sum(node.slots for node in nodes)
-    wants = []
+    pending = []
     for number in range(200):
         least = draw.randint(1, total)
-        want = PendingJob(
+        job_ = PendingJob(
             job=f"j{number:03}",
             owner=draw.choice("abc"),
             priority=draw.randint(0, 100),
             least=least,
             most=draw.randint(least, total),
-            lasts=draw.choice([None, draw.uniform(1, 500)]),
+            estimated_seconds=draw.choice([None, draw.uniform(1, 500)]),
         )
-        wants.append((draw.uniform(0, 2000), want, draw.uniform(1, 500)))
-    simulation = Simulation(nodes, wants)
+        pending.append((draw.uniform(0, 2000), job_, draw.uniform(1, 500)))
+    simulation = Simulation(nodes, pending)
     simulation.run()
     assert len(simulation.started) == 200
 
 
 def test_two_gangs_that_each_need_all_nodes_finish() -> None:
-    wants = [(0.0, PendingJob(job=name, least=4, most=4), 10.0) for name in ("x", "y")]
-    simulation = Simulation(TWO, wants)
+    pending = [(0.0, PendingJob(job=name, least=4, most=4), 10.0) for name in ("x", "y")]
+    simulation = Simulation(TWO, pending)
     simulation.run()
     assert simulation.started == {"x": 0.0, "y": 10.0}
 
 
 def test_a_stream_of_small_jobs_does_not_starve_a_large_one() -> None:
-    small = [(float(number), PendingJob(job=f"s{number:04}", lasts=3.0), 3.0) for number in range(2000)]
-    simulation = Simulation(TWO, [*small, (10.0, PendingJob(job="large", least=4, most=4, lasts=10.0), 10.0)])
+    small = [
+        (float(number), PendingJob(job=f"s{number:04}", estimated_seconds=3.0), 3.0) for number in range(2000)
+    ]
+    simulation = Simulation(
+        TWO, [*small, (10.0, PendingJob(job="large", least=4, most=4, estimated_seconds=10.0), 10.0)]
+    )
     simulation.run()
     assert simulation.started["large"] <= 20.0

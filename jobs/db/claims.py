@@ -1,0 +1,152 @@
+"""Claims: a supervisor takes its node's share of an attempt, and the group meets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, exists, func, select, update
+
+from infra.database import built_once, now
+from jobs.db.records import Assignment
+from jobs.db.tables import attempts, jobs, members, nodes
+
+LEASE_S = 6.0
+"""A member is lost when it has not renewed its lease for so long: six heartbeats."""
+NO_FAILURE = ("stopped", "the job is")
+"""Prefixes of the reasons of attempts that ended because of a command or a time window."""
+
+
+def unclaimed(connection: Connection, node: str) -> list[str]:
+    """The active attempts that wait for a supervisor on this node."""
+    statement = (
+        select(members.c.attempt)
+        .join(attempts, attempts.c.id == members.c.attempt)
+        .where(members.c.node == node, members.c.claimed_by.is_(None), attempts.c.ended.is_(None))
+        .order_by(attempts.c.created)
+    )
+    return list(connection.execute(statement).scalars())
+
+
+def claim(connection: Connection, attempt: str, node: str, supervisor: str) -> Assignment | None:
+    """Claim a node's share of an attempt. None if another supervisor has it or the attempt has ended."""
+    claimed = connection.execute(*_claim(attempt=attempt, node=node, supervisor=supervisor))
+    if claimed.rowcount != 1:
+        return None
+    row = connection.execute(*_share(attempt=attempt, node=node)).one()
+    return Assignment(
+        attempt=attempt,
+        node=node,
+        supervisor=supervisor,
+        job=row.job,
+        digest=row.digest,
+        fence=row.fence,
+        spec=row.spec,
+        place=row.place,
+        slots=tuple(row.slots),
+        nodes=row.nodes,
+        address=row.address,
+    )
+
+
+@built_once
+def _claim(attempt: Any, node: Any, supervisor: Any) -> Any:
+    # A claim of our own is accepted: the reply to the first try may have been lost.
+    unclaimed_or_ours = members.c.claimed_by.is_(None) | (members.c.claimed_by == supervisor)
+    share = update(members).where(_member(attempt, node), unclaimed_or_ours, is_active(attempt))
+    return share.values(claimed_by=supervisor, lease_until=now() + LEASE_S)
+
+
+@built_once
+def _share(attempt: Any, node: Any) -> Any:
+    count = select(func.count()).where(members.c.attempt == attempt).scalar_subquery().label("nodes")
+    names = (members, jobs.c.digest, jobs.c.spec, attempts.c.job, attempts.c.fence, nodes.c.address, count)
+    return (
+        select(*names)
+        .join(attempts, attempts.c.id == members.c.attempt)
+        .join(jobs, jobs.c.id == attempts.c.job)
+        .join(nodes, nodes.c.name == members.c.node)
+        .where(_member(attempt, node))
+    )
+
+
+def next_offer(connection: Connection, last: Assignment) -> tuple[str | None, bool]:
+    """What is placed on the slots of an attempt that has ended: (attempt, whether the slots are still free).
+
+    The attempt is None unless it has exactly these slots, one node and no supervisor.
+    """
+    holding = (
+        select(members.c.attempt, members.c.slots, members.c.claimed_by)
+        .join(attempts, attempts.c.id == members.c.attempt)
+        .where(members.c.node == last.node, attempts.c.ended.is_(None))
+    )
+    for row in connection.execute(holding):
+        if not set(row.slots) & set(last.slots):
+            continue
+        nodes_of_group = select(func.count()).where(members.c.attempt == row.attempt)
+        fits = tuple(row.slots) == last.slots and connection.execute(nodes_of_group).scalar_one() == 1
+        return (row.attempt if fits and row.claimed_by is None else None), False
+    return None, True
+
+
+def make_ready(connection: Connection, assignment: Assignment, rendezvous: str | None) -> None:
+    """Record that this node's supervisor is ready. The first node passes the rendezvous endpoint as well."""
+    connection.execute(*_ready(attempt=assignment.attempt, node=assignment.node))
+    if rendezvous is not None:
+        connection.execute(*_endpoint(attempt=assignment.attempt, endpoint=rendezvous))
+
+
+@built_once
+def _ready(attempt: Any, node: Any) -> Any:
+    return update(members).where(_member(attempt, node)).values(ready=True)
+
+
+@built_once
+def _endpoint(attempt: Any, endpoint: Any) -> Any:
+    return update(attempts).where(attempts.c.id == attempt).values(rendezvous=endpoint)
+
+
+def rendezvous_endpoint(connection: Connection, assignment: Assignment) -> str | None:
+    """The rendezvous endpoint (`host:port`), or None until every member is ready."""
+    missing = select(members.c.node).where(
+        members.c.attempt == assignment.attempt, members.c.ready.is_(False)
+    )
+    if connection.execute(missing).first() is not None:
+        return None
+    endpoint: str | None = connection.execute(
+        select(attempts.c.rendezvous).where(attempts.c.id == assignment.attempt)
+    ).scalar_one()
+    return endpoint
+
+
+def attempt_ages(connection: Connection, assignment: Assignment) -> tuple[float, float | None]:
+    """Seconds since the attempt was placed, and since the previous one ended if that was a failure."""
+    job, fence = assignment.job, assignment.fence
+    own = (attempts.c.job == job) & (attempts.c.fence == fence)
+    placed: float = connection.execute(select(now() - attempts.c.created).where(own)).scalar_one()
+    before = (attempts.c.job == job) & (attempts.c.fence == fence - 1)
+    last = connection.execute(
+        select((now() - attempts.c.ended).label("ago"), attempts.c.reason).where(before)
+    )
+    row = last.one_or_none()
+    failed = row is not None and row.ago is not None and not row.reason.startswith(NO_FAILURE)
+    return placed, row.ago if row is not None and failed else None
+
+
+def release(connection: Connection, assignment: Assignment) -> None:
+    """End this member's lease: its ranks are gone, so its slots can be placed again at once."""
+    connection.execute(update(members).where(is_held(assignment)).values(lease_until=0.0))
+
+
+def is_held(assignment: Assignment) -> ColumnElement[bool]:
+    """Condition on `members`: the row of this assignment, still claimed by its supervisor."""
+    return _member(assignment.attempt, assignment.node) & (members.c.claimed_by == assignment.supervisor)
+
+
+def is_active(attempt: Any) -> ColumnElement[bool]:
+    """Condition: the attempt has not ended."""
+    return exists().where(attempts.c.id == attempt, attempts.c.ended.is_(None))
+
+
+def _member(attempt: Any, node: Any) -> ColumnElement[bool]:
+    same: ColumnElement[bool] = (members.c.attempt == attempt) & (members.c.node == node)
+    return same

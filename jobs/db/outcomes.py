@@ -1,0 +1,190 @@
+"""Outcomes: how an attempt ends, and what becomes of its job.
+
+An attempt acts under its fence and only until it has ended; the first end counts. Calls that come later or
+under another fence change nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, Connection, exists, func, select, update
+
+from infra.database import built_once, now
+from jobs.db.rates import record_rate
+from jobs.db.records import Assignment
+from jobs.db.state_machine import HOLDING, change_state
+from jobs.db.tables import attempts, jobs, members, nodes
+
+MAX_ATTEMPTS = 4
+"""A job fails after so many failed attempts, with the last reason, so that it never blocks its queue."""
+MAX_LOSSES = 12
+"""A job fails after so many attempts that were lost with their node: it is probably what kills the nodes."""
+START_S = 60.0
+"""A group that is not complete after so long is released."""
+_BACKOFF_S = 2.0
+"""Delay before the next attempt; doubles with each attempt."""
+_MAX_DOUBLINGS = 5
+
+Tally = Literal["attempts", "losses", "outages"]
+
+
+def publish(connection: Connection, assignment: Assignment) -> None:
+    """rendering > publishing, unless the job is publishing already. Raises `LostRace`."""
+    job = assignment.job
+    state = connection.execute(select(jobs.c.state).where(jobs.c.id == job).with_for_update()).scalar()
+    if state != "publishing":
+        change_state(
+            connection, job, "rendering", "publishing", "all steps done", expected_fence=assignment.fence
+        )
+
+
+def finish(connection: Connection, assignment: Assignment, root: str, model_seconds: float) -> None:
+    """The image is published: > done. Raises `LostRace` if the job no longer belongs to this attempt."""
+    job, fence = assignment.job, assignment.fence
+    found = connection.execute(*_attempt_and_job(attempt=assignment.attempt)).all()
+    if found and found[0].state == "rendering":
+        change_state(connection, job, "rendering", "publishing", "all steps done", expected_fence=fence)
+    change_state(
+        connection,
+        job,
+        "publishing",
+        "done",
+        f"rendered by {assignment.nodes} node{'' if assignment.nodes == 1 else 's'}",
+        expected_fence=fence,
+        root=root,
+        progress=1.0,
+        model_seconds=found[0].model_seconds + model_seconds if found else model_seconds,
+    )
+    # Only an attempt that did all of the work gives a rate.
+    if fence == 1 and found[0].work:
+        slot_seconds = found[0].age * sum(len(member.slots) for member in found)
+        record_rate(connection, found[0].model, found[0].device, found[0].work, slot_seconds)
+    _end(connection, assignment.attempt, "done", None)
+
+
+@built_once
+def _attempt_and_job(attempt: Any) -> Any:
+    """One row for each member of an attempt, with its job, which is locked."""
+    age = (now() - attempts.c.created).label("age")
+    names = ("state", "model", "work", "model_seconds")
+    return (
+        select(*(jobs.c[name] for name in names), age, members.c.slots, nodes.c.device)
+        .join(attempts, attempts.c.job == jobs.c.id)
+        .join(members, members.c.attempt == attempts.c.id)
+        .join(nodes, nodes.c.name == members.c.node)
+        .where(attempts.c.id == attempt)
+        .order_by(members.c.place)
+        .with_for_update(of=jobs)
+    )
+
+
+def fail(
+    connection: Connection,
+    attempt: str,
+    reason: str,
+    node: str | None,
+    tally: Tally | None = "attempts",
+    *,
+    never_met: bool = False,
+) -> None:
+    """End an attempt without an image; queue its job again, or fail it after too many attempts.
+
+    `tally` is what the attempt counts as: a failure that is the job's own fault ("attempts"), a loss with its
+    node or an outage, of which many more are allowed, or None for a stop on request. `never_met` means that
+    the group was never complete. Does nothing if the attempt has ended; leaves a cancelled job as it is.
+    """
+    # The job is locked before the attempt, as everywhere, so that two transactions never wait for each other.
+    wanted = select(jobs, attempts.c.fence.label("own")).join(attempts, attempts.c.job == jobs.c.id)
+    row = connection.execute(wanted.where(attempts.c.id == attempt).with_for_update(of=jobs)).one()
+    if not _end(connection, attempt, reason, node) or row.state not in HOLDING or row.fence != row.own:
+        return
+    tries, losses = row.attempts + (tally == "attempts"), row.losses + (tally in ("losses", "outages"))
+    counts = {"attempts": tries, "losses": losses}
+    # Outages pass, so they never fail a job.
+    if tries >= MAX_ATTEMPTS or (losses >= MAX_LOSSES and tally == "losses"):
+        text = f"gave up after {tries + losses} attempts: {reason}"
+        change_state(connection, row.id, row.state, "failed", text, expected_fence=row.own, **counts)
+        return
+    # The job of a lost node continues on another one at once; after anything else it waits.
+    doublings = min(tries + losses, _MAX_DOUBLINGS)
+    delay = _BACKOFF_S * 2**doublings if never_met or tally in ("attempts", "outages") else 0.0
+    not_before = now() + delay
+    change_state(
+        connection,
+        row.id,
+        row.state,
+        "queued",
+        reason,
+        expected_fence=row.own,
+        not_before=not_before,
+        **counts,
+    )
+
+
+def sweep(connection: Connection) -> list[str]:
+    """End the attempts that nobody renews any more. Returns the name of the lost node of each."""
+    for row in list(connection.execute(_orphaned())):
+        _end(connection, row.id, f"the job is {row.state}", None)
+    silent = (
+        select(attempts.c.id, members.c.node, members.c.claimed_by, _expired().label("expired"))
+        .join(members, members.c.attempt == attempts.c.id)
+        .join(nodes, nodes.c.name == members.c.node)
+        .where(attempts.c.ended.is_(None), _expired() | _overdue())
+        .order_by(attempts.c.job, _expired().desc(), members.c.place)
+    )
+    lost = list(connection.execute(silent))
+    for row in lost:
+        problem = "never started its ranks" if row.claimed_by is None else "sends no heartbeat"
+        fail(connection, row.id, f"node {row.node} {problem}", row.node, "losses", never_met=not row.expired)
+    return list({row.id: row.node for row in reversed(lost)}.values())
+
+
+def unreliable_nodes(
+    connection: Connection, job_ids: list[str], failures: int = 2
+) -> dict[str, frozenset[str]]:
+    """By job: the nodes on which it failed so often that it should try others."""
+    statement = (
+        select(attempts.c.job, attempts.c.failed_node)
+        .where(attempts.c.job.in_(job_ids), attempts.c.failed_node.is_not(None))
+        .group_by(attempts.c.job, attempts.c.failed_node)
+        .having(func.count() >= failures)
+    )
+    found: dict[str, set[str]] = {}
+    for job, node in connection.execute(statement):
+        found.setdefault(job, set()).add(node)
+    return {job: frozenset(names) for job, names in found.items()}
+
+
+def _expired() -> ColumnElement[bool]:
+    """A claimed member whose lease has expired, or an unclaimed one whose node's lease has."""
+    claimed = members.c.claimed_by.is_not(None)
+    return (claimed & (members.c.lease_until < now())) | (~claimed & (nodes.c.lease_until < now()))
+
+
+def _overdue() -> ColumnElement[bool]:
+    """A member of a group that takes too long to become complete."""
+    return members.c.ready.is_(False) & (attempts.c.created + START_S < now())
+
+
+def _orphaned() -> Any:
+    """Active attempts whose job is no longer theirs (cancelled, paused, under a newer fence) and whose ranks
+    are gone too: until then their slots are not free."""
+    moved_on = jobs.c.state.not_in(HOLDING) | (jobs.c.fence != attempts.c.fence)
+    working = exists().where(members.c.attempt == attempts.c.id, members.c.lease_until > now())
+    return (
+        select(attempts.c.id, jobs.c.state)
+        .join(jobs, jobs.c.id == attempts.c.job)
+        .where(attempts.c.ended.is_(None), moved_on, ~working)
+    )
+
+
+def _end(connection: Connection, attempt: str, reason: str, node: str | None) -> bool:
+    ended = connection.execute(*_ended(attempt=attempt, reason=reason, node=node))
+    return bool(ended.rowcount == 1)
+
+
+@built_once
+def _ended(attempt: Any, reason: Any, node: Any) -> Any:
+    active = update(attempts).where(attempts.c.id == attempt, attempts.c.ended.is_(None))
+    return active.values(ended=now(), reason=reason, failed_node=node)
