@@ -1,7 +1,7 @@
 """Logging for every process of a farm: text for people, JSON lines for machines.
 
-Libraries call `logging.getLogger(__name__)` and pass `job`, `attempt`, `node` and `rank` as `extra`. Processes
-call `configure_logging` once; the processes that they start inherit the choice through the environment.
+Libraries call `logging.getLogger(__name__)` and pass `job`, `attempt`, `node` and `rank` as `extra`.
+Processes call `configure_logging` once; their child processes inherit the choice through the environment.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: time, level, logger, message, the fields, and the traceback if there is one."""
+    """One JSON object per line: time, level, logger, message, the fields, and the traceback if any."""
 
     def format(self, record: logging.LogRecord) -> str:
         document = {
