@@ -20,7 +20,7 @@ _LAST_WORDS_S = 3
 """So long open streams may take to end."""
 
 
-def serve(farm: Farm, host: str, port: int, opened: str | None, say: Callable[[str], None]) -> None:
+def serve(farm: Farm, host: str, port: int, opened: str | None, report: Callable[[str], None]) -> None:
     """Serve the board at an address until Ctrl-C; port 0 takes a free one. `opened` is a path to show.
 
     Raises `BadSetting` for an address that cannot be had, or that others reach while there are no tokens.
@@ -41,7 +41,7 @@ def serve(farm: Farm, host: str, port: int, opened: str | None, say: Callable[[s
     # uvicorn ends in order, and then raises the signal again; for us that is the end that was asked for.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    say(f"the board is at {address}; Ctrl-C stops it")
+    report(f"Board at {address} (press Ctrl-C to stop)")
     if opened is not None:
         webbrowser.open(address + opened.removeprefix("/"))
     _Server(config, board).run(sockets=[listening])

@@ -1,8 +1,7 @@
-"""`chorale doctor`: what is here, what is missing, and how to get it."""
+"""`chorale doctor`: check this machine and the services of the farm."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -12,19 +11,20 @@ from importlib.metadata import version
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from infra.broker import reach_broker, redis_executable
 from infra.database import Database
 from infra.errors import ServiceError, StoreError
 from infra.settings import Settings, default_home, read_settings
 from infra.store.open import check_reach, open_store
+from jobs.cli.help import examples
+from jobs.cli.terminal import print_json, print_table
+from jobs.formatting import plural, size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was looked for. `needed` things that are missing make the doctor exit with 3."""
+    """The result of one check. A missing thing that is `needed` makes the command exit with 3."""
 
     name: str
     here: bool
@@ -32,38 +32,38 @@ class Finding:
     needed: bool = True
 
 
-@click.command(epilog="Example: chorale doctor --json")
-@click.option("--no-services", is_flag=True, help="This machine alone: ask no database, broker or store.")
+@click.command(epilog=examples("chorale doctor", "chorale doctor --no-services"))
+@click.option("--no-services", is_flag=True, help="Check this machine only: no database, broker or store.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 @click.pass_context
 def doctor(context: click.Context, no_services: bool, as_json: bool) -> None:
-    """Look at this machine and what it is set up with: Python, torch, devices, transports, model, disk, GPU
-    metrics; the farm's database, broker and store. Exits with 3 when something that is needed is missing."""
+    """Check this machine and the services of the farm. Exit code 3 when something needed is missing.
+
+    Checks Python, torch, devices, GPU metrics, transports, the built-in model and the current folder; and
+    the database, broker and store of the farm.
+    """
     settings = read_settings({})
     findings = [check() for check in CHECKS]
     if not no_services:
-        findings += [_asked(name, ask, settings) for name, ask in SERVICES.items()]
+        findings += [_service(name, check, settings) for name, check in SERVICES.items()]
     healthy = all(finding.here or not finding.needed for finding in findings)
     if as_json:
-        click.echo(json.dumps({"healthy": healthy, "findings": [asdict(finding) for finding in findings]}))
+        print_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings]})
     else:
-        Console().print(_table(findings))
+        rows = [(finding.name, _state(finding), finding.detail) for finding in findings]
+        print_table("OK" if healthy else "Something is missing", ("check", "state", "detail"), rows)
     if not healthy:
         context.exit(3)
 
 
-def _table(findings: list[Finding]) -> Table:
-    table = Table()
-    for name in ("what", "state", "detail"):
-        table.add_column(name)
-    for finding in findings:
-        state = "[green]here" if finding.here else "[red]missing" if finding.needed else "[yellow]not here"
-        table.add_row(finding.name, state, finding.detail)
-    return table
+def _state(finding: Finding) -> str:
+    return "OK" if finding.here else "missing" if finding.needed else "unavailable"
 
 
 def _python() -> Finding:
-    return Finding(name="python", here=True, detail=f"{platform.python_version()}, {os.cpu_count()} cores")
+    return Finding(
+        name="python", here=True, detail=f"{platform.python_version()}, {plural(os.cpu_count() or 1, 'core')}"
+    )
 
 
 def _torch() -> Finding:
@@ -74,7 +74,7 @@ def _cuda() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
-        return Finding(name="cuda", here=False, needed=False, detail="no CUDA device: ranks run on CPU cores")
+        return Finding(name="cuda", here=False, needed=False, detail="no CUDA device; ranks run on CPU cores")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return Finding(name="cuda", here=True, detail=", ".join(names))
 
@@ -83,9 +83,7 @@ def _driver() -> Finding:
     from infra.gpus import driver_version
 
     version = driver_version()
-    missing = (
-        "NVML is not here (it comes with NVIDIA's driver): metrics tell nothing of GPUs, only ranks' RSS"
-    )
+    missing = "NVML is not installed (NVIDIA's driver brings it); there are no GPU metrics"
     detail = missing if version is None else f"NVML, driver {version}"
     return Finding(name="gpu metrics", here=version is not None, needed=False, detail=detail)
 
@@ -93,11 +91,10 @@ def _driver() -> Finding:
 def _transports() -> Finding:
     import torch.distributed as dist
 
-    there = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available()}
-    listed = ", ".join(name for name, here in there.items() if here)
-    return Finding(
-        name="transports", here=there["gloo"], detail=listed or "install a torch with torch.distributed"
-    )
+    available = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available()}
+    listed = ", ".join(name for name, here in available.items() if here)
+    detail = listed or "install a torch with torch.distributed"
+    return Finding(name="transports", here=available["gloo"], detail=detail)
 
 
 def _model() -> Finding:
@@ -114,21 +111,21 @@ def _model() -> Finding:
 
 def _disk() -> Finding:
     writable = os.access(Path.cwd(), os.W_OK)
-    free = shutil.disk_usage(Path.cwd()).free / 2**30
-    detail = f"{free:.0f} GiB free here" if writable else "this folder is not writable; use --out elsewhere"
-    return Finding(name="this folder", here=writable, detail=detail)
+    free = size(shutil.disk_usage(Path.cwd()).free)
+    detail = f"{free} free" if writable else "not writable; use --out with another folder"
+    return Finding(name="current folder", here=writable, detail=detail)
 
 
-def _asked(name: str, ask: Callable[[Settings], str], settings: Settings) -> Finding:
+def _service(name: str, check: Callable[[Settings], str], settings: Settings) -> Finding:
     try:
-        return Finding(name=name, here=True, detail=ask(settings))
+        return Finding(name=name, here=True, detail=check(settings))
     except (ServiceError, StoreError) as exc:
         return Finding(name=name, here=False, detail=str(exc))
 
 
 def _database(settings: Settings) -> str:
     if not settings.database_url:
-        return f"embedded: SQLite in {default_home()} (CHORALE_DATABASE_URL names another)"
+        return f"embedded: SQLite in {default_home()} (set CHORALE_DATABASE_URL for another)"
     database = Database(settings.database_url)
     try:
         with database.read():
@@ -139,19 +136,19 @@ def _database(settings: Settings) -> str:
 
 def _broker(settings: Settings) -> str:
     if not settings.broker_url:
-        return f"embedded: {redis_executable()} (CHORALE_BROKER_URL names another)"
+        return f"embedded: {redis_executable()} (set CHORALE_BROKER_URL for another)"
     return reach_broker(settings.broker_url)
 
 
 def _store(settings: Settings) -> str:
     url = settings.store_url
     if not url:
-        return f"embedded: {default_home() / 'images'} (CHORALE_STORE_URL names another)"
+        return f"embedded: {default_home() / 'images'} (set CHORALE_STORE_URL for another)"
     try:
         check_reach(open_store(url, settings))
     except StoreError as exc:
-        raise StoreError(f"{exc}; `chorale store check {url}` tells more") from exc
-    return f"{url} (`chorale store check` tries all that we ask of it)"
+        raise StoreError(f"{exc}; `chorale store check {url}` shows more") from exc
+    return f"{url} (`chorale store check` tests every operation)"
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
@@ -164,4 +161,4 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     _disk,
 )
 SERVICES: dict[str, Callable[[Settings], str]] = {"database": _database, "broker": _broker, "store": _store}
-"""What is asked of each; the answer says where it is. They raise when it does not answer."""
+"""Each check returns where its service is, and raises when it cannot be reached."""

@@ -1,4 +1,4 @@
-"""`chorale download`: an image from its store into a folder."""
+"""`chorale download`: copy an image from its store into a folder."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from rich.progress import Progress
 from infra.settings import read_settings
 from infra.store.local import LocalStore
 from infra.store.open import open_store
-from jobs.cli.farm_options import print_json
+from jobs.cli.help import examples
+from jobs.cli.terminal import print_json, print_line
 from jobs.download import download
+from jobs.formatting import plural, size
 from jobs.image_store import READ_PATIENCE_S, published_image
 
 
-@click.command(name="download", epilog="Example: chorale download s3://studio/vase out/copy")
+@click.command(name="download", epilog=examples("chorale download s3://studio/vase out/copy"))
 @click.argument("image")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 def download_command(image: str, folder: Path, as_json: bool) -> None:
-    """Copy an image (s3://bucket/prefix, or a folder) with all its tiles into a new folder.
+    """Copy an image with all its tiles into a new folder.
 
-    Every tile is held against the manifest. The same command goes on where one broke off.
+    IMAGE is s3://bucket/prefix or a folder. Every tile is checked against the manifest. Running the same
+    command again resumes an interrupted download.
     """
     settings = read_settings({})
     manifest = published_image(open_store(image, settings, field="image"))
@@ -40,4 +43,4 @@ def download_command(image: str, folder: Path, as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(folder), "tiles": tiles, "bytes": fetched, "root": root})
     else:
-        click.echo(f"{folder}: {tiles} tiles, {fetched / 2**20:.1f} MiB fetched (root {root[:16]})")
+        print_line(f"{folder}: {plural(tiles, 'tile')}, {size(fetched)} downloaded (root {root[:16]})")

@@ -1,4 +1,4 @@
-"""`chorale gc`: remove what no job needs any more."""
+"""`chorale gc`: delete files that no job needs any more."""
 
 from __future__ import annotations
 
@@ -14,106 +14,120 @@ from sqlalchemy import select
 from infra.settings import default_home
 from infra.store.base import Entry, Store
 from infra.store.local import LocalStore
-from jobs.cli.farm_options import farm_options, print_json
+from jobs.cli.farm_options import farm_options
+from jobs.cli.help import examples
+from jobs.cli.terminal import print_json, print_line
 from jobs.db.state_machine import ENDED
 from jobs.db.tables import jobs
 from jobs.farm import LOGS, Farm, open_images
+from jobs.formatting import plural, size
 from jobs.input_assets import INPUTS
 from render.output.manifest import KEY
 from render.sink import WORK
 
 _LOG = re.compile(rf"{LOGS}/[^/]+-[^/]+-[^/]+\.log")
-_AT_ONCE = 16
-"""Images that are looked into at the same time; a store may be far away and hold very many."""
+_THREADS = 16
+"""Images that are examined at the same time; a store may be far away and hold very many."""
 
 
 @dataclass(frozen=True)
-class _Litter:
-    where: str
-    why: str
-    size: int
-    changed: float
-    remove: Callable[[], None]
+class _Unneeded:
+    """Files that can be deleted, and the reason."""
+
+    url: str
+    reason: str
+    bytes: int
+    modified: float
+    delete: Callable[[], None]
 
 
-@click.command(epilog="Examples: chorale gc; chorale gc --older-than 7 --yes")
+@click.command(epilog=examples("chorale gc", "chorale gc --older-than 7 --yes"))
 @click.option(
-    "--older-than", type=click.FloatRange(0), default=7.0, show_default=True, help="Days untouched."
+    "--older-than",
+    type=click.FloatRange(0),
+    default=7.0,
+    show_default=True,
+    help="Minimum age of the files in days.",
 )
-@click.option("--yes", is_flag=True, help="Remove it; without this, only tell.")
+@click.option("--yes", is_flag=True, help="Delete the files; without this flag they are only listed.")
 @farm_options
 def gc(farm: Farm, as_json: bool, older_than: float, yes: bool) -> None:
-    """Find old logs, unfinished work of images that are finished or whose jobs have ended, and pictures that
-    no job starts from any more.
+    """List, or delete with --yes, files that no job needs any more.
 
-    Finished images are never touched, nor is the work of a job that may still go on.
+    These are old logs, unfinished work of images that are finished or whose jobs have ended, and init
+    images of jobs that are done. Finished images and the work of unfinished jobs are never deleted.
     """
     before = time.time() - older_than * 86_400
-    found = [litter for litter in [*_work(farm), *_logs(farm), *_inputs(farm)] if litter.changed < before]
-    total = sum(litter.size for litter in found)
-    for litter in found:
+    found = [each for each in [*_work(farm), *_logs(farm), *_inputs(farm)] if each.modified < before]
+    total = sum(each.bytes for each in found)
+    for each in found:
         if not as_json:
-            click.echo(f"{litter.size / 1e6:9.2f} MB  {litter.where}  ({litter.why})")
+            print_line(f"{size(each.bytes):>10}  {each.url}  ({each.reason})")
         if yes:
-            litter.remove()
+            each.delete()
     if as_json:
-        print_json({"removed": yes, "bytes": total, "paths": [litter.where for litter in found]})
+        print_json({"removed": yes, "bytes": total, "paths": [each.url for each in found]})
     elif not found:
-        click.echo("there is nothing to remove")
+        print_line("Nothing to delete")
     else:
-        verb = "removed" if yes else "would be removed; add --yes to do it"
-        click.echo(f"{len(found)} things, {total / 1e6:.2f} MB, {verb}")
+        amount = f"{plural(len(found), 'item')}, {size(total)}"
+        print_line(f"Deleted {amount}" if yes else f"{amount} can be deleted; add --yes to delete them")
 
 
-def _work(farm: Farm) -> list[_Litter]:
+def _work(farm: Farm) -> list[_Unneeded]:
     with farm.database.read() as connection:
-        living = set(connection.execute(select(jobs.c.digest).where(jobs.c.state.not_in(ENDED))).scalars())
+        unfinished = set(
+            connection.execute(select(jobs.c.digest).where(jobs.c.state.not_in(ENDED))).scalars()
+        )
     images = open_images(farm.settings)
 
-    def look(digest: str) -> _Litter | None:
+    def work_of(digest: str) -> _Unneeded | None:
         image = images.within(digest)
         work = list(image.entries(WORK))
         if not work:
             return None
         if image.size(KEY) is not None:
-            return _litter(image, "work", work, "its image is finished")
-        return None if digest in living else _litter(image, "work", work, "its job has ended")
+            return _unneeded(image, WORK.rstrip("/"), work, "its image is finished")
+        if digest in unfinished:
+            return None
+        return _unneeded(image, WORK.rstrip("/"), work, "its job has ended")
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        looked = pool.map(look, (name for name in images.folders() if name not in (LOGS, INPUTS)))
-        return [litter for litter in looked if litter is not None]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(work_of, (name for name in images.folders() if name not in (LOGS, INPUTS)))
+        return [each for each in found if each is not None]
 
 
-def _logs(farm: Farm) -> list[_Litter]:
+def _logs(farm: Farm) -> list[_Unneeded]:
     with farm.database.read() as connection:
-        living = set(connection.execute(select(jobs.c.id).where(jobs.c.state.not_in(ENDED))).scalars())
+        unfinished = set(connection.execute(select(jobs.c.id).where(jobs.c.state.not_in(ENDED))).scalars())
     return [
-        _litter(store, entry.key, [entry], "an old log")
+        _unneeded(store, entry.key, [entry], "old log")
         for store in (LocalStore(default_home()), open_images(farm.settings))
         for entry in store.entries(f"{LOGS}/")
-        if _LOG.fullmatch(entry.key) and entry.key.removeprefix(f"{LOGS}/").partition("-")[0] not in living
+        if _LOG.fullmatch(entry.key)
+        and entry.key.removeprefix(f"{LOGS}/").partition("-")[0] not in unfinished
     ]
 
 
-def _inputs(farm: Farm) -> list[_Litter]:
+def _inputs(farm: Farm) -> list[_Unneeded]:
     digest = jobs.c.spec["init"]["digest"].as_string()
     with farm.database.read() as connection:
-        # A failed job may be tried again.
+        # A failed job may be retried.
         needed = set(
             connection.execute(select(digest).where(jobs.c.state.not_in(("done", "cancelled")))).scalars()
         )
     return [
-        _litter(store, entry.key, [entry], "no job starts from it any more")
+        _unneeded(store, entry.key, [entry], "init image of no unfinished job")
         for store in (LocalStore(default_home()), open_images(farm.settings))
         for entry in store.entries(f"{INPUTS}/")
         if entry.key.removeprefix(f"{INPUTS}/") not in needed
     ]
 
 
-def _litter(store: Store, name: str, files: Sequence[Entry], why: str) -> _Litter:
-    def remove() -> None:
+def _unneeded(store: Store, name: str, files: Sequence[Entry], reason: str) -> _Unneeded:
+    def delete() -> None:
         for file in files:
             store.delete(file.key)
 
-    size, changed = sum(file.size for file in files), max(file.modified for file in files)
-    return _Litter(store.url(name), why, size, changed, remove)
+    total, modified = sum(file.size for file in files), max(file.modified for file in files)
+    return _Unneeded(store.url(name), reason, total, modified, delete)

@@ -1,4 +1,4 @@
-"""`chorale k8s`: images as Kubernetes objects."""
+"""`chorale k8s`: Kubernetes objects that render one image."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 import yaml
 
 from jobs.cli.group_options import whole
+from jobs.cli.help import CommandGroup, examples
 from jobs.kubernetes import OneImage, documents
 from render.errors import BadInput
 from render.models.model_paths import find_model_paths, model_info
@@ -18,49 +19,59 @@ from render.plan.plan import make_plan
 from render.spec import Spec, read_spec_file
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-"""A DNS label, which names of queues and claims have to be."""
+"""A DNS label: the form of the names of queues and claims."""
 
 
-@click.group(epilog="Example: chorale k8s render examples/vase.yaml --ranks 8 --gpus-per-pod 4 --queue night")
+_EXAMPLE = examples("chorale k8s render examples/vase.yaml --ranks 8 --gpus-per-pod 4 --queue night")
+
+
+@click.group(cls=CommandGroup, epilog=_EXAMPLE)
 def k8s() -> None:
-    """Images as objects for kubectl apply."""
+    """Print Kubernetes objects for kubectl apply."""
 
 
-@k8s.command(
-    name="render",
-    epilog="Example: chorale k8s render examples/vase.yaml --ranks 8 --gpus-per-pod 4 --queue night",
-)
+@k8s.command(name="render", epilog=_EXAMPLE)
 @click.argument("spec", type=click.Path(path_type=Path))
-@click.option("--ranks", default=None, help="Ranks of the image, over all pods.")
-@click.option("--gpus-per-pod", default=None, help="GPUs of a pod, each for one rank. [1]")
-@click.option("--cpus-per-pod", default=None, help="Ranks of a pod on CPUs instead.")
-@click.option("--queue", default=None, help="Kueue's local queue to wait in.")
-@click.option("--least-ranks", default=None, help="Kueue may begin with so few. Needs --queue.")
-@click.option("--jobset", is_flag=True, help="A JobSet instead of a Job.")
-@click.option("--out", default=None, help="s3://bucket/prefix for the image. [CHORALE_STORE_URL there]")
-@click.option("--claim", default=None, help="A claim that all pods can write, instead of a bucket.")
-@click.option("--model", default=None, help="The model as the pods see it, e.g. /models/sdxl. [the spec's]")
-@click.option("--refiner", default=None, help="The refiner as the pods see it. [the spec's]")
-@click.option("--models-claim", default=None, help="A claim with models, mounted at /models.")
-@click.option("--image", default=None, help="The container image.")
-@click.option("--memory", default=None, help="GiB of memory of a pod. [16 per GPU, 3 per CPU, and /dev/shm]")
-@click.option("--grace", default="120", show_default=True, help="Seconds for a step and its checkpoint.")
+@click.option("--ranks", default=None, help="Number of ranks, over all pods.")
+@click.option("--gpus-per-pod", default=None, help="GPUs per pod, one for each rank. [1]")
+@click.option("--cpus-per-pod", default=None, help="CPU ranks per pod, instead of GPUs.")
+@click.option("--queue", default=None, help="Local queue of Kueue.")
+@click.option("--least-ranks", default=None, help="Minimum ranks with which Kueue may start. Needs --queue.")
+@click.option("--jobset", is_flag=True, help="Print a JobSet instead of a Job.")
+@click.option("--out", default=None, help="s3://bucket/prefix of the image. [CHORALE_STORE_URL in the pods]")
+@click.option(
+    "--claim", default=None, help="PersistentVolumeClaim that all pods can write, instead of a bucket."
+)
+@click.option("--model", default=None, help="Path of the model in the pods, e.g. /models/sdxl. [the spec's]")
+@click.option("--refiner", default=None, help="Path of the refiner in the pods. [the spec's]")
+@click.option("--models-claim", default=None, help="PersistentVolumeClaim with models, mounted at /models.")
+@click.option("--image", default=None, help="Container image. [chorale:VERSION]")
+@click.option(
+    "--memory", default=None, help="Memory of a pod in GiB. [16 per GPU or 3 per CPU rank, plus /dev/shm]"
+)
+@click.option(
+    "--grace",
+    default="120",
+    show_default=True,
+    help="Termination grace period in seconds: time for a step and its checkpoint.",
+)
 @click.option("--checkpoint-every", default=None, help="Seconds between checkpoints. [30]")
-@click.option("--deadline", default=None, help="Seconds after which the image is given up.")
+@click.option("--deadline", default=None, help="Seconds after which the Job is stopped.")
 def render_command(spec: Path, **options: Any) -> None:
-    """Print one image as a Job (or JobSet) with all that it needs, as YAML; queues and applies nothing.
+    """Print a Job (or JobSet) that renders one image, and the objects that it needs, as YAML.
 
-    Its pods meet by name, keep checkpoints where the image goes, and go on from them when one is replaced.
+    Nothing is applied. The pods find each other by name and write checkpoints to the image's store; a
+    replaced pod resumes from the last one.
     """
-    wanted = _wanted(Spec.from_mapping(read_spec_file(spec)), options)
-    click.echo(yaml.safe_dump_all(documents(wanted), sort_keys=False, allow_unicode=True), nl=False)
+    image = _one_image(Spec.from_mapping(read_spec_file(spec)), options)
+    click.echo(yaml.safe_dump_all(documents(image), sort_keys=False, allow_unicode=True), nl=False)
 
 
-def _wanted(spec: Spec, options: dict[str, Any]) -> OneImage:
+def _one_image(spec: Spec, options: dict[str, Any]) -> OneImage:
     if spec.init is not None:
-        raise BadInput("init", spec.init.path, "is a file that no pod has; submit this image to a farm")
+        raise BadInput("init", spec.init.path, "is a file that pods do not have; submit this image to a farm")
     if options["refiner"] and spec.refiner is None:
-        raise BadInput("refiner", options["refiner"], "is not in the spec; name it there too")
+        raise BadInput("refiner", options["refiner"], "is not in the spec; add it there too")
     info = model_info(find_model_paths(spec.model, spec.refiner))
     digest = spec.digest(info.digest)
     useful = make_plan(spec, info, 1).useful_ranks
@@ -94,16 +105,20 @@ def _per_pod(gpus: str | None, cpus: str | None) -> tuple[str, int]:
     if cpus is None:
         return "cuda", whole("gpus-per-pod", gpus or "1", 1, 16)
     if gpus is not None:
-        raise BadInput("cpus-per-pod", cpus, "cannot go with --gpus-per-pod; use one of them")
+        raise BadInput("cpus-per-pod", cpus, "cannot be used with --gpus-per-pod; use one of them")
     return "cpu", whole("cpus-per-pod", cpus, 1, 256)
 
 
 def _pods(field: str, ranks: str | None, per_pod: int, useful: int) -> int:
     count = whole(field, ranks, 1, 1024)
     if count > useful:
-        raise BadInput(field, count, f"are more than the {useful} that have anything to do; use fewer")
+        raise BadInput(field, count, f"is more than the {useful} ranks that can be used; use fewer")
     if count % per_pod:
-        raise BadInput(field, count, f"are not divisible by {per_pod} per pod; use a multiple of {per_pod}")
+        raise BadInput(
+            field,
+            count,
+            f"is not a multiple of the {per_pod} ranks per pod; use a multiple of {per_pod}",
+        )
     return count // per_pod
 
 
@@ -112,7 +127,7 @@ def _least_pods(options: dict[str, Any], per_pod: int, pods: int) -> int | None:
     if least is None:
         return None
     if options["queue"] is None or options["jobset"]:
-        raise BadInput("least-ranks", least, "is for a Job in a queue; add --queue, leave --jobset")
+        raise BadInput("least-ranks", least, "needs a Job in a queue; add --queue and do not use --jobset")
     return _pods("least-ranks", least, per_pod, pods * per_pod)
 
 
@@ -123,19 +138,19 @@ def _check_names(options: dict[str, Any]) -> None:
             raise BadInput(
                 field.replace("_", "-"),
                 value,
-                "is no name in Kubernetes; use lower-case letters, digits and dashes, e.g. night",
+                "is not a Kubernetes name; use lower-case letters, digits and dashes, e.g. night",
             )
 
 
 def _out(out: str | None, claim: str | None, digest: str) -> str:
     if claim is not None:
         if out is not None:
-            raise BadInput("out", out, "cannot go with --claim, which is where the image goes")
+            raise BadInput("out", out, "cannot be used with --claim, where the image is written to")
         return f"/images/{digest}"
     if out is None:
         return f"$(CHORALE_STORE_URL)/{digest}"
     if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]*(/[^\s$]*)?", out):
-        raise BadInput("out", out, "is not s3://bucket/prefix; pods share no folder but a --claim")
+        raise BadInput("out", out, "is not s3://bucket/prefix; use one, or --claim for a shared volume")
     return out
 
 

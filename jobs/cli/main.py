@@ -1,8 +1,7 @@
-"""The `chorale` command: parses, calls, formats. A file per group of verbs."""
+"""The `chorale` command. Its commands stand in files of their own; this one groups them under headings."""
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
@@ -12,6 +11,7 @@ from jobs.cli.doctor import doctor
 from jobs.cli.download import download_command
 from jobs.cli.export import export
 from jobs.cli.gc import gc
+from jobs.cli.help import WIDTH, CommandGroup, examples
 from jobs.cli.jobs import cancel, list_command, pause, priority, resume, retry, show
 from jobs.cli.k8s import k8s
 from jobs.cli.logs import logs
@@ -24,53 +24,57 @@ from jobs.cli.report import estimate_command, report
 from jobs.cli.serve import serve
 from jobs.cli.store import store
 from jobs.cli.submit import submit_command
+from jobs.cli.terminal import print_json
 from jobs.cli.upscale import upscale
 from jobs.cli.verify import verify
 from jobs.cli.watch import wait, watch
 from jobs.errors import BAD_INPUT, CANCELLED, KNOWN, exit_code
+from jobs.formatting import printable
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=CommandGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
+    epilog=examples('chorale render "a red vase on a wooden table" --size 1536x1024 --seed 7 --out out/vase'),
+)
 @click.version_option(package_name="chorale")
 def cli() -> None:
-    """Render diffusion images with many ranks.
+    """Render large diffusion images on many GPUs, one at a time or as a queue of jobs.
+
+    `chorale COMMAND --help` describes a command and shows examples.
 
     \b
-    Exit codes: 0 done, 2 bad input, 3 failed, 4 cancelled, 5 timed out, 6 a service unreachable.
+    Exit codes:
+      0 done, 2 bad input, 3 failed, 4 cancelled, 5 timed out, 6 a service is unreachable
 
     \b
-    Words are completed with Tab after this line in ~/.bashrc (zsh and fish likewise):
+    Shell completion (bash; zsh and fish likewise), in ~/.bashrc:
       eval "$(_CHORALE_COMPLETE=bash_source chorale)"
-
-    \b
-    Example:
-      chorale render "a red vase on a wooden table" --size 1536x1024 --seed 7 --out out/vase
     """
 
 
-_ONE_IMAGE = (render, upscale, plan, verify, export, download_command, doctor, k8s)
-_JOBS = (submit_command, list_command, show, watch, wait, logs, cancel, pause, resume, retry, priority)
-_FARM = (
-    queues,
-    batches,
-    estimate_command,
-    report,
-    nodes,
-    drain,
-    undrain,
-    agent,
-    up,
-    serve,
-    store,
-    gc,
-    migrate,
+cli.add_section("One image", render, upscale, plan, verify, export, download_command)
+cli.add_section(
+    "Jobs",
+    submit_command,
+    list_command,
+    show,
+    watch,
+    wait,
+    logs,
+    cancel,
+    pause,
+    resume,
+    retry,
+    priority,
 )
-for _command in (*_ONE_IMAGE, *_JOBS, *_FARM):
-    cli.add_command(_command)
+cli.add_section("Batches and queues", batches, queues, estimate_command, report)
+cli.add_section("Nodes and farm", up, agent, nodes, drain, undrain, serve, store, gc, migrate, doctor)
+cli.add_section("Kubernetes", k8s)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit with a documented code; users' mistakes give one sentence."""
+    """Run the command line and exit with a documented code. A known error prints one sentence."""
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     try:
@@ -85,11 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(text: str, code: int, as_json: bool, **more: Any) -> None:
-    click.echo(f"chorale: {text}", err=True)
+    click.echo(f"chorale: {printable(text, keep=chr(10))}", err=True)
     if as_json:
-        click.echo(
-            json.dumps({"error": text, "code": code} | {k: v for k, v in more.items() if v is not None})
-        )
+        print_json({"error": text, "code": code} | {k: v for k, v in more.items() if v is not None})
     sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""`chorale agent`, `up`, `nodes`, `drain`, `undrain`: the machines of the farm."""
+"""`chorale up`, `agent`, `nodes`, `drain` and `undrain`: the machines of the farm."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from infra.errors import BadSetting
 from infra.metrics_exporter import DEFAULT_ADDRESS
 from infra.settings import Settings, default_home, read_settings
 from infra.store.open import check_reach
-from jobs.cli.farm_options import farm_options, print_json, print_table
-from jobs.cli.serve import PORT, board_beside
+from jobs.cli.farm_options import farm_options
+from jobs.cli.help import examples
+from jobs.cli.serve import PORT, board_process
+from jobs.cli.terminal import print_json, print_line, print_table
 from jobs.db.nodes import list_nodes, set_draining
 from jobs.farm import Farm, open_farm, open_images
+from jobs.formatting import plural
 from jobs.node.agent import STOP_S, Agent
 from jobs.node.metrics_server import MetricsServer
 from jobs.node.network import smallest_vram_bytes
@@ -28,22 +31,24 @@ _metrics_option = click.option(
     "--metrics-address",
     metavar="HOST:PORT|off",
     default=None,
-    help=f"Where it serves /metrics. [CHORALE_METRICS_ADDRESS, else {DEFAULT_ADDRESS} if free]",
+    help=f"Address of /metrics. [CHORALE_METRICS_ADDRESS, else {DEFAULT_ADDRESS} if it is free]",
 )
 
 
-@click.command(epilog="Example: chorale agent --name n1 --slots 4 --address 10.0.0.11")
-@click.option("--name", default=None, help="The node's name. [CHORALE_NODE, else the host's]")
+@click.command(epilog=examples("chorale agent --name n1 --slots 4 --address 10.0.0.11"))
+@click.option("--name", default=None, help="Name of the node. [CHORALE_NODE, else the host name]")
 @click.option(
     "--slots",
     type=click.IntRange(0, 1024),
     default=None,
-    help="Ranks at once; 0 dispatches only. [GPUs or cores]",
+    help="Number of slots; 0 only schedules. [number of GPUs, else CPU cores]",
 )
-@click.option("--address", default=None, help="Where other nodes reach it. [CHORALE_ADDRESS]")
+@click.option(
+    "--address", default=None, help="Address at which other nodes reach this one. [CHORALE_ADDRESS]"
+)
 @_metrics_option
-@click.option("--database-url", default=None, help="The farm's database. [CHORALE_DATABASE_URL]")
-@click.option("--undrain", is_flag=True, help="Take jobs also if the node was drained before.")
+@click.option("--database-url", default=None, help="URL of the farm's database. [CHORALE_DATABASE_URL]")
+@click.option("--undrain", is_flag=True, help="Accept jobs even if the node was drained before.")
 def agent(
     name: str | None,
     slots: int | None,
@@ -59,31 +64,42 @@ def agent(
         made = _agent(farm, slots, settings.broker_url or None)
         if undrain:
             made.undrain()
-        click.echo(f"node {made.name} with {made.slots} slots at {made.address}; Ctrl-C stops it", err=True)
+        where = f"{plural(made.slots, 'slot')} at {made.address}"
+        print_line(f"Node {made.name} with {where}; press Ctrl-C to stop", error=True)
         _run(made)
 
 
-@click.command(epilog="Example: chorale up --slots 2")
-@click.option("--slots", type=click.IntRange(1, 1024), default=None, help="Ranks at once. [GPUs, else cores]")
-@click.option("--port", type=click.IntRange(0, 65_535), default=PORT, show_default=True, help="The board's.")
-@click.option("--board/--no-board", default=True, show_default=True, help="Serve the board too.")
+@click.command(epilog=examples("chorale up --slots 2"))
+@click.option(
+    "--slots",
+    type=click.IntRange(1, 1024),
+    default=None,
+    help="Number of slots. [number of GPUs, else CPU cores]",
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65_535), default=PORT, show_default=True, help="Port of the board."
+)
+@click.option("--board/--no-board", default=True, show_default=True, help="Also serve the board.")
 @_metrics_option
 def up(slots: int | None, port: int, board: bool, metrics_address: str | None) -> None:
-    """Run a whole farm on this machine until Ctrl-C: embedded database and broker, one node, the board."""
+    """Run a whole farm on this machine until Ctrl-C.
+
+    It consists of an embedded database and broker, one node and the board.
+    """
     settings = replace(read_settings({"metrics_address": metrics_address}), database_url="")
     with open_farm(settings) as farm, embedded_redis(default_home() / "broker") as broker_url:
         made = _agent(farm, slots, broker_url)
-        size = f"{made.slots} slot{'' if made.slots == 1 else 's'}"
-        click.echo(f"a farm of {size}; images go to {open_images(settings).url()}", err=True)
-        click.echo('submit to it from another terminal: chorale submit "a red vase on marble"', err=True)
-        with board_beside(farm, port if board else None):
+        images = open_images(settings).url()
+        print_line(f"Farm with {plural(made.slots, 'slot')}; images are written to {images}", error=True)
+        print_line('Submit an image from another terminal: chorale submit "a red vase on marble"', error=True)
+        with board_process(farm, port if board else None):
             _run(made)
 
 
-@click.command(epilog="Example: chorale nodes --json")
+@click.command(epilog=examples("chorale nodes"))
 @farm_options
 def nodes(farm: Farm, as_json: bool) -> None:
-    """Show the nodes: slots in use, and whether they have been heard of lately."""
+    """List the nodes: state, slots in use and device."""
     with farm.database.read() as connection:
         known = list_nodes(connection)
     if as_json:
@@ -101,22 +117,22 @@ def nodes(farm: Farm, as_json: bool) -> None:
     print_table("nodes", ("node", "state", "slots", "device"), rows)
 
 
-@click.command(epilog="Example: chorale drain n1")
+@click.command(epilog=examples("chorale drain n1"))
 @click.argument("node", required=False)
 @farm_options
 def drain(farm: Farm, as_json: bool, node: str | None) -> None:
-    """Place nothing more on a node; what it renders goes on. [this one: CHORALE_NODE]"""
+    """Start no more jobs on a node. Running jobs go on. NODE defaults to CHORALE_NODE."""
     node = node or farm.settings.node
     if not node:
-        raise BadInput("node", None, "is missing; chorale nodes shows those that are")
+        raise click.UsageError("Name the node to drain; chorale nodes lists them")
     _drain(farm, as_json, node, True)
 
 
-@click.command(epilog="Example: chorale undrain n1")
+@click.command(epilog=examples("chorale undrain n1"))
 @click.argument("node")
 @farm_options
 def undrain(farm: Farm, as_json: bool, node: str) -> None:
-    """Place jobs on a node again."""
+    """Start jobs on a drained node again."""
     _drain(farm, as_json, node, False)
 
 
@@ -126,7 +142,7 @@ def _drain(farm: Farm, as_json: bool, node: str, draining: bool) -> None:
     if as_json:
         print_json({"node": node, "draining": draining})
     else:
-        click.echo(f"node {node} {'takes nothing more' if draining else 'takes jobs again'}")
+        print_line(f"Node {node} {'starts no more jobs' if draining else 'starts jobs again'}")
 
 
 def _agent(farm: Farm, slots: int | None, broker_url: str | None) -> Agent:
@@ -134,7 +150,7 @@ def _agent(farm: Farm, slots: int | None, broker_url: str | None) -> Agent:
     _check(settings)
     name = settings.node or socket.gethostname()
     if "/" in name or not name.strip():
-        raise BadInput("name", name, "is no name for a node; use letters, digits, dots and dashes")
+        raise BadInput("name", name, "is not a valid node name; use letters, digits, dots and dashes")
     device = "cuda" if gpus else "cpu"
     return Agent(
         farm=farm,
@@ -150,16 +166,14 @@ def _agent(farm: Farm, slots: int | None, broker_url: str | None) -> Agent:
 
 
 def _check(settings: Settings) -> None:
-    """Tell what is wrong with the settings now, not in the middle of the night."""
+    """Raise for settings that would otherwise fail when they are first used."""
     settings.seconds("checkpoint_s", CHECKPOINT_S)
     settings.seconds("warm_s", WARM_S)
     settings.seconds("store_patience_s", PATIENCE_S)
     check_reach(open_images(settings))
     settings.seconds("stop_s", STOP_S)
     if settings.report_mail and not settings.smtp_url:
-        raise BadSetting(
-            "smtp_url", "nothing", "is set; mail needs one, such as smtp://user:password@host:587"
-        )
+        raise BadSetting("smtp_url", "", "is not set; mail needs one, such as smtp://user:password@host:587")
 
 
 def _run(made: Agent) -> None:

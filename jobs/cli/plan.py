@@ -1,34 +1,40 @@
-"""`chorale plan`: what a render would do."""
+"""`chorale plan`: the plan of a render, without rendering."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from jobs.cli.group_options import whole
+from jobs.cli.help import examples
 from jobs.cli.spec_options import spec_options, take_spec
+from jobs.cli.terminal import print_json, print_line, print_table
 from jobs.db.submission import MAX_RANKS
+from jobs.formatting import plural, size
 from render.plan.plan import Plan, StagePlan, make_plan
 
 
-@click.command(epilog='Example: chorale plan "a red vase" --size 4096x4096 --ranks 8')
+@click.command(epilog=examples('chorale plan "a red vase" --size 4096x4096 --ranks 8'))
 @spec_options
-@click.option("--ranks", default="1", show_default=True, help="Ranks of the group, 1 to 1024.")
+@click.option("--ranks", default="1", show_default=True, help="Number of ranks, 1 to 1024.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 def plan(ranks: str, as_json: bool, **options: Any) -> None:
-    """Print stages, windows, model calls, bytes per step and memory per rank. Renders nothing."""
+    """Print the stages, windows, model calls and memory of a render, without rendering.
+
+    Bytes per step are what a rank sends to its neighbours in one denoising step.
+    """
     spec, _, info = take_spec(options)
     made = make_plan(spec, info, whole("ranks", ranks, 1, MAX_RANKS))
     if as_json:
-        click.echo(json.dumps(_document(made)))
+        print_json(_document(made))
         return
-    Console().print(_table(made))
-    click.echo(
-        f"{made.model_calls} model calls on the busiest rank; at most {made.useful_ranks} ranks are of use"
+    columns = ("stage", "size", "steps", "windows", "calls/step/rank", "bytes/step/rank", "memory/rank")
+    ranks = plural(made.world_size, "rank")
+    print_table(f"{made.spec.width}x{made.spec.height} on {ranks}", columns, map(_row, made.stages))
+    print_line(
+        f"{plural(made.model_calls, 'model call')} on the busiest rank; "
+        f"at most {plural(made.useful_ranks, 'rank')} can be used"
     )
 
 
@@ -59,26 +65,20 @@ def _document(made: Plan) -> dict[str, Any]:
     }
 
 
-def _table(made: Plan) -> Table:
-    table = Table(title=f"{made.spec.width}x{made.spec.height} on {made.world_size} ranks")
-    shares = ("calls / step / rank", "bytes / step / rank", "memory / rank")
-    for name in ("stage", "size", "steps", "windows", *shares):
-        table.add_column(name, justify="right")
-    for stage in made.stages:
-        table.add_row(
-            str(stage.stage.index + 1),
-            f"{stage.width}x{stage.height}",
-            str(stage.steps),
-            str(stage.windows),
-            _calls(stage),
-            _range(stage.border_bytes),
-            f"{max(stage.memory_bytes) / 2**20:.1f} MiB",
-        )
-    return table
+def _row(stage: StagePlan) -> tuple[str, ...]:
+    return (
+        str(stage.stage.index + 1),
+        f"{stage.width}x{stage.height}",
+        str(stage.steps),
+        str(stage.windows),
+        _calls(stage),
+        _range(stage.border_bytes),
+        size(max(stage.memory_bytes)),
+    )
 
 
 def _calls(stage: StagePlan) -> str:
-    """Of windows, and of dilated views where there are any."""
+    """Calls for windows, and for dilated views if there are any."""
     views = f" + {_range(stage.view_calls)}" if stage.view_steps else ""
     return _range(stage.calls_per_step) + views
 

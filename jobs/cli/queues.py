@@ -8,31 +8,39 @@ from typing import Any
 
 import click
 
-from jobs.cli.farm_options import ago, counted, farm_options, print_json, print_table
+from jobs.cli.farm_options import farm_options
+from jobs.cli.help import examples
+from jobs.cli.terminal import print_json, print_line, print_table
 from jobs.db.queries import list_batches
 from jobs.db.queues import delete_queue, list_queues, set_queue
 from jobs.farm import Farm
+from jobs.formatting import age, counts_by_state, plural
 from jobs.results import write_results
 from render.errors import BadInput
 
 
 @click.command(
-    epilog='Examples: chorale queues; chorale queues night --window "22:00-07:00 Europe/Paris" --limit 4; '
-    "chorale queues night --pause"
+    epilog=examples(
+        "chorale queues",
+        'chorale queues night --window "22:00-07:00 Europe/Paris" --limit 4',
+        "chorale queues night --pause",
+    )
 )
 @click.argument("name", required=False)
-@click.option("--priority", type=click.IntRange(0, 100), help="Of its jobs, where they have none. [50]")
-@click.option("--limit", help="Most groups at once, or none.")
-@click.option("--window", help="When its jobs may run: HH:MM-HH:MM ZONE, or none.")
-@click.option("--share", "shares", multiple=True, help="OWNER=WEIGHT, how owners share it; repeatable.")
-@click.option("--pause/--unpause", "paused", default=None, help="Stop or go on placing its jobs.")
-@click.option("--delete", is_flag=True, help="Forget its rules; refused while it has jobs.")
+@click.option("--priority", type=click.IntRange(0, 100), help="Default priority of its jobs. [50]")
+@click.option("--limit", help="Maximum number of groups at once, or none.")
+@click.option("--window", help="Time window in which its jobs may run: HH:MM-HH:MM ZONE, or none.")
+@click.option(
+    "--share", "shares", multiple=True, help="OWNER=WEIGHT: this owner's share of the queue; may repeat."
+)
+@click.option("--pause/--unpause", "paused", default=None, help="Stop or resume starting its jobs.")
+@click.option("--delete", is_flag=True, help="Delete the queue; refused while it has unfinished jobs.")
 @farm_options
 def queues(farm: Farm, as_json: bool, name: str | None, delete: bool, **options: Any) -> None:
-    """Show all queues, or make or change the queue NAME."""
+    """List all queues, or create or change the queue NAME."""
     rules = _rules(**options)
     if name is None and (rules or delete):
-        raise BadInput("queue", None, "is missing; name the queue to change")
+        raise click.UsageError("Name the queue to change")
     if name is not None:
         with farm.database.write() as connection:
             if delete:
@@ -64,7 +72,7 @@ def _rules(
 
 def _whole(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise BadInput(name, text, "is not none or a whole number above 0")
+        raise BadInput(name, text, "is not a positive whole number; use one, or none")
     return int(text)
 
 
@@ -75,7 +83,7 @@ def _share(text: str) -> tuple[str, float]:
     except ValueError:
         value = 0.0
     if not (owner and equals and 0 < value < float("inf")):
-        raise BadInput("share", text, "is not OWNER=WEIGHT with a weight above 0; use e.g. anna=2")
+        raise BadInput("share", text, "is not OWNER=WEIGHT with a positive weight; use e.g. anna=2")
     return owner, value
 
 
@@ -84,28 +92,37 @@ def _row(queue: dict[str, Any]) -> tuple[Any, ...]:
     if queue["changes"] is not None and not queue["paused"]:
         state += f" until {datetime.fromtimestamp(queue['changes']).astimezone():%a %H:%M}"
     limit, window = queue["group_limit"] or "-", queue["time_window"] or "-"
-    return queue["name"], queue["priority"], limit, window, state, counted(queue["jobs"])
+    return queue["name"], queue["priority"], limit, window, state, counts_by_state(queue["jobs"])
 
 
-@click.command(epilog="Examples: chorale batches --limit 5; chorale batches 8c1f00aa3b52 --results out/night")
+@click.command(
+    epilog=examples("chorale batches --limit 5", "chorale batches 8c1f00aa3b52 --results out/night")
+)
 @click.argument("batch", required=False)
-@click.option("--results", type=click.Path(path_type=Path), help="Folder for BATCH's output and errors.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Most batches.")
+@click.option(
+    "--results", type=click.Path(path_type=Path), help="Write the results of BATCH into this folder."
+)
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Maximum number."
+)
 @farm_options
 def batches(farm: Farm, as_json: bool, batch: str | None, results: Path | None, limit: int) -> None:
-    """Show the newest batches and the states of their jobs; or write the results of one, row by row.
+    """List the newest batches, or write the results of one into a folder.
 
-    FOLDER/output.jsonl holds a line for each finished row, with its custom_id and where its image is;
-    FOLDER/errors.jsonl one for each row that has none, with its state and the reason.
+    With --results, output.jsonl gets one line per finished row, with its custom_id and the URL of its
+    manifest, and errors.jsonl one line per other row, with its state and the reason.
     """
     if (batch is None) != (results is None):
-        raise BadInput("batch", batch, "goes together with --results FOLDER")
+        raise click.UsageError("Give a batch and --results FOLDER together")
     if batch is not None and results is not None:
         written = write_results(farm, batch, results)
         if as_json:
             print_json({"batch": batch, "results": str(results), **written})
         else:
-            click.echo(f"{written['output']} images and {written['errors']} rows without one: {results}")
+            print_line(
+                f"{results}: {plural(written['output'], 'image')}, "
+                f"{plural(written['errors'], 'row')} without an image"
+            )
         return
     with farm.database.read() as connection:
         known = list_batches(connection, limit)
@@ -118,8 +135,8 @@ def batches(farm: Farm, as_json: bool, batch: str | None, results: Path | None, 
             batch["name"],
             batch["owner"],
             batch["queue"],
-            ago(batch["created"]),
-            counted(batch["jobs"]),
+            age(batch["created"]),
+            counts_by_state(batch["jobs"]),
         )
         for batch in known
     ]

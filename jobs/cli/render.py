@@ -16,6 +16,7 @@ from infra.store.base import Store
 from infra.store.local import LocalStore
 from infra.store.open import open_store
 from jobs.cli.group_options import await_host, await_manifest, group_options, take_rendezvous
+from jobs.cli.help import examples
 from jobs.cli.progress import RenderProgress
 from jobs.cli.spec_options import spec_options, take_spec
 from jobs.db.submission import parse_ranks
@@ -31,8 +32,10 @@ from render.plan.plan import make_plan
 
 
 @click.command(
-    epilog='Example: chorale render "a red vase on a wooden table" --size 1536x1024 --seed 7 --steps 20 '
-    "--ranks 2 --out out/vase"
+    epilog=examples(
+        'chorale render "a red vase on a wooden table" --size 1536x1024 --seed 7 --steps 20 --ranks 2 '
+        "--out out/vase"
+    )
 )
 @spec_options
 @click.option("--ranks", default="auto", show_default=True, help="Ranks on this machine, or auto.")

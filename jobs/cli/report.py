@@ -1,4 +1,4 @@
-"""`chorale report`, `chorale estimate`: the morning after, and whether tonight is long enough."""
+"""`chorale report` and `chorale estimate`: what has been done, and when the queues will be empty."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 
 import click
 
-from jobs.cli.farm_options import farm_options, print_json, print_table
+from jobs.cli.farm_options import check_exists, farm_options
+from jobs.cli.help import examples
+from jobs.cli.terminal import print_json, print_line, print_table
 from jobs.estimate import estimate
 from jobs.farm import Farm
+from jobs.formatting import plural
 from jobs.report import Scope, as_html, headline, make_report, total_rows
 from render.errors import BadInput
 
@@ -18,47 +21,54 @@ _UNITS = {"h": "hours", "d": "days", "m": "minutes"}
 
 
 @click.command(
-    epilog="Examples: chorale report --since 12h; chorale report --batch 8c1f00aa3b52 --html night.html"
+    epilog=examples("chorale report --since 12h", "chorale report --batch 8c1f00aa3b52 --html night.html")
 )
-@click.option("--queue", default=None, help="Only this queue.")
-@click.option("--batch", default=None, help="Only this batch.")
+@click.option("--queue", default=None, help="Only jobs of this queue.")
+@click.option("--batch", default=None, help="Only jobs of this batch.")
 @click.option(
-    "--since", default="24h", show_default=True, help="A length (90m, 12h, 7d), or a date and time."
+    "--since",
+    default="24h",
+    show_default=True,
+    help="Start: how long ago (90m, 12h, 7d), or a date and time.",
 )
-@click.option("--html", "page", type=click.Path(path_type=Path), help="Also write a page.")
+@click.option(
+    "--html", "page", type=click.Path(path_type=Path), help="Also write the report to this HTML file."
+)
 @farm_options
 def report(
     farm: Farm, as_json: bool, queue: str | None, batch: str | None, since: str, page: Path | None
 ) -> None:
-    """Tell what was done, what it took, what failed and where, and what is missing."""
+    """Report what is done, what failed and why, and how much time was spent."""
     scope = Scope(queue=queue, batch=batch, since=_moment(since))
     with farm.database.read() as connection:
+        check_exists(connection, batch, queue)
         made = make_report(connection, scope)
     if page is not None:
         page.write_text(as_html(made), encoding="utf-8")
     if as_json:
         print_json(made)
         return
-    click.echo(headline(made))
-    hours = {name: made[name] / 3600 for name in ("model_seconds", "slot_seconds", "lost_slot_seconds")}
-    click.echo(
-        f"model {hours['model_seconds']:.2f} h, slots {hours['slot_seconds']:.2f} h "
-        f"({hours['lost_slot_seconds']:.2f} h lost to failed and interrupted attempts), "
-        f"idle {made['idle_slot_seconds'] / 3600:.2f} h, {made['retries']} retries"
+    print_line(headline(made))
+    names = ("model_seconds", "slot_seconds", "lost_slot_seconds", "idle_slot_seconds")
+    model, slots, lost, idle = (f"{made[name] / 3600:.2f}" for name in names)
+    print_line(
+        f"{model} model hours, {slots} slot hours ({lost} lost to failed and interrupted attempts), "
+        f"{idle} idle slot hours, {plural(made['retries'], 'retry', 'retries')}"
     )
     for title in ("batches", "owners"):
         print_table(title, ("name", "jobs", "done", "failed", "slot hours"), total_rows(made[title]))
     if made["failed"]:
         failed = [(row["job"], row["node"] or "-", row["reason"], row["prompt"]) for row in made["failed"]]
         print_table("failed", ("job", "node", "reason", "prompt"), failed)
-    slow = [(row["job"], f"{row['slot_seconds']:.0f} s", row["prompt"][:60]) for row in made["slowest"]]
-    print_table("slowest", ("job", "slot seconds", "prompt"), slow)
+    if made["slowest"]:
+        slow = [(row["job"], f"{row['slot_seconds']:.0f} s", row["prompt"][:60]) for row in made["slowest"]]
+        print_table("slowest", ("job", "slot seconds", "prompt"), slow)
 
 
-@click.command(name="estimate", epilog="Example: chorale estimate --json")
+@click.command(name="estimate", epilog=examples("chorale estimate"))
 @farm_options
 def estimate_command(farm: Farm, as_json: bool) -> None:
-    """Say when each queue will be empty, by measured rates, and whether that fits its window."""
+    """Estimate when each queue will be empty, and whether its time window is long enough."""
     with farm.database.read() as connection:
         lines = estimate(connection)
     if as_json:
@@ -68,13 +78,14 @@ def estimate_command(farm: Farm, as_json: bool) -> None:
     for line in lines:
         hours, ends, closes = f"{line['slot_hours']:.2f}", _clock(line["ends"]), _clock(line["closes"])
         rows.append((line["queue"], line["jobs"], hours, ends, closes, _verdict(line)))
-    print_table("estimate", ("queue", "jobs", "slot hours", "empty at", "closes", "fits"), rows)
+    print_table("estimate", ("queue", "jobs", "slot hours", "empty at", "closes at", "fits"), rows)
 
 
 def _verdict(line: dict[str, Any]) -> str:
     if line["unknown"]:
-        return f"unknown: no rate yet for {line['unknown']} jobs"
-    late = f", {line['deadlines_missed']} deadlines missed" if line["deadlines_missed"] else ""
+        return f"unknown: no measured rate for {plural(line['unknown'], 'job')}"
+    missed = line["deadlines_missed"]
+    late = f", {plural(missed, 'job')} after the deadline" if missed else ""
     return ("yes" if line["fits"] else "no") + late
 
 
@@ -83,10 +94,12 @@ def _clock(moment: float | None) -> str:
 
 
 def _moment(text: str) -> float:
-    """`12h` ago, or an ISO date and time, in seconds since the epoch."""
+    """`12h` ago, or an ISO date and time, in seconds since the epoch. Raises `BadInput`."""
     try:
         if text[-1:] in _UNITS:
             return (datetime.now() - timedelta(**{_UNITS[text[-1]]: float(text[:-1])})).timestamp()
         return datetime.fromisoformat(text).astimezone().timestamp()
     except (ValueError, OverflowError) as exc:
-        raise BadInput("since", text, "is no length or date; use e.g. 12h, 7d or 2026-11-21T22:00") from exc
+        raise BadInput(
+            "since", text, "is not a duration or a date; use e.g. 12h, 7d or 2026-11-21T22:00"
+        ) from exc

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from jobs.cli.help import examples
 from jobs.cli.render import render
 from render.errors import BadInput
 from render.output.image_metadata import read_parameters
@@ -18,8 +19,9 @@ _RESIDUAL = "0.5"
 
 
 @click.command(
-    epilog='Example: chorale upscale examples/vase.webp --scale 2 --prompt "a red vase on a wooden table" '
-    "--out out/large"
+    epilog=examples(
+        'chorale upscale examples/vase.webp --scale 2 --prompt "a red vase on a wooden table" --out out/large'
+    )
 )
 @click.argument("picture", type=click.Path(path_type=Path))
 @click.option("--scale", default="2", show_default=True, help="2, 4 or 8 times as wide and high.")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from infra.store.local import LocalStore
+from jobs.cli.help import examples_of
 from jobs.cli.main import cli
 from jobs.cli.serve import PORT
 from tests.support.buckets import Bucket, credentials
@@ -25,8 +26,7 @@ SMALL = (("--size", "128x128"), ("--steps", "1"))
 def examples() -> list[str]:
     found = []
     for command in cli.commands.values():
-        text = (command.epilog or "").partition(":")[2]
-        found += [part.strip() for part in text.split("; ")]
+        found += examples_of(command)
     readme = (ROOT / "README.md").read_text()
     for block in re.findall(r"```\n(.*?)```", readme, re.DOTALL):
         found += [line.partition("   #")[0].strip() for line in block.splitlines()]

@@ -24,7 +24,7 @@ def said(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str, str
     ("flags", "names"),
     [
         (["--ranks", "1024"], "ranks: 1024"),
-        (["--ranks", "6", "--gpus-per-pod", "4"], "ranks: 6 are not divisible by 4"),
+        (["--ranks", "6", "--gpus-per-pod", "4"], "ranks: 6 is not a multiple of the 4"),
         (["--ranks", "0"], "ranks: '0'"),
         ([], "ranks: None"),
         (["--ranks", "8", "--gpus-per-pod", "many"], "gpus-per-pod: 'many'"),

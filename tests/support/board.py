@@ -67,5 +67,5 @@ def running_board(folder: Path, *words: str, **environment: str) -> Iterator[Run
 
 def _address(process: Popen[str], log: Path) -> str | None:
     assert process.poll() is None, log.read_text()
-    found = re.search(r"the board is at (\S+);", log.read_text())
+    found = re.search(r"Board at (\S+) ", log.read_text())
     return found[1] if found else None
