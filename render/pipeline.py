@@ -151,7 +151,7 @@ def _render(
     on_event: Callable[[dict[str, Any]], None],
 ) -> None:
     """Start the ranks with torchrun, and listen to the first one until all have ended."""
-    case = {"spec": asdict(spec), "folders": folders.names, "info": asdict(info), "device": device}
+    case = {"spec": asdict(spec), "folders": folders.to_json(), "info": asdict(info), "device": device}
     words = ["--standalone", "--nproc-per-node", str(ranks), "-m", "render.rank"]
     error: dict[str, Any] | None = None
     with _started(words, json.dumps(case | {"out": str(folder.absolute())})) as (process, last_words):

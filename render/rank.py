@@ -35,7 +35,7 @@ def main() -> int:
         if device.type == "cpu":
             torch.set_num_threads(1)
         spec = Spec.from_mapping(case["spec"])
-        adapter, refiner = load_models(ModelPaths.named(case["folders"]), device, spec.dtype, info)
+        adapter, refiner = load_models(ModelPaths.from_json(case["folders"]), device, spec.dtype, info)
         sink = FolderSink(Path(case["out"]))
         checkpoints = CheckpointManager(sink, spec.digest(info.digest), device, every_s=30.0)
         listen = _say if rank == 0 else _say_nothing

@@ -42,11 +42,11 @@ class Request:
     def write(self, path: Path) -> None:
         """Put the file there at once and whole: the ranks are watching for it."""
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(asdict(self) | {"folders": self.folders.names}), encoding="utf-8")
+        part.write_text(json.dumps(asdict(self) | {"folders": self.folders.to_json()}), encoding="utf-8")
         part.rename(path)
 
     @classmethod
     def read(cls, path: Path) -> Request:
         values = json.loads(path.read_text(encoding="utf-8"))
-        folders, info = ModelPaths.named(values["folders"]), ModelInfo(**values["info"])
+        folders, info = ModelPaths.from_json(values["folders"]), ModelInfo(**values["info"])
         return cls(**values | {"folders": folders, "info": info})

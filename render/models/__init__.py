@@ -36,7 +36,7 @@ __all__ = [
 def load_adapter(path: Path, device: torch.device, dtype: str, info: ModelInfo | None = None) -> Adapter:
     """Load a model's networks onto a device. `dtype` is float32, bfloat16 or float16.
 
-    `facts` saves hashing the weights again when the caller has read them already.
+    `info` saves hashing the weights again when the caller has read it already.
     Raises `ModelNotUsable` for a folder that cannot be used.
     """
     info = info or read_model_info(path)
@@ -45,17 +45,17 @@ def load_adapter(path: Path, device: torch.device, dtype: str, info: ModelInfo |
 
 
 def load_models(
-    folders: ModelPaths, device: torch.device, dtype: str, info: ModelInfo
+    paths: ModelPaths, device: torch.device, dtype: str, info: ModelInfo
 ) -> tuple[Adapter, Adapter | None]:
-    """Load what a spec names, the model and its refiner if it has one; `facts` are those of both.
+    """Load the model of a spec and its refiner if it has one; `info` is that of both (`model_info`).
 
-    Both stay resident. The refiner is told of windows in the model's terms, which laid them out.
+    Both stay in memory. The refiner gets the same `info`, since windows are laid out for the model.
     Raises `ModelNotUsable` for a folder that cannot be used.
     """
-    model = load_adapter(folders.model, device, dtype, info)
-    if folders.refiner is None:
+    model = load_adapter(paths.model, device, dtype, info)
+    if paths.refiner is None:
         return model, None
     try:
-        return model, load_adapter(folders.refiner, device, dtype, info)
+        return model, load_adapter(paths.refiner, device, dtype, info)
     except ModelNotUsable as exc:
         raise ModelNotUsable("refiner", exc.value, exc.fix) from exc

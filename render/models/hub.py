@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub: the local cache first, the network only when it is not whole there."""
+"""Models from the Hugging Face hub: the local cache first, the network only when that is incomplete."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from render.errors import ModelNotUsable
 
 WANTED = ("model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors")
 UNWANTED = ("*.*.safetensors", "safety_checker/*", "feature_extractor/*", "image_encoder/*", "*.msgpack")
-"""The first leaves out variants such as `model.fp16.safetensors`, of which a folder holds several."""
+"""The first excludes variants such as `model.fp16.safetensors`, of which a folder may have several."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -22,24 +22,24 @@ def looks_like_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def download(name: str, is_whole: Callable[[Path], bool]) -> Path:
-    """The folder of a hub id; `is_whole` says whether what the cache holds suffices.
+def download(name: str, is_complete: Callable[[Path], bool]) -> Path:
+    """The folder of a hub id; `is_complete` checks whether the cached folder suffices.
 
-    Raises `ModelNotUsable` when it is neither in the cache nor to be had from the hub.
+    Raises `ModelNotUsable` when it is neither in the cache nor available from the hub.
     """
     cached = _snapshot(name, local=True)
-    if isinstance(cached, Path) and is_whole(cached):
+    if isinstance(cached, Path) and is_complete(cached):
         return cached
     fetched = _snapshot(name, local=False)
     if isinstance(fetched, Path):
         return fetched
-    if isinstance(cached, Path):  # read_facts will say what it lacks
+    if isinstance(cached, Path):  # read_model_info reports what it lacks
         return cached
     reason = str(fetched).strip().splitlines() or [type(fetched).__name__]
     raise ModelNotUsable(
         "model",
         name,
-        f"is neither a folder here nor in the local cache, and the hub did not give it ({reason[0][:120]});"
+        f"is neither a folder nor in the local cache, and the hub did not provide it ({reason[0][:120]});"
         " check the name and the network, or use builtin",
     ) from fetched
 
@@ -50,7 +50,7 @@ def _snapshot(name: str, local: bool) -> Path | Exception:
 
     # OSError is the root of requests' and of the cache's own errors (LocalEntryNotFoundError among them).
     known: tuple[type[Exception], ...] = (OSError, ValueError, HfHubHTTPError, HFValidationError)
-    # The hub's client has changed its HTTP library's name; either one's errors may come through.
+    # The hub's client has changed its HTTP library; errors of either may be raised.
     for library in ("httpx2", "httpx"):
         with contextlib.suppress(ImportError):
             known = (*known, importlib.import_module(library).HTTPError)

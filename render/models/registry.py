@@ -1,6 +1,6 @@
-"""The model families that we have an adapter for, by the pipeline class that `model_index.json` names.
+"""The model families with an adapter, by the pipeline class that `model_index.json` names. No torch.
 
-To add a family: write one file beside `sd.py` with a `load` function, and its entry here. No torch.
+To add a family, write one file beside `sd.py` with a `load` function and add its entry here.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ _UNET = ("UNet2DConditionModel",)
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What a model folder of one family holds, and which module turns it into an adapter."""
+    """The declaration of a family: the parts of its folders, and the module that makes an adapter of one."""
 
     name: str
     module: str
-    """Has `load(path, facts, device, dtype) -> Adapter`; imported only when a model is loaded."""
+    """Has `load(path, info, device, dtype) -> Adapter`; imported only when a model is loaded."""
     parts: Mapping[str, tuple[str, ...]]
-    """The parts that we use, each with the classes that it may be; no names means any of diffusers' own."""
+    """The parts that are used, each with its allowed classes; none means any class of diffusers."""
     guidance_scale: float
-    """What diffusers' own pipeline guides with where nothing is said."""
+    """The default of diffusers' own pipeline."""
     optional: tuple[str, ...] = ()
     """Those of `parts` that may be null."""
 
 
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts that stock folders hold and that we neither read nor count."""
+"""Parts of stock folders that are neither read nor part of the digest."""
 
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": Family(
@@ -69,4 +69,4 @@ REFINERS: dict[str, Family] = {
         _SDXL, name="sdxl-refiner", module="render.models.sdxl_refiner"
     ),
 }
-"""Models that finish what another has begun; they render nothing by themselves."""
+"""Models that do the last steps after another model; they render nothing by themselves."""

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from render.model_info import ModelInfo
-from render.models.unet import TextStates, UNetAdapter, find_trained_attention, load_pipeline
+from render.models.loading import load_pipeline
+from render.models.unet import TextStates, UNetAdapter, find_trained_attention
 
 
 class StableDiffusion(UNetAdapter):

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from render.model_info import ModelInfo
 from render.models.adapter import WindowPlace
-from render.models.unet import TextStates, UNetAdapter, find_trained_attention, load_pipeline
+from render.models.loading import load_pipeline
+from render.models.unet import TextStates, UNetAdapter, find_trained_attention
 
 
 class StableDiffusionXL(UNetAdapter):

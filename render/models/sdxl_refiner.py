@@ -12,8 +12,9 @@ import torch
 
 from render.model_info import ModelInfo
 from render.models.adapter import WindowPlace
+from render.models.loading import load_pipeline
 from render.models.sdxl import StableDiffusionXL, time_ids
-from render.models.unet import TextStates, load_pipeline
+from render.models.unet import TextStates
 
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 """What stock pipelines ask for with the prompt, and without it (arXiv 2307.01952, section 2.5)."""

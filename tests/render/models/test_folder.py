@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from render.errors import ModelNotUsable, exit_code
 from render.models import hub, load_adapter, read_model_info, resolve_model
-from render.models.folder import KL_HALO, _read_facts, tiny_decoder_halo
+from render.models.decoder_geometry import KL_HALO, tiny_decoder_halo
+from render.models.folder import _read_model_info
 from render.plan.stages import make_stages
 from render.spec import Spec
 
@@ -99,13 +100,13 @@ def missing_shard(folder: Path) -> None:
         (remove("scheduler/scheduler_config.json"), "lacks scheduler/"),
         (remove("tokenizer_2/tokenizer.json"), "lacks tokenizer_2/"),
         (missing_shard, "lacks unet/"),
-        (pickled_unet, "holds the pickle unet/diffusion_pytorch_model.bin"),
-        (pickle_at_the_top, "holds the pickle model.ckpt"),
+        (pickled_unet, "has the pickle unet/diffusion_pytorch_model.bin"),
+        (pickle_at_the_top, "has the pickle model.ckpt"),
         (unknown_pipeline, "StableDiffusionPipeline or StableDiffusionXLPipeline"),
         (code_in_the_folder, "has the unet my_unet.MyUNet"),
         (foreign_part, "has a part 'prior'"),
         (another_class, "AutoencoderKL or AutoencoderTiny"),
-        (inpainting, "unet of 9 channels"),
+        (inpainting, "unet of 9 input channels"),
         (no_sample_size, "sample_size None"),
         (broken_json, "unreadable model_index.json"),
     ],
@@ -250,9 +251,9 @@ def test_beyond_the_zoom_limit_a_window_keeps_its_place(model_folders: dict[str,
 
 def test_a_folder_is_read_again_when_a_file_in_it_has_changed(folder: Path) -> None:
     info = read_model_info(folder)
-    before = _read_facts.cache_info()
+    before = _read_model_info.cache_info()
     assert read_model_info(folder) == info
-    after = _read_facts.cache_info()
+    after = _read_model_info.cache_info()
     assert (after.hits, after.misses) == (before.hits + 1, before.misses), "as long as it is the same"
     file = folder / "unet/diffusion_pytorch_model.safetensors"
     times = file.stat()
@@ -320,8 +321,8 @@ def test_an_unreachable_hub_is_one_sentence(tmp_path: Path) -> None:
 
 def test_reading_a_folder_imports_no_torch(model_folders: dict[str, Path]) -> None:
     script = (
-        "import sys; from pathlib import Path; from render.models import read_facts\n"
-        f"read_facts(Path({str(model_folders['sdxl'])!r}))\n"
+        "import sys; from pathlib import Path; from render.models import read_model_info\n"
+        f"read_model_info(Path({str(model_folders['sdxl'])!r}))\n"
         "print([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])"
     )
     run = subprocess.run(

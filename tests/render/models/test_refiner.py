@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from render.denoise.checkpoint import CheckpointManager
-from render.denoise.stage_models import hand_over_step
+from render.denoise.stage_models import refiner_step
 from render.distributed import Group, SingleRankGroup
 from render.engine import render_image, render_latents
 from render.errors import BadInput, ModelNotUsable, Stopped
@@ -204,7 +204,10 @@ def other_channels(folder: Path) -> None:
     ("spoil", "said"),
     [
         (other_channels, "has 8 latent channels of 8 px, the model 4 of 8 px"),
-        (lambda folder: edit(folder / "model_index.json", requires_aesthetics_score=False), "is no refiner"),
+        (
+            lambda folder: edit(folder / "model_index.json", requires_aesthetics_score=False),
+            "is not a refiner",
+        ),
         (lambda folder: edit(folder / "scheduler/scheduler_config.json", beta_end=0.5), "with beta_end 0.5"),
         (
             lambda folder: edit(folder / "scheduler/scheduler_config.json", prediction_type="v_prediction"),
@@ -226,7 +229,7 @@ def test_a_refiner_that_cannot_go_on_is_refused(
 
 def test_each_model_has_its_own_place(folders: ModelPaths) -> None:
     model, refiner = str(folders.model), str(folders.refiner)
-    with pytest.raises(ModelNotUsable, match="and no refiner"):
+    with pytest.raises(ModelNotUsable, match="and not a refiner"):
         model_info(find_model_paths(model, model))
     with pytest.raises(ModelNotUsable, match=r"^model: .*is a refiner"):
         model_info(find_model_paths(refiner, refiner))
@@ -264,11 +267,11 @@ def test_a_model_without_a_step_is_said(folders: ModelPaths) -> None:
 def test_a_step_belongs_to_one_of_the_two(steps: int, start: float) -> None:
     timesteps = tuple(999.0 * (steps - number) / steps for number in range(steps))
     schedule = NoiseSchedule(timesteps=timesteps, sigmas=(1.0,) * (steps + 1))
-    step = hand_over_step(schedule, start)
+    step = refiner_step(schedule, start)
     level = round(1000 - 1000 * start)
     assert all(timestep >= level for timestep in timesteps[:step])
     assert all(timestep < level for timestep in timesteps[step:])
-    assert hand_over_step(replace(schedule, trained_steps=2000), start / 2 + 0.5) == step
+    assert refiner_step(replace(schedule, trained_steps=2000), start / 2 + 0.5) == step
 
 
 def test_the_command_line_renders_with_two_ranks_and_refuses_half_a_pair(
@@ -287,4 +290,4 @@ def test_the_command_line_renders_with_two_ranks_and_refuses_half_a_pair(
     assert (dry.returncode, len(last_json(dry.stdout)["digest"])) == (0, 64), dry.stderr
     bad = chorale("render", *words, "--refiner", str(folders.model), "--out", str(tmp_path / "bad"))
     assert (bad.returncode, (tmp_path / "bad").exists()) == (2, False)
-    assert "and no refiner" in bad.stderr and "Traceback" not in bad.stderr
+    assert "and not a refiner" in bad.stderr and "Traceback" not in bad.stderr

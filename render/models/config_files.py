@@ -1,0 +1,55 @@
+"""The JSON files of a model folder, checked as they are read. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, overload
+
+from render.errors import ModelNotUsable
+
+
+def read_config(path: Path, part: str) -> dict[str, Any]:
+    """A part's configuration file; raises `ModelNotUsable` when it cannot be read."""
+    return read_json(path, f"{part}/{'scheduler_config' if part == 'scheduler' else 'config'}.json")
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """A JSON object of the folder; raises `ModelNotUsable` when it is missing or anything else."""
+    try:
+        document = json.loads((path / name).read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise unusable(path, f"lacks {name}; use a folder in diffusers' format") from exc
+    except (OSError, ValueError, RecursionError) as exc:
+        raise unusable(path, f"has an unreadable {name}; download the model again") from exc
+    if not isinstance(document, dict):
+        raise unusable(path, f"has a {name} that is not a JSON object; download the model again")
+    return document
+
+
+def whole_number(path: Path, config: dict[str, Any], part: str, key: str, default: int) -> int:
+    """A whole number above 0 from the configuration of a part; raises `ModelNotUsable` for anything else."""
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise unusable(path, f"has {key} {value!r} in {part}/config.json; it must be a whole number")
+    return value
+
+
+@overload
+def number(path: Path, index: dict[str, Any], key: str, least: float, default: float) -> float: ...
+@overload
+def number(path: Path, index: dict[str, Any], key: str, least: float, default: None) -> float | None: ...
+def number(path: Path, index: dict[str, Any], key: str, least: float, default: float | None) -> float | None:
+    """A number of at least `least` from `model_index.json`; raises `ModelNotUsable` for anything else."""
+    value = index.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
+        raise unusable(path, f"has {key} {value!r} in model_index.json; it must be at least {least:g}")
+    return float(value)
+
+
+def unusable(path: Path, problem: str) -> ModelNotUsable:
+    """The error of a folder, with its problem and what to do."""
+    return ModelNotUsable("model", str(path), problem)

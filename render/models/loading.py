@@ -1,0 +1,83 @@
+"""A model folder to diffusers' networks, in memory: safetensors only, every weight from the folder."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from render.errors import ModelNotUsable
+from render.models.folder import networks_of
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HAS_ACCELERATE = importlib.util.find_spec("accelerate") is not None
+"""With it diffusers fills a network in place while loading; without it, diffusers warns unless it is turned
+off."""
+
+
+def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str, **unused: Any) -> Any:
+    """A stock pipeline from a local folder: safetensors only, no code from the folder, nothing fetched.
+
+    Its networks are ours to call; its loop is not used. Raises `ModelNotUsable` when it does not load.
+    """
+    try:
+        with _quiet():
+            kinds = networks_of(path).items()
+            networks = {
+                part: _load_network(path, part, kind, dtype) for part, kind in kinds if part not in unused
+            }
+            # Looked up here, since transformers warns of what is not installed at the first look.
+            pipeline_class = getattr(diffusers, class_name)
+            pipeline = pipeline_class.from_pretrained(str(path), local_files_only=True, **networks, **unused)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as exc:
+        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        raise ModelNotUsable("model", str(path), f"does not load ({reason}); download it again") from exc
+    return pipeline.to(device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, and no warnings: what they would warn of is checked here and is an error."""
+    libraries: tuple[Any, ...] = (diffusers, transformers)
+    levels = [library.utils.logging.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.utils.logging.set_verbosity(level)
+
+
+def _load_network(path: Path, part: str, kind: tuple[str, str], dtype: str) -> Any:
+    """One part's network, of (library, class) `kind`, in evaluation mode and with every weight from the file.
+
+    The libraries fill what a file lacks with random numbers and a warning: another picture on each rank.
+    """
+    library, class_name = kind
+    options = {"low_cpu_mem_usage": _HAS_ACCELERATE} if library == "diffusers" else {}
+    network_class = getattr({"diffusers": diffusers, "transformers": transformers}[library], class_name)
+    network, report = network_class.from_pretrained(
+        str(path / part),
+        dtype=DTYPES[dtype],
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        **options,
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelNotUsable(
+            "model",
+            str(path),
+            f"lacks {len(missing)} weights of {part}, {missing[0]} for one; download it again",
+        )
+    return network.eval()
