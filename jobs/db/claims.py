@@ -45,6 +45,7 @@ def claim(connection: Connection, attempt: str, node: str, supervisor: str) -> A
         slots=tuple(row.slots),
         nodes=row.nodes,
         address=row.address,
+        secret=row.secret,
     )
 
 
@@ -59,9 +60,9 @@ def _claim(attempt: Any, node: Any, supervisor: Any) -> Any:
 @built_once
 def _share(attempt: Any, node: Any) -> Any:
     count = select(func.count()).where(members.c.attempt == attempt).scalar_subquery().label("nodes")
-    names = (members, jobs.c.digest, jobs.c.spec, attempts.c.job, attempts.c.fence, nodes.c.address, count)
+    names = (members, jobs.c.digest, jobs.c.spec, attempts.c.job, attempts.c.fence, attempts.c.secret)
     return (
-        select(*names)
+        select(*names, nodes.c.address, count)
         .join(attempts, attempts.c.id == members.c.attempt)
         .join(jobs, jobs.c.id == attempts.c.job)
         .join(nodes, nodes.c.name == members.c.node)

@@ -187,4 +187,4 @@ def _end(connection: Connection, attempt: str, reason: str, node: str | None) ->
 @built_once
 def _ended(attempt: Any, reason: Any, node: Any) -> Any:
     active = update(attempts).where(attempts.c.id == attempt, attempts.c.ended.is_(None))
-    return active.values(ended=now(), reason=reason, failed_node=node)
+    return active.values(ended=now(), reason=reason, failed_node=node, secret=None)

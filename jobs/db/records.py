@@ -50,5 +50,7 @@ class Assignment:
     nodes: int
     address: str
     """Address of this node."""
+    secret: str | None = field(default=None, repr=False)
+    """By which the nodes of the group know each other; None for an attempt that an older version placed."""
     begun: bool = False
     """The group exists already (it is warm), so there is no rendezvous to wait for."""

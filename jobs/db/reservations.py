@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import uuid
 from collections.abc import Callable, Sequence
 
@@ -36,7 +37,10 @@ def reserve(
     if not fences:
         return {}
     made = {job: (uuid.uuid4().hex[:16], fence) for job, fence in fences.items()}
-    rows = [{"id": attempt, "job": job, "fence": fence} for job, (attempt, fence) in made.items()]
+    rows = [
+        {"id": attempt, "job": job, "fence": fence, "secret": secrets.token_hex(32)}
+        for job, (attempt, fence) in made.items()
+    ]
     connection.execute(insert(attempts).values(created=now()), rows)
     held = [
         {"attempt": made[group.job][0], "node": node, "place": place, "slots": assigned[group.job][place]}

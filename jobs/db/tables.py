@@ -145,6 +145,8 @@ attempts = Table(
     Column("failed_node", String(128)),
     # Rendezvous endpoint of the ranks of all nodes, host:port; set by the first node once it is ready.
     Column("rendezvous", String(256)),
+    # Random; the nodes of the attempt prove to each other that they know it. Null once the attempt has ended.
+    Column("secret", String(64)),
     UniqueConstraint("job", "fence"),
 )
 

@@ -338,3 +338,22 @@ def test_an_idle_group_sees_what_is_placed_on_its_slots_or_sees_that_they_are_ta
         assert next_offer(connection, assignment) == (following, False)
         assert claim(connection, following, node, "s") is not None
         assert next_offer(connection, assignment) == (None, False)
+
+
+def test_each_attempt_has_a_secret_of_its_own_until_it_ends(farm: Database) -> None:
+    (job,) = submit_jobs(farm)
+    secrets = []
+    for _ in range(2):
+        with farm.write() as connection:
+            placed = reserve(connection, [PlacedGroup(job=job, slots={"a": 1, "b": 1})], lambda _: "test")
+        attempt = placed[job][0]
+        one, two = claimed(farm, attempt, "a"), claimed(farm, attempt, "b")
+        assert one and two and one.secret == two.secret
+        assert one.secret is not None and len(one.secret) == 64 and one.secret not in repr(one)
+        secrets.append(one.secret)
+        with farm.write() as connection:
+            fail(connection, attempt, "test", None, None)
+            left = select(attempts.c.secret).where(attempts.c.id == attempt)
+            assert connection.execute(left).scalar_one() is None
+            connection.execute(update(jobs).values(not_before=None))
+    assert secrets[0] != secrets[1]
