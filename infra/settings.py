@@ -1,4 +1,4 @@
-"""Where the farm's parts are. Flags win over the environment, the environment over `chorale.toml`."""
+"""Where the farm's services are. Flags win over the environment, the environment over `chorale.toml`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ import difflib
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from infra.errors import BadSetting
 
 FILE = "chorale.toml"
-_PREFIX = "CHORALE_"
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def redact_url(url: str) -> str:
-    """What may be shown of a URL that nobody understands: what follows its scheme may hold a password."""
+    """What may be shown of a URL of an unknown kind: everything after its scheme may be a password."""
     scheme, there, _ = url.partition("://")
-    return f"{scheme}://..." if there else "what it is set to"
+    return f"{scheme}://..." if there else "(hidden)"
 
 
 def default_home() -> Path:
@@ -27,12 +35,23 @@ def default_home() -> Path:
     return Path(base) / "chorale"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """All settings; an empty one means the embedded default. Named after their variables."""
+class Settings(BaseSettings):
+    """All settings, named after their variables (`CHORALE_...`); an empty one means the embedded default.
 
-    database_url: str = ""
-    broker_url: str = ""
+    URLs that may hold passwords are `SecretStr`, so that no repr, log or traceback shows them.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="CHORALE_",
+        env_ignore_empty=True,
+        toml_file=FILE,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    database_url: SecretStr = SecretStr("")
+    broker_url: SecretStr = SecretStr("")
     store_url: str = ""
     s3_endpoint_url: str = ""
     s3_checksums: str = ""
@@ -40,68 +59,59 @@ class Settings:
     s3_region: str = ""
     s3_ca_bundle: str = ""
     s3_conditional_writes: str = ""
-    """`no` for a store that does not heed If-None-Match; `chorale store check` tells."""
-    store_patience_s: str = ""
-    """Seconds for which a render waits for a store that is away."""
+    """`no` for a store that ignores If-None-Match; `chorale store check` reports it."""
+    store_patience_s: Seconds = 120.0
+    """Seconds for which a render waits for a store that is unreachable."""
     model: str = ""
     node: str = ""
     address: str = ""
     metrics_address: str = ""
     """HOST:PORT of an agent's `/metrics`, or off."""
     tokens_file: str = ""
-    report_webhook: str = ""
+    report_webhook: SecretStr = SecretStr("")
     report_mail: str = ""
-    smtp_url: str = ""
-    checkpoint_s: str = ""
+    smtp_url: SecretStr = SecretStr("")
+    checkpoint_s: Seconds = 30.0
     """Seconds between checkpoints."""
-    warm_s: str = ""
-    """Seconds for which a group without work keeps its model loaded."""
-    stop_s: str = ""
-    """Seconds that an agent which ends gives its ranks for their step and its checkpoint."""
+    warm_s: Seconds = 20.0
+    """Seconds for which an idle group keeps its model loaded."""
+    stop_s: Seconds = 15.0
+    """Seconds that a stopping agent gives its ranks for their step and its checkpoint."""
 
-    def seconds(self, name: str, default: float) -> float:
-        """A setting that is a length of time; raises `BadSetting`."""
-        text: str = getattr(self, name)
-        try:
-            value = float(text) if text else default
-        except ValueError:
-            value = -1.0
-        if not 0 <= value < float("inf"):
-            raise BadSetting(name, text, "is not a number of seconds; use e.g. 30")
-        return value
-
-    def __repr__(self) -> str:
-        # URLs may hold passwords, and reprs end up in logs.
-        given = [f.name for f in fields(self) if getattr(self, f.name)]
-        return f"Settings(given: {', '.join(given) or 'none'})"
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment, then the file in the working directory."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
-def read_settings(
-    flags: Mapping[str, str | None], environment: Mapping[str, str] | None = None, folder: Path | None = None
-) -> Settings:
-    """Put the settings together; raises `BadSetting` for a file that cannot be read or an unknown key."""
-    names = [f.name for f in fields(Settings)]
-    values = _from_file((folder or Path.cwd()) / FILE, names)
-    variables = os.environ if environment is None else environment
-    values |= {
-        name: variables[_PREFIX + name.upper()] for name in names if _PREFIX + name.upper() in variables
-    }
-    values |= {name: value for name, value in flags.items() if value}
-    return Settings(**values)
-
-
-def _from_file(path: Path, names: list[str]) -> dict[str, str]:
-    if not path.exists():
-        return {}
+def read_settings(flags: Mapping[str, str | None]) -> Settings:
+    """Put the settings together; raises `BadSetting` for a file that cannot be read, or a bad key or value."""
+    given = {name: value for name, value in flags.items() if value}
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise BadSetting(str(path), "", f"cannot be read ({exc}); mend the file") from exc
-    for name, value in document.items():
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(names)}"
-            raise BadSetting(name, f"in {path}", f"is unknown; {hint}")
-        if not isinstance(value, str):
-            raise BadSetting(name, value, f"in {path} is not text; put it in quotes")
-    return document
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as exc:
+        raise _bad_setting(exc, given) from exc
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise BadSetting(FILE, "", f"cannot be read ({exc}); correct the file") from exc
+
+
+def _bad_setting(exc: ValidationError, given: Mapping[str, str]) -> BadSetting:
+    first = exc.errors(include_url=False)[0]
+    name = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(Settings.model_fields)}"
+        return BadSetting(name, f"in {FILE}", f"is unknown; {hint}")
+    if Settings.model_fields[name].annotation is SecretStr:
+        return BadSetting(name, "(hidden)", "is not text; put it in quotes")
+    value = given.get(name) or os.environ.get(f"CHORALE_{name.upper()}") or f"in {FILE}"
+    seconds = Settings.model_fields[name].annotation is float
+    problem = "is not a number of seconds; use e.g. 30" if seconds else "is not text; put it in quotes"
+    return BadSetting(name, value, problem)
