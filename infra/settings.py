@@ -78,6 +78,11 @@ class Settings(BaseSettings):
     stop_s: Seconds = 15.0
     """Seconds that a stopping agent gives its ranks for their step and its checkpoint."""
 
+    def seconds(self, name: str, default: float) -> float:
+        """The length of time that a setting names."""
+        value: float = getattr(self, name)
+        return value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -92,7 +97,7 @@ class Settings(BaseSettings):
 
 
 def read_settings(flags: Mapping[str, str | None]) -> Settings:
-    """Put the settings together; raises `BadSetting` for a file that cannot be read, or a bad key or value."""
+    """Put the settings together; raises `BadSetting` for an unreadable file, a bad key or a bad value."""
     given = {name: value for name, value in flags.items() if value}
     try:
         return Settings(**given)  # type: ignore[arg-type]

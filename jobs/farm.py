@@ -40,7 +40,7 @@ def open_images(settings: Settings, *, patience_s: float = 0.0, observe: Observe
 @contextmanager
 def open_farm(settings: Settings) -> Iterator[Farm]:
     """Open the farm that the settings name; without a database URL, open or create the embedded one."""
-    url = settings.database_url
+    url = settings.database_url.get_secret_value()
     if not url:
         home = default_home()
         home.mkdir(parents=True, exist_ok=True)

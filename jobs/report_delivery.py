@@ -31,7 +31,7 @@ _MAX_SUBJECT = 300
 
 def wanted(settings: Settings) -> bool:
     """True if the settings name a webhook or a mail address for reports."""
-    return bool(settings.report_webhook or settings.report_mail)
+    return bool(settings.report_webhook.get_secret_value() or settings.report_mail)
 
 
 def send_due(farm: Farm, moment: float | None = None) -> int:
@@ -95,11 +95,12 @@ def _closed_queues(connection: Connection, moment: float | None) -> list[tuple[s
 def _send(settings: Settings, title: str, report: dict[str, Any]) -> None:
     """Try each configured channel; one that fails is logged and does not stop the other."""
     subject = _single_line(f"{headline(report)} ({title})")
-    if settings.report_webhook:
-        _try("webhook", title, lambda: post(settings.report_webhook, subject, report))
+    webhook, smtp_url = settings.report_webhook.get_secret_value(), settings.smtp_url.get_secret_value()
+    if webhook:
+        _try("webhook", title, lambda: post(webhook, subject, report))
     if settings.report_mail:
         to = settings.report_mail
-        _try("mail", title, lambda: mail(settings.smtp_url, to, subject, subject, as_html(report)))
+        _try("mail", title, lambda: mail(smtp_url, to, subject, subject, as_html(report)))
 
 
 def _try(channel: str, title: str, send: Callable[[], None]) -> None:

@@ -124,9 +124,10 @@ def _service(name: str, check: Callable[[Settings], str], settings: Settings) ->
 
 
 def _database(settings: Settings) -> str:
-    if not settings.database_url:
+    url = settings.database_url.get_secret_value()
+    if not url:
         return f"embedded: SQLite in {default_home()} (set CHORALE_DATABASE_URL for another)"
-    database = Database(settings.database_url)
+    database = Database(url)
     try:
         with database.read():
             return database.engine.url.render_as_string(hide_password=True)
@@ -135,9 +136,10 @@ def _database(settings: Settings) -> str:
 
 
 def _broker(settings: Settings) -> str:
-    if not settings.broker_url:
+    url = settings.broker_url.get_secret_value()
+    if not url:
         return f"embedded: {redis_executable()} (set CHORALE_BROKER_URL for another)"
-    return reach_broker(settings.broker_url)
+    return reach_broker(url)
 
 
 def _store(settings: Settings) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 import socket
-from dataclasses import replace
 
 import click
+from pydantic import SecretStr
 
 from infra.broker import embedded_redis
 from infra.errors import BadSetting
@@ -61,7 +61,7 @@ def agent(
     flags = {"database_url": database_url, "node": name, "address": address}
     settings = read_settings(flags | {"metrics_address": metrics_address})
     with open_farm(settings) as farm:
-        made = _agent(farm, slots, settings.broker_url or None)
+        made = _agent(farm, slots, settings.broker_url.get_secret_value() or None)
         if undrain:
             made.undrain()
         where = f"{plural(made.slots, 'slot')} at {made.address}"
@@ -86,7 +86,9 @@ def up(slots: int | None, port: int, board: bool, metrics_address: str | None) -
 
     It consists of an embedded database and broker, one node and the board.
     """
-    settings = replace(read_settings({"metrics_address": metrics_address}), database_url="")
+    settings = read_settings({"metrics_address": metrics_address}).model_copy(
+        update={"database_url": SecretStr("")}
+    )
     with open_farm(settings) as farm, embedded_redis(default_home() / "broker") as broker_url:
         made = _agent(farm, slots, broker_url)
         images = open_images(settings).url()
@@ -172,7 +174,7 @@ def _check(settings: Settings) -> None:
     settings.seconds("store_patience_s", PATIENCE_S)
     check_reach(open_images(settings))
     settings.seconds("stop_s", STOP_S)
-    if settings.report_mail and not settings.smtp_url:
+    if settings.report_mail and not settings.smtp_url.get_secret_value():
         raise BadSetting("smtp_url", "", "is not set; mail needs one, such as smtp://user:password@host:587")
 
 

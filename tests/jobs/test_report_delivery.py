@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
+from pydantic import SecretStr
 
 from infra.database import Database
 from infra.errors import BadSetting
@@ -63,9 +64,9 @@ def farm(database: Database, inbox: Inbox) -> Iterator[Farm]:
     post = Controller(inbox, hostname="127.0.0.1", port=free_port())
     post.start()
     settings = Settings(
-        report_webhook=f"http://127.0.0.1:{web.server_port}/hook",
+        report_webhook=SecretStr(f"http://127.0.0.1:{web.server_port}/hook"),
         report_mail="anna@example.org",
-        smtp_url=f"smtp://127.0.0.1:{post.port}",
+        smtp_url=SecretStr(f"smtp://127.0.0.1:{post.port}"),
     )
     yield Farm(settings=settings, database=database, url="")
     post.stop()
@@ -111,7 +112,7 @@ def test_a_queue_whose_window_closes_is_reported_once_a_night(farm: Farm, inbox:
 def test_a_report_that_cannot_be_delivered_is_logged_and_stops_nothing(
     farm: Farm, caplog: pytest.LogCaptureFixture, address: str
 ) -> None:
-    lost = Settings(report_webhook=f"http://{address}/nobody")
+    lost = Settings(report_webhook=SecretStr(f"http://{address}/nobody"))
     submit_job(farm)
     cancel(farm)
     assert send_due(Farm(settings=lost, database=farm.database, url="")) == 1
