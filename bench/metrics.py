@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,8 +28,10 @@ from jobs.node.metrics_client import MetricsClient, metrics_path
 from jobs.node.rank_metrics import RankMetrics
 from render.distributed import SingleRankGroup
 from render.engine import render_latents
+from render.events import Event, StepDone
 from render.launch.device_memory import device_memory
-from render.launch.event_channel import EventReceiver
+from render.launch.event_channel import DatagramReceiver
+from render.launch.observer import RankContext
 from render.models import load_adapter
 from render.models.folder import read_model_info, resolve_model
 from render.spec import Spec
@@ -45,30 +48,30 @@ def rows() -> list[Row]:
 
 
 class _InTurns:
-    """Hands every second step to the meter; knows what each step and each call took.
+    """Hands every second step to the metrics; knows what each step and each call took.
 
     In processor time, of which one thread does all the work: what else the machine does would hide so little.
     """
 
-    def __init__(self, hear: RankMetrics) -> None:
-        self._hear = hear
+    def __init__(self, metrics: RankMetrics) -> None:
+        self._metrics = metrics
         self._last = time.process_time()
         self.steps: dict[bool, list[float]] = {True: [], False: []}
         """Processor seconds from step to step, by whether they were measured."""
         self.calls: list[float] = []
-        """Processor seconds of each call of the meter, which never waits."""
+        """Processor seconds of each call of the metrics, which never wait."""
 
-    def __call__(self, news: Mapping[str, Any]) -> None:
-        if news["kind"] != "step":
-            self._hear(news)
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, StepDone):
+            self._metrics.on_event(event)
             return
-        measured = news["step"] % 2 == 0
+        measured = event.step % 2 == 0
         if measured:
             started = time.thread_time()
-            self._hear(news)
+            self._metrics.on_event(event)
             self.calls.append(time.thread_time() - started)
         ended = time.process_time()
-        if news["step"] > 1:
+        if event.step > 1:
             self.steps[measured].append(ended - self._last)
         self._last = ended
 
@@ -79,12 +82,13 @@ def _steps(folder: Path) -> Iterator[Row]:
     torch.set_num_threads(1)
     adapter = load_adapter(model, device, SPEC.dtype, read_model_info(model))
     with _agent(folder) as (path, cpu_seconds):
-        meter = MetricsClient(str(path))
+        client = MetricsClient(str(path))
         memory = partial(device_memory, device)
-        turns = _InTurns(RankMetrics(meter=meter, slot=0, model="builtin", rank=0, memory=memory))
+        context = RankContext(rank=0, slot=0, model="builtin", device_memory=memory)
+        turns = _InTurns(RankMetrics(client=client, context=context))
         before = cpu_seconds()
         render_latents(SPEC, adapter, SingleRankGroup(), device=device, on_event=turns)
-        meter.send(insist=True)
+        client.send(wait=True)
         agent = (cpu_seconds() - before) / len(turns.calls)
     bare = median(turns.steps[False])
     hook = sum(turns.calls) / len(turns.calls)
@@ -113,13 +117,14 @@ def _agent(folder: Path) -> Iterator[tuple[Path, Any]]:
         process.wait()
 
 
-def _listen(folder: Path) -> None:
-    ledger, desk = MetricsExporter("n", "cpu"), EventReceiver(metrics_path(folder))
-    print("listening", flush=True)
+def _receive(folder: Path) -> None:
+    exporter, receiver = MetricsExporter("n", "cpu"), DatagramReceiver(metrics_path(folder))
+    print("receiving", flush=True)
     while True:
-        told = desk.next(1.0)
-        if told is not None:
-            ledger.take(told["measures"], told["pid"])
+        message = receiver.receive(1.0)
+        if message is not None:
+            values = json.loads(message)
+            exporter.take(values["measures"], values["pid"])
 
 
 def _scrapes(folder: Path) -> Iterator[Row]:
@@ -147,4 +152,4 @@ def _scrapes(folder: Path) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    _listen(Path(sys.argv[1]))
+    _receive(Path(sys.argv[1]))

@@ -12,17 +12,18 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from sqlalchemy import select
 
 from bench.table import Row
 from infra.database import Database
 from jobs.db.tables import members
+from render.events import Event, ModelLoaded
 from render.launch.hardware import RANK_ENVIRONMENT
 from render.launch.rank_group import RankGroup
 from render.launch.request import Request
 from render.models.folder import read_model_info, resolve_model
+from render.models.model_paths import ModelPaths
 from render.spec import Spec
 from tests.support.cli import processes_with, wait_until
 from tests.support.machines import Machines
@@ -30,9 +31,9 @@ from tests.support.machines import Machines
 TIMES = 5
 _BARE = """
 import torch
-from render.models import load_adapter, read_facts, resolve_model
+from render.models import load_adapter, read_model_info, resolve_model
 folder = resolve_model("builtin")
-load_adapter(folder, torch.device("cpu"), "float32", read_facts(folder))
+load_adapter(folder, torch.device("cpu"), "float32", read_model_info(folder))
 """
 _LONG = ("a red vase", "--size", "256x256", "--steps", "200", "--strength", "1", "--seed", "5")
 
@@ -63,21 +64,22 @@ def _seconds(code: str) -> float:
 
 
 def _until_loaded(out: Path) -> float:
-    """From the wish for a group of one rank to the news that its model is loaded."""
+    """From the start of a group of one rank to the event that its model is loaded."""
     folder = resolve_model("builtin")
     info = read_model_info(folder)
     spec = Spec(prompt="a red vase", width=128, height=128, steps=1)
-    request = Request(spec=asdict(spec), model=str(folder), info=info, device="cpu", out=str(out))
+    folders = ModelPaths(model=folder)
+    request = Request(spec=asdict(spec), folders=folders, info=info, device="cpu", out=str(out))
     loaded: list[float] = []
 
-    def hear(news: dict[str, Any]) -> None:
-        if news["kind"] == "loaded":
+    def on_event(event: Event) -> None:
+        if isinstance(event, ModelLoaded):
             loaded.append(time.perf_counter())
 
     started = time.perf_counter()
     group = RankGroup(1)
     try:
-        group.render(request, hear)
+        group.render(request, on_event)
     finally:
         group.close()
     return loaded[0] - started

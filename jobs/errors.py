@@ -18,33 +18,14 @@ class JobError(Exception):
     code = FAILED
 
 
-class GroupFailed(JobError):
-    """A group of ranks ended without an image; by an `outage` of what it needs, or by a fault of its own."""
-
-    def __init__(self, text: str, code: int = FAILED, *, outage: bool = False) -> None:
-        super().__init__(text)
-        self.code, self.outage = code, outage
-
-
-class GroupBrokeOff(GroupFailed):
-    """A group ended without a word of its own; what was wrong may be known elsewhere."""
-
-
-class PeersLost(GroupBrokeOff):
-    """The other nodes of a group are gone, or never came; nothing is wrong with this one."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text, UNREACHABLE)
+class JobFailed(JobError):
+    """Jobs that were waited for have failed."""
 
 
 class JobCancelled(JobError):
     """The job was cancelled."""
 
     code = CANCELLED
-
-
-class JobStopped(JobCancelled):
-    """Somebody asked for a stop; the group kept a checkpoint and ended."""
 
 
 class IllegalChange(JobError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +24,7 @@ from render.denoise.upscaling import (
 )
 from render.distributed import Group
 from render.errors import Stopped
+from render.events import ImageDone, OnEvent, StageStarted, StepDone, TilesWritten, ignore_event
 from render.models.adapter import Adapter
 from render.output.block_journal import BlockJournal, delete_journal
 from render.output.manifest import build_manifest, check_picture, write_manifest
@@ -34,11 +34,9 @@ from render.plan.decode_layout import make_decode_layout
 from render.plan.geometry import Rect
 from render.plan.stages import Stage, make_stages
 from render.plan.topology import topology_of
+from render.sampling.schedule import NoiseSchedule
 from render.sink import Sink
 from render.spec import Spec
-
-OnEvent = Callable[[dict[str, Any]], None]
-"""Called with small dictionaries: `kind` is stage, step, tiles or done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +78,7 @@ def render_latents(
     group: Group,
     *,
     device: torch.device,
-    on_event: OnEvent = lambda news: None,
+    on_event: OnEvent = ignore_event,
     regroup: Regroup | None = None,
     checkpoints: CheckpointManager | None = None,
     preview: Preview | None = None,
@@ -96,7 +94,7 @@ def render_latents(
     done: Denoised | None = None
     found = None if checkpoints is None else checkpoints.find(group)
     for stage in stages[0 if found is None else found.stage :]:
-        on_event(_stage_news(stage, len(stages)))
+        on_event(_stage_started(stage, len(stages)))
         cast = casts[stage.index]
         loop = StageLoop(
             spec=spec,
@@ -116,7 +114,7 @@ def render_latents(
         else:
             canvas = [_start(loop, done, group, preview)]
         seconds["enlarge"] += time.perf_counter() - started
-        report = _StepReporter(stage, on_event, seconds)
+        report = _StepReporter(stage, cast.schedule, on_event, seconds)
         seat = loop.run(
             canvas.pop(),
             group,
@@ -171,7 +169,7 @@ def render_image(
     sink: Sink,
     *,
     device: torch.device,
-    on_event: OnEvent = lambda news: None,
+    on_event: OnEvent = ignore_event,
     regroup: Regroup | None = None,
     checkpoints: CheckpointManager | None = None,
     refiner: Adapter | None = None,
@@ -234,60 +232,59 @@ def render_image(
             preview.forget()
     report = ImageReport(digest=manifest["digest"], root=manifest["root"], manifest=manifest, seconds=elapsed)
     rest = tiles.since_last(pyramid.seconds)
-    on_event(
-        {"kind": "done", "digest": report.digest, "root": report.root, "seconds": elapsed, "phases": rest}
-    )
+    on_event(ImageDone(digest=report.digest, root=report.root, seconds=elapsed, phases=rest))
     return report
 
 
 class _StepReporter:
-    """Turns the loop's calls into news, and adds the phases' seconds up."""
+    """Turns the loop's calls into events, and adds the phases' seconds up."""
 
-    def __init__(self, stage: Stage, on_event: OnEvent, seconds: dict[str, float]) -> None:
-        self._stage, self._on_news, self._seconds = stage, on_event, seconds
+    def __init__(
+        self, stage: Stage, schedule: NoiseSchedule, on_event: OnEvent, seconds: dict[str, float]
+    ) -> None:
+        self._stage, self._schedule, self._on_event, self._seconds = stage, schedule, on_event, seconds
 
     def __call__(self, done: int, times: StepTimes) -> None:
         phases = times.phases()
         for phase, spent in phases.items():
             self._seconds[phase] += spent
         first, last = self._stage.first_step, self._stage.steps
-        self._on_news(
-            {
-                "kind": "step",
-                "stage": self._stage.index,
-                "step": done - first,
-                "steps": last - first,
-                "seconds": sum(phases.values()),
-                "phases": phases,
-                "exchange": times.exchange,
-                "calls": times.calls,
-                "border_bytes": times.border_bytes,
-            }
+        self._on_event(
+            StepDone(
+                stage=self._stage.index,
+                step=done - first,
+                steps=last - first,
+                timestep=self._schedule.timesteps[done - 1],
+                seconds=sum(phases.values()),
+                phases=phases,
+                exchange_seconds=times.exchange,
+                model_calls=times.calls,
+                border_bytes=times.border_bytes,
+            )
         )
 
 
 class _TilesReporter:
-    """Turns the pyramid's progress into news, with the phases' seconds since the last one."""
+    """Turns the pyramid's progress into events, with the phases' seconds since the last one."""
 
     def __init__(self, on_event: OnEvent) -> None:
-        self._on_news = on_event
-        self._told: dict[str, float] = {}
+        self._on_event = on_event
+        self._reported: dict[str, float] = {}
 
     def __call__(self, done: int, total: int, pixels: int, seconds: dict[str, float]) -> None:
         phases = self.since_last(seconds)
-        self._on_news({"kind": "tiles", "done": done, "total": total, "pixels": pixels, "phases": phases})
+        self._on_event(TilesWritten(blocks_done=done, blocks_total=total, pixels=pixels, phases=phases))
 
     def since_last(self, seconds: dict[str, float]) -> dict[str, float]:
-        told, self._told = self._told, seconds
-        return {phase: spent - told.get(phase, 0.0) for phase, spent in seconds.items()}
+        reported, self._reported = self._reported, seconds
+        return {phase: spent - reported.get(phase, 0.0) for phase, spent in seconds.items()}
 
 
-def _stage_news(stage: Stage, stages: int) -> dict[str, Any]:
-    return {
-        "kind": "stage",
-        "stage": stage.index,
-        "stages": stages,
-        "width": stage.width,
-        "height": stage.height,
-        "steps": stage.steps - stage.first_step,
-    }
+def _stage_started(stage: Stage, stages: int) -> StageStarted:
+    return StageStarted(
+        stage=stage.index,
+        stages=stages,
+        width=stage.width,
+        height=stage.height,
+        steps=stage.steps - stage.first_step,
+    )

@@ -3,10 +3,16 @@
     RenderError                the root: catch it and print its sentence
       BadInput                 the user can mend it: names the field, the value and the fix
         ModelNotUsable         a model folder that lacks parts, holds pickles or is of an unknown family
-      RenderFailed             the render could not be finished (NaN, a flat picture, a full disk)
+      RenderFailed             the render could not be finished (NaN, a flat picture, out of memory)
+        GroupFailed            a group of ranks ended without an image; carries the failing rank's exit code
+          GroupLost            ... and no rank reported an error: killed, crashed or hung
+            PeersLost          ... because the group's other nodes are gone
+      SinkError                tiles or checkpoints cannot be read or written
+        SinkUnavailable        ... because the store does not answer, or denies access
       RanksLost                other ranks of the group have gone away
-      Cancelled                somebody asked for the end
-        Stopped                ... at the next step, with a checkpoint
+      RenderTimedOut           the time allowed for the render is over
+      Cancelled                the render was stopped on request
+        Stopped                ... after a step, with a checkpoint
 
 Each maps to one exit code of the command line, named in `EXIT_CODES`.
 """
@@ -34,6 +40,43 @@ class RenderFailed(RenderError):
     """The render broke off; nothing was published."""
 
 
+class GroupFailed(RenderFailed):
+    """A group of ranks ended without an image.
+
+    `code` is the exit code of the rank that failed first. `outage` tells a store or a service that is away
+    from a fault of the job. `bad_input` is set where a rank refused a value.
+    """
+
+    def __init__(
+        self, text: str, code: int = 3, *, outage: bool = False, bad_input: BadInput | None = None
+    ) -> None:
+        super().__init__(text)
+        self.code, self.outage, self.bad_input = code, outage, bad_input
+
+
+class GroupLost(GroupFailed):
+    """A group ended or hung, and none of its ranks reported an error; another node may know the reason."""
+
+
+class PeersLost(GroupLost):
+    """The other nodes of a group are gone, or never came; nothing is wrong with this one."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, 6)
+
+
+class SinkError(RenderError):
+    """The sink could not read or write a file."""
+
+
+class SinkUnavailable(SinkError):
+    """The sink's store does not answer, or denies access."""
+
+
+class RenderTimedOut(RenderError):
+    """The time allowed for the render is over; nothing was published."""
+
+
 class RanksLost(RenderError):
     """Other ranks of the group have gone away in the middle of a render."""
 
@@ -43,14 +86,22 @@ class Cancelled(RenderError):
 
 
 class Stopped(Cancelled):
-    """The ranks stopped after a step on request, and kept a checkpoint to go on from."""
+    """The ranks stopped after a step on request and saved a checkpoint."""
 
 
-EXIT_CODES: dict[type[RenderError], int] = {BadInput: 2, RenderFailed: 3, Cancelled: 4}
+EXIT_CODES: dict[type[RenderError], int] = {
+    BadInput: 2,
+    RenderFailed: 3,
+    Cancelled: 4,
+    RenderTimedOut: 5,
+    SinkUnavailable: 6,
+}
 
 
 def exit_code(error: RenderError) -> int:
-    """The documented exit code of an error: that of its nearest ancestor in `EXIT_CODES`, else 3."""
+    """The documented exit code: a failed group's own, else that of the nearest ancestor in `EXIT_CODES`."""
+    if isinstance(error, GroupFailed):
+        return error.code
     for ancestor in type(error).__mro__:
         if ancestor in EXIT_CODES:
             return EXIT_CODES[ancestor]

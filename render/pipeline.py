@@ -11,19 +11,15 @@ The ranks are started for each image and end with it. For queues of images use t
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from render.errors import BadInput, RenderFailed
-from render.launch.hardware import RANK_ENVIRONMENT, processors
+from render.errors import BadInput, GroupFailed
+from render.events import OnEvent, ignore_event
+from render.launch.hardware import processors
+from render.launch.rank_group import RankGroup
+from render.launch.request import Request
 from render.model_info import ModelInfo
 from render.models.model_paths import ModelPaths, find_model_paths, model_info
 from render.output.encode import ENDINGS
@@ -36,8 +32,6 @@ from render.spec import Spec
 if TYPE_CHECKING:
     from PIL import Image
 
-_GRACE_S = 5.0
-_LAST_WORDS = 12
 LARGEST_PIL = 2**28
 """Pixels that `RenderedImage.pil` brings into memory at once; a larger picture is exported."""
 
@@ -104,13 +98,13 @@ class ParallelizedDiffusionPipeline:
         resolution: tuple[int, int] = (4096, 4096),
         *,
         out: str | Path | None = None,
-        on_event: Callable[[dict[str, Any]], None] = lambda news: None,
+        on_event: OnEvent = ignore_event,
         **options: Any,
     ) -> RenderedImage:
         """Render one image of (width, height) pixels; `options` are other fields of the spec, as `seed`.
 
         It goes into the folder `out`, by default `out/DIGEST`. One that is finished there is returned as it
-        is. `on_event` hears of stages, steps and tiles.
+        is. `on_event` is called for stages, steps and tiles.
         Raises `BadInput` for a value that cannot be rendered, `RenderFailed` when the render breaks off.
         """
         values = {"prompt": prompt, "model": self.model, "tile_size": self.tile_size} | options
@@ -148,63 +142,17 @@ def _render(
     folder: Path,
     ranks: int,
     device: str,
-    on_event: Callable[[dict[str, Any]], None],
+    on_event: OnEvent,
 ) -> None:
-    """Start the ranks with torchrun, and listen to the first one until all have ended."""
-    case = {"spec": asdict(spec), "folders": folders.to_json(), "info": asdict(info), "device": device}
-    words = ["--standalone", "--nproc-per-node", str(ranks), "-m", "render.rank"]
-    error: dict[str, Any] | None = None
-    with _started(words, json.dumps(case | {"out": str(folder.absolute())})) as (process, last_words):
-        assert process.stdout is not None
-        for line in process.stdout:
-            news = _news(line)
-            if news is None:
-                last_words.append(line.rstrip())
-            elif news["kind"] == "error":
-                error = error or news
-            else:
-                on_event(news)
-        process.wait()
-    if error is not None:
-        raise BadInput(*error["bad"]) if error["bad"] else RenderFailed(error["text"])
-    if not (folder / KEY).exists():
-        text = "\n".join(last_words[-_LAST_WORDS:])
-        raise RenderFailed(f"the group of ranks broke off; nothing was published. Its last words:\n{text}")
-
-
-@contextlib.contextmanager
-def _started(words: list[str], case: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """torchrun with its ranks; all of them have ended when the block is left, whatever the reason."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *words, case],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | RANK_ENVIRONMENT,
-        start_new_session=True,
+    request = Request(
+        spec=asdict(spec), folders=folders, info=info, device=device, out=str(folder.absolute())
     )
+    group = RankGroup(ranks)
     try:
-        yield process, []
+        group.render(request, on_event)
+    except GroupFailed as exc:
+        if exc.bad_input is not None:
+            raise exc.bad_input from exc
+        raise
     finally:
-        if process.poll() is None:
-            # TERM first: torchrun passes it on to its ranks, which live in sessions of their own.
-            os.killpg(process.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE_S)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
-
-
-def _news(line: str) -> dict[str, Any] | None:
-    """What a rank says is one JSON object per line; anything else is a library's chatter."""
-    if not line.startswith('{"kind":'):
-        return None
-    try:
-        found: dict[str, Any] = json.loads(line)
-    except ValueError:
-        return None
-    return found
+        group.close()

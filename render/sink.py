@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 WORK = "work/"
@@ -39,6 +39,44 @@ class Sink(Protocol):
 
     def put_if_absent(self, key: str, data: bytes, content_type: str) -> bool:
         """Store `data` unless the key exists with other bytes; False when it does."""
+        ...
+
+
+class SinkCall(Protocol):
+    """One finished try of a sink's operation, as an observer sees it."""
+
+    @property
+    def operation(self) -> str:
+        """put, put_if_absent, get, size or delete."""
+        ...
+
+    @property
+    def outcome(self) -> str:
+        """ok, missing, denied, retryable or permanent."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Sent, or for a get received."""
+        ...
+
+    @property
+    def seconds(self) -> float: ...
+
+
+SinkObserver = Callable[[SinkCall], None]
+"""Called in the thread that made the call."""
+
+
+class OpenSink(Protocol):
+    """What the entry points of the group `chorale.sinks` name, one for each scheme of a URL."""
+
+    def __call__(self, url: str, *, patience_s: float, observer: SinkObserver | None = None) -> Sink:
+        """The sink at a URL or a folder's path; opens no connection yet.
+
+        An outage is waited out for `patience_s` seconds. Raises `BadInput`. The sink raises `SinkError`, and
+        `SinkUnavailable` where its store is away.
+        """
         ...
 
 

@@ -9,22 +9,21 @@ from typing import Any, TypeVar
 
 import click
 
-from jobs.errors import PeersLost
 from jobs.node.network import interface_of
-from render.errors import BadInput
+from render.errors import BadInput, PeersLost
 from render.launch.rank_group import MASTER_PORT, Rendezvous
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-MATES_S = 600.0
-"""So long a node waits for the first one's name, and torchrun then for the others."""
+PEERS_S = 600.0
+"""A node waits so long for the first one's name, and torchrun then for the others."""
 MANIFEST_S = 300.0
-"""So long a node waits, its own ranks done, until the first one has published the manifest."""
+"""A node whose ranks are done waits so long for the first one to publish the manifest."""
 
 
 def group_options(command: Command) -> Command:
     """Add --nnodes, --node-rank, --master-address, --master-port."""
     for flag, default, text in (
-        ("--master-port", str(MASTER_PORT), "Port where the first machine meets the others."),
+        ("--master-port", str(MASTER_PORT), "Port of the rendezvous on the first machine."),
         ("--master-address", None, "Name or address of the first machine."),
         ("--node-rank", None, "Number of this machine, from 0."),
         ("--nnodes", "1", "Machines that render this image together, or LEAST:MOST of them."),
@@ -34,7 +33,7 @@ def group_options(command: Command) -> Command:
 
 
 def take_rendezvous(options: dict[str, Any]) -> Rendezvous | None:
-    """Where this machine meets the others, None when it renders alone; takes its options out of `options`.
+    """The rendezvous with the other machines, None without any; takes its options out of `options`.
 
     Raises `BadInput`.
     """
@@ -61,14 +60,14 @@ def await_host(rendezvous: Rendezvous, on_tick: Callable[[], bool]) -> str | Non
 
     Raises `PeersLost`.
     """
-    end = time.monotonic() + MATES_S
+    end = time.monotonic() + PEERS_S
     while True:
         try:
             found = socket.getaddrinfo(rendezvous.host, rendezvous.port, type=socket.SOCK_STREAM)
             return interface_of(_own_address(found[0]))
         except OSError as exc:
             if time.monotonic() > end:
-                raise PeersLost(f"{rendezvous.host} cannot be reached after {MATES_S:g} s ({exc})") from exc
+                raise PeersLost(f"{rendezvous.host} cannot be reached after {PEERS_S:g} s ({exc})") from exc
         on_tick()
         time.sleep(0.2)
 

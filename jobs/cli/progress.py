@@ -8,9 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from render.events import Event, StageStarted, StepDone, TilesWritten
+
 
 class RenderProgress:
-    """Turns the ranks' news into a bar per stage and one for the tiles. A context manager that is called."""
+    """Turns the ranks' events into a bar per stage and one for the tiles. A callable context manager."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
@@ -36,30 +38,30 @@ class RenderProgress:
     def __exit__(self, *error: Any) -> None:
         self._progress.__exit__(*error)
 
-    def __call__(self, news: dict[str, Any]) -> None:
-        handler = getattr(self, f"_on_{news['kind']}", None)
-        if handler is not None:
-            handler(news)
+    def __call__(self, event: Event) -> None:
+        match event:
+            case StageStarted():
+                self._begin_stage(event)
+            case StepDone() if self._stage is not None:
+                rate = f"{event.seconds:.2f} s/step"
+                self._progress.update(self._stage, completed=event.step, rate=rate)
+            case TilesWritten():
+                self._update_tiles(event)
 
-    def _on_stage(self, news: dict[str, Any]) -> None:
+    def _begin_stage(self, event: StageStarted) -> None:
         self._progress.update(self._waiting, visible=False)
-        name = f"stage {news['stage'] + 1}/{news['stages']} {news['width']}x{news['height']}"
-        self._stage = self._progress.add_task(name, total=news["steps"], rate="")
-        self._say(f"{name}: {news['steps']} steps")
+        name = f"stage {event.stage + 1}/{event.stages} {event.width}x{event.height}"
+        self._stage = self._progress.add_task(name, total=event.steps, rate="")
+        self._print(f"{name}: {event.steps} steps")
 
-    def _on_step(self, news: dict[str, Any]) -> None:
-        if self._stage is not None:
-            rate = f"{news['seconds']:.2f} s/step"
-            self._progress.update(self._stage, completed=news["step"], rate=rate)
-
-    def _on_tiles(self, news: dict[str, Any]) -> None:
-        self._blocks[news["rank"]] = news["done"], news["total"]
+    def _update_tiles(self, event: TilesWritten) -> None:
+        self._blocks[event.rank] = event.blocks_done, event.blocks_total
         done, total = (sum(pair[part] for pair in self._blocks.values()) for part in (0, 1))
         if self._tiles is None:
             self._tiles = self._progress.add_task("decoding and tiling", total=total, rate="")
-            self._say("decoding and tiling")
+            self._print("decoding and tiling")
         self._progress.update(self._tiles, completed=done, total=total)
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if self._plain:
             print(line, file=sys.stderr, flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,10 +19,11 @@ from jobs.cli.help import examples
 from jobs.cli.progress import RenderProgress
 from jobs.cli.spec_options import spec_options, take_spec
 from jobs.db.submission import parse_ranks
-from jobs.errors import BAD_INPUT, GroupFailed
+from jobs.errors import BAD_INPUT
 from jobs.image_store import claim, disclaim, finished_image, published_image
 from jobs.node.shutdown_signals import ShutdownSignals
-from render.errors import BadInput
+from render.errors import BadInput, GroupFailed
+from render.events import Event, ImageDone, OnEvent, ignore_event
 from render.launch.hardware import processors
 from render.launch.rank_group import HUNG_S, RankGroup, Rendezvous
 from render.launch.request import CHECKPOINT_S, PATIENCE_S, Request
@@ -49,14 +49,14 @@ from render.plan.plan import make_plan
     type=click.FloatRange(min=0),
     default=CHECKPOINT_S,
     show_default=True,
-    help="Seconds between checkpoints; the same command goes on from the last one.",
+    help="Seconds between checkpoints; the same command resumes from the last one.",
 )
 @click.option(
     "--stall",
     type=click.FloatRange(min=1),
     default=HUNG_S,
     show_default=True,
-    help="Seconds without a word of any rank after which the group is taken to hang (exit 3).",
+    help="Seconds without an event of any rank after which the group is taken to hang (exit 3).",
 )
 @group_options
 @click.option("--dry-run", is_flag=True, help="Check everything, print the digest, render nothing.")
@@ -75,15 +75,15 @@ def render(
     """Render one image with a group of ranks and write its tile pyramid.
 
     The same spec gives the same bits, whatever the number of ranks. A finished image is not rendered again.
-    SIGTERM lets the ranks keep a checkpoint after their step (exit 4). Several machines render one image
-    together with --nnodes; when one goes away, the others end too (exit 6), and all can begin again.
+    SIGTERM lets the ranks save a checkpoint after their step (exit 4). Several machines render one image
+    together with --nnodes; when one goes away, the others end too (exit 6), and all can start again.
     """
     spec, folders, info = take_spec(options)
-    meeting = take_rendezvous(options)
+    rendezvous = take_rendezvous(options)
     wanted = parse_ranks(ranks) or processors()
     plan = make_plan(spec, info, 1)
-    if meeting is not None:
-        _check_room(wanted * meeting.nodes, plan.useful_ranks)
+    if rendezvous is not None:
+        _check_room(wanted * rendezvous.nodes, plan.useful_ranks)
     elif wanted > plan.useful_ranks:
         click.echo(
             f"chorale: only {plan.useful_ranks} of {wanted} ranks have anything to evaluate; using those",
@@ -114,44 +114,44 @@ def render(
         checkpoint_s=checkpoint_every,
         patience_s=patience_s,
     )
-    progress: AbstractContextManager[Any] = nullcontext(lambda news: None) if as_json else RenderProgress()
+    progress: AbstractContextManager[OnEvent] = nullcontext(ignore_event) if as_json else RenderProgress()
     with progress as on_event:
         claim(target, digest, spec.canonical_json(info.digest))
         try:
-            news = _rendered(request, wanted, meeting, stall, timeout, on_event)
+            image = _render(request, wanted, rendezvous, stall, timeout, on_event)
         except GroupFailed as exc:
             if exc.code == BAD_INPUT:
                 disclaim(target)
             raise
     patient = open_store(place, settings, patience_s=patience_s)
-    if news is None:
+    if image is None:
         manifest = await_manifest(lambda: finished_image(patient, digest))
         _finish(_result(patient, manifest, manifest["timings"]["total"]), as_json)
     else:
-        _finish(_result(patient, published_image(patient), news["seconds"]), as_json)
+        _finish(_result(patient, published_image(patient), image.seconds), as_json)
 
 
-def _rendered(
+def _render(
     request: Request,
     ranks: int,
-    meeting: Rendezvous | None,
+    rendezvous: Rendezvous | None,
     stall: float,
     timeout: float | None,
-    on_event: Callable[[dict[str, Any]], None],
-) -> dict[str, Any] | None:
-    """The last news of the group; None on a machine that does not hold rank 0."""
-    leaving = ShutdownSignals()
+    on_event: OnEvent,
+) -> ImageDone | None:
+    """The group's last event; None on a machine that does not hold rank 0."""
+    signals = ShutdownSignals()
 
-    def hear(news: dict[str, Any]) -> None:
-        leaving.hear(news)
-        on_event(news)
+    def forward(event: Event) -> None:
+        signals.on_event(event)
+        on_event(event)
 
-    with leaving.heeded():
-        if meeting is not None:
-            meeting = replace(meeting, interface=await_host(meeting, leaving.tick))
-        group = RankGroup(ranks, rendezvous=meeting, hung_s=stall)
+    with signals.installed():
+        if rendezvous is not None:
+            rendezvous = replace(rendezvous, interface=await_host(rendezvous, signals.poll))
+        group = RankGroup(ranks, rendezvous=rendezvous, hung_s=stall)
         try:
-            return group.render(request, hear, timeout=timeout, on_tick=leaving.tick)
+            return group.render(request, forward, timeout=timeout, on_tick=signals.poll)
         finally:
             group.close()
 

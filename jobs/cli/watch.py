@@ -16,7 +16,7 @@ from jobs.cli.help import examples
 from jobs.cli.terminal import new_table, plain, print_json, print_line
 from jobs.db.queries import Filter, count_jobs, find_job, list_jobs
 from jobs.db.state_machine import ENDED
-from jobs.errors import GroupFailed, JobCancelled, JobTimedOut
+from jobs.errors import JobCancelled, JobFailed, JobTimedOut
 from jobs.farm import Farm
 from jobs.formatting import age, counts_by_state, duration, percent
 
@@ -78,7 +78,7 @@ def wait(farm: Farm, as_json: bool, job: str | None, batch: str | None, timeout:
             raise JobTimedOut(f"timeout of {timeout:g} s reached: {counts_by_state(counts)}")
         time.sleep(_POLL_S)
     if counts["failed"]:
-        raise GroupFailed(f"{counts_by_state(counts)}; chorale list --state failed shows the reasons")
+        raise JobFailed(f"{counts_by_state(counts)}; chorale list --state failed shows the reasons")
     if counts["cancelled"]:
         raise JobCancelled(counts_by_state(counts))
     if as_json:

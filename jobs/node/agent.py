@@ -1,12 +1,13 @@
 """The node's agent: keeps the node's lease, takes its share of dispatching, and starts supervisors.
 
-The database is the truth: the agent looks there for parts of attempts that wait for this node. A doorbell
-only makes it look sooner.
+The database is the truth: the agent looks there for parts of attempts that wait for this node. A Celery
+message only makes it look sooner.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -14,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,21 +26,22 @@ from jobs.db.claims import LEASE_S, unclaimed
 from jobs.db.nodes import register, renew, set_draining, sign_off
 from jobs.farm import Farm
 from jobs.node.metrics_server import MetricsServer
-from jobs.node.tasks import BELL, bell_path, make_app, queue_of, ring
+from jobs.node.tasks import WAKEUP_SOCKET, make_app, notify, queue_of, wakeup_path
 from jobs.report_delivery import send_due, wanted
 from jobs.scheduler.dispatcher import dispatch
 from render.errors import BadInput
 from render.launch.group_directory import remove_stale_group_directories
 
 _ROUND_S = 1.0
-"""Between two looks into the database, unless a bell rings."""
+"""Between two looks into the database, unless a notification comes."""
 _OFFER_S = 0.6
-"""For so long warm groups may take a new attempt before a group is started for it."""
+"""Warm groups have so long to take a new attempt before a group is started for it."""
 RENEW_S = 1.0
 _REPORT_S = 10.0
 """Between two looks for ended batches and closed queues, where reports are wanted."""
 STOP_S = 15.0
-"""So long the ranks of an agent that ends have for their step, unless CHORALE_STOP_S says otherwise."""
+"""The ranks of an agent that ends have so long for their step, unless CHORALE_STOP_S is set."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Agent:
     metrics: MetricsServer
     vram_bytes: int | None = None
     broker_url: str | None = None
-    """Without one nobody rings, and the agent only looks by itself."""
+    """None for no notifications; the agent then only polls."""
     _woken: threading.Event = field(default_factory=threading.Event)
     _ended: threading.Event = field(default_factory=threading.Event)
     _supervisors: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -66,18 +67,21 @@ class Agent:
     _worker: subprocess.Popen[bytes] | None = None
     _app: Celery | None = None
 
+    def __post_init__(self) -> None:
+        self._logger = logging.LoggerAdapter(_log, {"node": self.name})
+
     def run(self) -> None:
         """Raises `BadSetting` when `/metrics` cannot be served, before the farm knows of this node."""
         self.home.mkdir(parents=True, exist_ok=True)
         remove_stale_group_directories()
-        # Metrics end last, so that they hear of how the supervisors ended.
+        # Metrics end last, so that they count how the supervisors ended.
         with self.metrics:
             self._run()
 
     def _run(self) -> None:
         if self.broker_url is not None:
             self._app = make_app(self.broker_url)
-            threading.Thread(target=self._listen, daemon=True, name="bell").start()
+            threading.Thread(target=self._receive_wakeups, daemon=True, name="wakeup").start()
         if wanted(self.farm.settings):
             threading.Thread(target=self._report, daemon=True, name="reports").start()
         with self.farm.database.write() as connection:
@@ -95,18 +99,18 @@ class Agent:
                 self._woken.wait(_OFFER_S if self._offered else _ROUND_S)
                 self._woken.clear()
         finally:
-            self._go()
+            self._shut_down()
 
     def _report(self) -> None:
-        """In a thread of its own: who takes reports may be slow to answer."""
+        """Runs in a thread of its own: a mail server may be slow to answer."""
         while not self._ended.wait(_REPORT_S):
             try:
                 send_due(self.farm)
             except ServiceError as exc:
-                print(f"chorale: {exc}", file=sys.stderr, flush=True)
+                self._logger.warning("%s", exc)
 
     def undrain(self) -> None:
-        """Take jobs again, where this node was drained before it ended."""
+        """Take jobs again if this node was drained before it ended."""
         with contextlib.suppress(BadInput), self.farm.database.write() as connection:
             set_draining(connection, self.name, False)
 
@@ -121,10 +125,10 @@ class Agent:
             self._work()
         except ServiceError as exc:
             # The leases run out by themselves; the farm goes on when its database is back.
-            print(f"chorale: {exc}", file=sys.stderr, flush=True)
+            self._logger.warning("%s", exc)
             self._steady_since = time.monotonic()
         except Exception:
-            traceback.print_exc()
+            self._logger.exception("a round of the agent failed")
 
     def _work(self) -> None:
         self._renew()
@@ -132,7 +136,7 @@ class Agent:
         # Right after the database was away all leases look old; their holders get the time to renew them.
         steady = time.monotonic() - self._steady_since > LEASE_S
         lost = self.metrics.count_lost
-        bells = dispatch(self.farm.database, self.name, sweeping=steady, on_lost=lost)
+        placed = dispatch(self.farm.database, self.name, sweeping=steady, on_lost=lost)
         with self.farm.database.read() as connection:
             waiting = unclaimed(connection, self.name)
         for attempt in waiting:
@@ -143,8 +147,8 @@ class Agent:
         for attempt, process in list(self._supervisors.items()):
             if process.poll() is not None:
                 del self._supervisors[attempt]
-        if self._app is not None and bells:
-            ring(self._app, [bell for bell in bells if bell[0] != self.name])
+        if self._app is not None and placed:
+            notify(self._app, [each for each in placed if each[0] != self.name])
 
     def _renew(self) -> None:
         if time.monotonic() - self._renewed > RENEW_S:
@@ -156,27 +160,36 @@ class Agent:
         """Start the node's Celery worker, and start it again when it has died."""
         if self.broker_url is None or (self._worker is not None and self._worker.poll() is None):
             return
-        words = ["-A", "jobs.node.tasks", "worker", "-Q", queue_of(self.name), "-P", "solo", "-l", "warning"]
-        words += ["-n", f"chorale@{self.name}", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-        bell = {BELL: str(bell_path(self.home, self.name)), "CHORALE_BROKER_URL": self.broker_url}
+        arguments = ["-A", "jobs.node.tasks", "worker", "-Q", queue_of(self.name), "-P", "solo"]
+        arguments += [
+            "-l",
+            "warning",
+            "-n",
+            f"chorale@{self.name}",
+            "--without-gossip",
+            "--without-mingle",
+            "--without-heartbeat",
+        ]
+        wakeup = str(wakeup_path(self.home, self.name))
+        environment = {WAKEUP_SOCKET: wakeup, "CHORALE_BROKER_URL": self.broker_url}
         with (self.home / "worker.log").open("ab") as log:
             self._worker = subprocess.Popen(
-                [sys.executable, "-m", "jobs.node.celery_worker", str(os.getpid()), *words],
+                [sys.executable, "-m", "jobs.node.celery_worker", str(os.getpid()), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | bell,
+                env=os.environ | environment,
                 start_new_session=True,
             )
 
-    def _listen(self) -> None:
-        """Wait for the worker's rings."""
-        path = bell_path(self.home, self.name)
+    def _receive_wakeups(self) -> None:
+        """Wait for the worker's notifications."""
+        path = wakeup_path(self.home, self.name)
         path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bell:
-            bell.bind(str(path))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+            server.bind(str(path))
             while not self._ended.is_set():
-                bell.recv(256)
+                server.recv(256)
                 self._woken.set()
 
     def _start(self, attempt: str) -> subprocess.Popen[bytes]:
@@ -190,9 +203,9 @@ class Agent:
                 env=os.environ | {"CHORALE_DATABASE_URL": self.farm.url} | self.metrics.environment,
             )
 
-    def _go(self) -> None:
-        """Sign off first, so that nothing more is placed here; then the supervisors, which need the
-        database to let go of their parts; the worker last, which nobody waits for."""
+    def _shut_down(self) -> None:
+        """Sign off first, so that nothing more is placed here; then end the supervisors, which need the
+        database to release their parts; the worker last, which nothing depends on."""
         with contextlib.suppress(ServiceError), self.farm.database.write() as connection:
             sign_off(connection, self.name)
         for process in self._supervisors.values():

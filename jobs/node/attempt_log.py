@@ -1,20 +1,20 @@
-"""The log of one attempt on one node: what its supervisor and its ranks say."""
+"""The log of one attempt on one node: the lines of its supervisor, and what its ranks print."""
 
 from __future__ import annotations
 
 import contextlib
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from infra.errors import StoreError
 from infra.store.base import Store
 from jobs.db.records import Assignment
 from jobs.farm import LOGS
+from render.events import CheckpointSaved, Event, ModelLoaded, RankFailed, RankStopped, StageStarted, StepDone
 
 
 class AttemptLog:
-    """Lines with the time before them, at the end of a file that the ranks write to as well."""
+    """Lines that begin with their time, appended to a file that the ranks write to as well."""
 
     def __init__(self, folder: Path, part: Assignment) -> None:
         self.path = folder / log_name(part.job, part.fence, part.node)
@@ -22,9 +22,10 @@ class AttemptLog:
 
     def begin(self) -> None:
         part = self._part
-        self.say(f"attempt {part.fence} of job {part.job}: slots {list(part.slots)} of node {part.node}")
+        self.write(f"attempt {part.fence} of job {part.job}: slots {list(part.slots)} of node {part.node}")
 
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
+        """Append a line."""
         moment = datetime.now().astimezone().isoformat(timespec="seconds")
         with self.path.open("a", encoding="utf-8") as file:
             file.write(f"{moment} {text}\n")
@@ -34,22 +35,30 @@ class AttemptLog:
         with contextlib.suppress(OSError, StoreError):
             images.put(f"{LOGS}/{self.path.name}", self.path.read_bytes(), "text/plain; charset=utf-8")
 
-    def hear(self, news: dict[str, Any]) -> None:
-        """Write down the ranks' news that are worth it."""
-        kind = news["kind"]
-        if kind == "loaded":
-            self.say(f"model loaded in {news['seconds']:.1f} s")
-        elif kind == "stage":
-            size = f"{news['width']}x{news['height']}"
-            self.say(f"stage {news['stage'] + 1} of {news['stages']}: {size}, {news['steps']} steps")
-        elif kind == "step":
-            times = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in news["phases"].items())
-            self.say(f"step {news['step']} of {news['steps']}: {times}")
-        elif kind == "checkpoint":
-            end = "kept" if news["error"] is None else f"not kept: {news['error']}"
-            self.say(f"checkpoint after step {news['step']} of stage {news['stage'] + 1} {end}")
-        elif kind in ("error", "stopped"):
-            self.say(f"rank {news['rank']}: {news['text']}")
+    def on_event(self, event: Event) -> None:
+        """Append a line for an event that people look for in a log."""
+        line = _line(event)
+        if line is not None:
+            self.write(line)
+
+
+def _line(event: Event) -> str | None:
+    match event:
+        case ModelLoaded():
+            return f"model loaded in {event.seconds:.1f} s"
+        case StageStarted():
+            size = f"{event.width}x{event.height}"
+            return f"stage {event.stage + 1} of {event.stages}: {size}, {event.steps} steps"
+        case StepDone():
+            times = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in event.phases.items())
+            return f"step {event.step} of {event.steps}: {times}"
+        case CheckpointSaved():
+            outcome = "saved" if event.error is None else f"not saved: {event.error}"
+            return f"checkpoint after step {event.step} of stage {event.stage + 1} {outcome}"
+        case RankFailed() | RankStopped():
+            return f"rank {event.rank}: {event.text}"
+        case _:
+            return None
 
 
 def log_name(job: str, fence: int, node: str) -> str:

@@ -1,11 +1,11 @@
-"""One claimed part of an attempt: this node's share, from standing by to its end."""
+"""Runs one claimed part of an attempt: this node's share, from its claim to its end."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from jobs.db.claims import LEASE_S, make_ready, release, rendezvous_endpoint
 from jobs.db.outcomes import Tally, fail, finish
 from jobs.db.records import Assignment
 from jobs.db.state_machine import change_state
-from jobs.errors import GroupBrokeOff, GroupFailed, JobError, JobStopped, LostRace
+from jobs.errors import JobError, LostRace
 from jobs.farm import Farm, open_images
 from jobs.image_store import claim, finished_image
 from jobs.input_assets import download_input
@@ -26,123 +26,127 @@ from jobs.node.attempt_metrics import AttemptMetrics
 from jobs.node.heartbeat import Heartbeat, with_retry
 from jobs.node.network import interface_of
 from jobs.node.progress_snapshot import ProgressSnapshot
+from jobs.node.rank_metrics import OBSERVER
 from jobs.scheduler.warm_reuse import finish_and_take_next
+from render.errors import GroupFailed, GroupLost, Stopped
+from render.events import Event, ImageDone, StageStarted, StepDone, TilesWritten
 from render.launch.hardware import gpu_count
 from render.launch.rank_group import RankGroup, Rendezvous
 from render.launch.request import CHECKPOINT_S, PATIENCE_S, Request
 from render.models.model_paths import find_model_paths, model_info
 from render.spec import Spec
 
-_MATES_S = LEASE_S + 2.0
-"""A group that breaks off waits so long for the node that knows why to say it first. If that one is dead, its
-lease is over by then, and the job goes on at once."""
+_PEER_REPORT_S = LEASE_S + 2.0
+"""A lost group waits so long for the node that knows the reason to report it first. If that one is dead, its
+lease is over by then, and the job resumes at once."""
+_log = logging.getLogger(__name__)
 
 
 class Superseded(JobError):
-    """This supervisor speaks for nobody any more."""
+    """This supervisor no longer holds the attempt."""
 
 
 @dataclass
 class AttemptRunner:
-    """Renders one part with a group of ranks on this node, and speaks for the attempt meanwhile."""
+    """Renders one part with a group of ranks on this node, and keeps the attempt's lease meanwhile."""
 
     farm: Farm
     claimed: Assignment
     group: RankGroup | None
     """A warm one, its model loaded; without it the part starts its own."""
     logs: Path
-    leaving: Callable[[], bool]
-    """Has this node been asked to end?"""
+    stopping: Callable[[], bool]
+    """Whether this node is shutting down."""
     idle_since: float | None = None
-    """Monotonic time at which the group was done with the picture before."""
+    """Monotonic time at which the group finished the previous image."""
     ended: float | None = None
-    """Monotonic time at which it was done with this one."""
+    """Monotonic time at which it finished this one."""
     next: Assignment | None = None
-    """What the group shall render after this, claimed already."""
-    _heart: Heartbeat = field(init=False)
+    """The group's next part, claimed already."""
+    _heartbeat: Heartbeat = field(init=False)
     _log: AttemptLog = field(init=False)
-    _meter: AttemptMetrics = field(init=False)
-    _live: ProgressSnapshot = field(default_factory=ProgressSnapshot)
+    _metrics: AttemptMetrics = field(init=False)
+    _snapshot: ProgressSnapshot = field(default_factory=ProgressSnapshot)
     _finished: bool = False
     _stages: int = 1
-    _heard: bool = False
-    """Have the ranks said anything about this request?"""
+    _has_events: bool = False
+    """Whether the ranks have sent any event for this request."""
     _model_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self._heart = Heartbeat(self.farm.database, self.claimed)
+        self._heartbeat = Heartbeat(self.farm.database, self.claimed)
         self._log = AttemptLog(self.logs, self.claimed)
-        self._meter = AttemptMetrics(self.claimed)
+        self._metrics = AttemptMetrics(self.claimed)
 
     def run(self) -> RankGroup | None:
-        """The group, if it can be kept warm; None when it has ended."""
-        self._heart.start()
+        """Returns the group if it can be kept warm, None when it has ended."""
+        self._heartbeat.start()
         self._log.begin()
-        self._meter.begin(self.farm.database)
+        self._metrics.begin(self.farm.database)
         try:
-            return self._render(self._stand_by())
+            return self._render(self._join_rendezvous())
         except (Superseded, LostRace) as exc:
-            self._log.say(f"left: {exc}")
-        except JobStopped as exc:
-            why = f", since node {self.claimed.node} ends" if self.leaving() else ""
+            self._log.write(f"left: {exc}")
+        except Stopped as exc:
+            why = f", since node {self.claimed.node} ends" if self.stopping() else ""
             self._fail(exc, f"{exc}{why}", None, None)
-        except GroupBrokeOff as exc:
+        except GroupLost as exc:
             if self.claimed.nodes == 1:
                 self._fail(exc, _last_line(exc), self.claimed.node)
             else:
-                # The node whose rank failed knows the reason, and its word should come first. If none comes,
-                # a node or the network between them is gone, and the job is not to blame.
-                self._await_mates()
+                # The node whose rank failed knows the reason and should report it first. If none does, a node
+                # or the network between them is gone, and the job is not to blame.
+                self._await_peer_report()
                 self._fail(exc, _last_line(exc), None, "outages")
         except (ServiceError, StoreError, OSError) as exc:
             self._fail(exc, f"{type(exc).__name__}: {exc}".splitlines()[0], None, "outages")
-        except JobError as exc:
+        except (GroupFailed, JobError) as exc:
             # What the ranks need and is away is not their node's fault, nor the job's.
             outage = isinstance(exc, GroupFailed) and exc.outage
             node = None if outage else self.claimed.node
             self._fail(exc, str(exc), node, "outages" if outage else "attempts")
         except Exception as exc:
-            traceback.print_exc()
+            _log.exception("attempt %s failed", self.claimed.attempt, extra=self._fields())
             self._fail(exc, f"{type(exc).__name__}: {exc}".splitlines()[0], self.claimed.node)
         finally:
-            self._heart.stop()
+            self._heartbeat.stop()
             self._log.collect(open_images(self.farm.settings))
-            # A part of a finished group does not let go: its attempt may not have been ended yet.
+            # A part of a finished group is not released: its attempt may not have been ended yet.
             if not self._finished:
                 with contextlib.suppress(ServiceError):
                     with_retry(self.farm.database, lambda connection: release(connection, self.claimed))
         return None
 
-    def _await_mates(self) -> None:
-        end = time.monotonic() + _MATES_S
-        while self._heart.lost is None and time.monotonic() < end:
+    def _await_peer_report(self) -> None:
+        end = time.monotonic() + _PEER_REPORT_S
+        while self._heartbeat.lost is None and time.monotonic() < end:
             time.sleep(0.2)
 
     def _fail(self, exc: Exception, reason: str, node: str | None, tally: Tally | None = "attempts") -> None:
-        self._meter.on_failure(exc)
+        self._metrics.on_failure(exc)
         with contextlib.suppress(OSError):
-            self._log.say(f"ended: {reason}")
+            self._log.write(f"ended: {reason}")
         with_retry(
             self.farm.database,
             lambda connection: fail(connection, self.claimed.attempt, reason, node, tally),
         )
 
-    def _stand_by(self) -> Rendezvous | None:
-        """Say that this node is ready; where the ranks meet, once all nodes are."""
+    def _join_rendezvous(self) -> Rendezvous | None:
+        """Report this node as ready; returns the rendezvous once all nodes are."""
         part = self.claimed
         if part.begun:
             return None
         point = f"{part.address}:{_free_port(part.address)}" if part.place == 0 else None
         with_retry(self.farm.database, lambda connection: make_ready(connection, part, point))
-        while (met := self._meeting_point()) is None:
-            if self._tick():
-                raise JobStopped("stopped before the group was complete")
+        while (endpoint := self._endpoint()) is None:
+            if self._poll():
+                raise Stopped("stopped before the group was complete")
             time.sleep(0.2)
         if part.place == 0:
             self._begin()
         if part.nodes == 1:
             return None
-        host, _, port = met.rpartition(":")
+        host, _, port = endpoint.rpartition(":")
         return Rendezvous(
             nodes=part.nodes,
             place=part.place,
@@ -151,12 +155,12 @@ class AttemptRunner:
             interface=interface_of(part.address),
         )
 
-    def _meeting_point(self) -> str | None:
+    def _endpoint(self) -> str | None:
         try:
             with self.farm.database.read() as connection:
                 return rendezvous_endpoint(connection, self.claimed)
         except ServiceError:
-            # The heart knows when to give up.
+            # The heartbeat knows when to give up.
             return None
 
     def _render(self, rendezvous: Rendezvous | None) -> RankGroup | None:
@@ -170,10 +174,10 @@ class AttemptRunner:
         patience_s = self.farm.settings.seconds("store_patience_s", PATIENCE_S)
         images = open_images(self.farm.settings, patience_s=patience_s)
         out = images.within(part.digest)
-        done = self._ours(out, spec.canonical_json(info.digest)) if part.place == 0 else None
+        manifest = self._find_or_claim(out, spec.canonical_json(info.digest)) if part.place == 0 else None
         spec = download_input(spec, images, self.logs.parent)
-        if done is not None:
-            self._finish(done["root"])
+        if manifest is not None:
+            self._finish(manifest["root"])
             self._finished = True
             return self.group
         request = Request(
@@ -186,6 +190,7 @@ class AttemptRunner:
             checkpoint_s=self.farm.settings.seconds("checkpoint_s", CHECKPOINT_S),
             slots=part.slots,
             log=str(self._log.path),
+            observer=OBSERVER,
             # A group of one node stays; the ranks of several would have to agree on what comes next.
             last=part.nodes > 1,
         )
@@ -194,12 +199,12 @@ class AttemptRunner:
         stays = False
         try:
             if self.idle_since is not None:
-                self._log.say(f"taken over after {time.monotonic() - self.idle_since:.3f} s")
+                self._log.write(f"taken over after {time.monotonic() - self.idle_since:.3f} s")
             done = self._rendered_by(group, request)
             self.ended = time.monotonic()
             if part.place == 0:
                 assert done is not None
-                self._finish(done["root"])
+                self._finish(done.root)
             self._finished = True
             stays = not request.last
         finally:
@@ -207,63 +212,71 @@ class AttemptRunner:
                 group.close()
         return group if stays else None
 
-    def _ours(self, out: Store, canonical_spec: str) -> dict[str, Any] | None:
-        """The manifest if the image is there already; else its place is claimed."""
+    def _find_or_claim(self, out: Store, canonical_spec: str) -> dict[str, Any] | None:
+        """The manifest if the image is there already; else its folder is claimed."""
         done = finished_image(out, self.claimed.digest)
         if done is None:
             claim(out, self.claimed.digest, canonical_spec)
         return done
 
-    def _rendered_by(self, group: RankGroup, request: Request) -> dict[str, Any] | None:
+    def _rendered_by(self, group: RankGroup, request: Request) -> ImageDone | None:
         """Render; where a warm group turns out to be dead before it has begun, with new processes."""
         was_warm = group.alive()
         if not was_warm:
-            self._meter.on_start()
+            self._metrics.on_start()
         try:
-            return group.render(request, self._hear, on_tick=self._tick)
-        except GroupBrokeOff as exc:
-            if not was_warm or self._heard:
+            return group.render(request, self._on_event, on_tick=self._poll)
+        except GroupLost as exc:
+            if not was_warm or self._has_events:
                 raise
-            self._meter.on_failure(exc)
+            self._metrics.on_failure(exc)
         group.close()
-        self._meter.on_start()
-        return group.render(request, self._hear, on_tick=self._tick)
+        self._metrics.on_start()
+        return group.render(request, self._on_event, on_tick=self._poll)
 
     def _finish(self, root: str) -> None:
-        """Say that the image is there; a group that stays takes the next job in the same transaction."""
+        """Record the image as done; a group that stays takes the next job in the same transaction."""
         part, seconds = self.claimed, self._model_seconds
-        if part.nodes > 1 or self.leaving():
+        if part.nodes > 1 or self.stopping():
             with_retry(self.farm.database, lambda connection: finish(connection, part, root, seconds))
         else:
             self.next = with_retry(
                 self.farm.database, lambda connection: finish_and_take_next(connection, part, root, seconds)
             )
-        self._log.say(f"done: root {root}")
+        self._log.write(f"done: root {root}")
 
-    def _hear(self, news: dict[str, Any]) -> None:
-        """Take the ranks' news; never touches the database, which may be away just now."""
-        self._log.hear(news)
-        self._meter.on_event(news)
-        self._heard = True
-        if news["kind"] == "stage":
-            self._stages = news["stages"]
-        elif news["kind"] == "step":
-            # A stage costs about four times the one before; the last one is most of the work.
-            whole = sum(4.0**number for number in range(self._stages))
-            before = sum(4.0**number for number in range(news["stage"]))
-            self._model_seconds += news["phases"]["model"]
-            if self.claimed.place == 0:
-                share = news["step"] / news["steps"]
-                self._heart.progress = 0.95 * (before + 4.0 ** news["stage"] * share) / whole
-        elif news["kind"] == "tiles" and self.claimed.place == 0:
-            self._heart.publishing = True
-        self._heart.live = self._live.hear(news, self._heart.progress)
+    def _on_event(self, event: Event) -> None:
+        """Take an event of the ranks; never touches the database, which may be away just now."""
+        self._log.on_event(event)
+        self._metrics.on_event(event)
+        self._has_events = True
+        match event:
+            case StageStarted():
+                self._stages = event.stages
+            case StepDone():
+                self._model_seconds += event.phases["model"]
+                if self.claimed.place == 0:
+                    self._heartbeat.progress = self._progress(event)
+            case TilesWritten() if self.claimed.place == 0:
+                self._heartbeat.publishing = True
+        self._heartbeat.live = self._snapshot.update(event, self._heartbeat.progress)
 
-    def _tick(self) -> bool:
-        """Should the ranks stop after their step? Raises `Superseded` when this attempt has been ended."""
-        if self._heart.lost is not None:
-            raise Superseded(self._heart.lost)
-        return self._heart.stopping or self.leaving()
+    def _progress(self, event: StepDone) -> float:
+        """Share of the work that is done. A stage costs about four times the one before."""
+        whole = sum(4.0**number for number in range(self._stages))
+        before = sum(4.0**number for number in range(event.stage))
+        return 0.95 * (before + 4.0**event.stage * event.step / event.steps) / whole
+
+    def _fields(self) -> dict[str, Any]:
+        """Fields of log records."""
+        part = self.claimed
+        return {"job": part.job, "attempt": part.attempt, "node": part.node}
+
+    def _poll(self) -> bool:
+        """Whether the ranks should stop after their step. Raises `Superseded` when the attempt is over."""
+        if self._heartbeat.lost is not None:
+            raise Superseded(self._heartbeat.lost)
+        return self._heartbeat.stopping or self.stopping()
 
     def _begin(self) -> None:
         part = self.claimed
@@ -277,7 +290,7 @@ class AttemptRunner:
 
 
 def _last_line(exc: Exception) -> str:
-    """The last words of a group's log, which tell more than that it broke off."""
+    """The last line of a group's log, which says more than that it broke off."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     return f"the group broke off: {lines[-1][:300]}" if len(lines) > 1 else lines[0]
 

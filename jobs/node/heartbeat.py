@@ -1,4 +1,4 @@
-"""The heart of a supervisor: renews its part's lease, whatever the supervisor is busy with."""
+"""The heartbeat of a supervisor: renews its part's lease from a thread of its own."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from jobs.db.outcomes import publish
 from jobs.db.records import Assignment
 from jobs.errors import LostRace
 
-BEAT_S = 1.0
+HEARTBEAT_S = 1.0
 PATIENCE_S = 30.0
 """The database may be away for so long before a supervisor gives its part up."""
 Result = TypeVar("Result")
 
 
 def with_retry(database: Database, work: Callable[[Connection], Result]) -> Result:
-    """Do it in one transaction, and again while the database is away, for as long as we are patient."""
+    """Call `work` in one transaction, and again while the database is away, for up to `PATIENCE_S`."""
     end = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -38,31 +38,31 @@ def with_retry(database: Database, work: Callable[[Connection], Result]) -> Resu
 
 @dataclass
 class Heartbeat:
-    """Beats for one part in a thread of its own, between `start` and `stop`."""
+    """Sends heartbeats for one part from a thread of its own, between `start` and `stop`."""
 
     database: Database
     part: Assignment
     progress: float | None = None
-    """Share of the work that is done; told to the farm with the next beat."""
+    """Share of the work that is done; written with the next heartbeat."""
     live: dict[str, Any] | None = None
-    """What this node's ranks are at, for people who watch; told with the next beat."""
+    """A `ProgressSnapshot` of this node's ranks; written with the next heartbeat."""
     publishing: bool = False
-    """All steps are done; told to the farm with the next beat."""
+    """All steps are done; written with the next heartbeat."""
     stopping: bool = False
-    """The job shall go on later: keep what is done, and end."""
+    """The job was paused or its queue closed: save a checkpoint and stop."""
     lost: str | None = None
-    """Why this supervisor speaks for nobody any more, once that is so."""
-    _still: threading.Event = field(default_factory=threading.Event)
+    """Why this supervisor no longer holds the attempt, once that is so."""
+    _stopped: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
-        threading.Thread(target=self._beat, daemon=True, name="heart").start()
+        threading.Thread(target=self._run, daemon=True, name="heartbeat").start()
 
     def stop(self) -> None:
-        self._still.set()
+        self._stopped.set()
 
-    def _beat(self) -> None:
-        heard = time.monotonic()
-        while not self._still.wait(BEAT_S) and self.lost is None:
+    def _run(self) -> None:
+        answered_at = time.monotonic()
+        while not self._stopped.wait(HEARTBEAT_S) and self.lost is None:
             try:
                 with self.database.write() as connection:
                     verdict = heartbeat(connection, self.part, self.progress, self.live)
@@ -72,10 +72,10 @@ class Heartbeat:
                 self.lost = str(exc)
                 continue
             except ServiceError as exc:
-                if time.monotonic() - heard > PATIENCE_S:
+                if time.monotonic() - answered_at > PATIENCE_S:
                     self.lost = str(exc)
                 continue
-            heard = time.monotonic()
+            answered_at = time.monotonic()
             self.stopping = self.stopping or verdict == "stop"
             if verdict == "abandon":
                 self.lost = f"attempt {self.part.attempt} is over, or its job went another way"

@@ -1,80 +1,86 @@
-"""The agent's metrics: hears ranks and supervisors on a unix socket, serves what they tell."""
+"""The agent's metrics: receives those of ranks and supervisors on a unix socket, and serves `/metrics`."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
+import json
+import logging
 import threading
-import traceback
 
 from infra.metrics_exporter import DEFAULT_ADDRESS, OFF, AddressTaken, MetricsExporter, parse_address
 from jobs.farm import Farm
 from jobs.farm_metrics import FarmMetrics
 from jobs.node.metrics_client import SOCKET, metrics_path
-from render.launch.event_channel import EventReceiver
+from render.launch.event_channel import DatagramReceiver
 from render.launch.group_directory import GroupDirectory
 
-_LOOK_S = 0.5
+_RECEIVE_S = 0.5
+_log = logging.getLogger(__name__)
 
 
 class MetricsServer(contextlib.ExitStack):
     """Open for as long as its `with` block lasts.
 
-    `address` is HOST:PORT; `off` hears nobody; an empty one is the default, without which the node can do:
-    where another agent of the machine has it, that is said and this one serves none.
+    `address` is HOST:PORT, or `off` for none. Empty is the default address, which is optional: where another
+    agent of the machine has it, a warning is logged and this one serves no metrics.
     """
 
     def __init__(self, farm: Farm, node: str, device: str, address: str) -> None:
         super().__init__()
-        self._insists, self._address = bool(address), address or DEFAULT_ADDRESS
+        self._required, self._address = bool(address), address or DEFAULT_ADDRESS
         if address != OFF:
             parse_address(self._address)
         self._farm, self._node, self._device = farm, node, device
-        self._ledger: MetricsExporter | None = None
-        self._ended = threading.Event()
+        self._exporter: MetricsExporter | None = None
+        self._closing = threading.Event()
         self.environment: dict[str, str] = {}
-        """What supervisors need in theirs to be heard."""
+        """What supervisors need in theirs to send metrics."""
 
     def __enter__(self) -> MetricsServer:
-        """Raises `BadSetting` when an address that was asked for cannot be served."""
+        """Raises `BadSetting` when a required address cannot be served."""
         if self._address == OFF:
             return self
-        ledger = MetricsExporter(self._node, self._device, FarmMetrics(self._farm.database))
+        exporter = MetricsExporter(self._node, self._device, FarmMetrics(self._farm.database))
         try:
-            url, close = ledger.serve(self._address)
+            url, close = exporter.serve(self._address)
         except AddressTaken:
-            if self._insists:
+            if self._required:
                 raise
-            words = "is taken, so this agent serves no metrics; --metrics-address gives it a port of its own"
-            print(f"chorale: {self._address} {words}", file=sys.stderr, flush=True)
+            _log.warning(
+                "%s is taken, so this agent serves no metrics; --metrics-address gives it a port of its own",
+                self._address,
+            )
             return self
         self.callback(close)
-        print(f"metrics at {url}", file=sys.stderr, flush=True)
-        self._hear(ledger)
+        _log.info("metrics at %s", url)
+        self._open(exporter)
         return self
 
     def count_lost(self, node: str) -> None:
         """This agent has found that a node was lost in the middle of an attempt."""
-        if self._ledger is not None:
-            self._ledger.count_lost(node)
+        if self._exporter is not None:
+            self._exporter.count_lost(node)
 
-    def _hear(self, ledger: MetricsExporter) -> None:
-        folder = GroupDirectory()
-        self.callback(folder.close)
-        desk = EventReceiver(metrics_path(folder.path))
-        self.callback(desk.close)
-        self._ledger, self.environment = ledger, {SOCKET: str(desk.path)}
-        hearing = threading.Thread(target=self._listen, args=(desk, ledger), daemon=True, name="metrics")
-        hearing.start()
-        self.callback(hearing.join)
-        self.callback(self._ended.set)
+    def _open(self, exporter: MetricsExporter) -> None:
+        directory = GroupDirectory()
+        self.callback(directory.close)
+        receiver = DatagramReceiver(metrics_path(directory.path))
+        self.callback(receiver.close)
+        self._exporter, self.environment = exporter, {SOCKET: str(receiver.path)}
+        thread = threading.Thread(
+            target=self._receive, args=(receiver, exporter), daemon=True, name="metrics"
+        )
+        thread.start()
+        self.callback(thread.join)
+        self.callback(self._closing.set)
 
-    def _listen(self, desk: EventReceiver, ledger: MetricsExporter) -> None:
-        while not self._ended.is_set():
+    def _receive(self, receiver: DatagramReceiver, exporter: MetricsExporter) -> None:
+        while not self._closing.is_set():
             try:
-                told = desk.next(_LOOK_S)
-                if told is not None:
-                    ledger.take(told["measures"], told["pid"])
+                message = receiver.receive(_RECEIVE_S)
+                if message is not None:
+                    values = json.loads(message)
+                    exporter.take(values["measures"], values["pid"])
             except (ValueError, KeyError, TypeError):
                 # No message of ours; it must not cost the node its metrics.
-                traceback.print_exc()
+                _log.exception("a message that is no metric")

@@ -1,8 +1,8 @@
 """A supervisor: `python -m jobs.node.supervisor PARENT NODE ATTEMPT HOME`.
 
-It claims its node's part of an attempt, renders it with a group of ranks, and speaks for the attempt in the
-database. A group of one node then takes the next job that the placement gives to the same slots, and stays
-warm for a while when there is none. It dies with its agent, and its ranks with it.
+It claims its node's part of an attempt, renders it with a group of ranks, and keeps the attempt's lease in
+the database. A group of one node then takes the next job that is placed on the same slots, and stays warm for
+a while when there is none. It dies with its agent, and its ranks with it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from render.launch.parent_death import die_with_parent
 from render.launch.rank_group import RankGroup
 from render.launch.request import WARM_S
 
-_LOOK_S = 0.25
+_POLL_S = 0.25
 """Between two looks for work while the group is idle."""
 
 
@@ -38,7 +38,7 @@ def main() -> int:
     with open_farm(read_settings({})) as farm:
         supervisor = _Supervisor(farm, f"{node}-{os.getpid()}-{uuid.uuid4().hex[:8]}", Path(home))
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, supervisor.leave)
+            signal.signal(number, supervisor.stop)
         part = with_retry(farm.database, lambda connection: claim(connection, attempt, node, supervisor.name))
         if part is not None:
             supervisor.run(part)
@@ -50,25 +50,27 @@ class _Supervisor:
     farm: Farm
     name: str
     home: Path
-    _leaving: bool = False
+    _stopping: bool = False
     _group: RankGroup | None = field(default=None)
 
-    def leave(self, *_: object) -> None:
-        """End after the step; what is done is kept."""
-        self._leaving = True
+    def stop(self, *_: object) -> None:
+        """End after the step, with a checkpoint."""
+        self._stopping = True
 
     def run(self, first: Assignment) -> None:
         current: Assignment | None = first
         ended: float | None = None
         try:
             while current is not None:
-                part = AttemptRunner(self.farm, current, self._group, self.home, lambda: self._leaving, ended)
-                kept = part.run()
-                if kept is None and self._group is not None:
+                runner = AttemptRunner(
+                    self.farm, current, self._group, self.home, lambda: self._stopping, ended
+                )
+                warm = runner.run()
+                if warm is None and self._group is not None:
                     self._group.close()
-                self._group = kept
-                ended = part.ended if part.next is not None else None
-                current = part.next or self._next(current)
+                self._group = warm
+                ended = runner.ended if runner.next is not None else None
+                current = runner.next or self._next(current)
         finally:
             if self._group is not None:
                 self._group.close()
@@ -76,7 +78,7 @@ class _Supervisor:
     def _next(self, last: Assignment) -> Assignment | None:
         """Keep the group warm for a while, in case its slots get more work."""
         end = time.monotonic() + self.farm.settings.seconds("warm_s", WARM_S)
-        while self._group is not None and self._group.alive() and not self._leaving:
+        while self._group is not None and self._group.alive() and not self._stopping:
             with contextlib.suppress(ServiceError):
                 with self.farm.database.read() as connection:
                     attempt, free = next_offer(connection, last)
@@ -87,7 +89,7 @@ class _Supervisor:
                     return None
             if time.monotonic() > end:
                 break
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
         return None
 
 

@@ -1,8 +1,8 @@
-"""Celery: the doorbell of the farm. A task says "there is work for this node" and is done within a second.
+"""Celery: notifies nodes of new attempts. A task wakes the node's agent up and is done within a second.
 
 Hours-long tasks are what brokers redeliver and kill; so the work itself never runs in a task, and a worker
-never imports torch. A message carries ids only, may be lost, doubled or replayed, and nothing comes of it:
-the agent looks in the database, where each part is claimed once.
+never imports torch. A message carries ids only and may be lost, doubled or replayed harmlessly: the agent
+looks in the database, where each part is claimed once.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from kombu.exceptions import OperationalError
 from infra.broker import check_broker_url
 
 LAUNCH = "chorale.launch"
-BELL = "CHORALE_BELL"
-"""Environment variable of a worker: the socket of its agent."""
+WAKEUP_SOCKET = "CHORALE_WAKEUP_SOCKET"
+"""Environment variable of a worker: the socket that wakes its agent up."""
 _EXPIRES_S = 60
-"""A bell that nobody has heard for so long is not worth hearing: the agent has looked by then."""
+"""A notification that old is worth nothing: the agent has looked by then."""
 
 
 def make_app(broker_url: str) -> Celery:
-    """Celery as we want it: JSON only, no results, early acks (a lost bell is rung again), short waits."""
+    """The configured app: JSON only, no results, early acks, short waits.
+
+    Acks may be early because a lost message does no harm: the agent polls the database as well.
+    """
     app = Celery("chorale", broker=check_broker_url(broker_url))
     app.conf.update(
         task_serializer="json",
@@ -56,15 +59,15 @@ def make_app(broker_url: str) -> Celery:
 
 
 def launch(attempt: str, fence: int) -> None:
-    """Ring the agent of the node whose queue this is; an agent that is away looks when it comes back."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bell:
-        bell.setblocking(False)
-        bell.sendto(f"{attempt} {fence}".encode(), os.environ[BELL])
+    """Wake up the agent of the node whose queue this is; an agent that is away looks when it comes back."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        client.setblocking(False)
+        client.sendto(f"{attempt} {fence}".encode(), os.environ[WAKEUP_SOCKET])
 
 
-def ring(app: Celery, bells: Iterable[tuple[str, str, int]]) -> int:
-    """Ring for (node, attempt, fence); how many bells could not be rung, for want of a broker."""
-    waiting = list(bells)
+def notify(app: Celery, placed: Iterable[tuple[str, str, int]]) -> int:
+    """Notify of each (node, attempt, fence); returns how many messages the broker could not take."""
+    waiting = list(placed)
     while waiting:
         node, attempt, fence = waiting[0]
         message = {"args": [attempt, fence], "queue": queue_of(node), "expires": _EXPIRES_S}
@@ -81,9 +84,10 @@ def queue_of(node: str) -> str:
     return f"node.{node}"
 
 
-def bell_path(home: Path, node: str) -> Path:
-    return home / f"{node}.bell"
+def wakeup_path(home: Path, node: str) -> Path:
+    """The agent's wake-up socket."""
+    return home / f"{node}.wakeup"
 
 
-app = make_app(os.environ["CHORALE_BROKER_URL"]) if BELL in os.environ else None
+app = make_app(os.environ["CHORALE_BROKER_URL"]) if WAKEUP_SOCKET in os.environ else None
 """What `celery -A jobs.node.tasks` takes; only in a worker that an agent has started."""

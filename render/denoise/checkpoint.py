@@ -13,7 +13,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntFlag
-from importlib.metadata import version
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +22,7 @@ from torch import Tensor
 from render.canvas import Canvas, cut_out
 from render.denoise.stage_loop import StageState
 from render.distributed import Group, all_gather_fp16
+from render.numerics import NUMERICS, same_numerics
 from render.plan.geometry import Rect
 from render.plan.topology import Topology
 from render.sink import WORK, Sink
@@ -74,7 +74,7 @@ class Checkpoint:
             )
         except (ValueError, KeyError, TypeError, SafetensorError):
             return None
-        if info.get("identity") != identity or info.get("sha256") != _checksum(planes, said):
+        if not same_numerics(info.get("identity"), identity) or info.get("sha256") != _checksum(planes, said):
             return None
         area = Rect(y=0, x=0, height=planes.shape[2], width=planes.shape[3])
         canvas = Canvas(step=step, planes=planes, area=area, heard=heard, anchored=bool(anchored), said=said)
@@ -82,8 +82,8 @@ class Checkpoint:
 
 
 def identity_of(digest: str, device: torch.device) -> str:
-    """Whose unfinished work it is: other devices and other versions would go on with other last bits."""
-    return f"{digest} {device.type} torch-{torch.__version__} chorale-{version('chorale')}"
+    """Whose unfinished work it is: another device, torch or numerics would continue with other last bits."""
+    return f"{digest} {device.type} torch-{torch.__version__} numerics-{NUMERICS}"
 
 
 @dataclass(frozen=True, kw_only=True)

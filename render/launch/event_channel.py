@@ -1,21 +1,23 @@
-"""Small JSON messages from the ranks to whoever started them, over a unix datagram socket.
+"""Events from the ranks to whoever started them, as JSON on a unix datagram socket.
 
-A lost message costs a moment of a progress bar, so sending never waits and never fails a render.
+A lost event costs a moment of a progress bar, so `send` never waits and never fails a render.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-_LARGEST = 60_000
+from render.events import Event, from_json
+
+LARGEST_MESSAGE = 60_000
+"""Bytes."""
 
 
-class EventReceiver:
-    """The listening end."""
+class DatagramReceiver:
+    """A unix datagram socket bound to `path`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -26,33 +28,44 @@ class EventReceiver:
         self._socket.close()
         self.path.unlink(missing_ok=True)
 
-    def next(self, seconds: float) -> dict[str, Any] | None:
+    def receive(self, seconds: float) -> bytes | None:
         """The next message, or None when none has come for so long."""
         self._socket.settimeout(seconds)
         try:
-            message: dict[str, Any] = json.loads(self._socket.recv(_LARGEST))
+            return self._socket.recv(LARGEST_MESSAGE)
         except (TimeoutError, BlockingIOError):
             return None
-        return message
+
+
+class EventReceiver(DatagramReceiver):
+    """The receiving end, one per group."""
+
+    def next(self, seconds: float) -> Event | None:
+        """The next event, or None when none has come for so long. Raises `ValueError` for no event."""
+        message = self.receive(seconds)
+        return None if message is None else from_json(message)
 
 
 class EventSender:
     """The sending end, one per rank."""
 
-    def __init__(self, path: str, rank: int) -> None:
-        self._path, self._rank = path, rank
+    def __init__(self, path: Path, rank: int) -> None:
+        self._path, self._rank = str(path), rank
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
 
-    def __call__(self, news: dict[str, Any]) -> None:
-        """Send one message; it gets the sender's `rank`."""
+    def send(self, event: Event) -> None:
+        """Send an event with the sender's rank; drop it when the socket is full."""
         with contextlib.suppress(OSError):
-            self._socket.sendto(json.dumps(news | {"rank": self._rank}).encode()[:_LARGEST], self._path)
+            self._socket.sendto(self._packed(event), self._path)
 
-    def insist(self, news: dict[str, Any]) -> None:
-        """Send a message that must not be lost to a full queue: wait for room while anybody listens."""
-        data = json.dumps(news | {"rank": self._rank}).encode()[:_LARGEST]
+    def send_reliable(self, event: Event) -> None:
+        """Send an event that must not be lost to a full socket: wait for room while the receiver exists."""
+        data = self._packed(event)
         with contextlib.suppress(OSError):
             self._socket.setblocking(True)
             self._socket.sendto(data, self._path)
         self._socket.setblocking(False)
+
+    def _packed(self, event: Event) -> bytes:
+        return replace(event, rank=self._rank).to_json().encode()

@@ -1,4 +1,4 @@
-"""The desk of a group: a folder of whoever has started it, where requests lie and news arrive."""
+"""The directory through which a group and whoever started it talk: requests are files, events a socket."""
 
 from __future__ import annotations
 
@@ -7,37 +7,38 @@ import shutil
 import tempfile
 from pathlib import Path
 
-_PREFIX = "chorale-desk-"
+_PREFIX = "chorale-group-"
 
 
 class GroupDirectory:
-    """A folder for as long as the group lives. Its path is short: a socket's may have 108 characters."""
+    """A directory that exists as long as the group. Its path is short: a socket's may have 108 characters."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-")
-        self.path = Path(self._folder.name)
+        self._directory = tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-")
+        self.path = Path(self._directory.name)
 
     def close(self) -> None:
-        self._folder.cleanup()
-
-    @property
-    def news(self) -> Path:
-        return news_path(self.path)
+        self._directory.cleanup()
 
 
-def request_path(desk: Path, number: int) -> Path:
-    """Where the group's requests lie, numbered from 1."""
-    return desk / f"request-{number}.json"
+def request_path(directory: Path, number: int) -> Path:
+    """The group's requests, numbered from 1."""
+    return directory / f"request-{number}.json"
 
 
-def news_path(desk: Path) -> Path:
-    """The socket on which the group's ranks are heard."""
-    return desk / "news"
+def events_path(directory: Path) -> Path:
+    """The socket that the ranks send their events to."""
+    return directory / "events"
+
+
+def log_path(directory: Path) -> Path:
+    """What torchrun prints, and the ranks until a request names a log."""
+    return directory / "log"
 
 
 def remove_stale_group_directories() -> None:
-    """Remove the desks of processes that were killed before they could."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
+    """Remove the directories of processes that were killed before they could."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        pid = directory.name.removeprefix(_PREFIX).partition("-")[0]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(directory, ignore_errors=True)

@@ -1,6 +1,7 @@
-"""torchrun that dies with its parent: `python -m render.launch.launcher PARENT_PID RANKS DESK ARGUMENTS...`.
+"""torchrun that dies with its parent: `python -m render.launch.launcher PARENT RANKS DIRECTORY ARGUMENTS...`.
 
-RANKS and DESK are for the ranks that it starts early, ARGUMENTS are torchrun's, without a program.
+PARENT is a pid; RANKS and DIRECTORY are for the ranks that it preloads; ARGUMENTS are torchrun's, without a
+program.
 
 A process of its own rather than a hook between fork and exec, which is not safe beside other threads.
 """
@@ -23,15 +24,16 @@ def main() -> int:
     """Tie this process to its parent, then be torchrun; `PEERS_LOST` when nothing is wrong on this node."""
     die_with_parent(int(sys.argv[1]))
     os.environ[PARENT] = str(os.getpid())
-    ranks, desk = int(sys.argv[2]), sys.argv[3]
-    preload_ranks(ranks, Path(desk))
+    ranks, directory = int(sys.argv[2]), sys.argv[3]
+    preload_ranks(ranks, Path(directory))
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import main as torchrun
 
+    program = ["-m", "render.launch.preloaded_rank", directory]
     try:
-        torchrun([*sys.argv[4:], "--nproc-per-node", str(ranks), "-m", "render.launch.preloaded_rank", desk])
+        torchrun([*sys.argv[4:], "--nproc-per-node", str(ranks), *program])
     except ChildFailedError as exc:
         traceback.print_exc()
         # A rank that crashed takes the others of its node along; then it is this node that failed.

@@ -1,4 +1,4 @@
-"""Starts a group with torchrun, listens to it, and stops it without leaving a process behind."""
+"""A group of ranks: starts it with torchrun, receives its events, and ends it with all its processes."""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from jobs.errors import GroupBrokeOff, GroupFailed, JobStopped, JobTimedOut, PeersLost
+from render.errors import BadInput, GroupFailed, GroupLost, PeersLost, RenderTimedOut, Stopped
+from render.events import Event, ImageDone, OnEvent, RankFailed, RankStarted, RankStopped, ignore_event
 from render.launch.event_channel import EventReceiver
-from render.launch.group_directory import GroupDirectory, request_path
+from render.launch.group_directory import GroupDirectory, events_path, log_path, request_path
 from render.launch.hardware import RANK_ENVIRONMENT
 from render.launch.launcher import PEERS_LOST
 from render.launch.request import Request
 
-GRACE = 5.0
-"""Seconds between asking a group to end and killing it."""
+GRACE_S = 5.0
+"""Between asking a group to end and killing it."""
 HUNG_S = 1800.0
-"""A group of which nothing is heard for so long hangs; the longest step of a large image is far shorter."""
+"""A group without an event for so long hangs; the longest step of a large image is far shorter."""
 MASTER_PORT = 29400
-"""Where the nodes of a group without a farm meet unless told."""
+"""Port of the rendezvous of several nodes without a farm."""
+_EVENT_WAIT_S = 0.1
 _LOG_LINES = 12
 _LAST_CALL_S = 15
-"""So long a group that is large enough waits for more nodes."""
-
-OnEvent = Callable[[dict[str, Any]], None]
+"""A group that is large enough waits so long for more nodes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rendezvous:
-    """Where the ranks of several nodes meet. `place` numbers the nodes; the first one hosts the meeting."""
+    """Where the ranks of several nodes meet. `place` numbers the nodes; the first one hosts it."""
 
     nodes: int
     place: int
@@ -44,28 +43,29 @@ class Rendezvous:
     least: int | None = None
     """Fewer than `nodes` may do; then the first rank may be on any of them."""
     interface: str | None = None
-    """The network interface to talk over; what a host's name resolves to is often the loopback."""
+    """The network interface to use; what a host's name resolves to is often the loopback."""
 
     @property
     def holds_first(self) -> bool:
-        """Is rank 0 surely on this node?"""
+        """Whether rank 0 is surely on this node."""
         return self.place == 0 and self.least in (None, self.nodes)
 
     def arguments(self) -> list[str]:
-        """What torchrun has to know."""
+        """torchrun's arguments."""
         if self.least in (None, self.nodes):
-            words = ["--nnodes", str(self.nodes), "--node-rank", str(self.place)]
-            return [*words, "--master-addr", self.host, "--master-port", str(self.port)]
-        hosts = f"is_host={int(self.place == 0)},last_call_timeout={_LAST_CALL_S}"
-        words = ["--nnodes", f"{self.least}:{self.nodes}", "--rdzv-backend", "c10d", "--rdzv-conf", hosts]
-        return [*words, "--rdzv-endpoint", f"{self.host}:{self.port}", "--rdzv-id", "chorale"]
+            nodes = ["--nnodes", str(self.nodes), "--node-rank", str(self.place)]
+            return [*nodes, "--master-addr", self.host, "--master-port", str(self.port)]
+        conf = f"is_host={int(self.place == 0)},last_call_timeout={_LAST_CALL_S}"
+        nodes = ["--nnodes", f"{self.least}:{self.nodes}", "--rdzv-backend", "c10d", "--rdzv-conf", conf]
+        return [*nodes, "--rdzv-endpoint", f"{self.host}:{self.port}", "--rdzv-id", "chorale"]
 
 
 class RankGroup:
     """A group that torchrun starts on this machine, alone or with those of other nodes.
 
-    It renders one image after another until it is closed, and opens nothing before the first. `gpus` are
-    the numbers of the GPUs to use, where those are not all.
+    It renders one image after another until it is closed, and starts nothing before the first. `gpus` are
+    the numbers of the GPUs to use, where those are not all. A group without an event for `hung_s` seconds
+    is taken to hang.
     """
 
     def __init__(
@@ -78,36 +78,35 @@ class RankGroup:
     ) -> None:
         self.ranks, self._rendezvous, self._gpus, self._hung_s = ranks, rendezvous, gpus, hung_s
         self._requests = 0
-        self._running: _Running | None = None
+        self._running: _RunningGroup | None = None
 
     def render(
         self,
         request: Request,
-        on_event: OnEvent,
+        on_event: OnEvent = ignore_event,
         *,
         timeout: float | None = None,
         on_tick: Callable[[], bool] = lambda: False,
-    ) -> dict[str, Any] | None:
-        """Render one image. Returns the group's last news of it (kind `done`), None on a node that does not
-        hold rank 0.
+    ) -> ImageDone | None:
+        """Render one image. Returns the group's last event, None on a node that does not hold rank 0.
 
-        `on_tick` is called several times a second; it may raise to give the render up, and says True to
-        have the ranks keep a checkpoint after the step and end. Whenever this raises, the group is of no
-        further use.
-        Raises `GroupFailed`, `JobTimedOut` or `JobStopped`.
+        `on_tick` is called several times a second; it may raise to give the render up, and returns True to
+        have the ranks save a checkpoint after the step and stop. `timeout` is in seconds. Whenever this
+        raises, the group is of no further use.
+        Raises `GroupFailed`, `RenderTimedOut` or `Stopped`.
         """
         if self._running is None:
-            self._running = _Running(self.ranks, self._rendezvous, self._gpus, self._hung_s)
+            self._running = _RunningGroup(self.ranks, self._rendezvous, self._gpus, self._hung_s)
             self._requests = 0
         self._requests += 1
-        request.write(request_path(self._running.desk, self._requests))
+        request.write(request_path(self._running.directory, self._requests))
         done = self._running.until_done(request, on_event, timeout, on_tick)
         if done is None and (self._rendezvous is None or self._rendezvous.holds_first):
-            raise GroupFailed("the group of ranks ended without a word; nothing was published")
+            raise GroupFailed("the group of ranks ended without an image; nothing was published")
         return done
 
     def alive(self) -> bool:
-        """Are its processes still there?"""
+        """Whether its processes are still there."""
         return self._running is not None and self._running.alive()
 
     def close(self) -> None:
@@ -118,17 +117,17 @@ class RankGroup:
 
 
 def _start(
-    desk: Path, ranks: int, rendezvous: Rendezvous | None, gpus: tuple[int, ...] | None, log: Path
+    directory: Path, ranks: int, rendezvous: Rendezvous | None, gpus: tuple[int, ...] | None, log: Path
 ) -> subprocess.Popen[bytes]:
-    launcher = [sys.executable, "-m", "render.launch.launcher", str(os.getpid()), str(ranks), str(desk)]
-    meeting = ["--standalone"] if rendezvous is None else rendezvous.arguments()
+    launcher = [sys.executable, "-m", "render.launch.launcher", str(os.getpid()), str(ranks), str(directory)]
+    arguments = ["--standalone"] if rendezvous is None else rendezvous.arguments()
     chosen = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
     if rendezvous is not None and rendezvous.interface is not None:
         names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
         chosen |= {name: rendezvous.interface for name in names if name not in os.environ}
     with log.open("ab") as file:
         return subprocess.Popen(
-            [*launcher, *meeting],
+            [*launcher, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -137,23 +136,23 @@ def _start(
         )
 
 
-class _Running:
-    """A started group: its processes, and the desk where it gets requests and leaves news."""
+class _RunningGroup:
+    """A started group: its processes, and the directory where it gets requests and sends events."""
 
     def __init__(
         self, ranks: int, rendezvous: Rendezvous | None, gpus: tuple[int, ...] | None, hung_s: float
     ) -> None:
         self._rendezvous, self._hung_s = rendezvous, hung_s
-        self._desk = GroupDirectory()
-        self.desk = self._desk.path
-        self._log = self.desk / "log"
-        self._news = EventReceiver(self._desk.news)
-        self._process = _start(self.desk, ranks, rendezvous, gpus, self._log)
+        self._group_directory = GroupDirectory()
+        self.directory = self._group_directory.path
+        self._log = log_path(self.directory)
+        self._events = EventReceiver(events_path(self.directory))
+        self._process = _start(self.directory, ranks, rendezvous, gpus, self._log)
         self._pids: set[int] = set()
-        self._asked: set[int] = set()
-        self._error: dict[str, Any] | None = None
-        self._done: dict[str, Any] | None = None
-        self._stopped: str | None = None
+        self._signaled: set[int] = set()
+        self._failure: RankFailed | None = None
+        self._done: ImageDone | None = None
+        self._stopped: RankStopped | None = None
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -164,83 +163,93 @@ class _Running:
         on_event: OnEvent,
         timeout: float | None,
         on_tick: Callable[[], bool],
-    ) -> dict[str, Any] | None:
-        """Listen until the image is done; after the last request, until the processes have ended too."""
+    ) -> ImageDone | None:
+        """Receive events until the image is done; after the last request, until all processes have ended."""
         self._done = None
         deadline = None if timeout is None else time.monotonic() + timeout
-        heard = time.monotonic()
+        last_event_at = time.monotonic()
         while request.last or self._done is None:
             if on_tick():
-                self._ask_to_stop()
-            if self._error is not None:
-                raise GroupFailed(self._error["text"], self._error["code"], outage=self._error["outage"])
-            news = self._news.next(0.1)
-            if news is not None:
-                heard = time.monotonic()
-                self._take(news)
-                on_event(news)
+                self._request_stop()
+            if self._failure is not None:
+                raise _group_failed(self._failure)
+            event = self._events.next(_EVENT_WAIT_S)
+            if event is not None:
+                last_event_at = time.monotonic()
+                self._take(event)
+                on_event(event)
             elif not self.alive():
                 break
             if deadline is not None and time.monotonic() > deadline:
-                raise JobTimedOut(f"timeout: the render was not done in {timeout:g} s; nothing was published")
-            if time.monotonic() - heard > self._hung_s:
-                raise GroupBrokeOff(
-                    f"no rank has been heard of for {self._hung_s:g} s; the group is taken to hang"
+                raise RenderTimedOut(
+                    f"timeout: the render was not done in {timeout:g} s; nothing was published"
                 )
+            if time.monotonic() - last_event_at > self._hung_s:
+                raise GroupLost(
+                    f"no rank has sent an event for {self._hung_s:g} s; the group is taken to hang"
+                )
+        return self._outcome(request)
+
+    def _outcome(self, request: Request) -> ImageDone | None:
+        """What the group has come to; raises unless it has rendered the image, or its part of it."""
         if self._done is not None:
             # However its processes have ended after that: the image is there.
             return self._done
         if self._stopped is not None:
-            raise JobStopped(self._stopped)
-        if not self.alive() and (self._process.returncode != 0 or not request.last):
-            words = "\n".join(_tail(self._log, request.log))
-            if self._rendezvous is not None and self._process.returncode == PEERS_LOST:
-                raise PeersLost(
-                    f"other nodes of the group are gone; nothing was published. The last words here:\n{words}"
-                )
-            raise GroupBrokeOff(
-                f"the group of ranks broke off; nothing was published. Its last words:\n{words}"
+            raise Stopped(self._stopped.text)
+        if self.alive() or (self._process.returncode == 0 and request.last):
+            return None
+        lines = "\n".join(_tail(self._log, request.log))
+        if self._rendezvous is not None and self._process.returncode == PEERS_LOST:
+            raise PeersLost(
+                f"other nodes of the group are gone; nothing was published. Its log ends:\n{lines}"
             )
-        return None
+        raise GroupLost(f"the group of ranks broke off; nothing was published. Its log ends:\n{lines}")
 
     def stop(self) -> None:
-        """TERM to torchrun, which passes it on; KILL after the grace. Ranks die with it, see lifeline."""
+        """TERM to torchrun, which passes it on; KILL after the grace. Ranks die with torchrun."""
         if self._process.poll() is None:
             self._signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(GRACE)
+                self._process.wait(GRACE_S)
         self._signal(signal.SIGKILL)
         self._process.wait()
         for pid in self._pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        end = time.monotonic() + GRACE
+        end = time.monotonic() + GRACE_S
         while any(_alive(pid) for pid in self._pids) and time.monotonic() < end:
             time.sleep(0.02)
-        self._news.close()
-        self._desk.close()
+        self._events.close()
+        self._group_directory.close()
 
-    def _take(self, news: dict[str, Any]) -> None:
-        if news["kind"] == "started":
-            self._pids.add(news["pid"])
-        elif news["kind"] == "error":
-            # The first error is the cause; those of the others follow from it.
-            self._error = self._error or news
-        elif news["kind"] == "done":
-            self._done = news
-        elif news["kind"] == "stopped":
-            self._stopped = news["text"]
+    def _take(self, event: Event) -> None:
+        match event:
+            case RankStarted():
+                self._pids.add(event.pid)
+            case RankFailed():
+                # The first error is the cause; those of the others follow from it.
+                self._failure = self._failure or event
+            case ImageDone():
+                self._done = event
+            case RankStopped():
+                self._stopped = event
 
-    def _ask_to_stop(self) -> None:
-        # A rank is known only once it can take the signal.
-        for pid in self._pids - self._asked:
+    def _request_stop(self) -> None:
+        # A rank's pid is known only once it can take the signal.
+        for pid in self._pids - self._signaled:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR1)
-            self._asked.add(pid)
+            self._signaled.add(pid)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
+
+
+def _group_failed(failure: RankFailed) -> GroupFailed:
+    bad = None if failure.bad_input is None else BadInput(*failure.bad_input)
+    return GroupFailed(failure.text, failure.code, outage=failure.outage, bad_input=bad)
 
 
 def _alive(pid: int) -> bool:
@@ -252,7 +261,7 @@ def _alive(pid: int) -> bool:
 
 
 def _tail(own: Path, ranks: str | None) -> list[str]:
-    """The last words of torchrun and of the ranks."""
+    """The last lines of torchrun's log and of the ranks'."""
     logs = [own] if ranks is None else [own, Path(ranks)]
     texts = [log.read_text(encoding="utf-8", errors="replace") for log in logs if log.exists()]
     return [line for text in texts for line in text.splitlines() if line.strip()][-_LOG_LINES:]

@@ -1,4 +1,4 @@
-"""What a group is asked to render, handed to its ranks as a small JSON file."""
+"""One image for a group to render, handed to its ranks as a small JSON file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from render.models.model_paths import ModelPaths
 
 CHECKPOINT_S = 30.0
 PATIENCE_S = 120.0
-"""A render waits so long for a store that is away, unless CHORALE_STORE_PATIENCE_S says otherwise."""
+"""A render waits so long for a store that is away, unless CHORALE_STORE_PATIENCE_S is set."""
 WARM_S = 20.0
-"""So long a group without work keeps its model loaded, unless CHORALE_WARM_S says otherwise."""
+"""A group without work keeps its model loaded for so long, unless CHORALE_WARM_S is set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Request:
     """Of the model; of it and its refiner where there is one."""
     device: str
     out: str
-    """The image's place: a folder, or s3://bucket/prefix. Credentials come by the environment alone."""
+    """The image's sink: a folder, or s3://bucket/prefix. Credentials come by the environment alone."""
     checkpoint_s: float = CHECKPOINT_S
     """Seconds between checkpoints."""
     slots: tuple[int, ...] = ()
@@ -35,12 +35,14 @@ class Request:
     patience_s: float = PATIENCE_S
     """Seconds for which a store that is away is waited for."""
     log: str | None = None
-    """File at whose end the ranks write what they print; with torchrun's own words unless told."""
+    """File that the ranks append their output to; None for the group's own log."""
+    observer: str | None = None
+    """Factory `module:function` of the ranks' observers, see `render.launch.observer`; None for none."""
     last: bool = True
     """The ranks end after this one; otherwise they wait for the next, with the model loaded."""
 
     def write(self, path: Path) -> None:
-        """Put the file there at once and whole: the ranks are watching for it."""
+        """Write the file atomically: the ranks are watching for it."""
         part = path.with_suffix(".part")
         part.write_text(json.dumps(asdict(self) | {"folders": self.folders.to_json()}), encoding="utf-8")
         part.rename(path)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from render.numerics import same_numerics
 from render.plan.decode_layout import DecodeLayout
 from render.plan.geometry import Rect
 from render.sink import WORK, Sink
@@ -44,7 +45,7 @@ class BlockJournal:
             header = json.loads(data[8 : 8 + length])
         except (zlib.error, ValueError):
             return None
-        if header["identity"] != self.identity:
+        if not same_numerics(header["identity"], self.identity):
             return None
         tiles: Tiles = header["tiles"]
         # Beside each other: a store may be far away, and a block has dozens of tiles.

@@ -19,6 +19,7 @@ from render.denoise.upscaling import enlarge, first_canvas, pixels_of_previous_s
 from render.distributed import Group, SingleRankGroup
 from render.engine import render_image
 from render.errors import Stopped
+from render.events import Event, StepDone
 from render.models import load_adapter
 from render.models.folder import read_model_info
 from render.output.decode import decode_block
@@ -90,15 +91,15 @@ def test_a_stopped_render_goes_on_with_other_ranks(blend: str) -> None:
     def work(group: Group, last: int) -> str | None:
         steps: list[int] = []
 
-        def listen(news: dict[str, Any]) -> None:
-            steps.extend([1] * (news["kind"] == "step"))
+        def on_event(event: Event) -> None:
+            steps.extend([1] * isinstance(event, StepDone))
 
         checkpoints = CheckpointManager(
             sink, spec.digest("toy"), CPU, every_s=1e9, stop=lambda: len(steps) + 1 >= last
         )
         try:
             report = render_image(
-                spec, ToyModel(), group, sink, device=CPU, checkpoints=checkpoints, on_event=listen
+                spec, ToyModel(), group, sink, device=CPU, checkpoints=checkpoints, on_event=on_event
             )
             return report.root
         except Stopped:

@@ -1,4 +1,4 @@
-"""The doorbell over a real Redis and a real RabbitMQ: rung, lost, doubled, wiped; the database decides."""
+"""Notifications over a real Redis and a real RabbitMQ: sent, lost, doubled; the database decides."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from infra.broker import check_broker_url, embedded_redis
 from infra.errors import BadSetting
-from jobs.node.tasks import BELL, bell_path, launch, make_app, queue_of, ring
+from jobs.node.tasks import WAKEUP_SOCKET, launch, make_app, notify, queue_of, wakeup_path
 from tests.support.cli import start, wait_until
 from tests.support.services import rabbitmq_server
 
@@ -28,19 +28,19 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def bell(tmp_path: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as cross_window_attention:
-        cross_window_attention.bind(str(bell_path(tmp_path, "n1")))
-        cross_window_attention.settimeout(30)
-        yield cross_window_attention
+def wakeup(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(str(wakeup_path(tmp_path, "n1")))
+        server.settimeout(30)
+        yield server
 
 
 @pytest.fixture
 def worker(tmp_path: Path, broker: str) -> Iterator[subprocess.Popen[bytes]]:
-    words = ["-A", "jobs.node.tasks", "worker", "-Q", queue_of("n1"), "-P", "solo", "-l", "warning"]
+    arguments = ["-A", "jobs.node.tasks", "worker", "-Q", queue_of("n1"), "-P", "solo", "-l", "warning"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.node.celery_worker", str(os.getpid()), *words],
-        env=os.environ | {BELL: str(bell_path(tmp_path, "n1")), "CHORALE_BROKER_URL": broker},
+        [sys.executable, "-m", "jobs.node.celery_worker", str(os.getpid()), *arguments],
+        env=os.environ | {WAKEUP_SOCKET: str(wakeup_path(tmp_path, "n1")), "CHORALE_BROKER_URL": broker},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -49,21 +49,21 @@ def worker(tmp_path: Path, broker: str) -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def test_a_bell_is_heard_on_its_node_as_often_as_it_is_rung(
-    broker: str, bell: socket.socket, worker: object
+def test_a_notification_arrives_at_its_node_as_often_as_it_is_sent(
+    broker: str, wakeup: socket.socket, worker: object
 ) -> None:
     app = make_app(broker)
-    assert ring(app, [("n1", "attempt", 7), ("elsewhere", "other", 1), ("n1", "attempt", 7)]) == 0
-    assert [bell.recv(100), bell.recv(100)] == [b"attempt 7"] * 2
+    assert notify(app, [("n1", "attempt", 7), ("elsewhere", "other", 1), ("n1", "attempt", 7)]) == 0
+    assert [wakeup.recv(100), wakeup.recv(100)] == [b"attempt 7"] * 2
 
 
-def test_a_bell_that_nobody_can_ring_is_counted_not_raised(tmp_path: Path) -> None:
+def test_a_notification_without_a_broker_is_counted_not_raised(tmp_path: Path) -> None:
     app = make_app(f"redis+socket://{tmp_path}/nobody.sock")
-    assert ring(app, [("n1", "attempt", 1)]) == 1
+    assert notify(app, [("n1", "attempt", 1)]) == 1
 
 
 def test_an_agent_that_is_away_harms_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(BELL, str(tmp_path / "nobody.bell"))
+    monkeypatch.setenv(WAKEUP_SOCKET, str(tmp_path / "nobody.wakeup"))
     launch("attempt", 1)
 
 

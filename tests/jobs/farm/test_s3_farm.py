@@ -58,8 +58,8 @@ def test_a_farm_renders_into_a_bucket_whatever_dies_and_tells_no_secret(
         batch = farm.call("submit", *LONG, "--ranks", "2")["batch"]
         wait_until(lambda: proxy.seen("PUT", "work/checkpoint") > 2, 120)
         said += [text.encode() for text in processes_with(farm.mark).values()]
-        desks = Path(tempfile.gettempdir()).glob("chorale-desk-*/*")
-        said += [path.read_bytes() for path in desks if path.is_file()]
+        directories = Path(tempfile.gettempdir()).glob("chorale-group-*/*")
+        said += [path.read_bytes() for path in directories if path.is_file()]
         farm.kill("render.launch.rank")
         proxy.cut()
         wait_until(

@@ -13,6 +13,7 @@ from render.denoise.checkpoint import KEY, Checkpoint, CheckpointManager
 from render.distributed import Group, SingleRankGroup
 from render.engine import render_image
 from render.errors import Stopped
+from render.events import Event, OnEvent, StepDone
 from render.plan.geometry import Rect
 from render.spec import BLENDS, SAMPLERS, Spec
 from tests.support.groups import ThreadGroup, run_ranks
@@ -28,41 +29,43 @@ class Ranks:
 
     def __init__(self, spec: Spec) -> None:
         self.spec, self.sink = spec, MemorySink()
-        self.news: list[dict[str, Any]] = []
+        self.events: list[Event] = []
 
     @property
     def steps(self) -> int:
         """Steps that were computed since the last call of `render`."""
-        return sum(news["kind"] == "step" for news in self.news)
+        return sum(isinstance(event, StepDone) for event in self.events)
 
     def render(self, ranks: int, *, stop_after: int | None = None, every_s: float = 1e9) -> str | None:
         """The picture's root; None when all ranks stopped, asked by the last one after so many steps."""
-        self.news = []
+        self.events = []
 
         def work(group: ThreadGroup) -> str | None:
-            seen: list[dict[str, Any]] = []
+            seen: list[Event] = []
 
-            def listen(news: dict[str, Any]) -> None:
-                seen.append(news)
+            def on_event(event: Event) -> None:
+                seen.append(event)
                 if group.rank == 0:
-                    self.news.append(news)
+                    self.events.append(event)
 
             def stop() -> bool:
-                steps = sum(news["kind"] == "step" for news in seen)
+                steps = sum(isinstance(event, StepDone) for event in seen)
                 return stop_after is not None and group.rank == ranks - 1 and steps + 1 >= stop_after
 
-            return _render(self.spec, group, self.sink, every_s, stop, listen)
+            return _render(self.spec, group, self.sink, every_s, stop, on_event)
 
         roots = set(run_ranks(ranks, work))
         assert len(roots) == 1, "the ranks agree"
         return roots.pop()
 
 
-def _render(spec: Spec, group: Group, sink: MemorySink, every_s: float, stop: Any, listen: Any) -> str | None:
+def _render(
+    spec: Spec, group: Group, sink: MemorySink, every_s: float, stop: Any, on_event: OnEvent
+) -> str | None:
     checkpoints = CheckpointManager(sink, spec.digest("toy"), CPU, every_s=every_s, stop=stop)
     try:
         report = render_image(
-            spec, ToyModel(), group, sink, device=CPU, on_event=listen, checkpoints=checkpoints
+            spec, ToyModel(), group, sink, device=CPU, on_event=on_event, checkpoints=checkpoints
         )
     except Stopped:
         return None

@@ -15,6 +15,7 @@ from render.denoise.upscaling import first_canvas
 from render.distributed import AllGatherHandle, Group, SingleRankGroup
 from render.engine import render_latents
 from render.errors import RenderFailed
+from render.events import Event, StageStarted
 from render.plan.stages import make_stages
 from render.spec import BLENDS, SAMPLERS, Spec
 from render.spec.init_image import InitImage, open_image
@@ -138,12 +139,12 @@ def test_ranks_can_leave_in_the_middle_of_an_image(blend: str, sampler: str, bef
                 return now
             return successors[now.rank] if now.rank < after else _Exit()
 
-        def listen(news: dict[str, Any]) -> None:
-            if news["kind"] == "stage":
-                stages.append(news["stage"])
+        def on_event(event: Event) -> None:
+            if isinstance(event, StageStarted):
+                stages.append(event.stage)
 
         try:
-            return latents_of(spec, group, regroup=regroup, on_event=listen)
+            return latents_of(spec, group, regroup=regroup, on_event=on_event)
         except _Gone:
             return None
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from render.distributed import AllGatherHandle, SingleRankGroup
 from render.errors import BadInput
+from render.events import Event, StepDone
 from render.guidance.dilated_views import DilatedViews, blurred, continued
 from render.plan.communication import token_bytes, view_bytes
 from render.plan.decay import decayed_strength
@@ -91,13 +92,13 @@ def test_there_is_one_gather_to_a_step_and_the_plan_knows_its_size() -> None:
         counted = Counted(group.rank, group.meeting)
         before = [0]
 
-        def listen(news: dict[str, object]) -> None:
+        def on_event(event: Event) -> None:
             # Before a stage's first step the stage below is enlarged, with gathers of its own.
-            if news["kind"] == "step" and group.rank == 0 and before[0] >= 0:
+            if isinstance(event, StepDone) and group.rank == 0 and before[0] >= 0:
                 counts.append((len(gathers) - before[0], gathers[-1]))
-            before[0] = len(gathers) if news["kind"] == "step" else -1
+            before[0] = len(gathers) if isinstance(event, StepDone) else -1
 
-        latents_of(spec, counted, on_event=listen)
+        latents_of(spec, counted, on_event=on_event)
 
     run_ranks(3, work)
     assert counts and {number for number, _ in counts} == {1}

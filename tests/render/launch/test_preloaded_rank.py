@@ -1,4 +1,4 @@
-"""Ranks that start before torchrun asks for them; the rank here imports nothing and does as it is told."""
+"""Ranks that start before torchrun starts them; the rank here is a stub that imports nothing."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from render.launch.parent_death import PARENT
-from render.launch.preloaded_rank import DOOR, listening
+from render.launch.preloaded_rank import PRELOADED_SOCKET, listen_for_proxy
 from tests.support.cli import wait_until
 
 RANK = """
 import os, sys, time
-from render.launch.preloaded_rank import Early
-early = Early.begin(lambda: None)
-open("said", "a").write(os.environ["RANK"])
+from render.launch.preloaded_rank import PreloadedRank
+rank = PreloadedRank.begin(lambda: None)
+open("started", "a").write(os.environ["RANK"])
 time.sleep(float(sys.argv[1]))
-early.end(5)
+rank.end(5)
 os._exit(5)
 """
 Process = subprocess.Popen[bytes]
@@ -29,7 +29,7 @@ Process = subprocess.Popen[bytes]
 
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """Starts processes on one desk."""
+    """Starts processes of one group."""
     made: list[Process] = []
 
     def start(*words: str, pass_fds: tuple[int, ...] = (), **environment: str) -> Process:
@@ -44,47 +44,47 @@ def started(tmp_path: Path) -> Iterator[Callable[..., Process]]:
         process.wait()
 
 
-def pair(started: Callable[..., Process], desk: Path, seconds: float) -> tuple[Process, Process]:
-    """(rank, stand-in), once the rank has begun."""
-    with listening(desk, 0) as door:
-        number = door.fileno()
-        rank = started("-c", RANK, str(seconds), pass_fds=(number,), **{DOOR: str(number)})
-    stand_in = started("-m", "render.launch.preloaded_rank", str(desk), RANK="7")
-    wait_until((desk / "said").exists)
-    return rank, stand_in
+def pair(started: Callable[..., Process], directory: Path, seconds: float) -> tuple[Process, Process]:
+    """(rank, proxy), once the rank has begun."""
+    with listen_for_proxy(directory, 0) as server:
+        number = server.fileno()
+        rank = started("-c", RANK, str(seconds), pass_fds=(number,), **{PRELOADED_SOCKET: str(number)})
+    proxy = started("-m", "render.launch.preloaded_rank", str(directory), RANK="7")
+    wait_until((directory / "started").exists)
+    return rank, proxy
 
 
-def test_the_rank_gets_the_stand_ins_environment_and_ends_it(
+def test_the_rank_gets_the_environment_of_its_proxy_and_ends_it(
     tmp_path: Path, started: Callable[..., Process]
 ) -> None:
-    _, stand_in = pair(started, tmp_path, 0.1)
-    assert stand_in.wait(30) == 5
-    assert (tmp_path / "said").read_text() == "7"
+    _, proxy = pair(started, tmp_path, 0.1)
+    assert proxy.wait(30) == 5
+    assert (tmp_path / "started").read_text() == "7"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_the_rank_ends_with_its_stand_in(
+def test_the_rank_ends_with_its_proxy(
     tmp_path: Path, started: Callable[..., Process], number: signal.Signals
 ) -> None:
-    rank, stand_in = pair(started, tmp_path, 60)
-    stand_in.send_signal(number)
+    rank, proxy = pair(started, tmp_path, 60)
+    proxy.send_signal(number)
     assert rank.wait(30) == 1
 
 
 def test_a_killed_rank_looks_killed_to_torchrun(tmp_path: Path, started: Callable[..., Process]) -> None:
-    rank, stand_in = pair(started, tmp_path, 60)
+    rank, proxy = pair(started, tmp_path, 60)
     rank.kill()
-    assert stand_in.wait(30) == -signal.SIGKILL
+    assert proxy.wait(30) == -signal.SIGKILL
 
 
-def test_a_rank_that_died_before_it_was_asked_for_is_not_replaced(
+def test_a_rank_that_died_before_torchrun_started_it_is_not_replaced(
     tmp_path: Path, started: Callable[..., Process]
 ) -> None:
-    listening(tmp_path, 0).close()
+    listen_for_proxy(tmp_path, 0).close()
     assert started("-m", "render.launch.preloaded_rank", str(tmp_path)).wait(30) == -signal.SIGKILL
 
 
-def test_where_torchrun_starts_its_ranks_again_the_stand_in_becomes_one(
+def test_where_torchrun_starts_its_ranks_again_the_proxy_becomes_one(
     tmp_path: Path, started: Callable[..., Process]
 ) -> None:
     _, first = pair(started, tmp_path, 0.1)

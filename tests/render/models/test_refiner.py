@@ -24,6 +24,7 @@ from render.denoise.stage_models import refiner_step
 from render.distributed import Group, SingleRankGroup
 from render.engine import render_image, render_latents
 from render.errors import BadInput, ModelNotUsable, Stopped
+from render.events import StepDone
 from render.models import (
     Adapter,
     ModelPaths,
@@ -132,10 +133,10 @@ def test_ranks_and_checkpoints_around_the_hand_over_change_nothing(
     digest = spec.digest(model_info(folders).digest)
 
     def render(group: Group, sink: MemorySink, steps: int) -> str | None:
-        told: list[str] = []
+        kinds: list[str] = []
         adapter, refiner = models[group.rank]
         checkpoints = CheckpointManager(
-            sink, digest, CPU, every_s=1e9, stop=lambda: told.count("step") >= steps
+            sink, digest, CPU, every_s=1e9, stop=lambda: kinds.count(StepDone.kind) >= steps
         )
         try:
             return render_image(
@@ -144,7 +145,7 @@ def test_ranks_and_checkpoints_around_the_hand_over_change_nothing(
                 group,
                 sink,
                 device=CPU,
-                on_event=lambda news: told.append(news["kind"]),
+                on_event=lambda event: kinds.append(event.kind),
                 checkpoints=checkpoints,
                 refiner=refiner,
             ).root

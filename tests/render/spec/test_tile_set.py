@@ -19,8 +19,8 @@ from PIL import Image
 from render.distributed import Group, SingleRankGroup
 from render.engine import render_image, render_latents
 from render.errors import BadInput
-from render.folder_sink import FolderSink
 from render.guidance.shared_latents import stage_noise
+from render.launch.sinks import open_sink
 from render.output.export import export_image, export_targets
 from render.plan.plan import make_plan
 from render.plan.stages import make_stages
@@ -188,7 +188,8 @@ def test_any_allowed_neighbours_join(tiles: tuple[SetTile, ...], size: tuple[int
 
 def test_an_export_writes_each_tile(tmp_path: Path) -> None:
     folder = tmp_path / "row"
-    render_image(spec_of(ROW, (512, 128)), ToyModel(), SingleRankGroup(), FolderSink(folder), device=CPU)
+    sink = open_sink(str(folder), patience_s=0)
+    render_image(spec_of(ROW, (512, 128)), ToyModel(), SingleRankGroup(), sink, device=CPU)
     image = json.loads((folder / "manifest.json").read_text())
     targets = export_targets(image, tmp_path / "{tile}.png", False)
     assert sorted(path.name for path in targets) == ["four.png", "one.png", "three.png", "two.png"]
