@@ -29,7 +29,7 @@ class BadInput(RenderError):
 
     def __init__(self, field: str, value: object, fix: str) -> None:
         self.field, self.value, self.fix = field, value, fix
-        super().__init__(f"{field}: {_short(value)} {fix}")
+        super().__init__(_sentence(field, value, fix))
 
 
 class ModelNotUsable(BadInput):
@@ -108,6 +108,15 @@ def exit_code(error: RenderError) -> int:
     return 3
 
 
+def _sentence(field: str, value: object, fix: str) -> str:
+    """`width: 7 is not a multiple of 8; use 8`, or `prompt: missing; give one` for a value that is None."""
+    return f"{field}: {fix.removeprefix('is ')}" if value is None else f"{field}: {_short(value)} {fix}"
+
+
 def _short(value: object, limit: int = 80) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # A number of thousands of digits, or lists nested too deeply.
+        return f"this {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 3] + "..."

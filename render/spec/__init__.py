@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from render.spec.fields import SpecField
+from render.spec.files import beside, expand_size, parse_size, read_spec_file
 from render.spec.spec import (
     ATTENTION_FORMS,
     BLENDS,
     DIGEST_VERSION,
     DTYPES,
     FORMATS,
+    GROUPS,
     LEARNED,
     POOLED,
     SAMPLERS,
-    SHAPE_TOLERANCE,
     WRAPS,
     Spec,
-    beside,
-    parse_size,
-    read_spec_file,
 )
 
 __all__ = [
@@ -25,13 +24,15 @@ __all__ = [
     "DIGEST_VERSION",
     "DTYPES",
     "FORMATS",
+    "GROUPS",
     "LEARNED",
     "POOLED",
     "SAMPLERS",
-    "SHAPE_TOLERANCE",
     "WRAPS",
     "Spec",
+    "SpecField",
     "beside",
+    "expand_size",
     "parse_size",
     "read_spec_file",
 ]

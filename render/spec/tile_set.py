@@ -1,70 +1,90 @@
-"""Tile sets: pictures that are rendered together so that any two whose sides are marked alike join.
+"""Tile sets: tiles rendered together so that any two join without a seam where their edge labels are equal.
 
-After "Tiled Diffusion" (Madar and Fried, CVPR 2025) and the tiles of Wang (1961): a side carries a mark, and
-a right side joins every left side of the same mark, a bottom side every such top side. One right and one left
-side of a mark join one to one, several join many to many. All tiles lie on one sheet, each next to neighbours
-that it may have, so that windows run across their sides; `render.plan.latent_classes` makes what is near sides of one
-mark the same. Pure geometry.
+After "Tiled Diffusion" (Madar and Fried, CVPR 2025) and Wang tiles (1961). A side carries an edge label: a
+right side joins every left side of the same label, a bottom side every such top side. One right and one left
+side of a label join one to one, several join many to many. All tiles lie in one layout, each next to
+neighbors that it may have, so that windows cross the tiles' sides; `render.plan.latent_classes` makes the
+latents near sides of one label the same. Pure geometry.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic.dataclasses import dataclass
 
 from render.errors import BadInput
-from render.spec.validation import checked_mapping
+from render.spec.fields import problem
+from render.spec.validation import CONFIG, Checked
 
+EXAMPLE = "lawn: a,b,,"
 MOST_TILES = 256
 _MOST_TRIES = 200_000
-"""Placements that are tried before a set counts as one that cannot be laid out."""
+"""Placements tried before a set counts as having no layout."""
+_LARGEST_LABEL = 10**18
+"""Above it a whole number is no label."""
 _OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class SetTile:
-    """One tile of a set; a side without a mark joins nothing for sure.
+def _check_label(text: str) -> str:
+    if not text.isprintable() or "/" in text:
+        raise problem("is not a plain word; use e.g. a")
+    return text
+
+
+def _check_name(text: str) -> str:
+    if not text.strip() or text.startswith("."):
+        raise problem("is not a name; use e.g. lawn")
+    return text
+
+
+def _as_text(value: Any) -> Any:
+    # YAML reads the label 1 as a number.
+    return str(value) if isinstance(value, int) and abs(value) < _LARGEST_LABEL else value
+
+
+Label = Annotated[
+    str, BeforeValidator(_as_text, json_schema_input_type=str | int), AfterValidator(_check_label)
+]
+_SIDE = "Edge label of the {} side; empty: it need not match anything."
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class SetTile(Checked):
+    """One tile of a set. A side with no label matches nothing in particular.
 
     Raises `BadInput` on construction for a tile without a name.
     """
 
-    name: str
-    left: str = ""
-    right: str = ""
-    top: str = ""
-    bottom: str = ""
+    part_of: ClassVar[str] = "tile_set"
 
-    def __post_init__(self) -> None:
-        for side in fields(self):
-            value = getattr(self, side.name)
-            if not isinstance(value, str) or not value.isprintable() or "/" in value:
-                raise BadInput("tile_set", value, f"as the {side.name} of a tile is no word; use e.g. a")
-        if not self.name.strip() or self.name.startswith("."):
-            raise BadInput("tile_set", self.name, "is no name of a tile; use e.g. lawn")
+    name: Annotated[
+        Label, AfterValidator(_check_name), Field(description="The tile's name.", examples=["lawn"])
+    ]
+    left: Annotated[Label, Field(description=_SIDE.format("left"), examples=["a"])] = ""
+    right: Annotated[Label, Field(description=_SIDE.format("right"), examples=["a"])] = ""
+    top: Annotated[Label, Field(description=_SIDE.format("top"), examples=["a"])] = ""
+    bottom: Annotated[Label, Field(description=_SIDE.format("bottom"), examples=["a"])] = ""
 
     @classmethod
     def from_any(cls, value: Any) -> SetTile:
-        """From names and values, or from text as `lawn: a,b,,` (marks of left, right, top, bottom)."""
+        """From names and values, or from text as `lawn: a,b,,` (labels of left, right, top, bottom)."""
         if isinstance(value, SetTile):
             return value
-        if isinstance(value, str):
-            name, colon, marks = value.partition(":")
-            words = [word.strip() for word in marks.split(",")]
-            if not colon or len(words) > 4:
-                raise BadInput(
-                    "tile_set", value, "is not name: left,right,top,bottom; write e.g. lawn: a,b,,"
-                )
-            return cls(name=name.strip(), **dict(zip(_OPPOSITE, words, strict=False)))
-        given = checked_mapping("tile_set", cls, value, "is no tile; write e.g. lawn: a,b,,")
-        if "name" not in given:
-            raise BadInput("tile_set", dict(given), "lacks its name")
-        # YAML reads the mark 1 as a number.
-        return cls(**{name: str(each) if isinstance(each, int) else each for name, each in given.items()})
+        if not isinstance(value, str):
+            return cls.from_values(value, f"is not a tile; write e.g. {EXAMPLE}")
+        name, colon, labels = value.partition(":")
+        sides = [side.strip() for side in labels.split(",")]
+        if not colon or len(sides) > 4:
+            raise BadInput("tile_set", value, f"is not name: left,right,top,bottom; write e.g. {EXAMPLE}")
+        return cls(name=name.strip(), **dict(zip(_OPPOSITE, sides, strict=False)))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TileSetLayout:
     """Where the tiles of a set lie: `rows` x `cols` equal cells, row by row."""
 
@@ -74,7 +94,7 @@ class TileSetLayout:
 
     @property
     def wrap_x(self) -> bool:
-        """The sheet's left and right sides are joined: some tile's are marked."""
+        """Whether the layout's left and right sides join: some tile has a label there."""
         return any(tile.left or tile.right for tile in self.tiles)
 
     @property
@@ -85,7 +105,7 @@ class TileSetLayout:
         return self.tiles[row % self.rows * self.cols + col % self.cols]
 
     def parts(self, width: int, height: int) -> dict[str, tuple[int, int, int, int]]:
-        """By name, where each tile lies on a sheet of a size: (x, y, width, height)."""
+        """By name, where each tile lies in a layout of this size: (x, y, width, height)."""
         wide, tall = width // self.cols, height // self.rows
         return {
             self.at(row, col).name: (col * wide, row * tall, wide, tall)
@@ -96,11 +116,10 @@ class TileSetLayout:
 
 @lru_cache(maxsize=64)
 def solve_layout(tiles: tuple[SetTile, ...], width: int, height: int) -> TileSetLayout:
-    """Put each tile once on a sheet of `width` x `height`, next to tiles that it may join.
+    """Place each tile once in a layout of `width` x `height`, next to tiles that it may join.
 
-    Tiles as near to squares as can be; in the order in which they are given where that will do. Raises
-    `BadInput` for names that are given twice, marks that have no counterpart, and sets that cannot be laid
-    out.
+    Tiles are as close to squares as possible, and in the given order where that works. Raises `BadInput` for
+    duplicate names, labels without a counterpart, and sets that have no layout.
     """
     _check(tiles)
     shapes = [(rows, len(tiles) // rows) for rows in range(1, len(tiles) + 1) if len(tiles) % rows == 0]
@@ -111,7 +130,7 @@ def solve_layout(tiles: tuple[SetTile, ...], width: int, height: int) -> TileSet
     raise BadInput(
         "tile_set",
         ", ".join(tile.name for tile in tiles),
-        "cannot be laid out so that all sides meet their like; add tiles, or marks to fewer sides",
+        "have no layout in which all sides match; add tiles, or label fewer sides",
     )
 
 
@@ -119,21 +138,22 @@ def _check(tiles: tuple[SetTile, ...]) -> None:
     names = [tile.name for tile in tiles]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise BadInput("tile_set", twice, "names two tiles; give each a name of its own")
+        raise BadInput("tile_set", twice, "is the name of two tiles; rename one")
     if len(tiles) > MOST_TILES:
         raise BadInput("tile_set", len(tiles), f"tiles are too many; use at most {MOST_TILES}")
     for side, other in _OPPOSITE.items():
         theirs = {getattr(tile, other) for tile in tiles}
         for tile in tiles:
-            mark = getattr(tile, side)
-            if mark and mark not in theirs:
-                raise BadInput("tile_set", mark, f"marks the {side} of {tile.name} but no tile's {other}")
+            label = getattr(tile, side)
+            if label and label not in theirs:
+                fix = f"labels the {side} of {tile.name} but no tile's {other}; label one"
+                raise BadInput("tile_set", label, fix)
     if not any(getattr(tile, side) for tile in tiles for side in _OPPOSITE):
-        raise BadInput("tile_set", names[0], "has no marked side, nor has any other tile; mark some")
+        raise BadInput("tile_set", names[0], "has no labeled side, nor has any other tile; label some")
 
 
 def _join(first: str, second: str) -> bool:
-    """Whether two sides may meet on the sheet; one without a mark meets any."""
+    """Whether two sides may meet in the layout; one without a label meets any."""
     return first == second or not first or not second
 
 
@@ -146,9 +166,9 @@ class _Search:
         self._tries = 0
 
     def run(self) -> list[SetTile] | None:
-        return self._placed if self._go_on() else None
+        return self._placed if self._place_next() else None
 
-    def _go_on(self) -> bool:
+    def _place_next(self) -> bool:
         if len(self._placed) == len(self._tiles):
             return True
         for tile in self._tiles:
@@ -156,7 +176,7 @@ class _Search:
             if tile in self._placed or not self._fits(tile):
                 continue
             self._placed.append(tile)
-            if self._go_on():
+            if self._place_next():
                 return True
             self._placed.pop()
             if self._tries > _MOST_TRIES:
@@ -164,7 +184,7 @@ class _Search:
         return False
 
     def _fits(self, tile: SetTile) -> bool:
-        """On the next cell; the last ones of a row and of a column meet the first ones too."""
+        """Whether it fits the next cell; the last cells of a row and of a column meet the first ones too."""
         row, col = divmod(len(self._placed), self._cols)
         placed = [*self._placed, tile]
         return (

@@ -243,8 +243,8 @@ def test_each_model_has_its_own_place(folders: ModelPaths) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"refiner_start": 0.0}, "refiner_start: 0.0 leaves"),
-        ({"refiner_start": 1.0}, "refiner_start: 1.0 leaves"),
+        ({"refiner_start": 0.0}, "refiner_start: 0.0 is out of range; use more than 0, less than 1"),
+        ({"refiner_start": 1.0}, "refiner_start: 1.0 is out of range"),
         ({"refiner_start": 1.5}, "refiner_start: 1.5 is out of range"),
         ({"refiner_start": float("nan")}, "is not a finite number"),
         ({"refiner_start": 0.9, "steps": 5, "refiner": "a"}, "leaves the refiner none of 5 steps"),

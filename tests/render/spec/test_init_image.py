@@ -1,4 +1,4 @@
-"""Pictures to start from: read by areas as if read whole, and refused with a sentence when unsound."""
+"""Init images: an area is read as if the whole were read, and a broken file is refused with one sentence."""
 
 from pathlib import Path
 
@@ -64,10 +64,10 @@ def _save(path: Path, kind: str) -> Path:
     [
         ("animated", "is animated"),
         ("cmyk", "is in CMYK"),
-        ("gif", "is no png, jpeg, webp or tiff"),
-        ("cut short", "is no sound picture"),
-        ("text", "is no sound picture"),
-        ("enormous", "above the limit"),
+        ("gif", "is not a png, jpeg, webp or tiff"),
+        ("cut short", "is not a valid image"),
+        ("text", "is not a valid image"),
+        ("enormous", "is 131080x8 pixels; use at most 131072 a side"),
         ("missing", "cannot be read"),
     ],
 )

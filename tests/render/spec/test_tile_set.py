@@ -81,18 +81,18 @@ def test_tiles_keep_their_order_where_it_will_do_and_are_as_square_as_can_be() -
 @pytest.mark.parametrize(
     ("tiles", "words"),
     [
-        (["a: x,y"], "'x' marks the left of a but no tile's right"),
-        (["a: x,x", "a: x,x"], "names two tiles"),
+        (["a: x,y"], "'x' labels the left of a but no tile's right"),
+        (["a: x,x", "a: x,x"], "is the name of two tiles"),
         (["a"], "is not name: left,right,top,bottom"),
         (["a: x,x,x,x,x"], "is not name: left,right,top,bottom"),
-        (["a: ,"], "has no marked side"),
-        ([": x,x"], "is no name"),
-        (["../a: x,x"], "is no word"),
-        ([{"left": "x"}], "lacks its name"),
+        (["a: ,"], "has no labeled side"),
+        ([": x,x"], "tile_set.name: '' is not a name"),
+        (["../a: x,x"], "tile_set.name: '../a' is not a plain word"),
+        ([{"left": "x"}], "tile_set.name: missing; give one, e.g. lawn"),
         ([{"name": "a", "west": "x"}], "is unknown"),
-        ([7], "is no tile"),
+        ([7], "is not a tile"),
         # Two right sides but one left side of it.
-        (["a: x,y", "b: y,y", "c: y,x", "d: x,y"], "cannot be laid out"),
+        (["a: x,y", "b: y,y", "c: y,x", "d: x,y"], "have no layout in which"),
     ],
 )
 def test_sets_that_contradict_themselves_are_refused(tiles: list[Any], words: str) -> None:
