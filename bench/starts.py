@@ -69,7 +69,7 @@ def _until_loaded(out: Path) -> float:
     info = read_model_info(folder)
     spec = Spec(prompt="a red vase", width=128, height=128, steps=1)
     folders = ModelPaths(model=folder)
-    request = Request(spec=asdict(spec), folders=folders, info=info, device="cpu", out=str(out))
+    request = Request(spec=spec.to_dict(), folders=folders, info=info, device="cpu", out=str(out))
     loaded: list[float] = []
 
     def on_event(event: Event) -> None:

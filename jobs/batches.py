@@ -1,7 +1,8 @@
-"""Batches: a file of rows becomes many specs. Rows are streamed; every bad one is named by its line.
+"""Batches: a file of rows becomes many specs. Rows are streamed, and bad rows are reported by line.
 
-A row's columns are the spec's own names (`prompt`, `seed`, `steps`, ...), `size` as WIDTHxHEIGHT, and
-`custom_id`, by which its owner knows it. A template writes the prompt from the other columns.
+The columns of a row are the fields of a spec (`prompt`, `seed`, `steps`, ...), `size` as WIDTHxHEIGHT, and
+`custom_id`, its owner's name for it. A template builds the prompt from the other columns. An empty cell
+stands for the default.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import csv
 import json
 import string
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,9 @@ import yaml
 from jobs.db.submission import BatchItem
 from render.errors import BadInput
 from render.models.model_paths import find_model_paths, model_info
-from render.spec import Spec, beside, parse_size
+from render.spec import Spec, beside, expand_size
 
 ENDINGS = (".csv", ".jsonl", ".yaml", ".yml")
-_KINDS: dict[str, type] = {"int": int, "float": float, "str": str}
-_TYPES = {f.name: _KINDS.get(str(f.type), str) for f in fields(Spec)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class BadRow:
-    """A row that cannot be rendered, and why, in one sentence."""
+    """A row that cannot be rendered, and the reason in one sentence."""
 
     line: int
     custom_id: str | None
@@ -47,58 +46,77 @@ class BadRow:
 
 @dataclass(kw_only=True)
 class BatchReader:
-    """Reads a batch file as rows and bad rows, in order. Iterating again reads the file again."""
+    """Iterates over the rows and bad rows of a batch file, in order; reads the file each time."""
 
     path: Path
     template: str | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
     names_files: bool = True
-    """Rows may name files of this machine; not where they come from elsewhere."""
+    """Whether rows may name files of this machine; not those of an uploaded batch."""
 
     def __iter__(self) -> Iterator[Row | BadRow]:
-        words = _template_words(self.template)
+        columns = _template_columns(self.template)
         seen: dict[str, int] = {}
         for line, values in _raw_rows(self.path):
-            yield self._checked(line, values, words, seen)
+            yield self._checked(line, values, columns, seen)
 
-    def _checked(self, line: int, values: Any, words: frozenset[str], seen: dict[str, int]) -> Row | BadRow:
+    def _checked(self, line: int, values: Any, columns: frozenset[str], seen: dict[str, int]) -> Row | BadRow:
         custom_id: str | None = None
         try:
             if isinstance(values, BadInput):
                 raise values
-            custom_id = str(values.pop("custom_id", None) or f"row-{line}")
+            custom_id = _custom_id(values.pop("custom_id", None), line)
             if custom_id in seen:
-                raise BadInput("custom_id", custom_id, f"is already used in line {seen[custom_id]}")
-            spec = Spec.from_mapping(self._spec_values(values, words))
+                raise BadInput(
+                    "custom_id", custom_id, f"is already used in line {seen[custom_id]}; use another"
+                )
+            spec = Spec.from_mapping(self._spec_values(values, columns))
         except BadInput as exc:
             return BadRow(line=line, custom_id=custom_id, problem=str(exc))
         seen[custom_id] = line
         return Row(line=line, custom_id=custom_id, spec=spec)
 
-    def _spec_values(self, values: dict[str, Any], words: frozenset[str]) -> dict[str, Any]:
-        wanted = dict(self.defaults)
-        if self.template is not None:
-            lacking = sorted(word for word in words if values.get(word) in (None, ""))
-            if lacking:
-                raise BadInput("template", self.template, f"needs {lacking[0]}, which this row does not have")
-            wanted["prompt"] = self.template.format_map(values)
-        for name, value in values.items():
-            if value in (None, "") or (
-                name not in _TYPES and name != "size" and name in words | self.ignored
-            ):
-                continue
-            wanted[name] = _parsed(name, value)
-        if "size" in wanted:
-            wanted["width"], wanted["height"] = parse_size(str(wanted.pop("size")))
-        if "init" in wanted and not self.names_files:
-            raise BadInput("init", wanted["init"], "is a file; use chorale submit")
-        return beside(self.path, wanted)
+    def _spec_values(self, values: dict[str, Any], columns: frozenset[str]) -> dict[str, Any]:
+        own = {field.name for field in Spec.inputs()}
+        unused = (columns | self.ignored) - own
+        given = {
+            name: value for name, value in values.items() if value not in (None, "") and name not in unused
+        }
+        row = self._prompt(values, columns) | beside(self.path, expand_size(Spec.parse(given)))
+        if "init" in row and not self.names_files:
+            raise BadInput("init", row["init"], "is a file of another machine; use chorale submit")
+        return expand_size(self.defaults) | row
+
+    def _prompt(self, values: dict[str, Any], columns: frozenset[str]) -> dict[str, str]:
+        """The prompt that the template makes of a row, if there is a template."""
+        if self.template is None:
+            return {}
+        lacking = sorted(column for column in columns if values.get(column) in (None, ""))
+        if lacking:
+            raise BadInput("template", self.template, f"needs {lacking[0]}; this row has no value for it")
+        try:
+            return {"prompt": self.template.format_map(values)}
+        except (ValueError, RecursionError) as exc:
+            # A number of thousands of digits, or lists nested too deeply.
+            raise BadInput("template", self.template, "cannot take the values of this row") from exc
+
+
+def _custom_id(value: Any, line: int) -> str:
+    if value in (None, ""):
+        return f"row-{line}"
+    try:
+        if isinstance(value, str | int | float):
+            return str(value)
+    except ValueError:
+        # Python does not write numbers of thousands of digits.
+        pass
+    raise BadInput("custom_id", value, "is not text or a number; give each row a name of its own")
 
 
 def check_batch(reader: BatchReader) -> tuple[int, list[BadRow]]:
-    """Read the whole file once before anything is queued; models are looked at too: good rows, bad ones."""
-    # Once for each model, not for each row: it reads the model's folder.
+    """Read the whole file once before anything is queued, and check its models: (good rows, bad rows)."""
+    # Once per model, not per row: it reads the model's folder.
     problem_of = cache(models_problem)
     good, bad = 0, []
     for row in reader:
@@ -114,7 +132,7 @@ def check_batch(reader: BatchReader) -> tuple[int, list[BadRow]]:
 
 
 def batch_items(reader: BatchReader) -> Iterator[BatchItem]:
-    """The good rows, to be submitted."""
+    """The good rows, ready for `jobs.db.submission.submit`."""
     problem_of = cache(models_problem)
     for row in reader:
         if isinstance(row, Row) and problem_of(row.spec.model, row.spec.refiner) is None:
@@ -122,7 +140,7 @@ def batch_items(reader: BatchReader) -> Iterator[BatchItem]:
 
 
 def models_problem(model: str, refiner: str | None) -> str | None:
-    """Why a model, or its refiner, cannot be used, in one sentence; None when both can."""
+    """Why a model or its refiner cannot be used, in one sentence; None if both can."""
     try:
         model_info(find_model_paths(model, refiner))
     except BadInput as exc:
@@ -130,7 +148,7 @@ def models_problem(model: str, refiner: str | None) -> str | None:
     return None
 
 
-def _template_words(template: str | None) -> frozenset[str]:
+def _template_columns(template: str | None) -> frozenset[str]:
     if template is None:
         return frozenset()
     try:
@@ -140,25 +158,14 @@ def _template_words(template: str | None) -> frozenset[str]:
     names = {str(name) for _, name, _, _ in fields_of}
     if any(form or conversion for _, _, form, conversion in fields_of):
         # {color:>9999999999} would be a prompt of ten gigabytes.
-        raise BadInput("template", template, "formats a column; write nothing but its name in the braces")
+        raise BadInput("template", template, "formats a column; write only its name in the braces")
     if not names or not all(name.isidentifier() for name in names):
         raise BadInput("template", template, "names no columns; write e.g. a photo of a {color} {product}")
     return frozenset(names)
 
 
-def _parsed(name: str, value: Any) -> Any:
-    """A cell of a CSV is text; a value of JSON or YAML is what it is."""
-    kind = _TYPES.get(name, str)
-    if not isinstance(value, str) or kind is str:
-        return value
-    try:
-        return kind(value)
-    except ValueError as exc:
-        raise BadInput(name, value, f"is not {'a whole number' if kind is int else 'a number'}") from exc
-
-
 def _raw_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadInput]]:
-    """(line, columns) of each row; a row that cannot be read comes as its error."""
+    """(line, columns) of each row; the error in place of a row that cannot be read."""
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".yaml": _yaml_rows, ".yml": _yaml_rows}
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -172,20 +179,38 @@ def _raw_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadInput]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadInput]]:
-    # utf-8-sig: spreadsheets begin their files with a byte order mark.
+    # utf-8-sig: spreadsheets start their files with a byte order mark.
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file, strict=True)
         if not rows.fieldnames:
-            raise BadInput("batch", str(path), "is empty; its first line names the columns")
+            raise BadInput("batch", str(path), "is empty; its first line must name the columns")
+        _check_header(path, [name.strip() for name in rows.fieldnames])
         try:
             for values in rows:
                 if None in values or None in values.values():
-                    problem = f"has another number of columns than the first line ({len(rows.fieldnames)})"
-                    yield rows.line_num, BadInput("row", rows.line_num, problem)
+                    yield rows.line_num, _ragged(values, len(rows.fieldnames))
                 else:
                     yield rows.line_num, {name.strip(): value.strip() for name, value in values.items()}
         except csv.Error as exc:
-            raise BadInput("batch", str(path), f"is not valid CSV in line {rows.line_num} ({exc})") from exc
+            fix = f"is not valid CSV in line {rows.line_num} ({exc}); check its quotes"
+            raise BadInput("batch", str(path), fix) from exc
+
+
+def _check_header(path: Path, names: list[str]) -> None:
+    for separator, called in ((";", '";"'), ("\t", "a tab")):
+        if len(names) == 1 and separator in names[0]:
+            fix = f"has one column, {names[0][:60]!r}. Is {called} the separator? Save it with commas"
+            raise BadInput("batch", str(path), fix)
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise BadInput("batch", str(path), f"has two columns named {twice}; rename one")
+
+
+def _ragged(values: dict[Any, Any], columns: int) -> BadInput:
+    count = sum(value is not None for name, value in values.items() if name is not None)
+    count += len(values.get(None, ()))
+    fix = f"do not match the header, which has {columns}; quote values that contain commas"
+    return BadInput("columns", count, fix)
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadInput]]:
@@ -195,25 +220,31 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadInput]]:
                 continue
             try:
                 values = json.loads(text)
-            except ValueError as exc:
-                yield number, BadInput("row", number, f"is not JSON ({exc})")
+            except (ValueError, RecursionError) as exc:
+                yield number, BadInput("row", None, f"is not valid JSON ({exc})")
                 continue
-            fits = isinstance(values, dict)
-            yield number, values if fits else BadInput("row", number, "is not an object of names and values")
+            yield number, values if isinstance(values, dict) else _not_an_object()
 
 
 def _yaml_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadInput]]:
-    """`rows:`, a list, and `defaults:` for all of them."""
+    """`rows:`, a list, and `defaults:` for all rows."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as exc:
         raise BadInput("batch", str(path), f"is not valid YAML ({str(exc).splitlines()[0]})") from exc
+    except (ValueError, RecursionError) as exc:
+        raise BadInput("batch", str(path), "contains a value that cannot be read; fix the file") from exc
     if not isinstance(document, dict) or not isinstance(document.get("rows"), list):
         raise BadInput("batch", str(path), "has no list of rows; write rows: and one item per image")
-    unknown = sorted(set(document) - {"rows", "defaults"})
-    if unknown:
-        raise BadInput("key", unknown[0], "is unknown in a batch; use defaults and rows")
+    for key in document:
+        if key not in ("rows", "defaults"):
+            raise BadInput("key", key, "is unknown in a batch; use defaults and rows")
     defaults = document.get("defaults") or {}
+    if not isinstance(defaults, dict):
+        raise BadInput("defaults", defaults, "is not names and values; write e.g. {steps: 20}")
     for number, values in enumerate(document["rows"], 1):
-        fits = isinstance(values, dict) and isinstance(defaults, dict)
-        yield number, {**defaults, **values} if fits else BadInput("row", number, "is not names and values")
+        yield number, defaults | values if isinstance(values, dict) else _not_an_object()
+
+
+def _not_an_object() -> BadInput:
+    return BadInput("row", None, "is not names and values; write e.g. prompt: a red vase")

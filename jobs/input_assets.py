@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from infra.store.base import Store
@@ -40,7 +39,7 @@ def download_input(spec: Spec, images: Store, home: Path) -> Spec:
         part = path.with_name(f".part-{uuid.uuid4().hex}")
         part.write_bytes(images.get(_key(spec.init)))
         os.replace(part, path)
-    return spec.with_changes(init=replace(spec.init, path=str(path)))
+    return spec.with_changes(init=spec.init.with_changes(path=str(path)))
 
 
 def _key(init: InitImage) -> str:

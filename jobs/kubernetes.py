@@ -6,7 +6,7 @@ Plain dictionaries, ready for YAML. The pods run `chorale render`; nothing of a 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -83,7 +83,7 @@ def _metadata(wanted: OneImage, **more: Any) -> Document:
 
 def _spec_map(wanted: OneImage) -> Document:
     # A file, not arguments: Kubernetes would take $(...) in a prompt for a variable.
-    text = json.dumps(asdict(wanted.spec), ensure_ascii=False, indent=1)
+    text = json.dumps(wanted.spec.to_dict(), ensure_ascii=False, indent=1)
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",

@@ -11,7 +11,7 @@ The ranks are started for each image and end with it. For queues of images use t
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +145,7 @@ def _render(
     on_event: OnEvent,
 ) -> None:
     request = Request(
-        spec=asdict(spec), folders=folders, info=info, device=device, out=str(folder.absolute())
+        spec=spec.to_dict(), folders=folders, info=info, device=device, out=str(folder.absolute())
     )
     group = RankGroup(ranks)
     try:

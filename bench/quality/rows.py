@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ def known_ways(more: Sequence[str] = ()) -> dict[str, Way]:
 
     Raises `BadInput` for one that is no such line.
     """
-    own = {f.name for f in fields(Spec)}
+    own = {field.name for field in Spec.fields()}
     ways = {way.name: way for way in WAYS if way.changes.keys() <= own}
     return ways | {way.name: way for way in map(_parsed, more)}
 

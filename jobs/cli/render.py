@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def render(
         _finish(_result(target, done, done["timings"]["total"], already=True), as_json)
         return
     request = Request(
-        spec=asdict(spec),
+        spec=spec.to_dict(),
         folders=folders,
         info=info,
         device=device,

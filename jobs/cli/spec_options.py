@@ -1,4 +1,4 @@
-"""The flags that make a spec, shared by every verb that takes one."""
+"""The flags that make a spec, shared by every verb that takes one. They come from the spec's definition."""
 
 from __future__ import annotations
 
@@ -8,91 +8,55 @@ from typing import Any, TypeVar
 
 import click
 
-from render.errors import BadInput
 from render.model_info import ModelInfo
 from render.models.model_paths import ModelPaths, find_model_paths, model_info
-from render.spec import (
-    ATTENTION_FORMS,
-    BLENDS,
-    DTYPES,
-    FORMATS,
-    POOLED,
-    SAMPLERS,
-    WRAPS,
-    Spec,
-    parse_size,
-    read_spec_file,
-)
+from render.spec import GROUPS, Spec, SpecField, expand_size, read_spec_file
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-# Values are taken as text and checked by the spec, so that a flag, a file and a batch row err alike.
-_FLAGS: tuple[tuple[str, type, str], ...] = (
-    ("--negative-prompt", str, "What the picture should not show."),
-    ("--seed", int, "Another seed is another picture. [0]"),
-    ("--variation", int, "Another finish of the same composition; 0 is the picture itself. [0]"),
-    ("--steps", int, "Denoising steps of the first stage. [25]"),
-    (
-        "--guidance-scale",
-        float,
-        "How closely to follow the prompt; 1 switches guidance off. [the model's own]",
-    ),
-    ("--sampler", str, f"One of {', '.join(SAMPLERS)}. [euler]"),
-    ("--model", str, "builtin, a local folder, or a hub id. [builtin]"),
-    ("--refiner", str, "A model that finishes what --model has begun: a folder, or a hub id."),
-    ("--refiner-start", float, "The share of the noise levels after which it does. [0.8]"),
-    ("--blend", str, f"How windows meet: {' or '.join(BLENDS)}. [overlap]"),
-    ("--wrap", str, f"Sides that join without a seam: {', '.join(WRAPS)}. [none]"),
-    ("--strength", float, "How much each stage that starts from a picture may repaint, up to 1. [0.3]"),
-    ("--ilvr", float, "How firmly it keeps colours and coarse shapes of what it enlarges, 0 to 1. [1]"),
-    ("--skip-residual", float, "How firmly a stage is held to the one below, 0 to 1. [0]"),
-    ("--dilated", float, "How firmly it is held to views of the whole, 0 to 1; one more pass of calls. [0]"),
-    ("--cross-attention", float, "How much windows attend to all others, 0 to 1. [0]"),
-    ("--cross-attention-form", str, f"How: {' or '.join(ATTENTION_FORMS)}. [{POOLED}]"),
-    ("--init", str, "A picture to start from; the image gets its size unless --size is given."),
-    ("--dtype", str, f"One of {', '.join(DTYPES)}. [float32]"),
-    ("--format", str, f"Tiles' format: {', '.join(FORMATS)}. [png]"),
-    ("--quality", int, "Quality of webp and jpeg, 1 to 100. [90]"),
-    ("--tile-size", int, "Side of a pyramid tile in pixels. [512]"),
-    (
-        "--window-batch",
-        int,
-        "Most evaluations (a window, with or without the prompt) per model call. [4 to 16]",
-    ),
-)
+_METAVARS = {int: "INT", float: "FLOAT"}
 
 
 def spec_options(command: Command) -> Command:
-    """Add PROMPT, --spec, --size and one flag per field of the spec."""
-    for flag, _, text in reversed(_FLAGS):
-        command = click.option(flag, default=None, help=text)(command)
-    command = click.option(
-        "--box",
-        "boxes",
-        multiple=True,
-        help='A prompt for a part of the picture, "x,y,width,height: prompt" in shares of it. May repeat.',
-    )(command)
-    command = click.option(
-        "--set-tile",
-        "tile_set",
-        multiple=True,
-        help='A tile of a set, "name: left,right,top,bottom": sides of one mark join. The picture is a sheet '
-        "of all of them. May repeat.",
-    )(command)
-    command = click.option(
-        "--size", default=None, help="WIDTHxHEIGHT in pixels, multiples of 8. [1024x1024]"
-    )(command)
+    """Add PROMPT, --spec and one flag per field of the spec, the usual ones first."""
+    flags = [field for field in Spec.inputs() if field.flag.startswith("--")]
+    for field in reversed(sorted(flags, key=_place)):
+        # Values are taken as text and parsed by the field, so that a flag, a file and a batch row err alike.
+        command = click.option(
+            field.flag,
+            field.name,
+            multiple=field.many,
+            metavar=_METAVARS.get(field.kind, "TEXT"),
+            help=_help(field),
+        )(command)
     command = click.option(
         "--spec",
         "spec_file",
         type=click.Path(path_type=Path),
         help="Read the spec from a yaml, json or toml file.",
     )(command)
-    return click.argument("prompt", required=False)(command)
+    for field in Spec.inputs():
+        if field.flag and not field.flag.startswith("--"):
+            command = click.argument(field.name, metavar=f"[{field.flag}]", required=False)(command)
+    return command
+
+
+def _place(field: SpecField) -> int:
+    return GROUPS.index(field.shown.group) if field.shown.group in GROUPS else len(GROUPS)
+
+
+def _help(field: SpecField) -> str:
+    parts = [field.help]
+    if field.choices:
+        parts.append(f"One of {field.limits}.")
+    if field.many:
+        parts.append(f'E.g. "{field.examples[0][0]}". May repeat.')
+    if field.default_text:
+        parts.append(f"[{field.default_text}]")
+    return " ".join(parts)
 
 
 def take_spec(options: dict[str, Any]) -> tuple[Spec, ModelPaths, ModelInfo]:
-    """Build the spec from a file and flags (flags win); also its models' folders and facts.
+    """Build the spec from a file and flags (flags win); also the paths and the info of its models.
 
     Takes its own options out of `options`. Raises `BadInput` for anything that cannot be rendered.
     """
@@ -102,31 +66,9 @@ def take_spec(options: dict[str, Any]) -> tuple[Spec, ModelPaths, ModelInfo]:
 
 
 def given_values(options: dict[str, Any]) -> dict[str, Any]:
-    """What a file and flags say of a spec (flags win), by the spec's own names; takes it out of `options`."""
-    values: dict[str, Any] = {}
+    """What a file and flags give of a spec (flags win), by the spec's own names; removed from `options`."""
     spec_file = options.pop("spec_file")
-    if spec_file is not None:
-        values.update(read_spec_file(spec_file))
-    prompt, size = options.pop("prompt"), options.pop("size")
-    if prompt is not None:
-        values["prompt"] = prompt
-    if size is not None:
-        values["width"], values["height"] = parse_size(size)
-    for name in ("boxes", "tile_set"):
-        several = options.pop(name)
-        if several:
-            values[name] = list(several)
-    for flag, kind, _ in _FLAGS:
-        name = flag[2:].replace("-", "_")
-        text = options.pop(name)
-        if text is not None:
-            values[name] = _parsed(name, text, kind)
-    return values
-
-
-def _parsed(name: str, text: str, kind: type) -> Any:
-    try:
-        return kind(text)
-    except ValueError as exc:
-        what = "a whole number" if kind is int else "a number"
-        raise BadInput(name, text, f"is not {what}; write e.g. --{name.replace('_', '-')} 7") from exc
+    flags = {field.name: options.pop(field.name) for field in Spec.inputs() if field.flag}
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    in_file = {} if spec_file is None else read_spec_file(spec_file)
+    return expand_size(in_file) | expand_size(Spec.parse(given))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from itertools import count as counting
@@ -168,7 +168,7 @@ def _job_row(item: BatchItem, options: JobOptions) -> dict[str, Any]:
         # 64 bits of the digest distinguish the images of a farm and are short enough to type.
         "id": digest[:16],
         "digest": digest,
-        "spec": asdict(spec),
+        "spec": spec.to_dict(),
         "words": stored_words(spec.prompt),
         "model": spec.model,
         "owner": options.owner,

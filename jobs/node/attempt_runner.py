@@ -7,7 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +181,7 @@ class AttemptRunner:
             self._finished = True
             return self.group
         request = Request(
-            spec=asdict(spec),
+            spec=spec.to_dict(),
             folders=folders,
             info=info,
             device="auto",

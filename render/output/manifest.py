@@ -59,7 +59,7 @@ def build_manifest(
         "schema": SCHEMA,
         "digest": spec.digest(info.digest),
         "root": root_of(pyramid.tiles),
-        "spec": asdict(spec),
+        "spec": spec.to_dict(),
         "model": {"family": info.family, "digest": info.digest},
         "width": cut.width,
         "height": cut.height,

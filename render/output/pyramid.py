@@ -218,7 +218,7 @@ def _write_top(cut: DecodeLayout, everything: _Share, spec: Spec, writer: TileWr
         if preview is None and max(pixels.shape[:2]) <= PREVIEW_SIDE:
             preview = pixels
         pixels, level = halved(pixels), level - 1
-    parameters = json.dumps(asdict(spec), sort_keys=True, ensure_ascii=False)
+    parameters = json.dumps(spec.to_dict(), sort_keys=True, ensure_ascii=False)
     shown = preview if preview is not None else pixels
     writer.put_extra("preview.webp", encode(shown, "webp", 90, parameters), "image/webp")
     writer.put_extra("image.dzi", _descriptor(cut, spec).encode(), "application/xml")

@@ -9,12 +9,13 @@ import pytest
 from jobs.cli.main import main
 
 SIZES = [
-    ("0x512", "not positive"),
-    ("-8x512", "not positive"),
+    ("0x512", "width: 0 is not a whole number from 8 to 131072"),
+    ("-8x512", "width: -8 is not a whole number from 8 to 131072"),
     ("512", "WIDTHxHEIGHT"),
     ("512xtall", "WIDTHxHEIGHT"),
-    ("513x512", "use 512 or 520"),
-    ("512x1000000", "above the limit"),
+    ("513x512", "width: 513 is not a multiple of 8; use 512 or 520"),
+    ("7x512", "width: 7 is not a multiple of 8; use 8"),
+    ("512x1000000", "height: 1000000 is not a whole number from 8 to 131072"),
     ("1e3x512", "WIDTHxHEIGHT"),
 ]
 FLAGS = [
@@ -32,14 +33,14 @@ FLAGS = [
     (["--format", "webp", "--size", "16392x64"], "above the limit of webp"),
     (["--quality", "101"], "1 to 100"),
     (["--strength", "0"], "out of range"),
-    (["--tile-size", "500"], "power of two"),
+    (["--tile-size", "500"], "use one of 64, 128, 256, 512, 1024, 2048"),
     (["--ranks", "0"], "1 to 1024"),
     (["--ranks", "2000"], "1 to 1024"),
     (["--ranks", "two"], "auto or a whole number"),
     (["--device", "tpu"], "auto, cpu or cuda"),
     (["--model", "/nowhere/at/all"], "model"),
     (["--out", "s3://A_BUCKET/prefix"], "names no bucket"),
-    (["--nnodes", "2"], "node-rank: None"),
+    (["--nnodes", "2"], "node-rank: missing; use 0 to 1"),
     (["--nnodes", "2", "--node-rank", "2"], "node-rank: '2'"),
     (["--nnodes", "2", "--node-rank", "0"], "master-address"),
     (["--nnodes", "3:2", "--node-rank", "0", "--master-address", "a"], "nnodes: '3'"),
@@ -93,8 +94,8 @@ def test_an_empty_prompt(prompt: str, capsys: pytest.CaptureFixture[str]) -> Non
     [
         ("a.yaml", "prompt: x\nstpes: 3\n", "did you mean steps?"),
         ("a.yaml", "prompt: [", "not valid yaml"),
-        ("a.yaml", "just words", "no names and values"),
-        ("a.toml", "steps = 3", "prompt"),
+        ("a.yaml", "just words", "contains no names and values"),
+        ("a.toml", "steps = 3", "prompt: missing; give one, e.g. a red vase"),
         ("a.json", '{"prompt": "x", "width": "wide"}', "width: 'wide'"),
         ("a.json", '{"prompt": "x", "steps": true}', "steps: True"),
         ("a.txt", "x", "unknown ending"),

@@ -41,7 +41,15 @@ def test_all_bad_rows_are_reported_with_their_lines(tmp_path: Path) -> None:
     assert [row.custom_id for row in good] == ["a", "f"]
     assert [text.split(":")[0] for text in bad] == ["3", "4", "5", "6", "7"]
     for text, part in zip(
-        bad, ("line 2", "prompt", "seed: 'x'", "did you mean seed", "columns"), strict=True
+        bad,
+        (
+            "line 2",
+            "prompt",
+            "seed: 'x'",
+            "did you mean seed",
+            "columns: 2 do not match the header, which has 4",
+        ),
+        strict=True,
     ):
         assert part in text
 
