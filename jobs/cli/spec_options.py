@@ -19,7 +19,8 @@ _METAVARS = {int: "INT", float: "FLOAT"}
 def spec_options(command: Command) -> Command:
     """Add PROMPT, --spec and one flag per field of the spec, the usual ones first."""
     flags = [field for field in Spec.inputs() if field.flag.startswith("--")]
-    for field in reversed(sorted(flags, key=_place)):
+    flags.sort(key=_place)
+    for field in reversed(flags):
         # Values are taken as text and parsed by the field, so that a flag, a file and a batch row err alike.
         command = click.option(
             field.flag,

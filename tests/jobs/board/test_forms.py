@@ -63,7 +63,7 @@ def test_a_catalog_is_uploaded_and_steered(visitor: Visitor) -> None:
         ("bad.csv", CATALOG + "1,white,bowl\n", b"already used in line 2"),
         ("empty.csv", "custom_id,color,product\n", b"has no rows"),
         ("batch.yaml", "rows: []", b"neither of .csv nor .jsonl"),
-        ("", "", b"is missing"),
+        ("", "", b"file: missing; choose a .csv or .jsonl"),
         ("models.jsonl", '{"color": "red", "product": "x", "model": "/etc"}\n', b"new to this farm"),
         ("refiner.jsonl", '{"color": "red", "product": "x", "refiner": "/etc"}\n', b"not for web pages"),
     ],
