@@ -3,7 +3,6 @@
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from email import message_from_string
 from email.policy import default
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -122,7 +121,7 @@ def test_a_report_that_cannot_be_delivered_is_logged_and_stops_nothing(
 def test_one_failing_channel_does_not_stop_the_other(farm: Farm, inbox: Inbox) -> None:
     submit_job(farm)
     cancel(farm)
-    settings = replace(farm.settings, report_webhook="http://127.0.0.1:9/nobody")
+    settings = farm.settings.model_copy(update={"report_webhook": SecretStr("http://127.0.0.1:9/nobody")})
     assert send_due(Farm(settings=settings, database=farm.database, url="")) == 1
     assert len(inbox.mails) == 1
 
