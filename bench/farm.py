@@ -145,10 +145,10 @@ def _hand_over(folder: Path) -> Iterator[Row]:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def call(*words: str) -> dict[str, Any]:
-        said = subprocess.run(
+        completed = subprocess.run(
             [*CHORALE, *words, "--json"], env=os.environ | home, stdout=subprocess.PIPE, check=True
         )
-        answer: dict[str, Any] = json.loads(said.stdout.splitlines()[-1])
+        answer: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
         return answer
 
     batch = call("submit", str(file), "--size", "128x128", "--ranks", "1")["batch"]

@@ -124,7 +124,7 @@ def _receive(folder: Path) -> None:
         message = receiver.receive(1.0)
         if message is not None:
             values = json.loads(message)
-            exporter.take(values["measures"], values["pid"])
+            exporter.record(values["measures"], values["pid"])
 
 
 def _scrapes(folder: Path) -> Iterator[Row]:

@@ -133,9 +133,9 @@ def _parts_of_a_death(home: Path) -> dict[str, float]:
 def _when_said(machines: Machines, fence: int, words: str) -> float:
     """The time at which an attempt's log is seen to hold some words."""
 
-    def said() -> float:
+    def recorded() -> float:
         logs = machines.logs().glob(f"*-{fence:04d}-*.log")
         return time.time() if any(words in log.read_text() for log in logs) else 0.0
 
-    moment: float = wait_until(said, 120)
+    moment: float = wait_until(recorded, 120)
     return moment

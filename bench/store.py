@@ -122,8 +122,8 @@ def fault_lines() -> list[str]:
                     assert (outcome.tries > 0) == (fault not in QUIET), f"{fault} has not happened: {outcome}"
                     lost, doubled = outcome.lost or "nothing", outcome.doubled or "nothing"
                     same = "same root" if outcome.same_root and outcome.done else "ANOTHER ROOT"
-                    said = f"{lost} lost, {doubled} doubled, {same}"
-                    lines.append(f"| {server} | {fault} | {outcome.tries} | {said} |")
+                    outcome_text = f"{lost} lost, {doubled} doubled, {same}"
+                    lines.append(f"| {server} | {fault} | {outcome.tries} | {outcome_text} |")
     return lines
 
 

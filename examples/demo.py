@@ -88,8 +88,8 @@ def _told(*words: str) -> dict[str, Any]:
     called = subprocess.run([CHORALE, *words, "--json"], env=os.environ | FARM, stdout=subprocess.PIPE)
     if called.returncode:
         sys.exit(called.returncode)
-    said: dict[str, Any] = json.loads(called.stdout.splitlines()[-1])
-    return said
+    result: dict[str, Any] = json.loads(called.stdout.splitlines()[-1])
+    return result
 
 
 def _shown(*words: str) -> int:

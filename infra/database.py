@@ -31,13 +31,13 @@ _POSTGRES: dict[str, Any] = {
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
-    # A machine that loses its power in the middle of a transaction must not hold the farm's locks for hours.
+    # A machine that loses power in the middle of a transaction must not hold the farm's locks for hours.
     "options": "-c idle_in_transaction_session_timeout=15s -c lock_timeout=10s",
 }
 
 
 class now(FunctionElement[float]):
-    """The database's clock, in seconds since the epoch; moves on within a transaction."""
+    """The database's clock, in seconds since the epoch; it advances within a transaction."""
 
     type = Double()
     inherit_cache = True
@@ -63,7 +63,7 @@ class Database:
             raise BadSetting(
                 "database_url",
                 redact_url(url),
-                "is not of this form; use sqlite:///farm.db or postgresql://user@host/name",
+                "is not a database URL; use sqlite:///farm.db or postgresql://user@host/name",
             ) from exc
 
     def __repr__(self) -> str:
@@ -86,7 +86,7 @@ class Database:
 
 
 def built_once(build: Callable[..., Any]) -> Callable[..., tuple[Any, dict[str, Any]]]:
-    """A statement that is built when it is first used; later only its arguments are filled in.
+    """A statement that is built at its first use; later only its arguments are bound.
 
         @built_once
         def _named(job: Any) -> Any:
@@ -94,8 +94,8 @@ def built_once(build: Callable[..., Any]) -> Callable[..., tuple[Any, dict[str, 
 
         connection.execute(*_named(job="3fa9"))
 
-    To build it takes longer than a database next door takes to answer. Arguments stand for values: `build`
-    must not look at them.
+    Building it takes longer than a nearby database takes to answer. The arguments are placeholders: `build`
+    must not inspect them.
     """
     names = tuple(signature(build).parameters)
 
@@ -110,12 +110,12 @@ def built_once(build: Callable[..., Any]) -> Callable[..., tuple[Any, dict[str, 
 
 
 def insert_unless_there(connection: Connection, table: Table) -> Any:
-    """An INSERT that leaves a row with the same key as it is; both databases say it the same way."""
+    """INSERT ... ON CONFLICT DO NOTHING, in the dialect of the connection."""
     return _insert(connection, table).on_conflict_do_nothing()
 
 
 def insert_or_change(connection: Connection, table: Table, changes: dict[str, Any]) -> Any:
-    """An INSERT that makes `changes` to a row with the same primary key instead, where there is one."""
+    """INSERT ... ON CONFLICT (primary key) DO UPDATE with `changes`, in the dialect of the connection."""
     return _insert(connection, table).on_conflict_do_update(index_elements=table.primary_key, set_=changes)
 
 
@@ -129,7 +129,7 @@ def _engine(url: str) -> Engine:
         url = url.replace("postgresql://", "postgresql+psycopg://", 1)
     if not url.startswith("sqlite"):
         engine = create_engine(url, pool_pre_ping=True, connect_args=_POSTGRES)
-        # Before SQLAlchemy looks at the server, which stumbles over what is refused here.
+        # Before SQLAlchemy inspects the server: it fails on the encodings that are refused here.
         event.listen(engine, "connect", partial(_refuse_other_encodings, engine), insert=True)
         return engine
     engine = create_engine(url, connect_args={"timeout": _BUSY_S})
@@ -139,16 +139,16 @@ def _engine(url: str) -> Engine:
 
 
 def _refuse_other_encodings(engine: Engine, connection: Any, record: object) -> None:
-    """Prompts, names and reasons are in all languages; a database of another encoding takes some of them."""
+    """Prompts and names are in all languages; a database with another encoding cannot hold some of them."""
     encoding = connection.info.parameter_status("server_encoding")
     if encoding not in (None, "UTF8"):
         where = engine.url.render_as_string(hide_password=True)
-        fix = "make a database for the farm with: createdb --encoding UTF8 --template template0 NAME"
-        raise BadSetting("database_url", where, f"keeps its text as {encoding}; {fix}")
+        fix = "create one for the farm with: createdb --encoding UTF8 --template template0 NAME"
+        raise BadSetting("database_url", where, f"has the encoding {encoding}; {fix}")
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
-    # Transactions are begun by `_begin_sqlite`, not by the driver, which begins them too late.
+    # `_begin_sqlite` begins transactions; the driver would begin them too late.
     connection.isolation_level = None
     _use_wal(connection)
     for pragma in ("synchronous=FULL", "foreign_keys=ON"):
@@ -156,7 +156,7 @@ def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    """SQLite does not wait by itself for this, so two processes that open a new database would collide."""
+    """SQLite does not wait for the lock here, so two processes that open a new database would collide."""
     end = time.monotonic() + _BUSY_S
     while True:
         try:
@@ -169,14 +169,14 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A writer takes the lock at once: one that reads first and writes then would fail instead of waiting.
+    # A writer takes the lock at once: one that reads first and then writes would fail instead of waiting.
     reads_only = connection.get_execution_options().get("chorale_reads_only", False)
     connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
 
 
 @contextmanager
 def _translated(database: Database) -> Iterator[None]:
-    """The one place where the driver's errors become ours; a mistake of ours stays what it is."""
+    """The one place where the driver's errors are translated; programming errors pass unchanged."""
     try:
         yield
     except (OperationalError, InterfaceError) as exc:

@@ -1,16 +1,16 @@
-"""Every error that the outside world can give us, translated once at each boundary.
+"""Errors of external services, translated once at each boundary.
 
 StoreError             the root
   StoreMissing         the key or the folder is not there
   StoreDenied          no permission
-  StorePermanent       trying again will not help (a full disk, a bad name)
-  StoreRetryable       trying again may help
-  StoreUnusable        nothing can be done with this store: no bucket, no credentials, another region's, TLS
-SettingError           the root of what is wrong with the settings
-  BadSetting           a value that cannot be
-ServiceError           the root of what a service has done to us
+  StorePermanent       a retry will not help (a full disk, a bad name)
+  StoreRetryable       a retry may help
+  StoreUnusable        the store cannot be used as configured: no bucket, no credentials, wrong region, TLS
+SettingError           the root
+  BadSetting           a value that cannot be used
+ServiceError           the root
   BrokerUnreachable    no broker at the address
-  DatabaseUnreachable  no database at the address, or none that lets us in
+  DatabaseUnreachable  no database at the address, or no access to it
   NotifyFailed         a message to people that could not be delivered
 """
 
@@ -30,15 +30,15 @@ class StoreDenied(StoreError):
 
 
 class StorePermanent(StoreError):
-    """Trying again will not help."""
+    """A retry will not help."""
 
 
 class StoreRetryable(StoreError):
-    """Trying again may help."""
+    """A retry may help."""
 
 
 class StoreUnusable(StoreError):
-    """The store as a whole cannot be used as it is set up; the text says what to mend."""
+    """The store cannot be used as configured; the text says what to correct."""
 
 
 class SettingError(Exception):

@@ -1,4 +1,4 @@
-"""What the NVIDIA driver says of this machine's GPUs; nothing where there is none."""
+"""What the NVIDIA driver reports of this machine's GPUs; nothing where there is none."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pynvml
 
 
 class Gpus:
-    """The GPUs in the driver's order, which is that of the node's slots; opened at the first look."""
+    """The GPUs in the driver's order, which is that of the node's slots. NVML is opened at the first read."""
 
     def __init__(self) -> None:
         self._handles: list[object] | None = None
 
-    def look(self) -> Iterator[tuple[str, int, float]]:
-        """(name of the series, number of the GPU, value); what a device does not tell is left out."""
+    def read(self) -> Iterator[tuple[str, int, float]]:
+        """(series name, GPU number, value); values that a device does not report are left out."""
         for number, handle in enumerate(self._opened()):
             try:
                 memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
@@ -23,7 +23,7 @@ class Gpus:
                 busy = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
                 yield "chorale_gpu_utilization_ratio", number, busy / 100
             except pynvml.NVMLError:
-                # A device in partitions tells no utilisation; one that fell off the bus tells nothing.
+                # A partitioned device reports no utilization; one that fell off the bus reports nothing.
                 continue
 
     def _opened(self) -> list[object]:

@@ -1,7 +1,7 @@
-"""The series that a node's `/metrics` shows: names, kinds, labels and what they mean. Pure; serves nothing.
+"""The series of a node's `/metrics`: names, kinds, labels and help texts. Pure data.
 
 Base units only: seconds, bytes, ratios from 0 to 1. Labels are bounded: never a job, a prompt or a process.
-Dashboards and rules are held against this table by tests.
+Tests compare dashboards and rules with this table.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ def _farm(name: str, help: str, *labels: str) -> Series:
 
 
 RESTART_REASONS = ("broke_off", "failed", "lost", "outage", "stopped")
-"""The group died without a word, told of a fault, was lost with its node, lacked a service, was stopped."""
+"""Died without an error, reported an error, lost with its node, a service unreachable, stopped."""
 
 MEASURED = (
-    _counter("chorale_images_total", "Images that were finished, counted where rank 0 is.", "model"),
-    _counter("chorale_pixels_total", "Pixels that the slot's rank has decoded.", "slot", "model"),
+    _counter("chorale_images_total", "Finished images, counted on the node of rank 0.", "model"),
+    _counter("chorale_pixels_total", "Pixels decoded by the slot's rank.", "slot", "model"),
     _counter(
         "chorale_steps_total",
-        "Steps that the slot's rank has done; the ranks of a group all do the same steps.",
+        "Steps of the slot's rank; all ranks of a group count the same steps.",
         "slot",
         "model",
     ),
-    _counter("chorale_model_calls_total", "Batches of windows that the model has seen.", "slot", "model"),
-    _counter("chorale_model_seconds_total", "Seconds in calls of the model.", "slot", "model"),
-    _counter("chorale_border_bytes_total", "Bytes of border latents said to the other ranks.", "slot"),
+    _counter("chorale_model_calls_total", "Model calls (batches of windows).", "slot", "model"),
+    _counter("chorale_model_seconds_total", "Seconds spent in model calls.", "slot", "model"),
+    _counter("chorale_border_bytes_total", "Bytes of border latents sent to the other ranks.", "slot"),
     _seconds("chorale_image_seconds", "Seconds of the attempt that finished an image.", _IMAGE_S, "model"),
     _seconds(
         "chorale_step_seconds",
@@ -76,91 +76,95 @@ MEASURED = (
     ),
     _seconds(
         "chorale_exchange_seconds",
-        "Seconds from the start of a step's gather until the rank has taken it; the model works meanwhile.",
+        "Seconds from the start of a step's all-gather to its end; the model runs meanwhile.",
         _STEP_S,
         "slot",
     ),
     _seconds("chorale_checkpoint_seconds", "Seconds to store a checkpoint.", _REQUEST_S, "outcome"),
-    _counter("chorale_checkpoint_bytes_total", "Bytes of checkpoints that were stored."),
+    _counter("chorale_checkpoint_bytes_total", "Bytes of stored checkpoints."),
     _counter("chorale_store_requests_total", "Requests to the object store.", "operation", "outcome"),
-    _counter("chorale_store_bytes_total", "Bytes put into or got from the object store.", "operation"),
-    _seconds("chorale_store_seconds", "Seconds of a request to the object store.", _REQUEST_S, "operation"),
-    _counter("chorale_group_starts_total", "Groups of ranks that were started; a warm one is not."),
+    _counter("chorale_store_bytes_total", "Bytes written to or read from the object store.", "operation"),
+    _seconds("chorale_store_seconds", "Duration of a request to the object store.", _REQUEST_S, "operation"),
+    _counter("chorale_group_starts_total", "Groups of ranks started; a warm group is not started again."),
     _counter(
         "chorale_group_restarts_total",
-        "Attempts that ended without an image, so that a group has to take the job up again.",
+        "Attempts that ended without an image and have to be repeated.",
         "reason",
     ),
     _seconds(
         "chorale_recovery_seconds",
-        "Seconds from a failed attempt's end to the next one's first step.",
+        "Seconds from the end of a failed attempt to the first step of the next.",
         _LONG_S,
     ),
     _seconds(
         "chorale_first_step_seconds",
-        "Seconds from the placement of an attempt to its first step done.",
+        "Seconds from the placement of an attempt to the end of its first step.",
         _LONG_S,
         "model",
     ),
 )
-"""What ranks and supervisors tell their agent."""
+"""What ranks and supervisors report to their agent."""
 
 RANK_GAUGES = (
-    _slot("chorale_vram_allocated_bytes", "GPU memory that the rank's tensors take, by torch."),
-    _slot("chorale_vram_reserved_bytes", "GPU memory that the rank's allocator holds, by torch."),
-    _slot("chorale_vram_peak_bytes", "The most that the rank's tensors have taken since it began, by torch."),
-    _slot("chorale_rank_resident_bytes", "Host memory of the rank's process (RSS), on GPUs and CPUs alike."),
-    _slot("chorale_rank_resident_peak_bytes", "The most host memory that the rank's process has had."),
+    _slot("chorale_vram_allocated_bytes", "GPU memory allocated to the rank's tensors, as torch reports it."),
+    _slot("chorale_vram_reserved_bytes", "GPU memory reserved by the rank's allocator, as torch reports it."),
+    _slot("chorale_vram_peak_bytes", "Peak of the GPU memory allocated to the rank's tensors."),
+    _slot("chorale_rank_resident_bytes", "Resident memory of the rank's process."),
+    _slot("chorale_rank_resident_peak_bytes", "Peak of the resident memory of the rank's process."),
 )
-"""Of living ranks: they end with their process."""
+"""Of running ranks; a series ends with its process."""
 
 DEVICE_GAUGES = (
-    _slot("chorale_vram_used_bytes", "GPU memory in use by anybody, by the driver."),
-    _slot("chorale_vram_total_bytes", "GPU memory that the device has, by the driver."),
-    _slot("chorale_gpu_utilization_ratio", "Share of the last moment in which the GPU was busy."),
+    _slot("chorale_vram_used_bytes", "GPU memory in use by all processes, as the driver reports it."),
+    _slot("chorale_vram_total_bytes", "GPU memory of the device, as the driver reports it."),
+    _slot("chorale_gpu_utilization_ratio", "Share of the last sample period in which the GPU was busy."),
 )
-"""Asked of the driver at each scrape; not there without a GPU."""
+"""Read from the driver at each scrape; absent without a GPU."""
 
 FARM_GAUGES = (
-    _farm("chorale_database_up", "1 when this agent could read the farm's database lately."),
-    _farm("chorale_node_up", "1 for a node that is there, 0 for one that was lost in the last day.", "node"),
-    _farm("chorale_slots", "Slots of the nodes that are there and take jobs.", "node"),
-    _farm("chorale_slots_free", "Slots of those that no group holds.", "node"),
-    _farm("chorale_queue_depth", "Jobs that wait.", "queue"),
-    _farm("chorale_queue_running", "Jobs that are placed, rendered or published.", "queue"),
-    _farm("chorale_queue_oldest_seconds", "Age of the job that has waited longest, 0 without one.", "queue"),
+    _farm("chorale_database_up", "1 if this agent could read the farm's database recently."),
+    _farm("chorale_node_up", "1 for a node that is up, 0 for one that was lost within the last day.", "node"),
+    _farm("chorale_slots", "Slots of nodes that are up and not draining.", "node"),
+    _farm("chorale_slots_free", "Slots of those nodes that no group holds.", "node"),
+    _farm("chorale_queue_depth", "Queued jobs.", "queue"),
+    _farm("chorale_queue_running", "Jobs in placing, rendering or publishing.", "queue"),
+    _farm("chorale_queue_oldest_seconds", "Age of the oldest queued job, 0 without one.", "queue"),
     _farm(
         "chorale_queue_overdue_seconds",
-        "Seconds since a whole time window has passed over the job that has waited longest; else 0.",
+        "Seconds since the oldest queued job has missed a whole time window, else 0.",
         "queue",
     ),
     _farm(
         "chorale_queue_left_seconds",
-        "Estimated seconds until the queue is empty; not there while nobody can tell.",
+        "Estimated seconds until the queue is empty; absent while it cannot be estimated.",
         "queue",
     ),
-    _farm("chorale_queue_deadlines_missed", "Living jobs that will miss their deadline.", "queue"),
-    _farm("chorale_jobs_ended", "Jobs that have ended and are not forgotten yet.", "queue", "outcome"),
+    _farm(
+        "chorale_queue_deadlines_missed",
+        "Unfinished jobs that are estimated to miss their deadline.",
+        "queue",
+    ),
+    _farm("chorale_jobs_ended", "Ended jobs in the database, by outcome.", "queue", "outcome"),
 )
-"""Read from the database: all agents show the same, so take `max`, never `sum`, over them."""
+"""Read from the database. All agents export the same: aggregate with `max`, never with `sum`."""
 
 BUILD = Series(
     name="chorale_build_info",
     kind="gauge",
-    help="Always 1; its labels tell what runs.",
+    help="Always 1; its labels name the running versions.",
     labels=("node", "version", "python", "torch", "device"),
 )
 
 
 def every_series() -> Iterator[Series]:
-    """All that a `/metrics` of ours may show, but for the agent's own process."""
+    """All series that `/metrics` may export, except those of the agent's own process."""
     yield from chain(MEASURED, RANK_GAUGES, DEVICE_GAUGES, FARM_GAUGES, (BUILD,))
 
 
 def names() -> frozenset[str]:
-    """All names as Prometheus stores them; what rules and dashboards may ask for."""
+    """All names as Prometheus stores them: what rules and dashboards may use."""
     return frozenset(name for series in every_series() for name in series.exported())
 
 
 KINDS = {series.name: series.kind for series in every_series()}
-"""Of each series, by its name in the table."""
+"""The kind of each series, by name."""

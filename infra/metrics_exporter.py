@@ -1,6 +1,6 @@
-"""The node's ledger: holds what ranks and supervisors have counted, and serves it at `/metrics`.
+"""The node's metrics exporter: adds up what ranks and supervisors report, and serves it at `/metrics`.
 
-It lives in the agent, so counts outlive the ranks and supervisors that made them.
+It runs in the agent, so that counts outlive the ranks and supervisors that reported them.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from infra.metrics import (
 Value = tuple[str, Mapping[str, str], float]
 """Name of a series, its labels, and its value."""
 Measure = tuple[str, dict[str, str], list[float]]
-"""Name, labels without the node's, and values: a counter's growth, what a histogram saw, a gauge's last."""
+"""Name, labels without `node`, and values: increments, observations, or a gauge's last value."""
 
 DEFAULT_ADDRESS = "127.0.0.1:9464"
 OFF = "off"
 
 
 class MetricsExporter:
-    """All series of one node. `farm` gives the farm-wide ones at each scrape, and must not take long."""
+    """All series of one node. `farm` returns the farm-wide ones at each scrape and must be quick."""
 
     def __init__(
         self, node: str, device: str, farm: Callable[[], Iterable[Value]] = tuple, gpus: Gpus | None = None
@@ -59,21 +59,21 @@ class MetricsExporter:
             series.name: _made(series, self.registry) for series in MEASURED
         }
         for reason in RESTART_REASONS:
-            # A counter that begins at 1 has not grown, as Prometheus sees it.
+            # Prometheus sees no increase in a counter that first appears at 1.
             self._measured["chorale_group_restarts_total"].labels(node=node, reason=reason)
-        look = (gpus or Gpus()).look
+        read = (gpus or Gpus()).read
 
         def devices() -> Iterator[Value]:
-            return ((name, {"node": node, "slot": str(slot)}, value) for name, slot, value in look())
+            return ((name, {"node": node, "slot": str(slot)}, value) for name, slot, value in read())
 
         ProcessCollector(registry=self.registry)
         self.registry.register(self._ranks)
-        self.registry.register(_Asked(DEVICE_GAUGES, devices))
-        self.registry.register(_Asked(FARM_GAUGES, farm))
-        self.registry.register(_Asked((BUILD,), lambda: [(BUILD.name, _build(node, device), 1.0)]))
+        self.registry.register(_Callback(DEVICE_GAUGES, devices))
+        self.registry.register(_Callback(FARM_GAUGES, farm))
+        self.registry.register(_Callback((BUILD,), lambda: [(BUILD.name, _build(node, device), 1.0)]))
 
-    def take(self, measures: Iterable[Measure], pid: int) -> None:
-        """Enter what a process of this node tells; a name or a label that is not known is left out."""
+    def record(self, measures: Iterable[Measure], pid: int) -> None:
+        """Record what a process of this node reports; unknown names and labels are ignored."""
         for name, labels, values in measures:
             series = self._measured.get(name)
             if series is None:
@@ -90,23 +90,23 @@ class MetricsExporter:
                     own.observe(value)
 
     def count_lost(self, node: str) -> None:
-        """An attempt was lost with a node, which cannot tell of it itself."""
+        """Count an attempt that was lost with its node, which cannot report it."""
         lost = self._measured["chorale_group_restarts_total"]
         assert isinstance(lost, Counter)
         lost.labels(node=node, reason="lost").inc()
 
     def serve(self, address: str) -> tuple[str, Callable[[], None]]:
-        """Serve `/metrics` at HOST:PORT, 0 for any free port: (its URL, what ends it).
+        """Serve `/metrics` at HOST:PORT (0 for any free port); returns its URL and a function that stops it.
 
-        Raises `BadSetting` for an address that is none, or is taken.
+        Raises `BadSetting` for an invalid address, `AddressTaken` for one in use.
         """
         host, port = parse_address(address)
         try:
             server, thread = start_http_server(port, host, self.registry)
         except gaierror as exc:
-            raise BadSetting("metrics_address", address, "names no host of this machine") from exc
+            raise BadSetting("metrics_address", address, "is not an address of this machine") from exc
         except OSError as exc:
-            problem = f"cannot be listened on ({exc.strerror}); give this agent another port, or `{OFF}`"
+            problem = f"is not available ({exc.strerror}); use another port, or {OFF}"
             raise AddressTaken("metrics_address", address, problem) from exc
 
         def close() -> None:
@@ -119,7 +119,7 @@ class MetricsExporter:
 
 
 class AddressTaken(BadSetting):
-    """Somebody listens there already, or the address is not this machine's."""
+    """The address is in use, or is not this machine's."""
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -151,25 +151,25 @@ def _build(node: str, device: str) -> dict[str, str]:
     }
 
 
-class _Asked(Collector):
-    """Gauges whose values are asked for at each scrape."""
+class _Callback(Collector):
+    """Gauges whose values are read at each scrape."""
 
-    def __init__(self, known: tuple[Series, ...], ask: Callable[[], Iterable[Value]]) -> None:
-        self._known, self._ask = known, ask
+    def __init__(self, known: tuple[Series, ...], read: Callable[[], Iterable[Value]]) -> None:
+        self._known, self._read = known, read
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         families = {
             each.name: GaugeMetricFamily(each.name, each.help, labels=each.labels) for each in self._known
         }
         labels = {each.name: each.labels for each in self._known}
-        for name, given, value in self._ask():
+        for name, given, value in self._read():
             families[name].add_metric([given[label] for label in labels[name]], value)
         yield from families.values()
 
 
 @dataclass(eq=False)
 class _RankGauges(Collector):
-    """The last word of each living rank; it ends with its process, whose number nobody is told."""
+    """The last value of each running rank; a series ends with its process. The pid is not exported."""
 
     node: str
     _last: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
@@ -180,9 +180,9 @@ class _RankGauges(Collector):
             self._last[name, labels["slot"]] = pid, value
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        return _Asked(RANK_GAUGES, self._living).collect()
+        return _Callback(RANK_GAUGES, self._running).collect()
 
-    def _living(self) -> Iterator[Value]:
+    def _running(self) -> Iterator[Value]:
         for (name, slot), (pid, value) in sorted(self._last.items()):
             if Path(f"/proc/{pid}").exists():
                 yield name, {"node": self.node, "slot": slot}, value

@@ -20,25 +20,27 @@ _TIMEOUT_S = 10.0
 def post(url: str, text: str, document: Mapping[str, Any]) -> None:
     """POST `{"text": ..., "report": ...}`; raises `BadSetting` and `NotifyFailed`."""
     if urlsplit(url).scheme not in ("http", "https"):
-        raise BadSetting("report_webhook", redact_url(url), "is not a URL of the web; use https://...")
+        raise BadSetting("report_webhook", redact_url(url), "is not an http(s) URL; use https://...")
     body = json.dumps({"text": text, "report": document}).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
             answer.read()
     except (OSError, HTTPException) as exc:
-        problem = f"the webhook did not take the report ({exc}); check CHORALE_REPORT_WEBHOOK"
+        problem = f"the webhook did not accept the report ({exc}); check CHORALE_REPORT_WEBHOOK"
         raise NotifyFailed(problem) from exc
 
 
 def mail(smtp_url: str, to: str, subject: str, text: str, page: str) -> None:
     """Send one mail by `smtp://[user:password@]host[:port]` or `smtps://...`, as plain text and HTML.
 
-    With a user name the connection is encrypted first. Raises `BadSetting` and `NotifyFailed`.
+    With a user name, STARTTLS is used before logging in. Raises `BadSetting` and `NotifyFailed`.
     """
     server = urlsplit(smtp_url)
     if server.scheme not in ("smtp", "smtps") or not server.hostname:
-        raise BadSetting("smtp_url", server.hostname, "is no mail server; use smtp://user:password@host:587")
+        raise BadSetting(
+            "smtp_url", server.hostname, "is not a mail server URL; use smtp://user:password@host:587"
+        )
     message = EmailMessage()
     message["From"] = unquote(server.username or "") or f"chorale@{server.hostname}"
     message["To"], message["Subject"] = to, subject
@@ -53,5 +55,5 @@ def mail(smtp_url: str, to: str, subject: str, text: str, page: str) -> None:
                 connection.login(unquote(server.username), unquote(server.password or ""))
             connection.send_message(message)
     except (OSError, smtplib.SMTPException) as exc:
-        problem = f"the mail server did not take the report ({exc}); check CHORALE_SMTP_URL"
+        problem = f"the mail server did not accept the report ({exc}); check CHORALE_SMTP_URL"
         raise NotifyFailed(problem) from exc

@@ -28,7 +28,9 @@ _MADE = "# Made by `make k8s`; change what it is made from.\n"
 
 def generated() -> dict[str, str]:
     """File -> its text."""
-    made = {path: f"# chorale {' '.join(words)}\n{_MADE}{_said(words)}" for path, words in IMAGES.items()}
+    made = {
+        path: f"# chorale {' '.join(words)}\n{_MADE}{_output_of(words)}" for path, words in IMAGES.items()
+    }
     if RULES.exists():
         made["k8s/components/monitoring/rules.yaml"] = _MADE + _yaml(prometheus_rule())
     return made
@@ -45,10 +47,10 @@ def prometheus_rule() -> dict[str, Any]:
     }
 
 
-def _said(words: tuple[str, ...]) -> str:
-    with redirect_stdout(io.StringIO()) as said:
+def _output_of(words: tuple[str, ...]) -> str:
+    with redirect_stdout(io.StringIO()) as output:
         cli.main(list(words), standalone_mode=False)
-    return said.getvalue()
+    return output.getvalue()
 
 
 def _yaml(document: dict[str, Any]) -> str:

@@ -41,13 +41,13 @@ def check_store(store: Store) -> list[Finding]:
     check_reach(store)
     place = store.within(_FOLDER).within(uuid.uuid4().hex)
     findings = [
-        _tried("writes", lambda: place.put("file", b"0123456789", "text/plain")),
-        _tried("reads", lambda: _expect(place.get("file"), b"0123456789")),
-        _tried("reads a part", lambda: _expect(place.get_range("file", 2, 3), b"234")),
-        _tried("tells sizes", lambda: _expect((place.size("file"), place.size("none")), (10, None))),
-        _tried("lists", lambda: _expect([entry.key for entry in place.entries()], ["file"])),
+        _required("writes", lambda: place.put("file", b"0123456789", "text/plain")),
+        _required("reads", lambda: _expect(place.get("file"), b"0123456789")),
+        _required("reads a part", lambda: _expect(place.get_range("file", 2, 3), b"234")),
+        _required("tells sizes", lambda: _expect((place.size("file"), place.size("none")), (10, None))),
+        _required("lists", lambda: _expect([entry.key for entry in place.entries()], ["file"])),
         _conditional_writes(place),
-        _tried("deletes", lambda: _deletes(place)),
+        _required("deletes", lambda: _deletes(place)),
     ]
     if isinstance(store, S3Store):
         findings += [_presigned(place), _cors(store)]
@@ -58,8 +58,8 @@ def check_store(store: Store) -> list[Finding]:
 
 
 def make_bucket(store: S3Store, origin: str) -> list[Finding]:
-    """Make the bucket if it is not there, let a viewer's pages of `origin` read it, and have the store remove
-    what broken uploads leave. Raises the store's error when there is no bucket in the end."""
+    """Create the bucket if it does not exist, allow pages of `origin` to read it (CORS), and have the store
+    remove aborted uploads. Raises the store's error when the bucket cannot be created."""
     made = _make(store)
     rule = {"AllowedMethods": ["GET", "HEAD"], "AllowedOrigins": [origin], "AllowedHeaders": ["*"]}
     abort = {
@@ -78,9 +78,9 @@ def make_bucket(store: S3Store, origin: str) -> list[Finding]:
         client.put_bucket_lifecycle_configuration(**name, LifecycleConfiguration={"Rules": [*rules, abort]})
 
     return [
-        Finding(name="bucket", works=True, detail="made" if made else "was there already"),
-        _wished("CORS", f"pages of {origin} may read", store, cors),
-        _wished("lifecycle", "aborted uploads go after a day", store, lifecycle),
+        Finding(name="bucket", works=True, detail="created" if made else "exists already"),
+        _optional("CORS", f"pages of {origin} may read", store, cors),
+        _optional("lifecycle", "aborted uploads are removed after a day", store, lifecycle),
     ]
 
 
@@ -100,7 +100,7 @@ def _make(store: S3Store) -> bool:
 
 
 def _lifecycle_rules(store: S3Store) -> list[dict[str, Any]]:
-    """Those that are there, which are others' and stay."""
+    """Existing rules, which are kept."""
     try:
         found = store.client.get_bucket_lifecycle_configuration(Bucket=store.bucket)
     except ClientError as exc:
@@ -111,8 +111,8 @@ def _lifecycle_rules(store: S3Store) -> list[dict[str, Any]]:
     return rules
 
 
-def _wished(name: str, detail: str, store: S3Store, work: Callable[[], None]) -> Finding:
-    """Something that a farm can do without."""
+def _optional(name: str, detail: str, store: S3Store, work: Callable[[], None]) -> Finding:
+    """A check that a farm can do without."""
     try:
         with translated(f"s3://{store.bucket}"):
             work()
@@ -121,7 +121,7 @@ def _wished(name: str, detail: str, store: S3Store, work: Callable[[], None]) ->
     return Finding(name=name, works=True, detail=detail, needed=False)
 
 
-def _tried(name: str, work: Callable[[], None]) -> Finding:
+def _required(name: str, work: Callable[[], None]) -> Finding:
     try:
         work()
     except StoreError as exc:
@@ -131,7 +131,7 @@ def _tried(name: str, work: Callable[[], None]) -> Finding:
 
 def _expect(found: object, wanted: object) -> None:
     if found != wanted:
-        raise StorePermanent(f"gave {found!r} where {wanted!r} was right")
+        raise StorePermanent(f"returned {found!r} instead of {wanted!r}")
 
 
 def _deletes(place: Store) -> None:
@@ -141,7 +141,7 @@ def _deletes(place: Store) -> None:
 
 
 def _conditional_writes(place: Store) -> Finding:
-    """Not needed: without them the manifest is written by reading back, and attempts give the same bits."""
+    """Not required: without them the manifest is read back, and all attempts give the same bits."""
     name = "conditional writes"
     try:
         place.put_if_absent("manifest", b"first", "text/plain")
@@ -150,17 +150,19 @@ def _conditional_writes(place: Store) -> Finding:
     except StoreError as exc:
         return Finding(name=name, works=False, detail=str(exc))
     if not (refused and kept):
-        hint = "If-None-Match is not heeded; set CHORALE_S3_CONDITIONAL_WRITES=no to serve it by reading back"
+        hint = (
+            "If-None-Match is ignored; set CHORALE_S3_CONDITIONAL_WRITES=no to read back instead"
+        )
         return Finding(name=name, works=False, needed=False, detail=hint)
     by_reading = isinstance(place, S3Store) and not place.options.conditional_writes
-    return Finding(name=name, works=True, detail="served by reading back" if by_reading else "")
+    return Finding(name=name, works=True, detail="replaced by reading back" if by_reading else "")
 
 
 def _presigned(place: Store) -> Finding:
     try:
         place.put("signed", b"signed", "text/plain")
         url = place.presign("signed", _PRESIGN_S)
-        assert url is not None, "S3 signs URLs"
+        assert url is not None, "S3 can sign URLs"
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
             _expect(answer.read(), b"signed")
     except (StoreError, OSError, urllib.error.URLError) as exc:
@@ -174,7 +176,7 @@ def _cors(store: S3Store) -> Finding:
         with translated(f"s3://{store.bucket}"):
             rules = store.client.get_bucket_cors(Bucket=store.bucket).get("CORSRules", [])
     except StoreError as exc:
-        detail = f"{exc}; viewers on other pages go by way of chorale serve"
+        detail = f"{exc}; other pages have to use chorale serve"
         return Finding(name=name, works=False, needed=False, detail=detail)
     origins = sorted({origin for rule in rules for origin in rule.get("AllowedOrigins", [])})
     return Finding(name=name, works=bool(origins), needed=False, detail=f"for {', '.join(origins)}")

@@ -1,4 +1,4 @@
-"""A store that tells somebody about each call: what, how it ended, how many bytes and seconds."""
+"""A store that reports each call to an observer: operation, outcome, bytes and seconds."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class StoreCall:
-    """One call of a store. Each try of a patient store is one; what S3's client repeats by itself is not."""
+    """One call of a store. Each try of a retrying store counts; retries inside boto3 do not."""
 
     operation: str
     """The method's name: put, put_if_absent, get, get_range, size, entries, folders or delete."""
     outcome: str
     """ok, missing, denied, retryable or permanent."""
     bytes: int
-    """Sent, or for a get received."""
+    """Sent; for a get, received."""
     seconds: float
 
 

@@ -15,14 +15,14 @@ from infra.errors import StoreDenied, StoreError, StoreMissing, StorePermanent, 
 from infra.store.base import Entry, checked_key
 
 _PART = ".part-"
-"""Begins the names of files that are being written; a crash may leave some, and they are never listed."""
+"""Prefix of files that are being written. A crash may leave some; they are never listed."""
 
 
-_PASSING = frozenset(
+_TEMPORARY = frozenset(
     getattr(errno, name)
     for name in ("EIO", "EINTR", "EAGAIN", "ETIMEDOUT", "EROFS", "ESTALE", "ENOTCONN", "EHOSTDOWN", "ENODEV")
 )
-"""What a shared folder says while its server is away, or after its disk was mounted for reading only."""
+"""Errors of a shared folder while its server is unreachable, or while its disk is mounted read-only."""
 
 
 class LocalStore:
@@ -81,14 +81,14 @@ class LocalStore:
 
     def folders(self) -> Iterator[str]:
         with _translated("listing"):
-            there = self.folder.iterdir() if self.folder.is_dir() else iter(())
-            yield from sorted(path.name for path in there if path.is_dir())
+            found = self.folder.iterdir() if self.folder.is_dir() else iter(())
+            yield from sorted(path.name for path in found if path.is_dir())
 
     def delete(self, key: str) -> None:
         with _translated(key):
             path = self._path(key)
             path.unlink(missing_ok=True)
-            # Folders are no more than parts of keys here: an empty one goes, up to the store's own.
+            # Folders are only parts of keys: empty ones are removed, up to the store's own folder.
             for folder in path.relative_to(self.folder).parents[:-1]:
                 try:
                     (self.folder / folder).rmdir()
@@ -123,7 +123,7 @@ class LocalStore:
 
 @contextmanager
 def _translated(key: str) -> Iterator[None]:
-    """The one place where this backend's errors become ours."""
+    """The one place where this backend's errors are translated."""
     try:
         yield
     except StoreError:
@@ -131,10 +131,10 @@ def _translated(key: str) -> Iterator[None]:
     except FileNotFoundError as exc:
         raise StoreMissing(f"{key} is not in the store") from exc
     except PermissionError as exc:
-        raise StoreDenied(f"{key}: the store's folder refuses access; check its owner and mode") from exc
+        raise StoreDenied(f"{key}: no permission in the store's folder; check its owner and mode") from exc
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorePermanent(f"{key}: the disk is full; free some space and render again") from exc
-        if exc.errno in _PASSING:
+        if exc.errno in _TEMPORARY:
             raise StoreRetryable(f"{key}: {exc.strerror}; try again") from exc
         raise StorePermanent(f"{key}: {exc.strerror}") from exc

@@ -14,9 +14,9 @@ from infra.store.s3_errors import translated
 
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _CHANGING = "no-cache"
-"""May be kept, but must be asked for again: the manifest, the preview and unfinished work."""
+"""May be cached, but must be revalidated: the manifest, the preview and unfinished work."""
 _PAGE = 1000
-"""Keys in one answer to a listing; S3 knows no more."""
+"""Keys per page of a listing; S3's limit."""
 
 
 class S3Store:
@@ -49,11 +49,11 @@ class S3Store:
                     return self._put_by_reading(key, data, content_type)
                 if code not in ("PreconditionFailed", "412"):
                     raise
-        # It may be ours: the answer to a write can be lost, and its repetition then meets the file.
-        there = self._found(key)
-        if there is None:
-            raise StoreRetryable(f"{self.url(key)}: was there and is gone again; try again")
-        return there == data
+        # It may be our own write: its response can be lost, and the retry then finds the object.
+        existing = self._find(key)
+        if existing is None:
+            raise StoreRetryable(f"{self.url(key)}: was deleted meanwhile; try again")
+        return existing == data
 
     def get(self, key: str) -> bytes:
         with translated(self.url(key)):
@@ -113,7 +113,7 @@ class S3Store:
         return self._before() + checked_key(key)
 
     def _before(self) -> str:
-        """What all our keys in the bucket begin with."""
+        """The prefix of all keys of this store in the bucket."""
         return f"{self.prefix}/" if self.prefix else ""
 
     def _put(self, key: str, data: bytes, content_type: str, cache: str, **more: str) -> None:
@@ -127,14 +127,14 @@ class S3Store:
         )
 
     def _put_by_reading(self, key: str, data: bytes, content_type: str) -> bool:
-        """For a store without conditional writes: look, write, look whose it is."""
-        there = self._found(key)
-        if there is None:
+        """For stores without conditional writes: read, write, then read back and compare."""
+        existing = self._find(key)
+        if existing is None:
             self.put(key, data, content_type)
-            there = self.get(key)
-        return there == data
+            existing = self.get(key)
+        return existing == data
 
-    def _found(self, key: str) -> bytes | None:
+    def _find(self, key: str) -> bytes | None:
         try:
             return self.get(key)
         except StoreMissing:

@@ -1,4 +1,4 @@
-"""How we talk to S3: options from the settings, and boto3's client for them."""
+"""Options of S3 from the settings, and boto3's client for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from infra.errors import BadSetting, StoreUnusable
 from infra.settings import Settings
 
 CONNECTIONS = 16
-"""Of one client: a rank's uploads, its checkpoint and its records beside each other."""
+"""Per client: a rank's uploads, its checkpoint and its block journal run at once."""
 _CONNECT_S, _READ_S = 5, 30
 _CHOICES = {
     "s3_checksums": ("when_supported", "when_required"),
@@ -27,7 +27,7 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 @dataclass(frozen=True, kw_only=True)
 class S3Options:
-    """Everything that decides how a client behaves. Credentials are boto3's affair alone."""
+    """Everything that decides how a client behaves. Credentials are left to boto3."""
 
     endpoint_url: str | None = None
     region: str | None = None
@@ -36,7 +36,7 @@ class S3Options:
     addressing: str = "auto"
     conditional_writes: bool = True
     tries: int = 2
-    """Of one call, by the client itself."""
+    """Per call, by boto3 itself."""
 
     @classmethod
     def from_settings(cls, settings: Settings, tries: int) -> S3Options:
@@ -62,7 +62,7 @@ def _choice(settings: Settings, name: str) -> str:
 
 def _file(path: str) -> str | None:
     if path and not Path(path).is_file():
-        raise BadSetting("s3_ca_bundle", path, "is not a file; name one of certificates in PEM form")
+        raise BadSetting("s3_ca_bundle", path, "is not a file; use a PEM file of certificates")
     return path or None
 
 
@@ -75,9 +75,9 @@ def _endpoint(url: str) -> str | None:
     except ValueError:
         fits = False
     if "@" in url:
-        raise BadSetting("s3_endpoint_url", "(hidden)", "holds a user; credentials go into AWS_ACCESS_KEY_ID")
+        raise BadSetting("s3_endpoint_url", "(hidden)", "contains credentials; set AWS_ACCESS_KEY_ID instead")
     if not fits:
-        raise BadSetting("s3_endpoint_url", url, "is no address of a store; use e.g. https://s3.example.com")
+        raise BadSetting("s3_endpoint_url", url, "is not a valid endpoint; use e.g. https://s3.example.com")
     return url
 
 
@@ -86,22 +86,24 @@ def split_s3_url(url: str, field: str) -> tuple[str, str]:
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if "@" in bucket or ":" in bucket:
         raise BadSetting(
-            field, "s3://(hidden)", "holds more than a bucket; credentials go into AWS_ACCESS_KEY_ID"
+            field, "s3://(hidden)", "contains more than a bucket name; set credentials in AWS_ACCESS_KEY_ID"
         )
     if not _BUCKET.fullmatch(bucket) or ".." in bucket:
-        raise BadSetting(field, url, "names no bucket; use s3://bucket/prefix with 3 to 63 of a-z 0-9 . -")
+        raise BadSetting(
+            field, url, "has an invalid bucket name; use s3://bucket/prefix, 3 to 63 of a-z 0-9 . -"
+        )
     prefix = prefix.strip("/")
     parts = prefix.split("/") if prefix else []
     if any(part in ("", ".", "..") for part in parts) or re.search(r"[?#\x00-\x1f\\]", prefix):
-        raise BadSetting(field, url, "has an unusable prefix; use names with single slashes between")
+        raise BadSetting(field, url, "has an invalid prefix; use names separated by single slashes")
     if len(prefix.encode()) > 700:
-        raise BadSetting(field, f"{url[:60]}...", "has a prefix of more than 700 bytes; use a shorter one")
+        raise BadSetting(field, f"{url[:60]}...", "has a prefix longer than 700 bytes; use a shorter one")
     return bucket, prefix
 
 
 def make_client(options: S3Options) -> Any:
-    """boto3's client: safe for threads, its connections kept. Raises `StoreUnusable`."""
-    # One after another: making one takes a good part of a second, and all uploads begin at the same time.
+    """boto3's client: thread-safe, with pooled connections. Raises `StoreUnusable`."""
+    # One at a time: creating a client takes most of a second, and all uploads begin at once.
     with _making:
         return _made_client(options)
 
@@ -138,5 +140,5 @@ def _made_client(options: S3Options) -> Any:
 
 
 def forget_clients() -> None:
-    """For tests: the next client has the credentials of that time."""
+    """For tests: the next client reads the credentials again."""
     _made_client.cache_clear()

@@ -1,4 +1,4 @@
-"""botocore's errors become ours, here and nowhere else."""
+"""Translates botocore's errors; the only place that does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CLASSES: dict[Kind, tuple[type[Exception], ...]] = {
         boto.AwsChunkedWrapperError,
         boto.CapacityNotAvailableError,
         boto.MetadataRetrievalError,
-        # Credentials that expire are fetched anew in the middle of a render, and their server may be away.
+        # Expiring credentials are fetched again in the middle of a render; their server may be unreachable.
         boto.CredentialRetrievalError,
         boto.ConnectionError,
     ),
@@ -103,9 +103,9 @@ _CODES: dict[str, tuple[Kind, str]] = {
     "NoSuchKey": (StoreMissing, "is not in the store"),
     "NoSuchBucket": (
         StoreUnusable,
-        "the bucket does not exist; mend the name, or make it with chorale store init",
+        "the bucket does not exist; correct the name, or create it with chorale store init",
     ),
-    "InvalidBucketName": (StoreUnusable, "is no name for a bucket; use lower case letters, digits and -"),
+    "InvalidBucketName": (StoreUnusable, "is not a valid bucket name; use lower case letters, digits and -"),
     "AccessDenied": (StoreDenied, "the store denies access; give these credentials the permission"),
     "AllAccessDisabled": (StoreDenied, "the store has disabled this bucket"),
     "AccountProblem": (StoreDenied, "the store has a problem with the account"),
@@ -128,40 +128,40 @@ _CODES: dict[str, tuple[Kind, str]] = {
         StoreUnusable,
         "the store refuses the signature's region or key; check CHORALE_S3_REGION and the credentials",
     ),
-    # The answer to a HEAD has no body that could say more.
+    # The response to a HEAD has no body with a reason.
     "400": (
         StoreUnusable,
-        "the store refuses the request and does not say why; check CHORALE_S3_REGION and the credentials",
+        "the store rejects the request without a reason; check CHORALE_S3_REGION and the credentials",
     ),
     "IllegalLocationConstraintException": (
         StoreUnusable,
         "the bucket is in another region; set CHORALE_S3_REGION to it",
     ),
     "SlowDown": (StoreRetryable, "the store asks to slow down; try again"),
-    "RequestTimeout": (StoreRetryable, "the store has waited in vain for the rest; try again"),
-    "ConditionalRequestConflict": (StoreRetryable, "somebody writes the same file just now; try again"),
-    "OperationAborted": (StoreRetryable, "somebody changes the same thing just now; try again"),
-    "BadDigest": (StoreRetryable, "the data was damaged on its way; try again"),
-    "XAmzContentSHA256Mismatch": (StoreRetryable, "the data was damaged on its way; try again"),
-    "NotImplemented": (StorePermanent, "the store does not know how to do this"),
-    "QuotaExceeded": (StorePermanent, "the quota is used up; free some space and render again"),
+    "RequestTimeout": (StoreRetryable, "the store did not receive the whole request in time; try again"),
+    "ConditionalRequestConflict": (StoreRetryable, "another writer is writing the same file; try again"),
+    "OperationAborted": (StoreRetryable, "another change to the same resource is in progress; try again"),
+    "BadDigest": (StoreRetryable, "the data was corrupted in transit; try again"),
+    "XAmzContentSHA256Mismatch": (StoreRetryable, "the data was corrupted in transit; try again"),
+    "NotImplemented": (StorePermanent, "the store does not implement this operation"),
+    "QuotaExceeded": (StorePermanent, "the quota is exceeded; free some space and render again"),
 }
-"""What S3 says by name, and what to tell a person; others go by their status."""
+"""S3's error codes and our sentence for each; other codes are classified by HTTP status."""
 
 
 def kind_of(exc: Exception) -> Kind | None:
-    """Which of our errors a library's error is; None for one that is not mapped."""
+    """The class of our error for a library's error; None if it is not mapped."""
     if isinstance(exc, ClientError):
         return _kind_of_answer(exc)[0]
     if isinstance(exc, boto.SSLError) and "EOF" in str(exc):
-        # A connection that was cut in the middle of its handshake, not a certificate that does not fit.
+        # A connection closed during its handshake, not an invalid certificate.
         return StoreRetryable
     return next((_KIND_OF[each] for each in type(exc).__mro__ if each in _KIND_OF), None)
 
 
 @contextmanager
 def translated(where: str) -> Iterator[None]:
-    """Raise ours for theirs; `where` begins the sentence."""
+    """Translate errors raised inside; `where` begins the sentence."""
     try:
         yield
     except ClientError as exc:
@@ -171,11 +171,11 @@ def translated(where: str) -> Iterator[None]:
         kind = kind_of(exc) or StorePermanent
         raise kind(f"{_subject(kind, where)}: {_sentence(kind, exc)}") from exc
     except RecursionError as exc:
-        # botocore asks for the bucket's region, is sent elsewhere again, and asks without an end.
+        # botocore looks up the bucket's region, is redirected again, and recurses without end.
         kind, text = _CODES["PermanentRedirect"]
         raise kind(f"{_subject(kind, where)}: {text}") from exc
     except (ResponseParserError, HTTPError, OSError) as exc:
-        # What answers is no S3, or something broke below botocore while a body was read.
+        # The server is not S3, or the connection broke below botocore while a body was read.
         raise StoreRetryable(f"{where}: {_sentence(StoreRetryable, exc)}") from exc
 
 
@@ -198,16 +198,16 @@ def _kind_of_answer(exc: ClientError) -> tuple[Kind, str]:
 
 
 def _subject(kind: Kind, where: str) -> str:
-    """What is wrong with the whole store is said of its bucket, not of the file that it was met at."""
+    """An error of the whole store names its bucket, not the file at which it was met."""
     return "/".join(where.split("/")[:3]) if kind is StoreUnusable else where
 
 
 def _sentence(kind: Kind, exc: Exception) -> str:
     reason = " ".join(str(exc).split())[:300].rstrip(".")
     if isinstance(exc, boto.NoCredentialsError):
-        return "there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        return "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
     if isinstance(exc, boto.SSLError) and kind is StoreUnusable:
-        return f"the connection is not safe ({reason}); check the endpoint, or set CHORALE_S3_CA_BUNDLE"
+        return f"the TLS connection failed ({reason}); check the endpoint, or set CHORALE_S3_CA_BUNDLE"
     if kind is StoreRetryable:
-        return f"the store does not answer as it should ({reason}); check CHORALE_S3_ENDPOINT_URL"
+        return f"the store does not respond correctly ({reason}); check CHORALE_S3_ENDPOINT_URL"
     return reason

@@ -80,7 +80,7 @@ class MetricsServer(contextlib.ExitStack):
                 message = receiver.receive(_RECEIVE_S)
                 if message is not None:
                     values = json.loads(message)
-                    exporter.take(values["measures"], values["pid"])
+                    exporter.record(values["measures"], values["pid"])
             except (ValueError, KeyError, TypeError):
                 # No message of ours; it must not cost the node its metrics.
                 _log.exception("a message that is no metric")

@@ -18,9 +18,9 @@ from tests.support.services import require
 _LIBRARY = Path(__file__).parent.parent / "support" / "driver.c"
 _LOOK = """
 import json, infra.gpus, prometheus_client
-from infra.metrics_exporter import Ledger
-ledger = Ledger("n1", "cuda")
-shown = prometheus_client.generate_latest(ledger.registry).decode().splitlines()
+from infra.metrics_exporter import MetricsExporter
+exporter = MetricsExporter("n1", "cuda")
+shown = prometheus_client.generate_latest(exporter.registry).decode().splitlines()
 lines = dict(line.rsplit(" ", 1) for line in shown if line.startswith(("chorale_vram", "chorale_gpu")))
 print(json.dumps([infra.gpus.driver_version(), {name: float(value) for name, value in lines.items()}]))
 """
@@ -31,15 +31,15 @@ def test_each_device_is_told_by_its_slot_in_base_units(tmp_path: Path) -> None:
     require(compiler, "A C compiler", "gcc")
     library = tmp_path / "libnvidia-ml.so.1"
     subprocess.run([str(compiler), "-shared", "-fPIC", "-o", library, _LIBRARY], check=True, timeout=60)
-    said = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", _LOOK],
         env=os.environ | {"LD_LIBRARY_PATH": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert said.returncode == 0, said.stderr
-    driver, shown = json.loads(said.stdout)
+    assert completed.returncode == 0, completed.stderr
+    driver, shown = json.loads(completed.stdout)
     assert driver == "580.65.06"
     gib = 2.0**30
     used = {f'chorale_vram_used_bytes{{node="n1",slot="{slot}"}}': (slot + 1) * gib for slot in range(3)}

@@ -1,4 +1,4 @@
-"""The ledger: what is told is shown at /metrics, under the names that the table lists."""
+"""What processes report is exported at /metrics, under the names that the table lists."""
 
 import os
 import socket
@@ -21,7 +21,7 @@ from infra.metrics_exporter import MetricsExporter, Value, parse_address
 class TwoGpus(Gpus):
     """What a driver would say of two devices."""
 
-    def look(self) -> Iterator[tuple[str, int, float]]:
+    def read(self) -> Iterator[tuple[str, int, float]]:
         for number in range(2):
             yield "chorale_vram_used_bytes", number, 3e9
             yield "chorale_vram_total_bytes", number, 8e10
@@ -36,9 +36,9 @@ def farm() -> list[Value]:
     return [(series.name, dict.fromkeys(series.labels, "x"), 1.0) for series in FARM_GAUGES]
 
 
-def shown(ledger: MetricsExporter) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+def shown(exporter: MetricsExporter) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     """Everything at a real /metrics, by name and labels."""
-    url, close = ledger.serve("127.0.0.1:0")
+    url, close = exporter.serve("127.0.0.1:0")
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
             text = answer.read().decode()
@@ -51,42 +51,46 @@ def shown(ledger: MetricsExporter) -> dict[tuple[str, frozenset[tuple[str, str]]
     }
 
 
-def value(ledger: MetricsExporter, name: str, **labels: str) -> float | None:
-    return shown(ledger).get((name, frozenset(labels.items())))
+def value(exporter: MetricsExporter, name: str, **labels: str) -> float | None:
+    return shown(exporter).get((name, frozenset(labels.items())))
 
 
 def test_metrics_shows_the_names_of_the_table_and_no_others() -> None:
-    ledger = MetricsExporter("n1", "cuda", farm, TwoGpus())
-    ledger.take([(series.name, labels_of(series), [1.0]) for series in MEASURED + RANK_GAUGES], os.getpid())
-    ours = {name for name, _ in shown(ledger) if name.startswith("chorale_")}
+    exporter = MetricsExporter("n1", "cuda", farm, TwoGpus())
+    exporter.record(
+        [(series.name, labels_of(series), [1.0]) for series in MEASURED + RANK_GAUGES], os.getpid()
+    )
+    ours = {name for name, _ in shown(exporter) if name.startswith("chorale_")}
     assert ours == names()
 
 
 def test_counts_add_up_and_histograms_see_each_value() -> None:
-    ledger = MetricsExporter("n1", "cpu")
+    exporter = MetricsExporter("n1", "cpu")
     for steps in (3.0, 4.0):
-        ledger.take([("chorale_steps_total", {"slot": "0", "model": "m"}, [steps])], os.getpid())
-    ledger.take([("chorale_step_seconds", {"slot": "0", "phase": "wait"}, [0.02, 0.2])], os.getpid())
-    assert value(ledger, "chorale_steps_total", node="n1", slot="0", model="m") == 7
-    assert value(ledger, "chorale_step_seconds_count", node="n1", slot="0", phase="wait") == 2
-    assert value(ledger, "chorale_step_seconds_sum", node="n1", slot="0", phase="wait") == pytest.approx(0.22)
+        exporter.record([("chorale_steps_total", {"slot": "0", "model": "m"}, [steps])], os.getpid())
+    exporter.record([("chorale_step_seconds", {"slot": "0", "phase": "wait"}, [0.02, 0.2])], os.getpid())
+    assert value(exporter, "chorale_steps_total", node="n1", slot="0", model="m") == 7
+    assert value(exporter, "chorale_step_seconds_count", node="n1", slot="0", phase="wait") == 2
+    assert value(exporter, "chorale_step_seconds_sum", node="n1", slot="0", phase="wait") == pytest.approx(
+        0.22
+    )
 
 
 def test_what_a_rank_holds_ends_with_its_process_but_its_counts_stay() -> None:
     rank = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    ledger = MetricsExporter("n1", "cpu")
+    exporter = MetricsExporter("n1", "cpu")
     told: list[Any] = [("chorale_rank_resident_bytes", {"slot": "1"}, [5e8])]
-    ledger.take([*told, ("chorale_steps_total", {"slot": "1", "model": "m"}, [3.0])], rank.pid)
-    assert value(ledger, "chorale_rank_resident_bytes", node="n1", slot="1") == 5e8
+    exporter.record([*told, ("chorale_steps_total", {"slot": "1", "model": "m"}, [3.0])], rank.pid)
+    assert value(exporter, "chorale_rank_resident_bytes", node="n1", slot="1") == 5e8
     rank.communicate(b"\n")
-    assert value(ledger, "chorale_rank_resident_bytes", node="n1", slot="1") is None
-    assert value(ledger, "chorale_steps_total", node="n1", slot="1", model="m") == 3
+    assert value(exporter, "chorale_rank_resident_bytes", node="n1", slot="1") is None
+    assert value(exporter, "chorale_steps_total", node="n1", slot="1", model="m") == 3
 
 
 def test_what_is_not_in_the_table_is_left_out() -> None:
-    ledger = MetricsExporter("n1", "cpu")
-    before = shown(ledger).keys()
-    ledger.take(
+    exporter = MetricsExporter("n1", "cpu")
+    before = shown(exporter).keys()
+    exporter.record(
         [
             ("chorale_jobs_rendered_total", {"job": "3fa9"}, [1.0]),
             ("chorale_steps_total", {"slot": "0", "model": "m", "prompt": "a red vase"}, [1.0]),
@@ -94,14 +98,14 @@ def test_what_is_not_in_the_table_is_left_out() -> None:
         ],
         os.getpid(),
     )
-    assert shown(ledger).keys() == before
+    assert shown(exporter).keys() == before
 
 
 def test_restarts_begin_at_nothing_so_that_the_first_is_seen() -> None:
-    ledger = MetricsExporter("n1", "cpu")
-    assert value(ledger, "chorale_group_restarts_total", node="n1", reason="lost") == 0
-    ledger.count_lost("n2")
-    assert value(ledger, "chorale_group_restarts_total", node="n2", reason="lost") == 1
+    exporter = MetricsExporter("n1", "cpu")
+    assert value(exporter, "chorale_group_restarts_total", node="n1", reason="lost") == 0
+    exporter.count_lost("n2")
+    assert value(exporter, "chorale_group_restarts_total", node="n2", reason="lost") == 1
 
 
 def test_without_a_driver_there_are_no_devices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +113,7 @@ def test_without_a_driver_there_are_no_devices(monkeypatch: pytest.MonkeyPatch) 
         raise pynvml.NVMLError_LibraryNotFound
 
     monkeypatch.setattr(pynvml, "nvmlInit", absent)
-    assert list(Gpus().look()) == []
+    assert list(Gpus().read()) == []
 
 
 @pytest.mark.parametrize(

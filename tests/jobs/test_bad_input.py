@@ -39,7 +39,7 @@ FLAGS = [
     (["--ranks", "two"], "auto or a whole number"),
     (["--device", "tpu"], "auto, cpu or cuda"),
     (["--model", "/nowhere/at/all"], "model"),
-    (["--out", "s3://A_BUCKET/prefix"], "names no bucket"),
+    (["--out", "s3://A_BUCKET/prefix"], "invalid bucket name"),
     (["--nnodes", "2"], "node-rank: missing; use 0 to 1"),
     (["--nnodes", "2", "--node-rank", "2"], "node-rank: '2'"),
     (["--nnodes", "2", "--node-rank", "0"], "master-address"),

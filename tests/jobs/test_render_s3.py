@@ -171,12 +171,12 @@ def test_a_bucket_of_another_region(
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("s3://", "names no bucket"),
-        ("s3://Big_Bucket/x", "names no bucket"),
+        ("s3://", "invalid bucket name"),
+        ("s3://Big_Bucket/x", "invalid bucket name"),
         ("s3://key:planted-secret@studio/x", "credentials go into"),
         ("s3://studio/a//b", "unusable prefix"),
         ("s3://studio/../b", "unusable prefix"),
-        ("gs://studio/x", "no known store"),
+        ("gs://studio/x", "unknown scheme"),
         ("s3:/studio/x", "lacks the slashes"),
         ("file://x", "not file:///a/folder"),
     ],

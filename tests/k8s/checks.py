@@ -215,8 +215,8 @@ def _group(objects: Objects, document: Document, prefix: str, spec: Document) ->
     else:
         service = named(objects, "Service", pod["subdomain"])
         headless = service is not None and service["spec"].get("clusterIP") == "None"
-        early = service is not None and service["spec"].get("publishNotReadyAddresses")
-        subdomain = pod["subdomain"] if headless and early else None
+        resolvable = service is not None and service["spec"].get("publishNotReadyAddresses")
+        subdomain = pod["subdomain"] if headless and resolvable else None
     if subdomain != pod["subdomain"]:
         yield f"{name}: no headless Service names its pods before they are ready"
     for rule in spec["podFailurePolicy"]["rules"]:

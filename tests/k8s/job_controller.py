@@ -77,7 +77,7 @@ class JobController:
         self.ends.append((index, code, judged))
         self.failures[index] += judged == "Count"
         if judged == "FailJob" or self.failures[index] > self.job["spec"]["backoffLimitPerIndex"]:
-            self.failed = pod.said()
+            self.failed = pod.output()
 
     def _start(self, index: int) -> RunningPod:
         job, template = self.job, pods([self.job])[0]

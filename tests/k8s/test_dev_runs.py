@@ -66,15 +66,15 @@ class Farm:
 
     def call(self, database: RunningPod, *words: str) -> Any:
         url = f"postgresql://chorale:trial@{database.address}:5432/chorale"
-        said = subprocess.run(
+        output = subprocess.run(
             [*CHORALE, *words, "--json"],
             capture_output=True,
             text=True,
             env=os.environ | {"CHORALE_DATABASE_URL": url},
             timeout=120,
         )
-        assert said.returncode == 0, said.stderr
-        return last_json(said.stdout)
+        assert output.returncode == 0, output.stderr
+        return last_json(output.stdout)
 
 
 @pytest.mark.timeout(400)
@@ -100,7 +100,7 @@ def test_a_job_goes_through_the_dev_overlay(cluster: Cluster, oracle: str) -> No
 
 
 def _listens(pod: RunningPod, port: int) -> bool:
-    assert pod.ended() is None, pod.said()
+    assert pod.ended() is None, pod.output()
     with socket.socket() as probe:
         return probe.connect_ex((pod.address, port)) == 0
 

@@ -74,11 +74,11 @@ def test_the_build_stage_runs_in_a_clean_prefix(tmp_path: Path) -> None:
         "import jobs, infra, render.builtin as model; print(jobs.__file__, infra.__file__, model.__file__)"
     )
     for words in (["chorale", "plan", "a vase", "--json"], ["python", "-c", where]):
-        said = subprocess.run(
+        completed = subprocess.run(
             [prefix / "bin" / words[0], *words[1:]], capture_output=True, text=True, cwd=tmp_path
         )
-        assert said.returncode == 0, said.stderr
-    assert said.stdout.count(str(prefix)) == 3, said.stdout
+        assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.count(str(prefix)) == 3, completed.stdout
 
 
 def _copy(source: Path, target: Path) -> None:

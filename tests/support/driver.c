@@ -29,17 +29,17 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, device **handle) {
     return SUCCESS;
 }
 
-int nvmlDeviceGetMemoryInfo(device *handle, memory *said) {
+int nvmlDeviceGetMemoryInfo(device *handle, memory *out) {
     if (handle->number == 3) return GPU_IS_LOST;
-    said->total = 80 * GIB;
-    said->used = (handle->number + 1) * GIB;
-    said->free = said->total - said->used;
+    out->total = 80 * GIB;
+    out->used = (handle->number + 1) * GIB;
+    out->free = said->total - said->used;
     return SUCCESS;
 }
 
-int nvmlDeviceGetUtilizationRates(device *handle, utilization *said) {
+int nvmlDeviceGetUtilizationRates(device *handle, utilization *out) {
     if (handle->number >= 2) return NOT_SUPPORTED;
-    said->gpu = 25 * (handle->number + 1);
-    said->memory = 99;
+    out->gpu = 25 * (handle->number + 1);
+    out->memory = 99;
     return SUCCESS;
 }

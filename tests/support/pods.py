@@ -162,7 +162,7 @@ class Cluster:
                 os.kill(pid, signal.SIGKILL)
         for pod in self.pods:
             pod.process.wait()
-            print(f"--- {pod.name}\n{pod.said()[-2000:]}")
+            print(f"--- {pod.name}\n{pod.output()[-2000:]}")
         wait_until(lambda: not processes_with(self.mark), 20)
 
     def _mounts(self, pod: str, spec: dict[str, Any], files: dict[str, dict[str, str]]) -> list[str]:
@@ -204,7 +204,7 @@ class RunningPod:
         self.process.kill()
         self.process.wait()
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text()
 
 

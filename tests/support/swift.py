@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ACCESS_KEY, SECRET_KEY = "studio:anna", "choir-secret-key"
+ACCESS_KEY, SECRET_KEY = "studio:anna", "studio-secret-key"
 
 _HASH = "[swift-hash]\nswift_hash_path_prefix = chorale\nswift_hash_path_suffix = chorale\n"
 _POLICY = "[storage-policy:0]\nname = one\ndefault = yes\n"
@@ -61,9 +61,9 @@ def main() -> None:
 
     storage_policy.reload_storage_policies()
     sockets = {kind: eventlet.listen(("127.0.0.1", 0)) for kind in ("account", "container", "object")}
-    for kind, listening in sockets.items():
-        _make_ring(folder, kind, listening.getsockname()[1])
-        eventlet.spawn(_serve, listening, _storage_server(kind, folder))
+    for kind, server_socket in sockets.items():
+        _make_ring(folder, kind, server_socket.getsockname()[1])
+        eventlet.spawn(_serve, server_socket, _storage_server(kind, folder))
     (folder / "proxy-server.conf").write_text(_PROXY % {"folder": folder})
     from swift.common.wsgi import loadapp
 
@@ -101,11 +101,13 @@ def _storage_server(kind: str, folder: Path) -> Any:
     return Controller(conf)
 
 
-def _serve(listening: Any, app: Any) -> None:
+def _serve(server_socket: Any, app: Any) -> None:
     from eventlet import wsgi
     from swift.common.wsgi import SwiftHttpProtocol
 
-    wsgi.server(listening, app, log_output=False, custom_pool=None, max_size=1000, protocol=SwiftHttpProtocol)
+    wsgi.server(
+        server_socket, app, log_output=False, custom_pool=None, max_size=1000, protocol=SwiftHttpProtocol
+    )
 
 
 if __name__ == "__main__":

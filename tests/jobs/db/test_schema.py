@@ -48,6 +48,6 @@ def test_a_database_that_cannot_keep_every_prompt_is_refused(postgres_url: str, 
     with psycopg.connect(postgres_url, autocommit=True) as server:
         server.execute(f"create database {name} encoding '{encoding}' template template0 locale 'C'")
     database = Database(postgres_url.replace("/postgres", f"/{name}"))
-    with pytest.raises(BadSetting, match=f"database_url: .*{name} keeps its text as {encoding}; make"):
+    with pytest.raises(BadSetting, match=f"database_url: .*{name} has the encoding {encoding}; create"):
         upgrade(database)
     database.close()

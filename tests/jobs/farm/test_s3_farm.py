@@ -85,7 +85,7 @@ def test_a_farm_renders_into_a_bucket_whatever_dies_and_tells_no_secret(
     said += [repr((done, logs, results, report)).encode()]
     said += [store.get(entry.key) for entry in store.entries()]
     said += [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    assert not [text[:200] for text in said if re.search(rb"choir-secret-key|planted-smtp-secret", text)]
+    assert not [text[:200] for text in said if re.search(rb"studio-secret-key|planted-smtp-secret", text)]
 
 
 def test_no_repr_tells_a_secret(bucket: Bucket) -> None:
