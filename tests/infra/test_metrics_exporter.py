@@ -140,7 +140,7 @@ def test_a_taken_port_is_told_in_one_sentence() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(BadSetting, match=f"metrics_address: {address} cannot be listened on") as caught:
+        with pytest.raises(BadSetting, match=f"metrics_address: {address} is not available") as caught:
             MetricsExporter("n1", "cpu").serve(address)
     assert "\n" not in str(caught.value)
 

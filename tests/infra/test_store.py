@@ -191,5 +191,5 @@ def test_no_permission_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "replace", denied)
-    with pytest.raises(StoreDenied, match="refuses access"):
+    with pytest.raises(StoreDenied, match="no permission"):
         store.put("tile", b"data", "image/png")

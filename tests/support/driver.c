@@ -33,7 +33,7 @@ int nvmlDeviceGetMemoryInfo(device *handle, memory *out) {
     if (handle->number == 3) return GPU_IS_LOST;
     out->total = 80 * GIB;
     out->used = (handle->number + 1) * GIB;
-    out->free = said->total - said->used;
+    out->free = out->total - out->used;
     return SUCCESS;
 }
 
