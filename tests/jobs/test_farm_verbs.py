@@ -134,7 +134,7 @@ def test_an_agent_whose_metrics_port_is_taken_does_not_join(
         else:
             monkeypatch.setenv("CHORALE_METRICS_ADDRESS", address)
         code, text = refused(capsys, *words)
-    assert code == 2 and f"metrics_address: {address} cannot be listened on" in text
+    assert code == 2 and f"metrics_address: {address} is not available" in text
     assert chorale("nodes")["nodes"] == []
 
 

@@ -113,7 +113,7 @@ WRONG = {
         "denies access",
     ),
     "endpoint down": ({"CHORALE_S3_ENDPOINT_URL": "http://127.0.0.1:9"}, "does not answer"),
-    "no TLS there": ({"CHORALE_S3_ENDPOINT_URL": "https"}, "not safe"),
+    "no TLS there": ({"CHORALE_S3_ENDPOINT_URL": "https"}, "TLS connection failed"),
 }
 
 
