@@ -48,6 +48,10 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(document, default=str, ensure_ascii=False)
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    """Ours, to be told apart from those of others."""
+
+
 def configure_logging(
     form: str | None = None, verbosity: int | None = None, stream: TextIO | None = None
 ) -> None:
@@ -62,9 +66,12 @@ def configure_logging(
         raise BadSetting("log_format", form, f"is unknown; use {' or '.join(FORMATS)}")
     level = _level(verbosity)
     os.environ[FORMAT_VARIABLE], os.environ[LEVEL_VARIABLE] = form, level
-    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
+    handler = _Handler(sys.stderr if stream is None else stream)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    root = logging.getLogger()
+    # Handlers of others, such as a test's, stay.
+    root.handlers[:] = [each for each in root.handlers if not isinstance(each, _Handler)] + [handler]
+    root.setLevel(level)
     # Libraries report each request and each connection as information; that is debugging to us.
     for name in ("alembic", "botocore", "boto3", "celery", "httpx", "kombu", "sqlalchemy", "urllib3"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))

@@ -150,9 +150,7 @@ def _conditional_writes(place: Store) -> Finding:
     except StoreError as exc:
         return Finding(name=name, works=False, detail=str(exc))
     if not (refused and kept):
-        hint = (
-            "If-None-Match is ignored; set CHORALE_S3_CONDITIONAL_WRITES=no to read back instead"
-        )
+        hint = "If-None-Match is ignored; set CHORALE_S3_CONDITIONAL_WRITES=no to read back instead"
         return Finding(name=name, works=False, needed=False, detail=hint)
     by_reading = isinstance(place, S3Store) and not place.options.conditional_writes
     return Finding(name=name, works=True, detail="replaced by reading back" if by_reading else "")

@@ -34,7 +34,8 @@ def serve(farm: Farm, host: str, port: int, opened: str | None, report: Callable
     config = uvicorn.Config(
         make_app(board),
         access_log=False,
-        log_level="warning",
+        # Its records go to our handler.
+        log_config=None,
         server_header=False,
         timeout_graceful_shutdown=_LAST_WORDS_S,
     )

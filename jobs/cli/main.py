@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from infra.logging import FORMATS, configure_logging
 from jobs.cli.doctor import doctor
 from jobs.cli.download import download_command
 from jobs.cli.export import export
@@ -37,8 +38,10 @@ from jobs.formatting import printable
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
     epilog=examples('chorale render "a red vase on a wooden table" --size 1536x1024 --seed 7 --out out/vase'),
 )
+@click.option("--log-format", type=click.Choice(FORMATS), default=None, help="Format of log records. [text]")
+@click.option("-v", "--verbose", count=True, help="Log information too; -vv logs everything.")
 @click.version_option(package_name="chorale")
-def cli() -> None:
+def cli(log_format: str | None, verbose: int) -> None:
     """Render large diffusion images on many GPUs, one at a time or as a queue of jobs.
 
     `chorale COMMAND --help` describes a command and shows examples.
@@ -51,6 +54,7 @@ def cli() -> None:
     Shell completion (bash; zsh and fish likewise), in ~/.bashrc:
       eval "$(_CHORALE_COMPLETE=bash_source chorale)"
     """
+    configure_logging(log_format, verbose)
 
 
 cli.add_section("One image", render, upscale, plan, verify, export, download_command)

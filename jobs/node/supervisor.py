@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from infra.errors import ServiceError
+from infra.logging import configure_logging
 from infra.settings import read_settings
 from jobs.db.claims import claim, next_offer
 from jobs.db.records import Assignment
@@ -35,6 +36,7 @@ def main() -> int:
     """Render part after part; 0 also when there was nothing to do."""
     parent, node, attempt, home = sys.argv[1:5]
     die_with_parent(int(parent))
+    configure_logging()
     with open_farm(read_settings({})) as farm:
         supervisor = _Supervisor(farm, f"{node}-{os.getpid()}-{uuid.uuid4().hex[:8]}", Path(home))
         for number in (signal.SIGINT, signal.SIGTERM):
