@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check bench bench-quality chaos k8s clean
+.PHONY: demo test check docs bench bench-quality chaos k8s clean
 
 demo: $(READY)  ## a small farm renders a picture with two ranks, verifies it; OPEN=1 shows it in a browser
 	@OPEN=$(OPEN) $(BIN)/python examples/demo.py
@@ -18,6 +18,9 @@ check: $(READY)  ## style and types
 
 chaos: $(READY)  ## three hosts, forty jobs, sixty faults; the table goes into bench/RESULTS.md
 	@$(BIN)/python -m bench.chaos $(ARGS)
+
+docs: $(READY)  ## write the documents that are generated from the code
+	@$(BIN)/python docs/generate.py
 
 k8s: $(READY)  ## write the manifests that are made from something else
 	@$(BIN)/python -m k8s.generate

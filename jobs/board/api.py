@@ -1,4 +1,4 @@
-"""The REST API under /api/v1: what the command line does to jobs, by the same functions."""
+"""The REST API under /api/v1. It calls the same functions as the command line."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ class Image(_Strict):
 _TERMS = ("queue", "owner", "priority", "ranks", "not_before", "deadline")
 
 
-class Many(_Strict):
-    """Which jobs: all of a batch or of a queue that the verb can be done to."""
+class Selection(_Strict):
+    """All jobs of a batch or of a queue that are in a state that allows the command."""
 
     batch: Name | None = None
     queue: Name | None = None
@@ -114,7 +114,7 @@ class Draining(_Strict):
 
 
 class Rules(_Strict):
-    """Rules of a queue; what is left out stays as it is."""
+    """Rules of a queue; omitted ones stay unchanged."""
 
     priority: int = Field(DEFAULT_PRIORITY, ge=0, le=100)
     group_limit: int | None = Field(None, ge=1, le=100_000)
@@ -130,9 +130,9 @@ def _board(request: Request) -> Board:
 Here = Annotated[Board, Depends(_board)]
 Text = Annotated[str | None, Query(max_length=200)]
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "A value that cannot be; `error` says which, and what to do."},
-    404: {"description": "There is no such thing."},
-    409: {"description": "The job is in a state that does not allow it."},
+    400: {"description": "Invalid value; `error` names it and the fix."},
+    404: {"description": "Not found."},
+    409: {"description": "The state of the job does not allow the command."},
 }
 router = APIRouter(prefix="/api/v1", responses=_ERRORS)
 
@@ -148,11 +148,11 @@ def list_jobs(
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     after: Text = None,
 ) -> dict[str, Any]:
-    """Jobs, the newest first. `next` is the `after` of the next page; it is null on the last.
+    """List jobs, newest first. `next` is the `after` of the next page, null on the last page.
 
-    `search` is words of a prompt, or their beginnings, in any order; or the beginning of an id.
+    `search` matches words of the prompt, or beginnings of words, in any order; or the beginning of an id.
 
-    `counts` says how many jobs are in each state; it is null for a search, which reads no more than it must.
+    `counts` is the number of jobs by state. It is null for a search, which stops when the page is full.
     """
     wanted = Filter(states=tuple(state or ()), queue=queue, owner=owner, batch=batch, search=search)
     cursor = Cursor.parse(after) if after else None
@@ -164,7 +164,7 @@ def list_jobs(
 
 @router.post("/jobs", tags=["jobs"], status_code=201)
 def submit_image(board: Here, image: Image) -> dict[str, Any]:
-    """Queue an image. The same image asked for twice is one job."""
+    """Submit an image. An image that was submitted before gets no second job."""
     terms = image.terms()
     receipt = board.submit(image.spec_values(), terms)
     with board.farm.database.read() as connection:
@@ -174,7 +174,7 @@ def submit_image(board: Here, image: Image) -> dict[str, Any]:
 
 @router.get("/jobs/{job}", tags=["jobs"])
 def one_job(board: Here, job: str) -> dict[str, Any]:
-    """All that is known of a job, its history and attempts included. `job` may be the beginning of an id."""
+    """Show a job with its history and attempts. `job` may be the beginning of an id."""
     found = board.job(job)
     with board.farm.database.read() as connection:
         return show_job(connection, found) | {"attempts_made": attempts_of(connection, found)}
@@ -184,14 +184,14 @@ def one_job(board: Here, job: str) -> dict[str, Any]:
 def logs(
     board: Here, job: str, attempt: Annotated[int | None, Query(ge=1, le=9999)] = None
 ) -> dict[str, Any]:
-    """What the supervisors and ranks of a job's attempts have said."""
+    """The logs of a job's supervisors and ranks, by file."""
     found = board.job(job)
     read = LogReader(board.store(), found, attempt).new(collected=True)
     return {"job": found, "logs": {name: text.decode(errors="replace") for name, text in read}}
 
 
 @router.post("/jobs/{job}/{verb}", tags=["jobs"])
-def steer(board: Here, job: str, verb: Verb) -> dict[str, Any]:
+def change_job(board: Here, job: str, verb: Verb) -> dict[str, Any]:
     """Cancel, pause, resume or retry a job."""
     found = board.job(job)
     with board.farm.database.write() as connection:
@@ -201,8 +201,8 @@ def steer(board: Here, job: str, verb: Verb) -> dict[str, Any]:
 
 
 @router.post("/jobs/{verb}", tags=["jobs"])
-def steer_many(board: Here, verb: Verb, many: Many) -> dict[str, Any]:
-    """The same for all jobs of a batch or a queue that it can be done to."""
+def change_jobs(board: Here, verb: Verb, many: Selection) -> dict[str, Any]:
+    """Cancel, pause, resume or retry all jobs of a batch or queue that are in a state that allows it."""
     if many.batch is None and many.queue is None:
         return {"verb": verb, "jobs": 0, "state": VERBS[verb][1]}
     wanted = Filter(states=VERBS[verb][0], batch=many.batch, queue=many.queue)
@@ -213,8 +213,8 @@ def steer_many(board: Here, verb: Verb, many: Many) -> dict[str, Any]:
 
 
 @router.put("/jobs/{job}/priority", tags=["jobs"])
-def give_priority(board: Here, job: str, wanted: Priority) -> dict[str, Any]:
-    """Give a job a priority of its own, instead of its queue's."""
+def change_priority(board: Here, job: str, wanted: Priority) -> dict[str, Any]:
+    """Give a job its own priority instead of its queue's."""
     found = board.job(job)
     with board.farm.database.write() as connection:
         set_priority(connection, found, wanted.priority)
@@ -223,13 +223,13 @@ def give_priority(board: Here, job: str, wanted: Priority) -> dict[str, Any]:
 
 @router.get("/queues", tags=["farm"])
 def queues(board: Here) -> dict[str, Any]:
-    """Queues: rules, jobs by state, what the last hour brought, and whether what waits fits."""
+    """List queues: rules, jobs by state, images of the last hour, and the estimate."""
     return {"queues": board.outlook()}
 
 
 @router.put("/queues/{name}", tags=["farm"])
 def change_queue(board: Here, name: Name, rules: Rules) -> dict[str, Any]:
-    """Make a queue, or change some of its rules."""
+    """Create a queue, or change some of its rules."""
     with board.farm.database.write() as connection:
         set_queue(connection, name, rules.model_dump(exclude_unset=True))
     board.forget_queues()
@@ -238,7 +238,7 @@ def change_queue(board: Here, name: Name, rules: Rules) -> dict[str, Any]:
 
 @router.get("/batches", tags=["farm"])
 def batches(board: Here, limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> dict[str, Any]:
-    """The newest batches and the states of their jobs."""
+    """List the newest batches and their jobs by state."""
     with board.farm.database.read() as connection:
         return {"batches": list_batches(connection, limit)}
 
@@ -250,21 +250,21 @@ def one_batch(
     after: Annotated[int, Query(ge=-1, le=2**31 - 1)] = -1,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
-    """A batch, and its rows from the one after `after` on."""
+    """A batch and its rows after `after`."""
     with board.farm.database.read() as connection:
         return show_batch(connection, batch) | {"rows": batch_rows(connection, batch, limit, after)}
 
 
 @router.get("/nodes", tags=["farm"])
 def nodes(board: Here) -> dict[str, Any]:
-    """Nodes: slots in use, and whether they have been heard of lately."""
+    """List nodes: slots in use, and whether the node is up."""
     with board.farm.database.read() as connection:
         return {"nodes": list_nodes(connection)}
 
 
 @router.put("/nodes/{name}", tags=["farm"])
 def drain(board: Here, name: str, wanted: Draining) -> dict[str, Any]:
-    """Place nothing more on a node, or place on it again."""
+    """Drain a node (start no more jobs on it), or undrain it."""
     with board.farm.database.write() as connection:
         set_draining(connection, name, wanted.draining)
     return {"node": name, "draining": wanted.draining}
@@ -272,6 +272,6 @@ def drain(board: Here, name: str, wanted: Draining) -> dict[str, Any]:
 
 @router.get("/estimate", tags=["farm"])
 def estimates(board: Here) -> dict[str, Any]:
-    """When each queue will be empty, from measured rates, and whether that fits its window."""
+    """Estimate when each queue will be empty, and whether its time window is long enough."""
     with board.farm.database.read() as connection:
         return {"queues": estimate(connection)}

@@ -1,4 +1,4 @@
-"""The OpenAPI document as something to read; needs no script and nothing from elsewhere."""
+"""The OpenAPI document as a page that needs no scripts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ def groups(document: dict[str, Any]) -> list[dict[str, Any]]:
     for path, methods in document["paths"].items():
         for method in _ORDER:
             if method in methods:
-                said = methods[method]
-                found.setdefault(said["tags"][0], []).append(_operation(document, path, method, said))
+                operation = methods[method]
+                found.setdefault(operation["tags"][0], []).append(
+                    _operation(document, path, method, operation)
+                )
     return [{"name": name, "operations": operations} for name, operations in found.items()]
 
 
-def _operation(document: dict[str, Any], path: str, method: str, said: dict[str, Any]) -> dict[str, Any]:
+def _operation(document: dict[str, Any], path: str, method: str, operation: dict[str, Any]) -> dict[str, Any]:
     parameters = [
         {
             "name": given["name"],
@@ -27,13 +29,13 @@ def _operation(document: dict[str, Any], path: str, method: str, said: dict[str,
             "text": given.get("description", ""),
             "required": given.get("required", False),
         }
-        for given in said.get("parameters", ())
+        for given in operation.get("parameters", ())
     ]
-    body = said.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+    body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
     return {
         "method": method.upper(),
         "path": path,
-        "text": said.get("description", ""),
+        "text": operation.get("description", ""),
         "fields": parameters + (_fields(document, body) if body else []),
     }
 

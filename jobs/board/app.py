@@ -1,4 +1,4 @@
-"""Puts the board together: guard, pages, API, pictures, and one way to say what went wrong."""
+"""The board as an ASGI application: middleware, pages, API, images and error responses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jobs.errors import KNOWN, IllegalChange, LostRace, UnknownJob
 from render.errors import BadInput
 
 STATIC = Path(__file__).parent / "static"
-_DESCRIPTION = "What the command line does to jobs, over HTTP. Errors are one sentence in `error`."
+_DESCRIPTION = "The farm's commands over HTTP. An error response has one sentence in `error`."
 
 
 def make_app(board: Board) -> SecurityMiddleware:
@@ -28,20 +28,20 @@ def make_app(board: Board) -> SecurityMiddleware:
     app.openapi_url = "/api/v1/openapi.json"
     app.setup()
     app.state.board = board
-    # Tiles first: they are asked for most.
+    # Images first: tiles are the most frequent requests.
     for part in (images, api, forms, pages):
         app.include_router(part.router)
     app.add_api_route("/healthz", _health, include_in_schema=False)
     app.mount("/static", _Static(directory=STATIC))
     for kind in KNOWN:
-        app.add_exception_handler(kind, _known)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
+        app.add_exception_handler(kind, _known_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
     return SecurityMiddleware(app, board.access)
 
 
 def _health(request: Request) -> Response:
-    """Is the board up, and does its database answer?"""
+    """Liveness: the board runs and its database answers."""
     board: Board = request.app.state.board
     with board.farm.database.read() as connection:
         connection.exec_driver_sql("select 1")
@@ -62,36 +62,36 @@ def status_of(error: Exception) -> int:
     return 400
 
 
-def _known(request: Request, error: Exception) -> Response:
-    return _said(request, status_of(error), str(error))
+def _known_error(request: Request, error: Exception) -> Response:
+    return _error(request, status_of(error), str(error))
 
 
-def _invalid(request: Request, error: Exception) -> Response:
+def _invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
-    return _said(request, 422, f"{place or 'request'}: {first['msg'].lower()}")
+    return _error(request, 422, f"{place or 'request'}: {first['msg'].lower()}")
 
 
-def _http(request: Request, error: Exception) -> Response:
+def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    answer = _said(request, error.status_code, str(error.detail))
-    answer.headers.update(error.headers or {})
-    return answer
+    response = _error(request, error.status_code, str(error.detail))
+    response.headers.update(error.headers or {})
+    return response
 
 
-def _said(request: Request, status: int, text: str) -> Response:
-    # What came in is said again, so half surrogates, which have no bytes, go.
+def _error(request: Request, status: int, text: str) -> Response:
+    # The text may quote the request; lone surrogates cannot be encoded.
     text = text.encode(errors="replace").decode()
     if request.url.path.startswith("/api/") or "text/html" not in request.headers.get("accept", ""):
         return JSONResponse({"error": text}, status)
-    return pages.problem(request, status, text)
+    return pages.error_page(request, status, text)
 
 
 class _Static(StaticFiles):
-    """Style, scripts and vendored parts; a browser asks again whether they have changed."""
+    """Styles, scripts and vendored files; browsers revalidate them."""
 
     def file_response(self, *arguments: Any, **options: Any) -> Response:
-        answer = super().file_response(*arguments, **options)
-        answer.headers["cache-control"] = "no-cache"
-        return answer
+        response = super().file_response(*arguments, **options)
+        response.headers["cache-control"] = "no-cache"
+        return response

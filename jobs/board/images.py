@@ -1,4 +1,4 @@
-"""Pictures through the board: tiles, previews and manifests, straight from the store, whoever owns that."""
+"""Image files over HTTP: tiles, previews and manifests, read from the farm's store."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ router = APIRouter(include_in_schema=False)
 
 @router.api_route("/jobs/{job}/image/{key:path}", methods=["GET", "HEAD"])
 def image_file(request: Request, job: str, key: str) -> Response:
-    """A file of a finished image; it never changes, and caches may keep it."""
+    """A file of a finished image. It never changes, so caches may keep it."""
     if not _KEY.fullmatch(key):
         return Response(status_code=404)
     board: Board = request.app.state.board
     digest, root = board.image_of(job)
     if root is None:
-        raise StoreMissing(f"the image of job {job} is not finished")
+        raise StoreMissing(f"job {job} has no finished image")
     tag = f'"{hashlib.sha256(f"{root} {key}".encode()).hexdigest()[:32]}"'
     headers = {"etag": tag, "cache-control": _FOREVER, "accept-ranges": "bytes"}
     if tag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    return _part(request, board.store().get(f"{digest}/{key}"), key, headers)
+    return _ranged(request, board.store().get(f"{digest}/{key}"), key, headers)
 
 
 @router.get("/jobs/{job}/preview")
 def preview(request: Request, job: str) -> Response:
-    """The newest picture of an image, finished or not; 404 while there is none."""
+    """The newest preview of an image, finished or not; 404 while there is none."""
     board: Board = request.app.state.board
     digest, root = board.image_of(job)
     key = "preview.webp" if root is not None else UNFINISHED_PREVIEW
     return Response(board.store().get(f"{digest}/{key}"), media_type=TYPES["webp"])
 
 
-def small_picture(row: dict[str, Any]) -> str | None:
-    """Where a done job's small picture is: the largest level of its pyramid that is one small tile."""
+def thumbnail(row: dict[str, Any]) -> str | None:
+    """URL of a done job's thumbnail: the largest level of its pyramid that is one small tile."""
     if row["root"] is None:
         return None
     top = (max(row["width"], row["height"]) - 1).bit_length()
@@ -69,8 +69,8 @@ def manifest_key(digest: str) -> str:
     return f"{digest}/{MANIFEST}"
 
 
-def _part(request: Request, data: bytes, key: str, headers: dict[str, str]) -> Response:
-    """All of it, or the one range that was asked for; other forms of ranges get all of it, as they may."""
+def _ranged(request: Request, data: bytes, key: str, headers: dict[str, str]) -> Response:
+    """The file, or one range of its bytes. Multiple ranges get the whole file, which RFC 9110 allows."""
     kind = TYPES[key.rpartition(".")[2]]
     match = _RANGE.fullmatch(request.headers.get("range", ""))
     same = request.headers.get("if-range", headers["etag"]) == headers["etag"]

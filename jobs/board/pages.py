@@ -1,4 +1,4 @@
-"""The pages, and the streams that keep them live. Each page is a template and a look at the farm."""
+"""The pages of the board. Each one is a template and a view, which reads the values from the farm."""
 
 from __future__ import annotations
 
@@ -42,29 +42,29 @@ from render.models.folder import BUILTIN
 from render.spec import BLENDS, DTYPES, FORMATS, SAMPLERS, Spec
 
 _ROWS = 50
-_PICTURES = 120
-_FEW = 4
-"""Pictures beside each batch of the list."""
+_IMAGES = 120
+_THUMBNAILS = 4
+"""Thumbnails of each batch in the list."""
 _LOG_BYTES = 40_000
 
 router = APIRouter(include_in_schema=False)
 
 
-def problem(request: Request, status: int, text: str) -> Response:
-    """A page that says what went wrong."""
-    return page(request, "problem.html", {"status": status, "text": text}, status)
+def error_page(request: Request, status: int, text: str) -> Response:
+    """A page with an error."""
+    return page(request, "error.html", {"status": status, "text": text}, status)
 
 
 @live_page(router, "/", "queues.html")
 def queues(board: Board, request: Request) -> dict[str, Any]:
     with board.farm.database.read() as connection:
-        living, nodes, done = active_jobs(connection, 12), list_nodes(connection), newest_done(connection, 12)
+        active, nodes, done = active_jobs(connection, 12), list_nodes(connection), newest_done(connection, 12)
     up = [node for node in nodes if node["up"]]
     known = board.outlook()
     counts = {state: sum(queue["jobs"].get(state, 0) for queue in known) for state in STATES}
     return {
         "queues": known,
-        "living": living,
+        "active": active,
         "done": done,
         "counts": counts,
         "slots": sum(node["slots"] for node in up),
@@ -110,9 +110,9 @@ def job_list(board: Board, request: Request) -> dict[str, Any]:
 
 
 def _counts(board: Board, connection: Any, wanted: Filter) -> dict[str, int] | None:
-    """By state, whatever state is asked for; the queues' own counts where nothing else is asked.
+    """Jobs by state, regardless of the state in the filter.
 
-    None for a search: it ends as soon as a page is full, and counting would have to read every job.
+    None for a search, which stops when a page is full; counting would have to read every job.
     """
     if wanted.search:
         return None
@@ -123,7 +123,7 @@ def _counts(board: Board, connection: Any, wanted: Filter) -> dict[str, int] | N
 
 
 def _states(text: str) -> tuple[str, ...]:
-    if text == "living":
+    if text == "active":
         return HOLDING
     if text and text not in STATES:
         raise BadInput("state", text, f"is unknown; use one of {', '.join(STATES)}")
@@ -131,7 +131,7 @@ def _states(text: str) -> tuple[str, ...]:
 
 
 class _Links:
-    """The list's address with some of its filter changed."""
+    """URLs of the list with parts of its filter changed."""
 
     def __init__(self, path: str, given: dict[str, str]) -> None:
         self._path, self._given = path, given
@@ -145,47 +145,42 @@ class _Links:
 def one_job(board: Board, request: Request) -> dict[str, Any]:
     found = board.job(request.path_params["job"])
     with board.farm.database.read() as connection:
-        known, tries, info, waiting = (
-            show_job(connection, found),
-            attempts_of(connection, found),
-            job_summary(connection, found),
-            pending_reason(connection, found),
-        )
-    newest = tries[-1] if tries else None
-    living = newest if newest is not None and newest["ended"] is None else None
-    live = None if living is None else living["members"][0]["live"]
+        known, made = show_job(connection, found), attempts_of(connection, found)
+        waits_for = pending_reason(connection, found)
+    newest = made[-1] if made else None
+    running = newest is not None and newest["ended"] is None
+    live = newest["members"][0]["live"] if newest is not None and running else None
     ranks = sum(len(member["slots"]) for member in newest["members"]) if newest else known["least_ranks"]
     manifest = _manifest(board, known) if known["state"] == "done" else None
     return {
         "job": known,
-        "waits_for": waiting,
-        "facts": info,
-        "attempts": tries,
+        "waits_for": waits_for,
+        "attempts": made,
         "live": live,
         "ranks": _ranks(newest),
         "world": ranks,
         "regions": regions_of(known["spec"], ranks, (live or {}).get("stage")),
         "manifest": manifest,
         "verbs": [verb for verb, (olds, _) in VERBS.items() if known["state"] in olds],
-        "picture": _picture_of(board, known, live),
+        "image": _image_url(board, known),
         "logs": _logs(board, found),
     }
 
 
 def _ranks(attempt: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The ranks of an attempt, as they have last told: number, node, seconds by phase, blocks."""
+    """The last reported values of an attempt's ranks: number, node, seconds by phase, blocks."""
     if attempt is None:
         return []
     found = [
-        {"rank": int(name), "node": member["node"], **said}
+        {"rank": int(name), "node": member["node"], **reported}
         for member in attempt["members"]
-        for name, said in ((member["live"] or {}).get("ranks") or {}).items()
+        for name, reported in ((member["live"] or {}).get("ranks") or {}).items()
     ]
     return sorted(found, key=lambda rank: rank["rank"])
 
 
-def _picture_of(board: Board, known: dict[str, Any], live: dict[str, Any] | None) -> str | None:
-    """Where the job's newest picture is; the address changes with it."""
+def _image_url(board: Board, known: dict[str, Any]) -> str | None:
+    """URL of the job's newest preview; it changes when the preview does."""
     if known["state"] == "done":
         return f"/jobs/{known['id']}/image/preview.webp"
     size = board.unfinished_preview(known["digest"])
@@ -216,18 +211,18 @@ def _logs(board: Board, job: str) -> list[dict[str, str]]:
 
 @router.get("/jobs/{job}/view")
 def deep_zoom(request: Request, job: str) -> Response:
-    """The finished image, to its last pixel."""
+    """Deep zoom of a finished image."""
     board: Board = request.app.state.board
     with board.farm.database.read() as connection:
-        info, done = job_summary(connection, board.job(job)), newest_done(connection, 60)
+        info = job_summary(connection, board.job(job))
     if info["root"] is None:
-        raise BadInput("job", info["id"], f"is {info['state']}; there is an image to zoom once it is done")
-    return page(request, "view.html", {"facts": info, "done": done})
+        raise BadInput("job", info["id"], f"is {info['state']}; its image can be viewed once the job is done")
+    return page(request, "view.html", {"job": info})
 
 
 @router.get("/compare")
 def compare(request: Request, left: str = "", right: str = "") -> Response:
-    """Two finished images under one pan and zoom."""
+    """Two finished images side by side, panned and zoomed together."""
     board: Board = request.app.state.board
     with board.farm.database.read() as connection:
         done = newest_done(connection, 60)
@@ -239,16 +234,16 @@ def compare(request: Request, left: str = "", right: str = "") -> Response:
 
 
 def _with(done: list[dict[str, Any]], pair: list[dict[str, Any] | None]) -> list[dict[str, Any]]:
-    """What can be chosen: the newest images, and those that are shown."""
-    chosen = {row["id"]: row for row in done} | {row["id"]: row for row in pair if row is not None}
-    return list(chosen.values())
+    """The images in the lists: the newest ones and the two that are shown."""
+    listed = {row["id"]: row for row in done} | {row["id"]: row for row in pair if row is not None}
+    return list(listed.values())
 
 
 @live_page(router, "/batches", "batches.html")
 def batch_list(board: Board, request: Request) -> dict[str, Any]:
     with board.farm.database.read() as connection:
         found = list_batches(connection, 100)
-        first = first_rows(connection, [batch["id"] for batch in found], _FEW)
+        first = first_rows(connection, [batch["id"] for batch in found], _THUMBNAILS)
     return {"batches": [batch | {"first": first[batch["id"]]} for batch in found]}
 
 
@@ -256,12 +251,12 @@ def batch_list(board: Board, request: Request) -> dict[str, Any]:
 def contact_sheet(board: Board, request: Request) -> dict[str, Any]:
     batch, after = request.path_params["batch"], request.query_params.get("after", "-1")
     if not (after.isascii() and after.removeprefix("-").isdigit() and len(after) < 10):
-        raise BadInput("after", after[:40], "is not the number of a row")
+        raise BadInput("after", after[:40], "is not a row number")
     with board.farm.database.read() as connection:
         known = show_batch(connection, batch)
-        rows = batch_rows(connection, batch, _PICTURES + 1, int(after))
-    more = rows[_PICTURES - 1]["row"] if len(rows) > _PICTURES else None
-    return {"batch": known, "rows": rows[:_PICTURES], "more": more, "first": after == "-1"}
+        rows = batch_rows(connection, batch, _IMAGES + 1, int(after))
+    more = rows[_IMAGES - 1]["row"] if len(rows) > _IMAGES else None
+    return {"batch": known, "rows": rows[:_IMAGES], "more": more, "first": after == "-1"}
 
 
 @live_page(router, "/nodes", "nodes.html")
@@ -285,7 +280,7 @@ def node_list(board: Board, request: Request) -> dict[str, Any]:
 
 @router.get("/submit")
 def submit_form(request: Request, job: str = "") -> Response:
-    """The form, filled with another job's spec where a variation is wanted."""
+    """The form; filled with the spec of `job` and the next seed for a variation."""
     board: Board = request.app.state.board
     values: dict[str, Any] = {}
     if job:
@@ -298,7 +293,7 @@ def submit_form(request: Request, job: str = "") -> Response:
 
 
 def form_page(request: Request, values: dict[str, Any], error: str | None, part: str = "image") -> Response:
-    """The form with what was written, and what is wrong with it."""
+    """The form with its values and an error."""
     board: Board = request.app.state.board
     with board.farm.database.read() as connection:
         models = {BUILTIN, *known_models(connection)} | ({values["model"]} if values.get("model") else set())
@@ -331,13 +326,13 @@ _DEFAULTS: dict[str, Any] = {
 
 @router.get("/login")
 def login_form(request: Request, next: str = "/") -> Response:
-    """Where a browser brings its token."""
+    """The log-in form."""
     return page(request, "login.html", {"next": next[:500], "error": None})
 
 
 @router.get("/api")
 def api_reference(request: Request) -> Response:
-    """The API's operations, from its OpenAPI document."""
+    """The operations of the REST API, from its OpenAPI document."""
     return page(
         request,
         "api.html",

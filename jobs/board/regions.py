@@ -1,4 +1,4 @@
-"""Whose region is where: the lines between ranks over a picture, from the plan alone."""
+"""The borders between the ranks' regions, drawn over an image. Computed from the plan alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from render.spec import Spec
 
 @dataclass(frozen=True, kw_only=True)
 class Regions:
-    """For an SVG of `width` x `height` latents: a path of the lines, and a place for each rank's number."""
+    """For an SVG of `width` x `height` latents: the path of all borders and the label of each rank."""
 
     width: int
     height: int
@@ -29,22 +29,22 @@ class Regions:
 
 
 def regions_of(spec: dict[str, object], ranks: int, stage: int | None) -> Regions | None:
-    """The regions of a stage (the last one unless told), at rest; None where the model is not here."""
+    """The regions at a stage, by default the last one; None when this machine does not have the model."""
     try:
         made = Spec.from_mapping(spec)
         info = read_model_info(resolve_model(made.model))
     except (BadInput, StoreError, OSError):
         return None
-    return _drawn(made.with_changes(prompt="x", negative_prompt="", seed=0), info, ranks, stage)
+    return _regions(made.with_changes(prompt="x", negative_prompt="", seed=0), info, ranks, stage)
 
 
 @lru_cache(maxsize=128)
-def _drawn(spec: Spec, info: ModelInfo, ranks: int, number: int | None) -> Regions:
+def _regions(spec: Spec, info: ModelInfo, ranks: int, number: int | None) -> Regions:
     stages = make_stages(spec, info)
     stage = stages[-1 if number is None else min(number, len(stages) - 1)]
     grid = stage.grid
     owners = stage.tiling(ranks).owners
-    rows, cols = _cuts(grid.rows), _cuts(grid.cols)
+    rows, cols = _bounds(grid.rows), _bounds(grid.cols)
     lines = []
     for top, bottom in pairwise(rows):
         lines += [f"M{x} {top}V{bottom}" for x in cols[1:-1] if owners[top, x - 1] != owners[top, x]]
@@ -58,6 +58,6 @@ def _drawn(spec: Spec, info: ModelInfo, ranks: int, number: int | None) -> Regio
     return Regions(width=grid.width, height=grid.height, path="".join(lines), labels=tuple(labels))
 
 
-def _cuts(axis: Axis) -> list[int]:
-    """The cells' bounds on the picture, from 0 to its length; a ring's first cell may come in two parts."""
+def _bounds(axis: Axis) -> list[int]:
+    """Cell bounds from 0 to the axis length; the first cell of a periodic axis may have two parts."""
     return sorted({0, axis.length, *(cut % axis.length for cut in axis.cell_bounds)})

@@ -1,4 +1,4 @@
-"""Runs the board until it is told to stop."""
+"""Runs the board until SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from jobs.board.app import make_app
 from jobs.board.board import Board
 from jobs.farm import Farm
 
-_LAST_WORDS_S = 3
-"""So long open streams may take to end."""
+_SHUTDOWN_S = 3
+"""Maximum time for open event streams to end."""
 
 
 def serve(farm: Farm, host: str, port: int, opened: str | None, report: Callable[[str], None]) -> None:
-    """Serve the board at an address until Ctrl-C; port 0 takes a free one. `opened` is a path to show.
+    """Serve the board until Ctrl-C. Port 0 takes a free port; `opened` is a path to open in a browser.
 
-    Raises `BadSetting` for an address that cannot be had, or that others reach while there are no tokens.
+    Raises `BadSetting` for an address that is in use, or that others can reach without tokens.
     """
     access = read_access(farm.settings.tokens_file)
     check_address(host, access)
     board = Board(farm, access)
-    listening = _listen(host, port)
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listening.getsockname()[1]}/"
+    bound = _bind(host, port)
+    name = f"[{host}]" if ":" in host else host
+    address = f"http://{name}:{bound.getsockname()[1]}/"
     config = uvicorn.Config(
         make_app(board),
         access_log=False,
         # Its records go to our handler.
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=_LAST_WORDS_S,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
     )
-    # uvicorn ends in order, and then raises the signal again; for us that is the end that was asked for.
+    # uvicorn shuts down in order and then raises the signal again, which is no error here.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     report(f"Board at {address} (press Ctrl-C to stop)")
     if opened is not None:
         webbrowser.open(address + opened.removeprefix("/"))
-    _Server(config, board).run(sockets=[listening])
+    _Server(config, board).run(sockets=[bound])
 
 
 class _Server(uvicorn.Server):
-    """Tells the streams to end before it waits for them."""
+    """Ends the event streams before it waits for open connections."""
 
     def __init__(self, config: uvicorn.Config, board: Board) -> None:
         super().__init__(config)
@@ -60,18 +60,18 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol has to be said: asyncio switches Nagle's delay off only where it knows that it is TCP, and
-    # with it every second answer on a connection would take 40 ms.
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # IPPROTO_TCP has to be explicit: asyncio only then disables Nagle's algorithm, which would delay every
+    # second response on a connection by 40 ms.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((host, port))
-        # Whoever comes from now on waits a moment, instead of being turned away.
-        listening.listen()
+        bound.bind((host, port))
+        # Clients that connect from now on wait instead of being refused.
+        bound.listen()
     except OSError as exc:
-        listening.close()
-        problem = f"cannot be listened at ({exc.strerror}); use another --port, or 0 for any"
+        bound.close()
+        problem = f"cannot be bound ({exc.strerror}); use another --port, or 0 for a free one"
         raise BadSetting("port", f"{host}:{port}", problem) from exc
-    return listening
+    return bound

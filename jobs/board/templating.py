@@ -1,4 +1,4 @@
-"""Pages from templates. Everything is escaped; a name that a template misspells is an error."""
+"""Pages from Jinja templates. Every value is escaped; an undefined name is an error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse
 
 from jobs.board.board import Board
 from jobs.board.format import FILTERS
-from jobs.board.images import small_picture
+from jobs.board.images import thumbnail
 
 _environment = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -21,7 +21,7 @@ _environment = Environment(
     lstrip_blocks=True,
 )
 _environment.filters.update(FILTERS)
-_environment.globals["small_picture"] = small_picture
+_environment.globals["thumbnail"] = thumbnail
 
 
 def page(request: Request, template: str, values: dict[str, Any], status: int = 200) -> HTMLResponse:
@@ -30,7 +30,7 @@ def page(request: Request, template: str, values: dict[str, Any], status: int = 
 
 
 def live_block(request: Request, template: str, values: dict[str, Any]) -> str:
-    """The part of a page that is sent again when it changes."""
+    """The block of a page that is sent again when it changes."""
     found = _environment.get_template(template)
     return "".join(found.blocks["live"](found.new_context(_context(request, values))))
 

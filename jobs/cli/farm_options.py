@@ -45,4 +45,4 @@ def check_exists(connection: Connection, batch: str | None, queue: str | None) -
     if batch is not None:
         show_batch(connection, batch)
     if queue is not None and queue not in {known["name"] for known in list_queues(connection)}:
-        raise BadInput("queue", queue, "does not exist; chorale queues lists those that do")
+        raise BadInput("queue", queue, "is unknown; chorale queues shows the known ones")

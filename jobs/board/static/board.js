@@ -1,11 +1,11 @@
-// Keeps a page live: its server sends a part of it again whenever that has changed, and it is merged in.
+// Live pages: the server sends the live block again whenever it changes, and it is morphed into the page.
 "use strict";
 
 const live = document.querySelector("[data-live]");
 const pulse = document.querySelector("[data-pulse]");
 
 function merge(html) {
-  // What somebody has opened, or is typing into, stays as it is.
+  // Opened details and the field that has the focus stay unchanged.
   Idiomorph.morph(live, html, {
     morphStyle: "innerHTML",
     ignoreActiveValue: true,
@@ -15,11 +15,11 @@ function merge(html) {
   });
 }
 
-function listen() {
+function connect() {
   const stream = new EventSource(live.dataset.live);
   const show = (on) => {
     pulse.className = on ? "pulse on" : "pulse off";
-    pulse.title = on ? "live" : "the board does not answer; trying again";
+    pulse.title = on ? "live" : "no connection to the board; retrying";
   };
   stream.onopen = () => show(true);
   stream.onerror = () => show(false);
@@ -27,17 +27,17 @@ function listen() {
   addEventListener("pagehide", () => stream.close());
 }
 
-// A page that was left by its back button comes back as it was: start anew.
+// The back button restores an old state of the page: reload it.
 addEventListener("pageshow", (event) => event.persisted && location.reload());
-if (live && window.EventSource) listen();
+if (live && window.EventSource) connect();
 
 addEventListener("submit", (event) => {
-  const question = event.submitter && event.submitter.dataset.ask;
+  const question = event.submitter && event.submitter.dataset.confirm;
   if (question && !confirm(question)) event.preventDefault();
 });
 
 addEventListener("change", (event) => {
-  if ("now" in event.target.dataset) event.target.form.requestSubmit();
+  if ("autosubmit" in event.target.dataset) event.target.form.requestSubmit();
 });
 
 addEventListener("keydown", (event) => {

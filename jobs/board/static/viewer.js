@@ -1,4 +1,4 @@
-// Deep zoom of one image, or of two under one pan and zoom.
+// Deep zoom of one image, or of two that pan and zoom together.
 "use strict";
 
 const viewers = [...document.querySelectorAll(".viewer")].map((element) =>
@@ -16,10 +16,10 @@ const viewers = [...document.querySelectorAll(".viewer")].map((element) =>
   })
 );
 const scale = document.querySelector("[data-scale]");
-// Tests look here, and so may anybody at the console.
+// For tests and for the console.
 window.chorale = { viewers };
 
-function say() {
+function showScale() {
   const item = viewers[0].world.getItemAt(0);
   if (!item) return;
   const share = item.viewportToImageZoom(viewers[0].viewport.getZoom(true));
@@ -29,8 +29,8 @@ function say() {
 let leader = null;
 for (const viewer of viewers) {
   viewer.addHandler("viewport-change", () => {
-    say();
-    // The one that moves leads; what it does to the others must not come back to it.
+    showScale();
+    // The viewer that moves leads; updates of the others must not feed back to it.
     if (leader !== null) return;
     leader = viewer;
     for (const other of viewers) {
@@ -40,7 +40,7 @@ for (const viewer of viewers) {
     }
     leader = null;
   });
-  viewer.addHandler("open", say);
+  viewer.addHandler("open", showScale);
 }
 
 const first = () => viewers[0].viewport;
@@ -51,6 +51,6 @@ const actions = {
   full: () => first().zoomTo(first().imageToViewportZoom(1)).applyConstraints(),
 };
 
-for (const button of document.querySelectorAll("[data-do]")) {
-  button.addEventListener("click", () => actions[button.dataset.do]());
+for (const button of document.querySelectorAll("[data-action]")) {
+  button.addEventListener("click", () => actions[button.dataset.action]());
 }

@@ -69,7 +69,7 @@ def test_an_image_is_submitted_watched_and_zoomed_to_its_last_level(page: Page) 
     first = page.locator("progress").first.get_attribute("value")
     bar = "document.querySelector('progress')?.value ?? 1"
     see(page, f"({bar}) > {first or 0}")
-    page.get_by_role("link", name="Zoom in").click()
+    page.get_by_role("link", name="Open viewer").click()
     see(page, "window.chorale?.viewers[0].world.getItemAt(0)?.getFullyLoaded()")
     page.get_by_role("button", name="1:1").click()
     for _ in range(3):
@@ -98,7 +98,7 @@ def test_a_rendering_job_is_cancelled_and_others_see_it(page: Page, atelier: Ate
     see(page, "document.querySelector('progress')?.value > 0")
     page.on("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Cancel").click()
-    page.locator(".now-line .state.cancelled").wait_for()
+    page.locator(".status-line .state.cancelled").wait_for()
     assert atelier.state_of(job) == "cancelled"
     page.goto("/jobs?state=cancelled")
     page.locator(f"#job-{job}").wait_for()
