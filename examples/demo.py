@@ -1,8 +1,8 @@
-"""What `make demo` runs: a farm of its own on this machine, one picture through it, and a look at it.
+"""What `make demo` runs: a private farm on this machine renders one image.
 
-A farm of two slots starts (`chorale up`), a picture is submitted to it, a group of two ranks renders it,
-`watch` follows, then the picture is verified and exported. Everything goes into out/demo. It ends with the
-address where the board shows the picture; `make demo OPEN=1` serves it there until Ctrl-C.
+A farm with two slots starts (`chorale up`), an image is submitted, a group of two ranks renders it, and
+`chorale watch` shows the progress. Then the image is verified and exported. Everything goes into out/demo. The last
+lines say how to open it on the board; `make demo OPEN=1` does so until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 OUT = Path("out/demo")
 CHORALE = str(Path(sys.executable).with_name("chorale"))
-PICTURE = ["a red vase on a wooden table", "--size", "1024x1024", "--seed", "7", "--ranks", "2"]
+IMAGE = ["a red vase on a wooden table", "--size", "1024x1024", "--seed", "7", "--ranks", "2"]
 FARM = {"XDG_DATA_HOME": str(OUT.resolve()), "CHORALE_DATABASE_URL": "", "CHORALE_STORE_URL": ""}
 BOARD = "http://127.0.0.1:8470"
 
@@ -47,16 +47,16 @@ def main() -> int:
 def _render(farm: subprocess.Popen[bytes]) -> tuple[int, str]:
     """(exit code, the job)"""
     _wait_for_a_node(farm)
-    batch = _told("submit", *PICTURE)["batch"]
-    (job,) = _told("list", "--batch", batch)["jobs"]
-    # The terminal is watch's: it draws the progress.
+    batch = _json("submit", *IMAGE)["batch"]
+    (job,) = _json("list", "--batch", batch)["jobs"]
+    # `watch` owns the terminal: it draws the progress.
     for words in (("watch", "--batch", batch, "--until-done"), ("wait", "--batch", batch)):
-        code = _shown(*words)
+        code = _run(*words)
         if code:
             return code, job["id"]
-    image = OUT / "chorale" / "images" / _told("show", job["id"])["digest"]
+    image = OUT / "chorale" / "images" / _json("show", job["id"])["digest"]
     picture = OUT / "picture.png"
-    code = _shown("verify", str(image)) or _shown("export", str(image), str(picture), "--force")
+    code = _run("verify", str(image)) or _run("export", str(image), str(picture), "--force")
     if code == 0:
         shutil.copyfile(image / "preview.webp", OUT / "preview.webp")
         print(f"Look at {picture}, at {OUT / 'preview.webp'} (small) or {image / 'image.dzi'} (deep zoom).")
@@ -71,19 +71,19 @@ def _show(path: str) -> int:
         return 0
     print(f"Zoom into it at {BOARD}{path}", flush=True)
     try:
-        return _shown("serve", "--open", "--path", path)
+        return _run("serve", "--open", "--path", path)
     except KeyboardInterrupt:
         return 0
 
 
 def _wait_for_a_node(farm: subprocess.Popen[bytes]) -> None:
-    while not any(node["up"] for node in _told("nodes")["nodes"]):
+    while not any(node["up"] for node in _json("nodes")["nodes"]):
         if farm.poll() is not None:
             sys.exit(f"the farm did not start; {OUT / 'farm.log'} says why")
         time.sleep(0.5)
 
 
-def _told(*words: str) -> dict[str, Any]:
+def _json(*words: str) -> dict[str, Any]:
     """What a verb says with --json."""
     called = subprocess.run([CHORALE, *words, "--json"], env=os.environ | FARM, stdout=subprocess.PIPE)
     if called.returncode:
@@ -92,7 +92,7 @@ def _told(*words: str) -> dict[str, Any]:
     return result
 
 
-def _shown(*words: str) -> int:
+def _run(*words: str) -> int:
     print("$ chorale " + " ".join(f'"{word}"' if " " in word else word for word in words), flush=True)
     return subprocess.run([CHORALE, *words], env=os.environ | FARM).returncode
 
