@@ -1,8 +1,8 @@
 """What `make demo` runs: a private farm on this machine renders one image.
 
 A farm with two slots starts (`chorale up`), an image is submitted, a group of two ranks renders it, and
-`chorale watch` shows the progress. Then the image is verified and exported. Everything goes into out/demo. The
-last lines say how to open it on the board; `make demo OPEN=1` does so until Ctrl-C.
+`chorale watch` shows the progress. Then the image is verified and exported. Everything goes into out/demo.
+The last lines say how to open it on the board; `make demo OPEN=1` does so until Ctrl-C.
 """
 
 from __future__ import annotations
