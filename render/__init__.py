@@ -1,8 +1,8 @@
 """The engine: a spec and a process group in, a tile pyramid out. Importing this package imports no torch.
 
-from render import ParallelizedDiffusionPipeline      one image on many ranks, in one call
+from render import ParallelizedDiffusionPipeline      images on many ranks, as a diffusers pipeline
 from render import MiniParallelDiffusion              the same mathematics in one readable file
-from render import CrossSpatialAttention              tiles that listen to each other
+from render import CrossSpatialAttention              attention across the tiles of an image
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from render.guidance.cross_spatial_attention import CrossSpatialAttention
     from render.mini import MiniParallelDiffusion
-    from render.pipeline import ParallelizedDiffusionPipeline, RenderedImage
+    from render.pipeline import ParallelizedDiffusionPipeline
+    from render.rendered_image import RenderedImage
 
 __all__ = ["CrossSpatialAttention", "MiniParallelDiffusion", "ParallelizedDiffusionPipeline", "RenderedImage"]
 
@@ -21,7 +22,7 @@ _HOMES = {
     "CrossSpatialAttention": "render.guidance.cross_spatial_attention",
     "MiniParallelDiffusion": "render.mini",
     "ParallelizedDiffusionPipeline": "render.pipeline",
-    "RenderedImage": "render.pipeline",
+    "RenderedImage": "render.rendered_image",
 }
 
 

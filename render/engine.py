@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from safetensors.torch import save
 
 from render.canvas import Canvas, LatentRegion
 from render.denoise.checkpoint import KEY as CHECKPOINT
@@ -234,6 +236,47 @@ def render_image(
     rest = tiles.since_last(pyramid.seconds)
     on_event(ImageDone(digest=report.digest, root=report.root, seconds=elapsed, phases=rest))
     return report
+
+
+def render_to_latents(
+    spec: Spec,
+    adapter: Adapter,
+    group: Group,
+    sink: Sink,
+    key: str,
+    *,
+    device: torch.device,
+    on_event: OnEvent = ignore_event,
+    checkpoints: CheckpointManager | None = None,
+    refiner: Adapter | None = None,
+) -> None:
+    """Render one image up to its final latents, which rank 0 stores under `key` as safetensors.
+
+    They are one tensor `latents`, float32 [C, h, w], in the scale of diffusers' `output_type="latent"`. The
+    event `ImageDone` carries the SHA-256 of the file as its root. Raises as `render_image`.
+    """
+    started = time.perf_counter()
+    denoised = render_latents(
+        spec,
+        adapter,
+        group,
+        device=device,
+        on_event=on_event,
+        checkpoints=checkpoints,
+        refiner=refiner,
+    )
+    group, grid = denoised.group, denoised.seat.tiling.grid
+    region = denoised.piece(grid.whole if group.rank == 0 else Rect(y=0, x=0, height=0, width=0))
+    root = ""
+    if group.rank == 0:
+        data = save({"latents": region.latents.float().contiguous()})
+        root = hashlib.sha256(data).hexdigest()
+        sink.put(key, data, "application/octet-stream")
+        if checkpoints is not None:
+            checkpoints.close()
+            sink.delete(CHECKPOINT)
+    elapsed = time.perf_counter() - started
+    on_event(ImageDone(digest=spec.digest(adapter.info.digest), root=root, seconds=elapsed))
 
 
 class _StepReporter:

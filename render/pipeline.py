@@ -1,124 +1,324 @@
-"""The Python face of the engine: one image on many ranks, in one call.
+"""The Python face of the engine: images on many ranks, in the manner of a diffusers pipeline.
 
     from render import ParallelizedDiffusionPipeline
 
-    pipeline = ParallelizedDiffusionPipeline("builtin", num_modules=2)
-    image = pipeline.generate_image("a red vase on a wooden table", resolution=(1024, 1024), seed=7)
-    image.pil().save("vase.png")
+    with ParallelizedDiffusionPipeline("builtin", num_modules=2) as pipe:
+        image = pipe("a red vase on a wooden table", num_inference_steps=20, seed=7).images[0]
+        large = pipe.generate_image("a harbor at dawn", width=4096, height=4096)
+        large.export("harbor.png")
 
-The ranks are started for each image and end with it. For queues of images use the farm (`chorale up`).
+The ranks are processes that keep their model loaded between calls, until `close()`. For queues of images use
+the farm (`chorale up`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import difflib
+import os
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from render.errors import BadInput, GroupFailed
-from render.events import OnEvent, ignore_event
+from render.events import Event, OnEvent, StepDone, ignore_event
 from render.launch.hardware import processors
 from render.launch.rank_group import RankGroup
-from render.launch.request import Request
+from render.launch.request import LATENTS_KEY, Request
 from render.model_info import ModelInfo
 from render.models.model_paths import ModelPaths, find_model_paths, model_info
-from render.output.encode import ENDINGS
-from render.output.export import export_image
 from render.output.manifest import KEY, parse_manifest
-from render.plan.decode_layout import tile_key
-from render.plan.plan import make_plan
+from render.plan.plan import Plan, make_plan
+from render.progress_bar import ProgressBar
+from render.rendered_image import PipelineOutput, RenderedImage, check_fits_memory
 from render.spec import Spec
 
 if TYPE_CHECKING:
     from PIL import Image
 
-LARGEST_PIL = 2**28
-"""Pixels that `RenderedImage.pil` brings into memory at once; a larger picture is exported."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RenderedImage:
-    """A finished image: its folder holds the tile pyramid, the manifest and a preview."""
-
-    folder: Path
-    manifest: dict[str, Any]
-
-    @property
-    def root(self) -> str:
-        """Digest over all tiles: two images with the same root are the same, bit for bit."""
-        return str(self.manifest["root"])
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) in pixels."""
-        return self.manifest["width"], self.manifest["height"]
-
-    def pil(self) -> Image.Image:
-        """The picture at full size in memory; raises `BadInput` above `LARGEST_PIL` pixels."""
-        from PIL import Image
-
-        width, height = self.size
-        if width * height > LARGEST_PIL:
-            raise BadInput("size", f"{width}x{height}", "is too large for memory; use export()")
-        picture = Image.new("RGB", (width, height))
-        side, level = self.manifest["tile_size"], len(self.manifest["levels"]) - 1
-        ending = ENDINGS[self.manifest["format"]]
-        for y in range(0, height, side):
-            for x in range(0, width, side):
-                with Image.open(self.folder / tile_key(level, x // side, y // side, ending)) as tile:
-                    picture.paste(tile, (x, y))
-        return picture
-
-    def export(self, target: str | Path, **options: Any) -> Path:
-        """Write it as one .png, .tif, .jpg or .webp, in bounded memory; see `export_image`."""
-        return export_image(self.folder, self.manifest, Path(target), **options)
+OutputType = Literal["pil", "np", "latent"]
+OnStepEnd = Callable[["ParallelizedDiffusionPipeline", int, float, dict[str, Any]], Any]
+"""Called with the pipeline, the number of the step from 0 over all stages, the model's timestep, and an empty
+dictionary: the latents stay in the ranks. What it returns is ignored; what it raises ends the render."""
+_SPEC_FIELDS = tuple(field.name for field in Spec.fields())
+_OWN_KEYWORDS = (
+    "resolution",
+    "num_inference_steps",
+    "generator",
+    "callback_on_step_end",
+    "output_type",
+    "out",
+    "on_event",
+)
 
 
 class ParallelizedDiffusionPipeline:
-    """Renders images with `num_modules` ranks on this machine, each on its own region of the canvas."""
+    """Renders images with `num_modules` ranks on this machine, each on its own region of the canvas.
+
+    The ranks start with the first image and stay until `close()`, the end of the `with` block, or the end of
+    this process. An image that has work for another number of ranks restarts them. Calls of several threads
+    wait for each other.
+    """
 
     def __init__(
         self,
         model: str = "builtin",
-        *,
         num_modules: int | None = None,
         tile_size: int = 512,
         device: str = "auto",
     ) -> None:
-        """Opens nothing yet. `model` is `builtin`, a local folder or a hub id; `num_modules` is the number
+        """Starts nothing yet. `model` is `builtin`, a local folder or a hub id; `num_modules` is the number
         of ranks, by default one per GPU or CPU core; `tile_size` the side of a pyramid tile in pixels.
         """
         if num_modules is not None and not 1 <= num_modules <= 1024:
             raise BadInput("num_modules", num_modules, "is not from 1 to 1024")
         self.model, self.num_modules, self.tile_size, self.device = model, num_modules, tile_size, device
+        self._progress_bar_config: dict[str, Any] = {}
+        self._ranks = _WarmRanks()
+        self._lock = threading.Lock()
+        # Not by __del__ alone: that is not called for what still exists when the interpreter ends.
+        self._finalizer = weakref.finalize(self, self._ranks.close)
+
+    def __enter__(self) -> ParallelizedDiffusionPipeline:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the ranks. A later call starts new ones."""
+        with self._lock:
+            self._ranks.close()
+
+    def set_progress_bar_config(self, **config: Any) -> None:
+        """Arguments of the tqdm bar, as in diffusers: `disable=True` for none."""
+        self._progress_bar_config = config
 
     def generate_image(
         self,
         prompt: str,
-        resolution: tuple[int, int] = (4096, 4096),
+        resolution: tuple[int, int] | None = None,
         *,
         out: str | Path | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
         on_event: OnEvent = ignore_event,
         **options: Any,
     ) -> RenderedImage:
-        """Render one image of (width, height) pixels; `options` are other fields of the spec, as `seed`.
+        """Render one image into the folder `out`, by default `out/DIGEST`. One that is finished there is
+        returned as it is.
 
-        It goes into the folder `out`, by default `out/DIGEST`. One that is finished there is returned as it
-        is. `on_event` is called for stages, steps and tiles.
+        `resolution` is (width, height) in pixels, 1024x1024 unless given here or as `width` and `height`.
+        `options` are those of a call of the pipeline, and all other fields of a spec.
         Raises `BadInput` for a value that cannot be rendered, `RenderFailed` when the render breaks off.
         """
-        values = {"prompt": prompt, "model": self.model, "tile_size": self.tile_size} | options
-        spec = Spec.from_mapping(values | dict(zip(("width", "height"), resolution, strict=True)))
-        folders = find_model_paths(spec.model, spec.refiner)
-        info = model_info(folders)
-        digest = spec.digest(info.digest)
-        folder = Path("out") / digest[:16] if out is None else Path(out)
-        done = _finished(folder, digest)
-        if done is None:
-            ranks = min(self.num_modules or processors(), make_plan(spec, info, 1).useful_ranks)
-            _render(spec, folders, info, folder, ranks, self.device, on_event)
-            done = _manifest(folder)
-        return RenderedImage(folder=folder, manifest=done)
+        if resolution is not None:
+            options |= dict(zip(("width", "height"), resolution, strict=True))
+        with self._lock, tempfile.TemporaryDirectory(prefix="chorale-") as scratch:
+            job = self._job(prompt, options, Path(scratch))
+            folder = Path("out") / job.digest[:16] if out is None else Path(out)
+            manifest = _finished(folder, job.digest)
+            if manifest is None:
+                self._render(job, folder, "image", callback_on_step_end, on_event)
+                manifest = _manifest(folder)
+        return RenderedImage(folder=folder, manifest=manifest)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        output_type: OutputType = "pil",
+        callback_on_step_end: OnStepEnd | None = None,
+        on_event: OnEvent = ignore_event,
+        **options: Any,
+    ) -> PipelineOutput:
+        """Render an image of each prompt into memory, one after another.
+
+        `options` are `negative_prompt`, `width`, `height`, `num_inference_steps` (or `steps`),
+        `guidance_scale`, `seed` or a `generator` whose initial seed it is, `init` (a PIL image or a path),
+        `strength`, and all other fields of a spec. All prompts get the same seed; `seed`, `generator` and
+        `negative_prompt` may be lists, with one value for each prompt.
+        Raises `BadInput` for a value that cannot be rendered, `RenderFailed` when a render breaks off.
+        """
+        if output_type not in ("pil", "np", "latent"):
+            raise BadInput("output_type", output_type, "is unknown; use pil, np or latent")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise BadInput("prompt", prompts, "is empty; give one prompt or more")
+        with self._lock, tempfile.TemporaryDirectory(prefix="chorale-") as scratch:
+            rows = _rows(prompts, options)
+            jobs = [self._job(text, row, Path(scratch)) for text, row in zip(prompts, rows, strict=True)]
+            if output_type == "latent":
+                return self._latents(jobs, Path(scratch), callback_on_step_end, on_event)
+            check_fits_memory(jobs[0].spec.width, jobs[0].spec.height)
+            images: list[RenderedImage] = []
+            for number, job in enumerate(jobs):
+                folder = Path(scratch) / str(number)
+                self._render(job, folder, "image", callback_on_step_end, on_event)
+                images.append(RenderedImage(folder=folder, manifest=_manifest(folder)))
+            pil = [image.pil() for image in images]
+        manifests = tuple(image.manifest for image in images)
+        return PipelineOutput(images=_as_array(pil) if output_type == "np" else pil, manifests=manifests)
+
+    def _latents(
+        self, jobs: list[_Job], scratch: Path, on_step_end: OnStepEnd | None, on_event: OnEvent
+    ) -> PipelineOutput:
+        import torch
+        from safetensors.torch import load_file
+
+        latents = []
+        for number, job in enumerate(jobs):
+            folder = scratch / str(number)
+            self._render(job, folder, "latents", on_step_end, on_event)
+            latents.append(load_file(folder / LATENTS_KEY)["latents"])
+        return PipelineOutput(images=torch.stack(latents))
+
+    def _job(self, prompt: str, options: Mapping[str, Any], scratch: Path) -> _Job:
+        """Check everything that can be wrong, before any process starts."""
+        values = _spec_values(options, scratch)
+        spec = Spec.from_mapping(
+            {"model": self.model, "tile_size": self.tile_size} | values | {"prompt": prompt}
+        )
+        paths = find_model_paths(spec.model, spec.refiner)
+        info = model_info(paths)
+        plan = make_plan(spec, info, 1)
+        ranks = min(self.num_modules or processors(), plan.useful_ranks)
+        return _Job(spec=spec, paths=paths, info=info, plan=plan, ranks=ranks)
+
+    def _render(
+        self,
+        job: _Job,
+        folder: Path,
+        output: Literal["image", "latents"],
+        on_step_end: OnStepEnd | None,
+        on_event: OnEvent,
+    ) -> None:
+        request = Request(
+            spec=job.spec.to_dict(),
+            folders=job.paths,
+            info=job.info,
+            device=self.device,
+            out=str(folder.absolute()),
+            output=output,
+            last=False,
+        )
+        stages = [stage.stage for stage in job.plan.stages]
+        before = [sum(s.steps - s.first_step for s in stages[:number]) for number in range(len(stages))]
+
+        def forward(event: Event) -> None:
+            bar.on_event(event)
+            on_event(event)
+            if on_step_end is not None and isinstance(event, StepDone):
+                on_step_end(self, before[event.stage] + event.step - 1, event.timestep, {})
+
+        with ProgressBar(stages, self._progress_bar_config) as bar:
+            self._ranks.render(job.ranks, request, forward)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Job:
+    spec: Spec
+    paths: ModelPaths
+    info: ModelInfo
+    plan: Plan
+    ranks: int
+
+    @property
+    def digest(self) -> str:
+        return self.spec.digest(self.info.digest)
+
+
+class _WarmRanks:
+    """The group that has rendered last, for as long as it can be used again."""
+
+    def __init__(self) -> None:
+        self._group: RankGroup | None = None
+        self._pid = os.getpid()
+
+    def render(self, ranks: int, request: Request, on_event: OnEvent) -> None:
+        """Render with so many ranks; whatever is raised ends them. Raises `BadInput` and `RenderFailed`."""
+        if self._group is None or self._group.ranks != ranks or not self._group.alive():
+            self.close()
+            self._group, self._pid = RankGroup(ranks), os.getpid()
+        try:
+            self._group.render(request, on_event)
+        except GroupFailed as exc:
+            self.close()
+            if exc.bad_input is not None:
+                raise exc.bad_input from exc
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        group, self._group = self._group, None
+        # A forked copy of this process must not end the ranks of the original.
+        if group is not None and self._pid == os.getpid():
+            group.close()
+
+
+def _rows(prompts: Sequence[str], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The options of each prompt: lists of seeds, generators and negative prompts are dealt out."""
+    rows: list[dict[str, Any]] = [dict(options) for _ in prompts]
+    for name in ("seed", "generator", "negative_prompt"):
+        values = options.get(name)
+        if not isinstance(values, list | tuple):
+            continue
+        if len(values) != len(prompts):
+            raise BadInput(name, values, f"has {len(values)} values for {len(prompts)} prompts; give as many")
+        for row, value in zip(rows, values, strict=True):
+            row[name] = value
+    return rows
+
+
+def _spec_values(options: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
+    """The fields of the spec that a call's options give; None stands for the default, as in diffusers."""
+    values = {name: value for name, value in options.items() if value is not None}
+    steps, generator = values.pop("num_inference_steps", None), values.pop("generator", None)
+    for name in values:
+        if name not in _SPEC_FIELDS:
+            raise BadInput("keyword", name, f"is unknown; {_nearest(name)}")
+    if steps is not None:
+        _add(values, "steps", steps, "num_inference_steps")
+    if generator is not None:
+        if not hasattr(generator, "initial_seed"):
+            raise BadInput("generator", generator, "is not a torch.Generator; use seed=")
+        _add(values, "seed", generator.initial_seed(), "generator")
+    if "init" in values:
+        values["init"] = _init_path(values["init"], scratch)
+    return values
+
+
+def _add(values: dict[str, Any], name: str, value: Any, alias: str) -> None:
+    if name in values:
+        raise BadInput(alias, value, f"and {name} are both given; give one of them")
+    values[name] = value
+
+
+def _nearest(name: str) -> str:
+    known = [*_SPEC_FIELDS, *_OWN_KEYWORDS]
+    match = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {match[0]}?" if match else f"use one of {', '.join(sorted(known))}"
+
+
+def _init_path(init: Any, scratch: Path) -> Any:
+    """The path of an init image; a PIL image is stored as a PNG first, which is all of it."""
+    if isinstance(init, str | Path):
+        return str(init)
+    if not hasattr(init, "save"):
+        return init
+    path = scratch / f"init-{len(list(scratch.iterdir()))}.png"
+    init.save(path, "PNG")
+    return str(path)
+
+
+def _as_array(images: Sequence[Image.Image]) -> Any:
+    import numpy as np
+
+    return np.stack([np.asarray(image, dtype=np.float32) / 255.0 for image in images])
 
 
 def _finished(folder: Path, digest: str) -> dict[str, Any] | None:
@@ -133,26 +333,3 @@ def _finished(folder: Path, digest: str) -> dict[str, Any] | None:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     return parse_manifest((folder / KEY).read_bytes(), str(folder))
-
-
-def _render(
-    spec: Spec,
-    folders: ModelPaths,
-    info: ModelInfo,
-    folder: Path,
-    ranks: int,
-    device: str,
-    on_event: OnEvent,
-) -> None:
-    request = Request(
-        spec=spec.to_dict(), folders=folders, info=info, device=device, out=str(folder.absolute())
-    )
-    group = RankGroup(ranks)
-    try:
-        group.render(request, on_event)
-    except GroupFailed as exc:
-        if exc.bad_input is not None:
-            raise exc.bad_input from exc
-        raise
-    finally:
-        group.close()

@@ -11,7 +11,7 @@ _SIOCGIFADDR = 0x8915
 
 
 def smallest_vram_bytes() -> int | None:
-    """The memory of the smallest GPU, by the driver's own tool; None when it does not tell."""
+    """Bytes of the smallest GPU, by the driver's own tool; None without an answer."""
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout

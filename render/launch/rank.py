@@ -38,7 +38,7 @@ from render.launch.launcher import PEERS_LOST
 from render.launch.observer import RankContext, RankObserver, make_observer
 from render.launch.parent_death import PARENT, die_with_parent
 from render.launch.preloaded_rank import PreloadedRank
-from render.launch.request import Request
+from render.launch.request import LATENTS_KEY, Request
 from render.launch.sinks import find_opener, open_sink
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class _Rank:
         on_event: OnEvent,
     ) -> None:
         from render.denoise.checkpoint import CheckpointManager
-        from render.engine import render_image
+        from render.engine import render_image, render_to_latents
 
         assert self._group is not None
         checkpoints: CheckpointManager = CheckpointManager(
@@ -170,7 +170,10 @@ class _Rank:
             on_kept=lambda result: on_event(_checkpoint_event(result)),
         )
         adapter, refiner = models
-        render_image(
+        render: Callable[..., object] = render_image
+        if request.output == "latents":
+            render = partial(render_to_latents, key=LATENTS_KEY)
+        render(
             spec,
             adapter,
             self._group,

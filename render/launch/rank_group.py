@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,9 @@ MASTER_PORT = 29400
 """Port of the rendezvous of several nodes without a farm."""
 _EVENT_WAIT_S = 0.1
 _LOG_LINES = 12
+_SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="spawner")
+"""Starts all groups of this process. The kernel ends a child with the thread that has started it, and the
+caller's may end before the group is closed."""
 _LAST_CALL_S = 15
 """A group that is large enough waits so long for more nodes."""
 
@@ -125,15 +129,19 @@ def _start(
     if rendezvous is not None and rendezvous.interface is not None:
         names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
         chosen |= {name: rendezvous.interface for name in names if name not in os.environ}
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            [*launcher, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=os.environ | RANK_ENVIRONMENT | {"PYTHONUNBUFFERED": "1"} | chosen,
-            start_new_session=True,
-        )
+
+    def start() -> subprocess.Popen[bytes]:
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                [*launcher, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=os.environ | RANK_ENVIRONMENT | {"PYTHONUNBUFFERED": "1"} | chosen,
+                start_new_session=True,
+            )
+
+    return _SPAWNER.submit(start).result()
 
 
 class _RunningGroup:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from render.model_info import ModelInfo
 from render.models.model_paths import ModelPaths
 
 CHECKPOINT_S = 30.0
+"""Between two checkpoints."""
+LATENTS_KEY = "latents.safetensors"
+"""Where a request for latents puts them in its sink: one tensor `latents`, float32 [C, h, w]."""
 PATIENCE_S = 120.0
 """A render waits so long for a store that is away, unless CHORALE_STORE_PATIENCE_S is set."""
 WARM_S = 20.0
@@ -28,6 +31,8 @@ class Request:
     device: str
     out: str
     """The image's sink: a folder, or s3://bucket/prefix. Credentials come by the environment alone."""
+    output: Literal["image", "latents"] = "image"
+    """What goes into the sink: the tile pyramid and its manifest, or the final latents alone."""
     checkpoint_s: float = CHECKPOINT_S
     """Seconds between checkpoints."""
     slots: tuple[int, ...] = ()

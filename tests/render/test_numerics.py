@@ -1,0 +1,48 @@
+"""Unfinished work of version 0.1.0 is continued: its bits are those of numerics 1."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from render.canvas import Canvas
+from render.denoise.checkpoint import Checkpoint, identity_of
+from render.numerics import NUMERICS, same_numerics
+from render.output.block_journal import BlockJournal
+from render.rect import Rect
+from tests.support.sinks import MemorySink
+
+IDENTITY = identity_of("digest", torch.device("cpu"))
+PREVIOUS = f"digest cpu torch-{torch.__version__} chorale-0.1.0"
+
+
+def test_the_identity_names_the_numerics_and_no_release() -> None:
+    assert f"digest cpu torch-{torch.__version__} numerics-{NUMERICS}" == IDENTITY
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "same"),
+    [
+        (PREVIOUS, IDENTITY, True),
+        (IDENTITY, IDENTITY, True),
+        (PREVIOUS.replace("cpu", "cuda"), IDENTITY, False),
+        (PREVIOUS.replace("0.1.0", "0.0.9"), IDENTITY, False),
+        (PREVIOUS, IDENTITY.replace("numerics-1", "numerics-2"), False),
+        (IDENTITY, IDENTITY.replace("numerics-1", "numerics-2"), False),
+        (None, IDENTITY, False),
+    ],
+)
+def test_only_the_same_numerics_go_on(found: object, wanted: str, same: bool) -> None:
+    assert same_numerics(found, wanted) is same
+
+
+@pytest.mark.parametrize(("written", "accepted"), [(PREVIOUS, True), ("other chorale-0.1.0", False)])
+def test_checkpoints_and_blocks_of_the_previous_release(written: str, accepted: bool) -> None:
+    area = Rect(y=0, x=0, height=8, width=8)
+    checkpoint = Checkpoint(stage=1, canvas=Canvas(step=2, planes=torch.ones((1, 4, 8, 8)), area=area))
+    found = Checkpoint.unpack(checkpoint.pack(written), IDENTITY)
+    assert (found is not None) is accepted
+    assert found is None or (found.stage == 1 and torch.equal(found.canvas.planes, checkpoint.canvas.planes))
+    sink = MemorySink()
+    BlockJournal(sink, written).keep(area, {}, b"learned")
+    assert BlockJournal(sink, IDENTITY).find(area) == (({}, b"learned") if accepted else None)
