@@ -1,6 +1,6 @@
-"""One image as Kubernetes objects: an Indexed Job whose pods are the group, or a JobSet of it.
+"""Kubernetes objects that render one image: an Indexed Job, or a JobSet, whose pods form the group.
 
-Plain dictionaries, ready for YAML. The pods run `chorale render`; nothing of a farm is needed.
+Plain dictionaries, ready for YAML. The pods run `chorale render` and need no farm.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from render.spec import Spec
 
 Document = dict[str, Any]
 CONFIG = "chorale-store"
-"""The ConfigMap and the Secret that tell pods where images go and how they may write there."""
+"""Name of the ConfigMap and the Secret with the store's URL, options and credentials."""
 _SPEC_KEY = "spec.json"
 _USER = 10001
 _TERMINATED = 128 + 15
-"""Exit code of a process that SIGTERM has ended before it could heed it."""
+"""Exit code of a process that SIGTERM ended before its handler was installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneImage:
-    """What is asked of the cluster for one image."""
+    """The image, and how its pods are to run."""
 
     spec: Spec
-    """Its model as the pods see it."""
+    """Its model is a path in the pods."""
     digest: str
     pods: int
     ranks_per_pod: int
     device: str
     out: str
-    """Where the image goes, as `chorale render --out` takes it."""
-    image: str = f"chorale:{version('chorale')}"
+    """The value of `chorale render --out`."""
+    container_image: str = f"chorale:{version('chorale')}"
     queue: str | None = None
-    """Kueue's local queue."""
+    """Local queue of Kueue."""
     least_pods: int | None = None
-    """Kueue may admit the image with so few."""
+    """Kueue may admit the Job with this many pods."""
     jobset: bool = False
     claim: str | None = None
-    """PersistentVolumeClaim that all pods mount at /images; without one the image goes into a bucket."""
+    """PersistentVolumeClaim that all pods mount at /images; None to write to a bucket."""
     models_claim: str | None = None
     """PersistentVolumeClaim with models, mounted read-only at /models."""
     grace_s: int = 120
-    """Seconds for a step, its checkpoint and its way into the store; longer than they ever take."""
+    """Termination grace period: longer than a step, its checkpoint and the upload of it take."""
     checkpoint_s: int | None = None
     deadline_s: int | None = None
     memory_gib: int | None = None
@@ -57,93 +57,93 @@ class OneImage:
 
     @property
     def host(self) -> str:
-        """The first pod's name in the cluster."""
+        """DNS name of the first pod."""
         return f"{self.name}{'-ranks-0' if self.jobset else ''}-0.{self.name}"
 
 
-def documents(wanted: OneImage) -> list[Document]:
-    """All objects of the image, in the order in which they are to be made."""
-    run = _jobset(wanted) if wanted.jobset else _job(wanted)
-    network = [_network_policy(wanted)]
-    # A JobSet brings its own headless Service.
-    return [_spec_map(wanted), *network, *([] if wanted.jobset else [_service(wanted)]), run]
+def documents(image: OneImage) -> list[Document]:
+    """All objects of the image, in the order in which to create them."""
+    run = _jobset(image) if image.jobset else _job(image)
+    network = [_network_policy(image)]
+    # A JobSet creates its own headless Service.
+    return [_spec_map(image), *network, *([] if image.jobset else [_service(image)]), run]
 
 
-def _labels(wanted: OneImage) -> dict[str, str]:
+def _labels(image: OneImage) -> dict[str, str]:
     return {
         "app.kubernetes.io/name": "chorale",
         "app.kubernetes.io/component": "image",
-        "app.kubernetes.io/instance": wanted.name,
+        "app.kubernetes.io/instance": image.name,
     }
 
 
-def _metadata(wanted: OneImage, **more: Any) -> Document:
-    return {"name": wanted.name, "labels": _labels(wanted)} | more
+def _metadata(image: OneImage, **more: Any) -> Document:
+    return {"name": image.name, "labels": _labels(image)} | more
 
 
-def _spec_map(wanted: OneImage) -> Document:
-    # A file, not arguments: Kubernetes would take $(...) in a prompt for a variable.
-    text = json.dumps(wanted.spec.to_dict(), ensure_ascii=False, indent=1)
+def _spec_map(image: OneImage) -> Document:
+    # A file instead of arguments: Kubernetes would expand $(...) in a prompt.
+    text = json.dumps(image.spec.to_dict(), ensure_ascii=False, indent=1)
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": _metadata(wanted),
+        "metadata": _metadata(image),
         "immutable": True,
         "data": {_SPEC_KEY: text},
     }
 
 
-def _network_policy(wanted: OneImage) -> Document:
-    """Rendezvous and collectives have no authentication, so nobody else may reach the pods of a group."""
-    mates = {"podSelector": {"matchLabels": _labels(wanted)}}
+def _network_policy(image: OneImage) -> Document:
+    """Rendezvous and collectives have no authentication: only pods of the group may connect to each other."""
+    peers = {"podSelector": {"matchLabels": _labels(image)}}
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": _metadata(wanted),
+        "metadata": _metadata(image),
         "spec": {
-            "podSelector": {"matchLabels": _labels(wanted)},
+            "podSelector": {"matchLabels": _labels(image)},
             "policyTypes": ["Ingress"],
-            "ingress": [{"from": [mates]}],
+            "ingress": [{"from": [peers]}],
         },
     }
 
 
-def _service(wanted: OneImage) -> Document:
+def _service(image: OneImage) -> Document:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _metadata(wanted),
+        "metadata": _metadata(image),
         "spec": {
             "clusterIP": "None",
-            # The ranks meet by these names before any of them can be called ready.
+            # The ranks resolve these names before any pod is ready.
             "publishNotReadyAddresses": True,
-            "selector": _labels(wanted),
+            "selector": _labels(image),
             "ports": [{"name": "rendezvous", "port": MASTER_PORT, "targetPort": "rendezvous"}],
         },
     }
 
 
-def _job(wanted: OneImage) -> Document:
-    metadata = _metadata(wanted)
-    if wanted.least_pods is not None:
+def _job(image: OneImage) -> Document:
+    metadata = _metadata(image)
+    if image.least_pods is not None:
         metadata["annotations"] = {
-            "kueue.x-k8s.io/job-min-parallelism": str(wanted.least_pods),
+            "kueue.x-k8s.io/job-min-parallelism": str(image.least_pods),
             "kueue.x-k8s.io/job-completions-equal-parallelism": "true",
         }
-    spec = _job_spec(wanted) | {"ttlSecondsAfterFinished": 86_400}
+    spec = _job_spec(image) | {"ttlSecondsAfterFinished": 86_400}
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
-    return _queued(job, wanted)
+    return _queued(job, image)
 
 
-def _jobset(wanted: OneImage) -> Document:
+def _jobset(image: OneImage) -> Document:
     jobset = {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": _metadata(wanted),
+        "metadata": _metadata(image),
         "spec": {
             "network": {
                 "enableDNSHostnames": True,
-                "subdomain": wanted.name,
+                "subdomain": image.name,
                 "publishNotReadyAddresses": True,
             },
             "successPolicy": {"operator": "All"},
@@ -158,39 +158,39 @@ def _jobset(wanted: OneImage) -> Document:
                 ],
             },
             "ttlSecondsAfterFinished": 86_400,
-            "replicatedJobs": [{"name": "ranks", "replicas": 1, "template": {"spec": _job_spec(wanted)}}],
+            "replicatedJobs": [{"name": "ranks", "replicas": 1, "template": {"spec": _job_spec(image)}}],
         },
     }
-    return _queued(jobset, wanted)
+    return _queued(jobset, image)
 
 
-def _queued(document: Document, wanted: OneImage) -> Document:
-    if wanted.queue is not None:
-        document["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = wanted.queue
-        # Kueue lets it begin when there is room for all of its pods.
+def _queued(document: Document, image: OneImage) -> Document:
+    if image.queue is not None:
+        document["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = image.queue
+        # Kueue resumes it when there is room for all of its pods.
         document["spec"]["suspend"] = True
     return document
 
 
-def _job_spec(wanted: OneImage) -> Document:
-    deadline = {} if wanted.deadline_s is None else {"activeDeadlineSeconds": wanted.deadline_s}
+def _job_spec(image: OneImage) -> Document:
+    deadline = {} if image.deadline_s is None else {"activeDeadlineSeconds": image.deadline_s}
     return {
         "completionMode": "Indexed",
-        "completions": wanted.pods,
-        "parallelism": wanted.pods,
-        # A crash counts for the pod where it happened; one pod that gives up ends the image.
+        "completions": image.pods,
+        "parallelism": image.pods,
+        # Retries count per pod; one pod that has used all of them fails the Job.
         "backoffLimitPerIndex": 3,
         "maxFailedIndexes": 0,
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {"rules": _failure_rules()},
         **deadline,
-        "template": {"metadata": {"labels": _labels(wanted)}, "spec": _pod(wanted)},
+        "template": {"metadata": {"labels": _labels(image)}, "spec": _pod(image)},
     }
 
 
 def _failure_rules() -> list[Document]:
-    """Bad input ends the Job at once. Neither a disruption counts, nor the ends that follow from one: a
-    checkpoint on request, and mates or a store that are away."""
+    """Bad input fails the Job at once. Disruptions do not count as failures, nor do the exits that follow
+    from them: a stop with a checkpoint, and unreachable peers or stores."""
 
     def codes(*values: int) -> Document:
         return {"containerName": "render", "operator": "In", "values": list(values)}
@@ -202,21 +202,21 @@ def _failure_rules() -> list[Document]:
     ]
 
 
-def _pod(wanted: OneImage) -> Document:
-    together = {
+def _pod(image: OneImage) -> Document:
+    same_zone = {
         "weight": 100,
         "podAffinityTerm": {
-            "labelSelector": {"matchLabels": _labels(wanted)},
+            "labelSelector": {"matchLabels": _labels(image)},
             "topologyKey": "topology.kubernetes.io/zone",
         },
     }
     return {
-        "subdomain": wanted.name,
+        "subdomain": image.name,
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": wanted.grace_s,
+        "terminationGracePeriodSeconds": image.grace_s,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [together]}},
+        "affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [same_zone]}},
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": _USER,
@@ -225,19 +225,19 @@ def _pod(wanted: OneImage) -> Document:
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(wanted)],
-        "volumes": _volumes(wanted),
+        "containers": [_container(image)],
+        "volumes": _volumes(image),
     }
 
 
-def _container(wanted: OneImage) -> Document:
+def _container(image: OneImage) -> Document:
     return {
         "name": "render",
-        "image": wanted.image,
-        "args": _arguments(wanted),
-        "envFrom": _settings(wanted),
+        "image": image.container_image,
+        "args": _arguments(image),
+        "envFrom": _settings(image),
         "ports": [{"name": "rendezvous", "containerPort": MASTER_PORT}],
-        "resources": _resources(wanted),
+        "resources": _resources(image),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -247,55 +247,55 @@ def _container(wanted: OneImage) -> Document:
             {"name": "spec", "mountPath": "/spec", "readOnly": True},
             {"name": "scratch", "mountPath": "/tmp"},
             {"name": "shm", "mountPath": "/dev/shm"},
-            *([{"name": "images", "mountPath": "/images"}] if wanted.claim else []),
-            *([{"name": "models", "mountPath": "/models", "readOnly": True}] if wanted.models_claim else []),
+            *([{"name": "images", "mountPath": "/images"}] if image.claim else []),
+            *([{"name": "models", "mountPath": "/models", "readOnly": True}] if image.models_claim else []),
         ],
     }
 
 
-def _arguments(wanted: OneImage) -> list[str]:
-    nodes = str(wanted.pods) if wanted.least_pods is None else f"{wanted.least_pods}:{wanted.pods}"
-    words = ["render", "--spec", f"/spec/{_SPEC_KEY}", "--ranks", str(wanted.ranks_per_pod)]
-    words += ["--device", wanted.device, "--nnodes", nodes, "--node-rank", "$(JOB_COMPLETION_INDEX)"]
-    words += ["--master-address", wanted.host, "--master-port", str(MASTER_PORT)]
-    if wanted.checkpoint_s is not None:
-        words += ["--checkpoint-every", str(wanted.checkpoint_s)]
-    return [*words, "--out", wanted.out, "--json"]
+def _arguments(image: OneImage) -> list[str]:
+    nodes = str(image.pods) if image.least_pods is None else f"{image.least_pods}:{image.pods}"
+    arguments = ["render", "--spec", f"/spec/{_SPEC_KEY}", "--ranks", str(image.ranks_per_pod)]
+    arguments += ["--device", image.device, "--nnodes", nodes, "--node-rank", "$(JOB_COMPLETION_INDEX)"]
+    arguments += ["--master-address", image.host, "--master-port", str(MASTER_PORT)]
+    if image.checkpoint_s is not None:
+        arguments += ["--checkpoint-every", str(image.checkpoint_s)]
+    return [*arguments, "--out", image.out, "--json"]
 
 
-def _settings(wanted: OneImage) -> list[Document]:
-    # Without its ConfigMap a pod that needs it waits, and says so in its events.
-    if wanted.claim is not None:
+def _settings(image: OneImage) -> list[Document]:
+    # A pod whose required ConfigMap is missing waits, and its events say so.
+    if image.claim is not None:
         return []
-    own_place = not wanted.out.startswith("$(")
+    own_url = not image.out.startswith("$(")
     return [
-        {"configMapRef": {"name": CONFIG, **({"optional": True} if own_place else {})}},
+        {"configMapRef": {"name": CONFIG, **({"optional": True} if own_url else {})}},
         {"secretRef": {"name": CONFIG, "optional": True}},
     ]
 
 
-def _resources(wanted: OneImage) -> Document:
-    ranks, gpu = wanted.ranks_per_pod, wanted.device == "cuda"
-    memory = wanted.memory_gib or (16 if gpu else 3) * ranks + _shm_gib(wanted)
-    # Memory is a limit as well: what is over it shall fail here, not take the node along.
+def _resources(image: OneImage) -> Document:
+    ranks, gpu = image.ranks_per_pod, image.device == "cuda"
+    memory = image.memory_gib or (16 if gpu else 3) * ranks + _shm_gib(image)
+    # Memory is a limit too, so that exceeding it fails the pod and not the node.
     amounts = {"memory": f"{memory}Gi"} | ({"nvidia.com/gpu": str(ranks)} if gpu else {})
     return {"requests": {"cpu": str(4 * ranks if gpu else ranks)} | amounts, "limits": amounts}
 
 
-def _shm_gib(wanted: OneImage) -> int:
-    """NCCL's ranks of one pod talk through /dev/shm, which is memory and counts as such."""
-    return 8 if wanted.device == "cuda" else 1
+def _shm_gib(image: OneImage) -> int:
+    """NCCL connects the ranks of a pod through /dev/shm, which counts as memory."""
+    return 8 if image.device == "cuda" else 1
 
 
-def _volumes(wanted: OneImage) -> list[Document]:
+def _volumes(image: OneImage) -> list[Document]:
     def claimed(name: str, claim: str, read_only: bool) -> Document:
         source = {"claimName": claim} | ({"readOnly": True} if read_only else {})
         return {"name": name, "persistentVolumeClaim": source}
 
     return [
-        {"name": "spec", "configMap": {"name": wanted.name}},
+        {"name": "spec", "configMap": {"name": image.name}},
         {"name": "scratch", "emptyDir": {"sizeLimit": "4Gi"}},
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{_shm_gib(wanted)}Gi"}},
-        *([claimed("images", wanted.claim, False)] if wanted.claim else []),
-        *([claimed("models", wanted.models_claim, True)] if wanted.models_claim else []),
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{_shm_gib(image)}Gi"}},
+        *([claimed("images", image.claim, False)] if image.claim else []),
+        *([claimed("models", image.models_claim, True)] if image.models_claim else []),
     ]

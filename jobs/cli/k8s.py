@@ -80,7 +80,7 @@ def _one_image(spec: Spec, options: dict[str, Any]) -> OneImage:
     _check_names(options)
     optional: dict[str, Any] = {}
     if options["image"]:
-        optional["image"] = options["image"]
+        optional["container_image"] = options["image"]
     return OneImage(
         spec=replace(spec, model=options["model"] or spec.model, refiner=options["refiner"] or spec.refiner),
         digest=digest,

@@ -26,7 +26,7 @@ def said(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str, str
         (["--ranks", "1024"], "ranks: 1024"),
         (["--ranks", "6", "--gpus-per-pod", "4"], "ranks: 6 is not a multiple of the 4"),
         (["--ranks", "0"], "ranks: '0'"),
-        ([], "ranks: None"),
+        ([], "ranks: missing"),
         (["--ranks", "8", "--gpus-per-pod", "many"], "gpus-per-pod: 'many'"),
         (["--ranks", "8", "--queue", "Night Shift"], "queue: 'Night Shift'"),
         (["--ranks", "8", "--queue", "night/urgent"], "queue: 'night/urgent'"),
