@@ -26,9 +26,9 @@ def commands_of_the_readme() -> list[str]:
 
 @pytest.mark.parametrize("line", commands_of_the_readme())
 def test_the_readmes_commands_parse(line: str) -> None:
-    words = shlex.split(line, comments=True)[1:]
-    command = cli.commands[words[0]]
-    command.make_context(words[0], words[1:])
+    arguments = shlex.split(line, comments=True)[1:]
+    command = cli.commands[arguments[0]]
+    command.make_context(arguments[0], arguments[1:])
 
 
 def test_the_readmes_make_targets_exist() -> None:

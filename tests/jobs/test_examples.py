@@ -55,9 +55,9 @@ class Home:
     done: tuple[str, str]
     """(job, batch) of the done one."""
 
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*CHORALE, *words],
+            [*CHORALE, *arguments],
             capture_output=True,
             text=True,
             cwd=self.folder,
@@ -75,8 +75,10 @@ class Home:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, moto: Bucket) -> Home:
     made = Home(tmp_path_factory.mktemp("home"), moto)
-    for words, folder in ((("a vase",), "vase"), (("--spec", "examples/shelf.yaml"), "shelf")):
-        rendered = made.run("render", *words, "--size", "128x128", "--steps", "1", "--out", f"out/{folder}")
+    for arguments, folder in ((("a vase",), "vase"), (("--spec", "examples/shelf.yaml"), "shelf")):
+        rendered = made.run(
+            "render", *arguments, "--size", "128x128", "--steps", "1", "--out", f"out/{folder}"
+        )
         assert rendered.returncode == 0, rendered.stderr
     with credentials(moto):
         folder, bucket = LocalStore(made.folder / "out" / "vase"), moto.store("s3://studio/vase")
@@ -95,50 +97,55 @@ def home(tmp_path_factory: pytest.TempPathFactory, moto: Bucket) -> Home:
 
 @pytest.mark.parametrize("line", examples())
 def test_the_example_works(home: Home, line: str) -> None:
-    words = shlex.split(line)[1:]
-    if words[0] in FOREVER:
-        process = start(*_own_address(words), **home.environment)
-        wait_until(lambda: _answers(words) if words[0] == "serve" else _has_a_node(home), 30)
+    arguments = shlex.split(line)[1:]
+    if arguments[0] in FOREVER:
+        process = start(*_own_address(arguments), **home.environment)
+        wait_until(lambda: _answers(arguments) if arguments[0] == "serve" else _has_a_node(home), 30)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
         assert process.returncode == 0
         return
-    finished = home.run(*_prepared(home, words))
+    finished = home.run(*_prepared(home, arguments))
     assert finished.returncode == 0, (line, finished.stderr)
 
 
-def _prepared(home: Home, words: list[str]) -> list[str]:
+def _prepared(home: Home, arguments: list[str]) -> list[str]:
     """The same command, small, about things that are there."""
-    verb = words[0]
+    verb = arguments[0]
     done, batch = home.done
-    if "3fa9" in words and verb in ("cancel", "pause", "resume", "retry", "priority"):
-        done, _ = home.submit(f"for {' '.join(words)}")
+    if "3fa9" in arguments and verb in ("cancel", "pause", "resume", "retry", "priority"):
+        done, _ = home.submit(f"for {' '.join(arguments)}")
         before = {"resume": "pause", "retry": "cancel"}.get(verb)
         if before:
             home.run(before, done)
-    words = [done if word == "3fa9" else batch if word == "8c1f00aa3b52" else word for word in words]
+    arguments = [
+        done if argument == "3fa9" else batch if argument == "8c1f00aa3b52" else argument
+        for argument in arguments
+    ]
     if verb == "upscale":
-        words = [str(home.picture) if word == "examples/vase.webp" else word for word in words]
-        words += ["--steps", "1"]
+        arguments = [
+            str(home.picture) if argument == "examples/vase.webp" else argument for argument in arguments
+        ]
+        arguments += ["--steps", "1"]
     if verb in ("render", "submit"):
         for flag, value in SMALL:
-            words += [flag, value]
-        words += ["--out", f"out/{abs(hash(tuple(words)))}"] if verb == "render" else []
+            arguments += [flag, value]
+        arguments += ["--out", f"out/{abs(hash(tuple(arguments)))}"] if verb == "render" else []
     if verb == "watch":
-        words += ["--until-done", "--batch", batch]
-    return words
+        arguments += ["--until-done", "--batch", batch]
+    return arguments
 
 
-def _own_address(words: list[str]) -> list[str]:
-    return ["127.0.0.1" if word == "10.0.0.11" else word for word in words]
+def _own_address(arguments: list[str]) -> list[str]:
+    return ["127.0.0.1" if argument == "10.0.0.11" else argument for argument in arguments]
 
 
 def _has_a_node(home: Home) -> bool:
     return any(node["up"] for node in last_json(home.run("nodes", "--json").stdout)["nodes"])
 
 
-def _answers(words: list[str]) -> bool:
-    port = int(words[words.index("--port") + 1]) if "--port" in words else PORT
+def _answers(arguments: list[str]) -> bool:
+    port = int(arguments[arguments.index("--port") + 1]) if "--port" in arguments else PORT
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("GET", "/healthz")

@@ -58,12 +58,12 @@ def test_a_job_from_submission_to_cancelling_and_back() -> None:
 def test_a_catalog_is_queued_once(home: Path) -> None:
     catalog = home / "catalog.csv"
     catalog.write_text("custom_id,color,product\n1,red,vase\n2,blue,mug\n")
-    words = ("submit", str(catalog), "--template", "a {color} {product}", "--size", "128x128")
-    assert chorale(*words, "--dry-run") == {"rows": 2, "bad": 0, "dry_run": True}
+    arguments = ("submit", str(catalog), "--template", "a {color} {product}", "--size", "128x128")
+    assert chorale(*arguments, "--dry-run") == {"rows": 2, "bad": 0, "dry_run": True}
     assert chorale("list")["jobs"] == []
-    assert chorale(*words)["new"] == 2
+    assert chorale(*arguments)["new"] == 2
     catalog.write_text(catalog.read_text() + "3,white,bowl\n")
-    again = chorale(*words)
+    again = chorale(*arguments)
     assert (again["new"], again["known"]) == (1, 2)
 
 
@@ -95,7 +95,7 @@ def test_queues_are_made_shown_and_deleted(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(
-    ("words", "part"),
+    ("arguments", "part"),
     [
         (("submit",), "prompt"),
         (("submit", "x", "--size", "100x100"), "multiple of 8"),
@@ -113,9 +113,9 @@ def test_queues_are_made_shown_and_deleted(capsys: pytest.CaptureFixture[str]) -
     ],
 )
 def test_mistakes_are_told_and_nothing_is_queued(
-    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], part: str
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], part: str
 ) -> None:
-    code, text = refused(capsys, *words)
+    code, text = refused(capsys, *arguments)
     assert code == 2 and part in text and "Traceback" not in text
     assert chorale("list")["jobs"] == [] and chorale("queues")["queues"] == []
 
@@ -128,12 +128,12 @@ def test_an_agent_whose_metrics_port_is_taken_does_not_join(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        words = ["agent", "--name", "n1", "--slots", "1"]
+        arguments = ["agent", "--name", "n1", "--slots", "1"]
         if asked == "flag":
-            words += ["--metrics-address", address]
+            arguments += ["--metrics-address", address]
         else:
             monkeypatch.setenv("CHORALE_METRICS_ADDRESS", address)
-        code, text = refused(capsys, *words)
+        code, text = refused(capsys, *arguments)
     assert code == 2 and f"metrics_address: {address} is not available" in text
     assert chorale("nodes")["nodes"] == []
 

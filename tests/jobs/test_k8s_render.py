@@ -12,7 +12,7 @@ from jobs.cli.main import main
 VASE = str(Path(__file__).parent.parent.parent / "examples" / "vase.yaml")
 
 
-def said(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str, str]:
+def k8s_render(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as end:
         main(["k8s", "render", *flags])
     captured = capsys.readouterr()
@@ -38,25 +38,27 @@ def said(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str, str
     ],
 )
 def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str], flags: list[str], names: str) -> None:
-    code, output, errors = said(capsys, VASE, *flags)
+    code, output, errors = k8s_render(capsys, VASE, *flags)
     assert code == 2 and output == ""
     assert names in errors and errors.count("\n") == 1
 
 
 def test_a_picture_to_start_from_is_for_a_farm(capsys: pytest.CaptureFixture[str]) -> None:
-    code, output, errors = said(capsys, VASE.replace("vase.yaml", "restyle.yaml"), "--ranks", "1")
+    code, output, errors = k8s_render(capsys, VASE.replace("vase.yaml", "restyle.yaml"), "--ranks", "1")
     assert code == 2 and output == "" and "submit this image to a farm" in errors
 
 
 def test_a_spec_that_cannot_be_read_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, output, errors = said(capsys, str(tmp_path / "none.yaml"), "--ranks", "1")
+    code, output, errors = k8s_render(capsys, str(tmp_path / "none.yaml"), "--ranks", "1")
     assert code == 2 and output == "" and "cannot be read" in errors
 
 
 def test_a_prompt_is_no_place_for_variables(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Kubernetes would replace $(HOME) in an argument; in the file it stays a part of the picture."""
     (tmp_path / "spec.yaml").write_text("prompt: 'a sign that says $(HOME): €5'\nmodel: builtin\n")
-    code, output, _ = said(capsys, str(tmp_path / "spec.yaml"), "--ranks", "2", "--model", "/models/one")
+    code, output, _ = k8s_render(
+        capsys, str(tmp_path / "spec.yaml"), "--ranks", "2", "--model", "/models/one"
+    )
     assert code == 0
     objects = {document["kind"]: document for document in yaml.safe_load_all(output)}
     spec = yaml.safe_load(objects["ConfigMap"]["data"]["spec.json"])

@@ -50,8 +50,8 @@ def test_gc_takes_only_what_nobody_needs_and_only_when_told(home: Path) -> None:
     ended = unfinished(home, cancelled["digest"], 30)
     finished = unfinished(home, "f" * 64, 30, manifest=True)
     fresh = unfinished(home, "e" * 64, 1)
-    told = chorale("gc")
-    assert sorted(told["paths"]) == sorted([str(ended), str(finished)]) and told["bytes"] == 2000
+    found = chorale("gc")
+    assert sorted(found["paths"]) == sorted([str(ended), str(finished)]) and found["bytes"] == 2000
     assert ended.exists()
     assert chorale("gc", "--yes")["removed"] is True
     assert [path.exists() for path in (kept, ended, finished, fresh)] == [True, False, False, True]
@@ -73,8 +73,8 @@ def test_gc_looks_into_a_bucket_too(moto: Bucket, monkeypatch: pytest.MonkeyPatc
         store.within("f").put("work/block-0-0", b"x", "text/plain")
         store.within("e").put("work/checkpoint", b"x", "text/plain")
         store.put("logs/1234-0001-n1.log", b"x", "text/plain")
-        told = chorale("gc", "--older-than", "0", "--yes")
-        assert told["paths"] == [f"{url}/e/work", f"{url}/f/work", f"{url}/logs/1234-0001-n1.log"]
+        found = chorale("gc", "--older-than", "0", "--yes")
+        assert found["paths"] == [f"{url}/e/work", f"{url}/f/work", f"{url}/logs/1234-0001-n1.log"]
         assert [entry.key for entry in store.entries()] == kept
 
 

@@ -1,4 +1,4 @@
-"""Who gets in: tokens, sessions, other sites, other names, bodies that are too large."""
+"""Access to the board: tokens, sessions, other sites, other host names, request bodies that are too large."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.board import RunningBoard
 from tests.support.cli import chorale
 
 
-def test_other_addresses_than_loopback_want_tokens(tmp_path: Path) -> None:
+def test_addresses_other_than_loopback_need_tokens(tmp_path: Path) -> None:
     refused = chorale("serve", "--host", "0.0.0.0", "--port", "0")
     assert refused.returncode == 2
     assert refused.stderr.strip().count("\n") == 0 and "CHORALE_TOKENS_FILE" in refused.stderr
@@ -39,7 +39,7 @@ def test_a_tokens_file_that_cannot_be_used(tmp_path: Path, text: str, problem: s
     assert "abcdefgh" not in str(caught.value) and "short" not in str(caught.value).replace("shorter", "")
 
 
-def test_a_session_is_signed_and_says_no_secret(tmp_path: Path) -> None:
+def test_a_session_is_signed_and_holds_no_secret(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text(f"operator={OPERATOR}\nviewer={VIEWER}\n")
     access = read_access(str(file))
@@ -57,7 +57,7 @@ def test_a_session_is_signed_and_says_no_secret(tmp_path: Path) -> None:
     assert read_access(str(file)).session_of(session.cookie) is None
 
 
-def test_tokens_open_what_they_are_for_and_are_never_logged(locked: RunningBoard) -> None:
+def test_tokens_have_roles_and_are_never_logged(locked: RunningBoard) -> None:
     job = {"prompt": "a vase", "size": "128x128"}
     assert locked.ask("/healthz").status == 200
     assert locked.ask("/api/v1/jobs").status == 401
@@ -97,16 +97,16 @@ def test_other_names_and_other_sites_are_refused(quiet_board: RunningBoard) -> N
     job = {"prompt": "a vase", "size": "128x128"}
     assert ask("/api/v1/jobs", "POST", job, origin="https://evil.example").status == 403
     assert ask("/api/v1/jobs", "POST", job, sec_fetch_site="cross-site").status == 403
-    assert ask("/submit", "POST", b"prompt=x", **_FORM).status == 403, "a form without its word"
+    assert ask("/submit", "POST", b"prompt=x", **_FORM).status == 403, "a form without its CSRF token"
     assert ask("/api/v1/batches").json == before
 
 
 def test_a_form_of_this_session_is_taken(quiet_board: RunningBoard) -> None:
     page = quiet_board.ask("/submit")
     cookie = page.headers["set-cookie"].partition(";")[0]
-    word = re.search(rb'name="csrf_token" value="([\w-]+)"', page.body)
-    assert word is not None
-    form = urlencode({"csrf_token": word[1].decode(), "prompt": "a mug", "size": "100x100"}).encode()
+    token = re.search(rb'name="csrf_token" value="([\w-]+)"', page.body)
+    assert token is not None
+    form = urlencode({"csrf_token": token[1].decode(), "prompt": "a mug", "size": "100x100"}).encode()
     refused = quiet_board.ask("/submit", "POST", form, cookie=cookie, **_FORM)
     assert refused.status == 400 and b"multiple of 8" in refused.body and b"a mug</textarea>" in refused.body
     answer = quiet_board.ask("/submit", "POST", form.replace(b"100x100", b"128x128"), cookie=cookie, **_FORM)
@@ -125,7 +125,7 @@ def test_bodies_are_limited_with_and_without_a_length(quiet_board: RunningBoard)
             for _ in range(LARGEST_BODY // (1 << 16) + 1):
                 raw.sendall(chunk)
         except OSError:
-            pass  # It has answered and closed before the end.
+            pass  # The server answered and closed the connection early.
         assert b" 413 " in raw.recv(1000).splitlines()[0]
 
 

@@ -1,4 +1,4 @@
-"""What people do with the board, in a real browser."""
+"""The board in a real browser."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.jobs.board.conftest import OPERATOR, VIEWER, Atelier
+from tests.jobs.board.conftest import OPERATOR, VIEWER, SmallFarm
 from tests.support.board import RunningBoard
 from tests.support.cli import wait_until
 from tests.support.services import require
@@ -28,27 +28,27 @@ def browser() -> Iterator[Browser]:
 
     with sync_playwright() as playwright:
         # Chromium does not put root into a sandbox; what it opens here is ours.
-        words = ["--no-sandbox"] if os.geteuid() == 0 else []
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=words)
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield opened
         opened.close()
 
 
 @pytest.fixture
-def page(browser: Browser, atelier: Atelier) -> Iterator[Page]:
-    """A page that may not complain: an error on its console, of a script or of the policy, fails the test."""
-    context = browser.new_context(base_url=atelier.board.address)
-    made, complaints = context.new_page(), list[str]()
+def page(browser: Browser, small_farm: SmallFarm) -> Iterator[Page]:
+    """A page; errors on its console, of scripts or of the content security policy, fail the test."""
+    context = browser.new_context(base_url=small_farm.board.address)
+    made, errors = context.new_page(), list[str]()
     made.set_default_timeout(_SLOW_MS)
-    made.on("pageerror", lambda error: complaints.append(str(error)))
-    made.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    made.on("pageerror", lambda error: errors.append(str(error)))
+    made.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     yield made
     context.close()
-    assert complaints == []
+    assert errors == []
 
 
 def see(page: Page, condition: str) -> None:
-    """Wait until an expression is true. Playwright's own waiting evaluates text, which our policy forbids."""
+    """Wait until an expression is true. Playwright's own waiting uses eval, which the policy forbids."""
     wait_until(lambda: page.evaluate(condition), _SLOW_MS / 1000)
 
 
@@ -64,7 +64,7 @@ def submit(page: Page, prompt: str, size: str, steps: int) -> None:
 def test_an_image_is_submitted_watched_and_zoomed_to_its_last_level(page: Page) -> None:
     submit(page, "a blue mug", "384x384", 10)
     job = page.url.rpartition("/")[2]
-    # Nobody reloads: the stream brings a bar that has moved, then a picture of an unfinished stage, then all.
+    # Without reloading: the stream brings progress, then the preview of a stage, then the image.
     see(page, "document.querySelector('progress')?.value > 0")
     first = page.locator("progress").first.get_attribute("value")
     bar = "document.querySelector('progress')?.value ?? 1"
@@ -74,14 +74,14 @@ def test_an_image_is_submitted_watched_and_zoomed_to_its_last_level(page: Page) 
     page.get_by_role("button", name="1:1").click()
     for _ in range(3):
         page.get_by_role("button", name="Zoom in").click()
-    # 384 px: level 9 is the picture's own.
+    # 384 px: level 9 is the full resolution.
     see(page, "performance.getEntriesByType('resource').some(e => e.name.includes('image_files/9/'))")
     see(page, "window.chorale.viewers[0].world.getItemAt(0).getFullyLoaded()")
     assert job in page.url
 
 
-def test_two_images_move_under_one_pan_and_zoom(page: Page, atelier: Atelier) -> None:
-    left, right = atelier.done
+def test_two_images_move_under_one_pan_and_zoom(page: Page, small_farm: SmallFarm) -> None:
+    left, right = small_farm.done
     page.goto(f"/compare?left={left}&right={right}")
     see(page, "window.chorale?.viewers.every(v => v.world.getItemAt(0)?.getFullyLoaded())")
     before = page.evaluate("chorale.viewers[1].viewport.getZoom()")
@@ -92,33 +92,33 @@ def test_two_images_move_under_one_pan_and_zoom(page: Page, atelier: Atelier) ->
     assert views[0] == pytest.approx(views[1], rel=1e-6) and views[1][0] > before
 
 
-def test_a_rendering_job_is_cancelled_and_others_see_it(page: Page, atelier: Atelier) -> None:
-    submit(page, "a bowl that nobody wants", "1024x1024", 60)
+def test_a_rendering_job_is_cancelled_and_others_see_it(page: Page, small_farm: SmallFarm) -> None:
+    submit(page, "a bowl to cancel", "1024x1024", 60)
     job = page.url.rpartition("/")[2]
     see(page, "document.querySelector('progress')?.value > 0")
     page.on("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Cancel").click()
     page.locator(".status-line .state.cancelled").wait_for()
-    assert atelier.state_of(job) == "cancelled"
+    assert small_farm.state_of(job) == "cancelled"
     page.goto("/jobs?state=cancelled")
     page.locator(f"#job-{job}").wait_for()
 
 
-def test_a_prompt_is_text_wherever_it_is_shown(page: Page, atelier: Atelier) -> None:
+def test_a_prompt_is_text_wherever_it_is_shown(page: Page, small_farm: SmallFarm) -> None:
     prompt = '<img src=x onerror="window.hit=1"><script>window.hit=1</script> \'"&'
     image = {"prompt": prompt, "size": "128x128", "queue": "xss", "not_before": "2099-01-01T00:00+00:00"}
-    made = atelier.board.ask("/api/v1/jobs", "POST", image | {"owner": "a b"}).json
+    made = small_farm.board.ask("/api/v1/jobs", "POST", image | {"owner": "a b"}).json
     for path in ("/jobs?queue=xss", f"/jobs/{made['job']}", "/batches", f"/submit?job={made['job']}"):
         page.goto(path)
         shown = page.locator("textarea").input_value() if "submit" in path else page.inner_text("main")
         assert prompt[:60] in shown
-        # The stream says the same again after a moment; that part must be text too.
+        # The stream sends the same block again after a moment; the prompt must be text there too.
         if "submit" not in path:
             page.locator(".pulse.on").wait_for()
         assert page.evaluate("window.hit") is None
     page.goto(f"/jobs?q={'<script>window.hit=1</script>'}&owner=<b>")
     assert page.evaluate("window.hit") is None
-    atelier.board.ask(f"/api/v1/jobs/{made['job']}/cancel", "POST")
+    small_farm.board.ask(f"/api/v1/jobs/{made['job']}/cancel", "POST")
 
 
 def test_a_token_is_refused_and_another_lets_in(browser: Browser, locked: RunningBoard) -> None:
@@ -131,7 +131,7 @@ def test_a_token_is_refused_and_another_lets_in(browser: Browser, locked: Runnin
         page.get_by_role("button", name="Log in").click()
         page.get_by_role("alert").wait_for()
         assert "Invalid token" in page.inner_text("main")
-        assert page.get_by_role("navigation").count() == 0, "a stranger is shown nothing"
+        assert page.get_by_role("navigation").count() == 0, "without a token nothing is shown"
         for token, may_submit in ((VIEWER, 0), (OPERATOR, 1)):
             page.goto("/login?next=/jobs")
             page.get_by_label("Token").fill(token)

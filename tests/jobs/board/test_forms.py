@@ -18,17 +18,17 @@ CATALOG = "custom_id,color,product\n1,red,vase\n2,blue,mug\n"
 class Visitor:
     board: RunningBoard
     cookie: str
-    word: str
+    token: str
 
     def send(self, path: str, **fields: str) -> Answer:
-        body = urlencode(fields | {"csrf_token": self.word}).encode()
+        body = urlencode(fields | {"csrf_token": self.token}).encode()
         kind = "application/x-www-form-urlencoded"
         return self.board.ask(path, "POST", body, cookie=self.cookie, content_type=kind)
 
     def upload(self, name: str, text: str, **fields: str) -> Answer:
         parts = [
             f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'
-            for field, value in (fields | {"csrf_token": self.word}).items()
+            for field, value in (fields | {"csrf_token": self.token}).items()
         ]
         head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
         body = ("".join(parts) + head + text + f"\r\n--{_BOUNDARY}--\r\n").encode()
@@ -39,9 +39,9 @@ class Visitor:
 @pytest.fixture
 def visitor(quiet_board: RunningBoard) -> Visitor:
     page = quiet_board.ask("/submit")
-    word = re.search(rb'name="csrf_token" value="([\w-]+)"', page.body)
-    assert word is not None
-    return Visitor(quiet_board, page.headers["set-cookie"].partition(";")[0], word[1].decode())
+    token = re.search(rb'name="csrf_token" value="([\w-]+)"', page.body)
+    assert token is not None
+    return Visitor(quiet_board, page.headers["set-cookie"].partition(";")[0], token[1].decode())
 
 
 def test_a_catalog_is_uploaded_and_steered(visitor: Visitor) -> None:

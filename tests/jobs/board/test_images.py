@@ -1,4 +1,4 @@
-"""Pictures through the board: whole, in parts, from caches; and nothing else of the store."""
+"""Image files through the board: whole, as ranges and from caches; and no other file of the store."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import json
 
 import pytest
 
-from tests.jobs.board.conftest import Atelier
+from tests.jobs.board.conftest import SmallFarm
 
 
-def test_every_tile_of_the_manifest_comes_through(atelier: Atelier) -> None:
-    base = f"/jobs/{atelier.done[0]}/image"
-    manifest = json.loads(atelier.board.ask(f"{base}/manifest.json").body)
+def test_every_tile_of_the_manifest_comes_through(small_farm: SmallFarm) -> None:
+    base = f"/jobs/{small_farm.done[0]}/image"
+    manifest = json.loads(small_farm.board.ask(f"{base}/manifest.json").body)
     for key, known in manifest["tiles"].items():
-        answer = atelier.board.ask(f"{base}/{key}")
+        answer = small_farm.board.ask(f"{base}/{key}")
         assert (answer.status, len(answer.body)) == (200, known["bytes"])
         assert answer.headers["content-type"] == "image/png"
         assert "immutable" in answer.headers["cache-control"] and "set-cookie" not in answer.headers
 
 
-def test_ranges_and_caches(atelier: Atelier) -> None:
-    path, ask = f"/jobs/{atelier.done[0]}/image/image_files/8/0_0.png", atelier.board.ask
+def test_ranges_and_caches(small_farm: SmallFarm) -> None:
+    path, ask = f"/jobs/{small_farm.done[0]}/image/image_files/8/0_0.png", small_farm.board.ask
     whole = ask(path)
     size = len(whole.body)
     for asked, start, end in (
@@ -43,14 +43,14 @@ def test_ranges_and_caches(atelier: Atelier) -> None:
     "key",
     ["spec.json", "../../farm.db", "image_files/8/..%2f..%2fspec.json", "work/x", "image_files/99/0_0.png"],
 )
-def test_nothing_else_of_the_store_is_served(atelier: Atelier, key: str) -> None:
-    assert atelier.board.ask(f"/jobs/{atelier.done[0]}/image/{key}").status == 404
+def test_nothing_else_of_the_store_is_served(small_farm: SmallFarm, key: str) -> None:
+    assert small_farm.board.ask(f"/jobs/{small_farm.done[0]}/image/{key}").status == 404
 
 
-def test_an_image_that_is_not_finished_is_not_there(atelier: Atelier) -> None:
+def test_an_image_that_is_not_finished_is_not_there(small_farm: SmallFarm) -> None:
     image = {"prompt": "later", "size": "128x128", "not_before": "2099-01-01T00:00+00:00"}
-    job = atelier.board.ask("/api/v1/jobs", "POST", image).json["job"]
-    assert atelier.board.ask(f"/jobs/{job}/image/manifest.json").status == 404
-    assert atelier.board.ask(f"/jobs/{job}/preview").status == 404
-    assert atelier.board.ask(f"/jobs/{job}/view").status == 400
-    assert atelier.board.ask(f"/api/v1/jobs/{job}/cancel", "POST").status == 200
+    job = small_farm.board.ask("/api/v1/jobs", "POST", image).json["job"]
+    assert small_farm.board.ask(f"/jobs/{job}/image/manifest.json").status == 404
+    assert small_farm.board.ask(f"/jobs/{job}/preview").status == 404
+    assert small_farm.board.ask(f"/jobs/{job}/view").status == 400
+    assert small_farm.board.ask(f"/api/v1/jobs/{job}/cancel", "POST").status == 200
