@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.board.board import Board
+from jobs.board.spec_body import SpecBody, spec_values
 from jobs.db.board_queries import Cursor, attempts_of, batch_rows, page_jobs, show_batch
 from jobs.db.commands import VERBS, apply_command, apply_to_all, set_priority
 from jobs.db.leases import lock_placement
@@ -19,7 +20,6 @@ from jobs.db.state_machine import STATES
 from jobs.db.submission import MAX_RANKS, JobOptions, parse_moment
 from jobs.estimate import estimate
 from jobs.logs import LogReader
-from render.spec import parse_size
 
 WHO = "the board"
 State = Literal["queued", "placing", "rendering", "publishing", "done", "paused", "failed", "cancelled"]
@@ -32,49 +32,17 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Image(_Strict):
-    """One image to render. What is left out has the default that `chorale render --help` tells."""
+class Image(SpecBody):  # type: ignore[misc, valid-type]
+    """One image to render: fields of the spec, and how its job is run."""
 
-    prompt: str
-    negative_prompt: str | None = None
-    size: str | None = Field(
-        None, description="WIDTHxHEIGHT in pixels, multiples of 8.", examples=["1024x1024"]
-    )
-    seed: int | None = None
-    steps: int | None = None
-    guidance_scale: float | None = None
-    sampler: str | None = None
-    model: str | None = Field(None, description="builtin, or a model that this farm has met already.")
-    blend: str | None = None
-    dtype: str | None = None
-    format: str | None = None
-    quality: int | None = None
-    wrap: str | None = Field(None, description="Sides that join without a seam: x, y or xy.")
-    strength: float | None = None
-    ilvr: float | None = None
-    skip_residual: float | None = None
-    dilated: float | None = None
-    cross_attention: float | None = None
-    cross_attention_form: str | None = None
-    variation: int | None = Field(None, description="Another finish of the same composition.")
-    boxes: list[str] | None = Field(
-        None,
-        description="Prompts for parts of the picture.",
-        examples=[["0,0,0.5,1: a red vase"]],
-    )
-    tile_set: list[str] | None = Field(
-        None,
-        description="Tiles, each with the marks of its left, right, top and bottom; sides of one mark join.",
-        examples=[["lawn: a,b,,", "path: b,a,,"]],
-    )
-    window_batch: int | None = None
-    tile_size: int | None = None
     queue: Name = "default"
     owner: Name = WHO
     priority: int | None = Field(None, ge=0, le=100)
-    ranks: int | None = Field(None, ge=1, le=MAX_RANKS, description="As many as are useful unless told.")
+    ranks: int | None = Field(
+        None, ge=1, le=MAX_RANKS, description="Ranks of the group; as many as are useful unless given."
+    )
     not_before: str | None = Field(None, description="Earliest start, e.g. 2026-11-21T22:00+01:00.")
-    deadline: str | None = Field(None, description="When it should be done, in the same form.")
+    deadline: str | None = Field(None, description="When it should be done, e.g. 2026-11-22T07:00+01:00.")
 
     def terms(self) -> JobOptions:
         """How it is to be run; raises `BadInput`."""
@@ -86,16 +54,6 @@ class Image(_Strict):
             not_before=parse_moment("not_before", self.not_before),
             deadline=parse_moment("deadline", self.deadline),
         )
-
-    def spec_values(self) -> dict[str, Any]:
-        """What decides the pixels, by the spec's own names; raises `BadInput` for a size that is none."""
-        values = self.model_dump(exclude_none=True, exclude=set(_TERMS) | {"size"})
-        if self.size is not None:
-            values["width"], values["height"] = parse_size(self.size)
-        return values
-
-
-_TERMS = ("queue", "owner", "priority", "ranks", "not_before", "deadline")
 
 
 class Selection(_Strict):
@@ -166,7 +124,7 @@ def list_jobs(
 def submit_image(board: Here, image: Image) -> dict[str, Any]:
     """Submit an image. An image that was submitted before gets no second job."""
     terms = image.terms()
-    receipt = board.submit(image.spec_values(), terms)
+    receipt = board.submit(spec_values(image), terms)
     with board.farm.database.read() as connection:
         (row,) = batch_rows(connection, receipt.batch, 1)
     return asdict(receipt) | {"queue": terms.queue, "job": row["id"]}

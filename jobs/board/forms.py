@@ -1,4 +1,4 @@
-"""What the pages' forms do. Each brings its session's word along, and ends with a page to look at."""
+"""The POST handlers of the pages' forms. Each one checks the CSRF token and redirects to a page."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from jobs.board import pages
 from jobs.board.api import WHO
 from jobs.board.board import Board
 from jobs.board.middleware import cookie_line
+from jobs.board.spec_form import entered_values, kept_values
 from jobs.board.templating import page
 from jobs.db.board_queries import batch_rows
 from jobs.db.commands import VERBS, apply_command, apply_to_all
@@ -28,44 +29,27 @@ from jobs.db.queries import Filter, job_ids, show_job
 from jobs.db.queues import set_queue
 from jobs.db.submission import JobOptions, parse_moment, parse_ranks, submit
 from render.errors import BadInput
-from render.spec import parse_size
 
-_TEXT = ("prompt", "negative_prompt", "sampler", "model", "blend", "dtype", "format")
-_WHOLE = ("seed", "variation", "steps", "quality", "window_batch", "tile_size")
-_REAL = ("guidance_scale", "strength", "skip_residual")
-_KEPT = (
-    "init",
-    "boxes",
-    "tile_set",
-    "wrap",
-    "ilvr",
-    "dilated",
-    "cross_attention",
-    "cross_attention_form",
-    "refiner",
-    "refiner_start",
-)
-"""What a variation has from its original: the form has no field for these."""
 _FIELDS, _SHOWN = 60, 8
 _ENDINGS = (".csv", ".jsonl")
-"""Not YAML: a few lines of it can stand for more than any memory holds."""
+"""Not YAML: aliases let a few lines expand to more than any memory holds."""
 
 router = APIRouter(include_in_schema=False)
-Work = Callable[[Board, Request, dict[str, Any]], Response]
+Handler = Callable[[Board, Request, dict[str, Any]], Response]
 
 
-async def _taken(request: Request, work: Work) -> Response:
-    """Read the form, check its word, and do the work beside the event loop."""
+async def _handle(request: Request, handler: Handler) -> Response:
+    """Read the form, check its CSRF token, and run the handler in a thread."""
     board: Board = request.app.state.board
     async with request.form(max_files=1, max_fields=_FIELDS, max_part_size=1 << 20) as form:
         session = request.state.session
         if session is None or not board.access.is_csrf_token(session, str(form.get("csrf_token", ""))):
             raise HTTPException(403, "the form has expired; reload the page")
-        return await run_in_threadpool(work, board, request, _values(form))
+        return await run_in_threadpool(handler, board, request, _values(form))
 
 
 def _values(form: FormData) -> dict[str, Any]:
-    """Texts without blanks around them, nor null bytes, which no database takes."""
+    """Values without surrounding blanks and null bytes, which no database takes."""
     return {
         name: value if isinstance(value, UploadFile) else value.replace("\0", "").strip()
         for name, value in form.items()
@@ -75,7 +59,7 @@ def _values(form: FormData) -> dict[str, Any]:
 @router.post("/jobs/{job}/do")
 async def steer(request: Request, job: str) -> Response:
     """Cancel, pause, resume or retry a job."""
-    return await _taken(request, _steer)
+    return await _handle(request, _steer)
 
 
 def _steer(board: Board, request: Request, form: dict[str, Any]) -> Response:
@@ -88,8 +72,8 @@ def _steer(board: Board, request: Request, form: dict[str, Any]) -> Response:
 
 @router.post("/batches/{batch}/do")
 async def steer_batch(request: Request, batch: str) -> Response:
-    """The same for all jobs of a batch."""
-    return await _taken(request, _steer_batch)
+    """Cancel, pause, resume or retry all jobs of a batch."""
+    return await _handle(request, _steer_batch)
 
 
 def _steer_batch(board: Board, request: Request, form: dict[str, Any]) -> Response:
@@ -104,8 +88,8 @@ def _steer_batch(board: Board, request: Request, form: dict[str, Any]) -> Respon
 
 @router.post("/queues/{name}/do")
 async def steer_queue(request: Request, name: str) -> Response:
-    """Stop or go on placing a queue's jobs."""
-    return await _taken(request, _steer_queue)
+    """Pause or resume a queue."""
+    return await _handle(request, _steer_queue)
 
 
 def _steer_queue(board: Board, request: Request, form: dict[str, Any]) -> Response:
@@ -117,8 +101,8 @@ def _steer_queue(board: Board, request: Request, form: dict[str, Any]) -> Respon
 
 @router.post("/nodes/{name}/do")
 async def drain(request: Request, name: str) -> Response:
-    """Place nothing more on a node, or place on it again."""
-    return await _taken(request, _drain)
+    """Drain or undrain a node."""
+    return await _handle(request, _drain)
 
 
 def _drain(board: Board, request: Request, form: dict[str, Any]) -> Response:
@@ -130,12 +114,13 @@ def _drain(board: Board, request: Request, form: dict[str, Any]) -> Response:
 @router.post("/submit")
 async def submit_one(request: Request) -> Response:
     """Queue one image."""
-    return await _taken(request, _submit_one)
+    return await _handle(request, _submit_one)
 
 
 def _submit_one(board: Board, request: Request, form: dict[str, Any]) -> Response:
     try:
-        receipt = board.submit(_kept(board, form.get("of")) | _spec_values(form), _terms(form))
+        original = _original(board, form["of"]) if form.get("of") else {}
+        receipt = board.submit(kept_values(original, form) | entered_values(form), _job_options(form))
     except BadInput as exc:
         return pages.form_page(request, form, str(exc))
     with board.farm.database.read() as connection:
@@ -143,19 +128,17 @@ def _submit_one(board: Board, request: Request, form: dict[str, Any]) -> Respons
     return _redirect(f"/jobs/{row['id']}", "" if receipt.new else "this image was submitted before")
 
 
-def _kept(board: Board, original: str | None) -> dict[str, Any]:
-    if not original:
-        return {}
-    job = board.job(original)
+def _original(board: Board, job: str) -> dict[str, Any]:
+    """The spec of the job that a variation is made of."""
     with board.farm.database.read() as connection:
-        spec = show_job(connection, job)["spec"]
-    return {name: spec[name] for name in _KEPT if spec.get(name) is not None}
+        spec: dict[str, Any] = show_job(connection, board.job(job))["spec"]
+    return spec
 
 
 @router.post("/submit/batch")
 async def submit_many(request: Request) -> Response:
     """Queue every row of a batch file."""
-    return await _taken(request, _submit_many)
+    return await _handle(request, _submit_many)
 
 
 def _submit_many(board: Board, request: Request, form: dict[str, Any]) -> Response:
@@ -172,17 +155,17 @@ def _submitted_batch(board: Board, form: dict[str, Any]) -> str:
     file = form.get("file")
     if not isinstance(file, UploadFile) or not file.filename:
         raise BadInput("file", None, f"is missing; choose a {' or '.join(_ENDINGS)}")
-    terms, name = _terms(form), Path(file.filename).name[:200]
+    options, name = _job_options(form), Path(file.filename).name[:200]
     if Path(name).suffix.lower() not in _ENDINGS:
-        raise BadInput("file", name, f"is neither of {' nor '.join(_ENDINGS)}; chorale submit takes YAML too")
+        raise BadInput("file", name, f"is not {' or '.join(_ENDINGS)}; chorale submit takes YAML too")
     with tempfile.TemporaryDirectory(prefix="chorale-batch-") as folder:
         path = Path(folder) / f"batch{Path(name).suffix.lower()}"
         path.write_bytes(file.file.read())
         reader = BatchReader(
             path=path,
             template=form.get("template") or None,
-            defaults={name: value for name, value in _spec_values(form).items() if name != "prompt"},
-            ignored=frozenset(word.strip() for word in form.get("ignore", "").split(",") if word.strip()),
+            defaults={name: value for name, value in entered_values(form).items() if name != "prompt"},
+            ignored=frozenset(name.strip() for name in form.get("ignore", "").split(",") if name.strip()),
             names_files=False,
         )
         for row in reader:
@@ -194,13 +177,13 @@ def _submitted_batch(board: Board, form: dict[str, Any]) -> str:
             more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
             raise BadInput("file", name, f"has {len(bad)} bad rows, so nothing was queued: {lines}{more}")
         if not good:
-            raise BadInput("file", name, "has no rows")
-        return submit(board.farm.database, batch_items(reader), name, terms).batch
+            raise BadInput("file", name, "has no rows; write one per image")
+        return submit(board.farm.database, batch_items(reader), name, options).batch
 
 
 @router.post("/login")
 async def log_in(request: Request) -> Response:
-    """Take a token, give a session."""
+    """Exchange a token for a session."""
     board: Board = request.app.state.board
     async with request.form(max_files=0, max_fields=4) as form:
         token, wanted = str(form.get("token", "")), str(form.get("next", "/"))
@@ -215,8 +198,8 @@ async def log_in(request: Request) -> Response:
 
 @router.post("/logout")
 async def log_out(request: Request) -> Response:
-    """Forget the browser's session."""
-    return await _taken(request, _log_out)
+    """End the session."""
+    return await _handle(request, _log_out)
 
 
 def _log_out(board: Board, request: Request, form: dict[str, Any]) -> Response:
@@ -232,30 +215,11 @@ def _verb(form: dict[str, Any]) -> str:
     return verb
 
 
-def _spec_values(form: dict[str, Any]) -> dict[str, Any]:
-    """What decides the pixels, by the spec's own names; what is left empty keeps its default."""
-    values: dict[str, Any] = {name: form[name] for name in _TEXT if form.get(name)}
-    for names, kind, what in ((_WHOLE, int, "a whole number"), (_REAL, float, "a number")):
-        for name in names:
-            if form.get(name):
-                values[name] = _number(name, form[name], kind, what)
-    if form.get("size"):
-        values["width"], values["height"] = parse_size(form["size"].replace(" ", "").replace("×", "x"))
-    return values
-
-
-def _number(name: str, text: str, kind: Callable[[str], Any], what: str) -> Any:
-    try:
-        return kind(text)
-    except ValueError as exc:
-        raise BadInput(name, text[:60], f"is not {what}") from exc
-
-
-def _terms(form: dict[str, Any]) -> JobOptions:
+def _job_options(form: dict[str, Any]) -> JobOptions:
     priority = form.get("priority")
     queue = form.get("queue") or "default"
     if len(queue) > 64:
-        raise BadInput("queue", queue[:64], "has more than 64 characters")
+        raise BadInput("queue", queue[:64], "has more than 64 characters; use a shorter name")
     if priority and not (priority.isascii() and priority.isdigit() and int(priority) <= 100):
         raise BadInput("priority", priority[:40], "is not a whole number from 0 to 100")
     return JobOptions(
@@ -269,7 +233,7 @@ def _terms(form: dict[str, Any]) -> JobOptions:
 
 
 def _is_ours(address: str) -> bool:
-    """A path of this board, not of another site."""
+    """Whether it is a path of this board, not a URL of another site."""
     parts = urlsplit(address)
     return (
         address.startswith("/")

@@ -17,6 +17,7 @@ from jobs.board.board import Board
 from jobs.board.images import manifest_key
 from jobs.board.live_pages import live_page
 from jobs.board.regions import regions_of
+from jobs.board.spec_form import form_groups, kept_labels
 from jobs.board.templating import page
 from jobs.db.board_queries import (
     Cursor,
@@ -39,7 +40,6 @@ from jobs.logs import LogReader
 from jobs.scheduler.pending_reason import pending_reason
 from render.errors import BadInput
 from render.models.folder import BUILTIN
-from render.spec import BLENDS, DTYPES, FORMATS, SAMPLERS, Spec
 
 _ROWS = 50
 _IMAGES = 120
@@ -298,21 +298,19 @@ def form_page(request: Request, values: dict[str, Any], error: str | None, part:
     with board.farm.database.read() as connection:
         models = {BUILTIN, *known_models(connection)} | ({values["model"]} if values.get("model") else set())
     given = {
-        "values": _DEFAULTS | values,
+        "values": _JOB_DEFAULTS | values,
+        "groups": form_groups(values, tuple(sorted(models))),
+        "kept": kept_labels(values),
         "error": error,
         "part": part,
-        "models": sorted(models),
         "queue_names": sorted({queue["name"] for queue in board.queues()} | {"default"}),
-        "choices": {"sampler": SAMPLERS, "blend": BLENDS, "dtype": DTYPES, "format": tuple(FORMATS)},
     }
     return page(request, "submit.html", given, 200 if error is None else 400)
 
 
-_BARE = Spec(prompt="x")
-_DEFAULTS: dict[str, Any] = {
-    **{name: getattr(_BARE, name) for name in _BARE.__dataclass_fields__},
+_JOB_DEFAULTS: dict[str, Any] = {
     "prompt": "",
-    "size": f"{_BARE.width}x{_BARE.height}",
+    "size": "",
     "queue": "default",
     "ranks": "auto",
     "priority": "",

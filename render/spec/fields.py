@@ -33,6 +33,8 @@ class Shown:
     unit: str = ""
     default: str = ""
     """What the default does, where the value does not say it."""
+    long: bool = False
+    """A sentence or more."""
     local: bool = False
     """Names a file or a model of the machine that it is given on, so no web page takes it."""
 
@@ -157,7 +159,7 @@ class SpecField:
         """The text that `parse` reads as this value; empty for the value that nothing stands for."""
         if value in (None, ()):
             return ""
-        if self.kind is list:
+        if self.kind is list and not isinstance(value, str):
             return "\n".join(
                 part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in value
             )

@@ -50,7 +50,7 @@ def beside(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def parse_size(text: str) -> tuple[int, int]:
     """`1536x1024` -> (width, height) in pixels; raises `BadInput` when it is not of that form."""
-    width, cross, height = text.lower().partition("x")
+    width, cross, height = text.lower().replace(" ", "").replace("×", "x").partition("x")
     if not (cross and _is_whole(width) and _is_whole(height)):
         raise BadInput("size", text, _SIZE_FORM)
     return int(width), int(height)

@@ -71,12 +71,12 @@ class Spec(Checked):
     prompt: Annotated[
         Filled,
         Field(description="What to render.", examples=["a red vase on a wooden table"]),
-        Shown(label="Prompt", group=IMAGE, flag="PROMPT"),
+        Shown(label="Prompt", group=IMAGE, flag="PROMPT", long=True),
     ]
     negative_prompt: Annotated[
         Text,
         Field(description="What the image should not show.", examples=["blurry, text"]),
-        Shown(label="Negative prompt", group=IMAGE),
+        Shown(label="Negative prompt", group=IMAGE, long=True),
     ] = ""
     width: Annotated[
         int,

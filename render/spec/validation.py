@@ -16,7 +16,9 @@ from render.errors import BadInput
 from render.spec.fields import SpecField, read_field
 
 # Strict: 3.5 is no number of steps, and true no number at all. A whole number is a float where one is wanted.
-CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+CONFIG = ConfigDict(
+    strict=True, extra="forbid", allow_inf_nan=False, json_schema_extra=lambda schema: _describe(schema)
+)
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -66,6 +68,11 @@ class Checked:
     def to_dict(self) -> dict[str, Any]:
         """Names and values, ready for JSON; `from_mapping` reads them again."""
         return asdict(self)
+
+
+def _describe(schema: dict[str, Any]) -> None:
+    # The rest of a docstring is for those who read the code.
+    schema["description"] = " ".join(str(schema.get("description", "")).partition("\n\n")[0].split())
 
 
 def _bad_input(model: type[Checked], details: list[ErrorDetails]) -> BadInput:

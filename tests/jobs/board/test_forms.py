@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import dataclass
 from urllib.parse import urlencode
@@ -62,7 +63,7 @@ def test_a_catalog_is_uploaded_and_steered(visitor: Visitor) -> None:
     [
         ("bad.csv", CATALOG + "1,white,bowl\n", b"already used in line 2"),
         ("empty.csv", "custom_id,color,product\n", b"has no rows"),
-        ("batch.yaml", "rows: []", b"neither of .csv nor .jsonl"),
+        ("batch.yaml", "rows: []", b"is not .csv or .jsonl"),
         ("", "", b"file: missing; choose a .csv or .jsonl"),
         ("models.jsonl", '{"color": "red", "product": "x", "model": "/etc"}\n', b"new to this farm"),
         ("refiner.jsonl", '{"color": "red", "product": "x", "refiner": "/etc"}\n', b"set on the board"),
@@ -101,14 +102,15 @@ def test_the_form_is_taken_as_its_page_has_it(visitor: Visitor) -> None:
         path = f"/submit?job={made.headers['location'].rpartition('/')[2]}"
 
 
-def test_a_variation_keeps_what_the_form_has_no_field_for(visitor: Visitor) -> None:
+def test_a_variation_keeps_what_the_form_does_not_have(visitor: Visitor) -> None:
     boxes = ["0,0,0.5,1: a blue vase"]
     tiles = ["one: a,b", "two: b,a"]
     image = {"prompt": "a table", "size": "256x128", "queue": "forms", "boxes": boxes, "variation": 2}
     image |= {"tile_set": tiles, "cross_attention": 0.5}
     original = visitor.board.ask("/api/v1/jobs", "POST", image).json["job"]
     page = visitor.board.ask(f"/submit?job={original}").body
-    assert b"it keeps its boxes and its tiles" in page
+    assert b"it keeps its" not in page, "all of it is in the form"
+    assert b"a blue vase" in page and b"one" in page
     sent = visitor.send("/submit", of=original, prompt="a table", size="256x128", seed="1", variation="3")
     assert sent.status == 303
     made = visitor.board.ask(f"/api/v1{sent.headers['location']}").json["spec"]
@@ -117,4 +119,24 @@ def test_a_variation_keeps_what_the_form_has_no_field_for(visitor: Visitor) -> N
     for name in ("boxes", "tile_set", "cross_attention"):
         assert made[name] == known[name] and known[name]
     assert known["variation"] == 2
+    # An empty field is the default, not the original's value.
+    sent = visitor.send("/submit", of=original, prompt="a table", size="256x128", boxes="", seed="2")
+    made = visitor.board.ask(f"/api/v1{sent.headers['location']}").json["spec"]
+    assert made["boxes"] == [] and made["tile_set"] == known["tile_set"]
     assert visitor.send("/submit", of="zz", prompt="a table").status == 404
+
+
+def test_a_variation_as_its_page_has_it_is_the_same_image_with_another_seed(visitor: Visitor) -> None:
+    box = {"prompt": "a mug", "x": 0, "y": 0, "width": 0.5, "height": 1, "weight": 0.25}
+    image = {"prompt": "a table", "size": "256x128", "queue": "forms", "boxes": [box], "guidance_scale": 3}
+    original = visitor.board.ask("/api/v1/jobs", "POST", image).json["job"]
+    page = visitor.board.ask(f"/submit?job={original}").body.decode().partition('id="batch"')[0]
+    fields = dict(re.findall(r'<input name="(\w+)" value="([^"]*)"', page))
+    areas = re.findall(r'<textarea name="(\w+)"[^>]*>(.*?)</textarea>', page, re.DOTALL)
+    fields |= {name: html.unescape(text) for name, text in areas}
+    fields |= dict(re.findall(r'<select name="(\w+)">.*?<option selected>([^<]*)', page))
+    sent = visitor.send("/submit", **fields, of=original)
+    assert sent.status == 303, sent.body
+    made = visitor.board.ask(f"/api/v1{sent.headers['location']}").json["spec"]
+    known = visitor.board.ask(f"/api/v1/jobs/{original}").json["spec"]
+    assert made == known | {"seed": known["seed"] + 1} and made["boxes"][0]["weight"] == 0.25
