@@ -22,6 +22,7 @@ from jobs.cli.plan import plan
 from jobs.cli.queues import batches, queues
 from jobs.cli.render import render
 from jobs.cli.report import estimate_command, report
+from jobs.cli.schema import schema
 from jobs.cli.serve import serve
 from jobs.cli.store import store
 from jobs.cli.submit import submit_command
@@ -57,7 +58,7 @@ def cli(log_format: str | None, verbose: int) -> None:
     configure_logging(log_format, verbose)
 
 
-cli.add_section("One image", render, upscale, plan, verify, export, download_command)
+cli.add_section("One image", render, upscale, plan, verify, export, download_command, schema)
 cli.add_section(
     "Jobs",
     submit_command,

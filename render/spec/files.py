@@ -37,6 +37,8 @@ def read_spec_file(path: Path) -> dict[str, Any]:
         raise BadInput("spec", str(path), "is nested too deeply; fix the file") from exc
     if not isinstance(values, dict):
         raise BadInput("spec", str(path), "contains no names and values; write e.g. prompt: a red vase")
+    # Editors find the schema of a JSON file by this key.
+    values.pop("$schema", None)
     return beside(path, values)
 
 

@@ -1,8 +1,10 @@
-"""The spec: its digest is the image's identity, wherever its values come from."""
+"""The spec: its digest is the image's identity, and junk is refused with one sentence."""
 
-import dataclasses
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -30,8 +32,9 @@ SPECS = st.builds(
 
 @given(SPECS)
 def test_a_spec_survives_its_own_json(spec: Spec) -> None:
-    again = Spec.from_mapping(json.loads(json.dumps(dataclasses.asdict(spec))))
-    assert again == spec
+    again = Spec.from_mapping(json.loads(json.dumps(spec.to_dict())))
+    assert again == spec and hash(again) == hash(spec)
+    assert again.canonical_json("m") == spec.canonical_json("m")
     assert again.digest("m") == spec.digest("m")
 
 
@@ -58,7 +61,7 @@ def test_what_is_no_text_is_refused(text: str) -> None:
 def test_defaults_are_written_out() -> None:
     spec = Spec(prompt="a red vase")
     written = json.loads(spec.canonical_json("digest of the weights"))
-    assert set(written) == {field.name for field in dataclasses.fields(Spec)} | {"version"}
+    assert set(written) == {field.name for field in Spec.fields()} | {"version"}
     assert written["model"] == "digest of the weights"
 
 
@@ -89,3 +92,125 @@ def test_a_size_is_two_whole_numbers(width: int, height: int) -> None:
 def test_what_is_no_size_gets_a_sentence(text: str) -> None:
     with pytest.raises(BadInput, match="WIDTHxHEIGHT"):
         parse_size(text)
+
+
+def test_a_size_stands_for_width_and_height() -> None:
+    spec = Spec.from_mapping({"prompt": "x", "size": "512 × 256"})
+    assert (spec.width, spec.height) == (512, 256)
+    with pytest.raises(BadInput, match="size: '512x256' contradicts width 64"):
+        Spec.from_mapping({"prompt": "x", "size": "512x256", "width": 64})
+
+
+NUMBERS = st.one_of(
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([10**400, -(10**400), 2**63, 2**31]),
+    # Python does not print it, nor must a test's name.
+    st.just(5000).map(lambda digits: 10**digits),
+    st.floats(),
+    st.sampled_from([float("nan"), float("inf"), -0.0, 1e308]),
+)
+TEXTS = st.one_of(
+    st.text(), st.text(st.characters(categories=["Cs"])), st.sampled_from(["\0", "\ud83d", "x" * 10_000])
+)
+FORMS = st.sampled_from(
+    [
+        "0,0,1,1: a vase",
+        "0,0,nan,1: x",
+        "a: x,y",
+        "a: x,x",
+        ": ,",
+        "lawn",
+        "64x64",
+        "1" * 5000 + "x8",
+        "/tmp",
+        ".",
+    ]
+)
+KEYS = st.one_of(
+    st.sampled_from(
+        ["prompt", "x", "y", "width", "height", "weight", "feather", "name", "left", "top", "path"]
+    ),
+    TEXTS,
+    st.integers(),
+    st.none(),
+)
+JUNK = st.recursive(
+    st.one_of(st.none(), NUMBERS, TEXTS, FORMS, st.binary(), st.just(object)),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=5),
+    max_leaves=8,
+)
+NAMES = [field.name for field in Spec.inputs()]
+
+
+def read(value: Any) -> None:
+    """Read a value as a spec; whatever is wrong with it must be one sentence."""
+    sentence = sentence_of(lambda: Spec.from_mapping(value))
+    assert "\n" not in sentence and len(sentence) < 1500
+    assert sentence.encode() is not None
+
+
+def sentence_of(make: Callable[[], Any]) -> str:
+    try:
+        make()
+    except BadInput as exc:
+        return str(exc)
+    return ""
+
+
+@given(JUNK)
+def test_junk_is_refused_with_a_sentence(junk: Any) -> None:
+    read(junk)
+
+
+@given(st.sampled_from(NAMES), JUNK)
+def test_junk_as_one_value_is_refused_with_a_sentence(name: str, junk: Any) -> None:
+    read({"prompt": "a vase"} | {name: junk})
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), JUNK, max_size=6))
+def test_junk_as_several_values_is_refused_with_a_sentence(junk: dict[str, Any]) -> None:
+    read(junk)
+
+
+@given(st.sampled_from(["boxes", "tile_set"]), st.lists(JUNK, max_size=3))
+def test_junk_as_parts_is_refused_with_a_sentence(name: str, junk: list[Any]) -> None:
+    read({"prompt": "a vase"} | {name: junk})
+
+
+@given(st.dictionaries(st.sampled_from(["path", "digest", "width", "height"]), JUNK))
+def test_junk_as_a_stored_init_image_is_refused_with_a_sentence(junk: dict[str, Any]) -> None:
+    read({"prompt": "a vase", "init": junk})
+
+
+@given(
+    st.sampled_from(NAMES), TEXTS | FORMS | st.sampled_from(["[", "{", "[" * 100_000, "9" * 5000, "1e999"])
+)
+def test_junk_as_text_is_refused_with_a_sentence(name: str, text: str) -> None:
+    sentence = sentence_of(lambda: Spec.parse({name: text}))
+    assert not sentence or sentence.startswith(f"{name}: ")
+    if not sentence:
+        read({"prompt": "a vase"} | Spec.parse({name: text}))
+
+
+def test_deep_nesting_is_refused_with_a_sentence() -> None:
+    deep: Any = "x"
+    for _ in range(sys.getrecursionlimit() * 2):
+        deep = [deep]
+    for name in NAMES:
+        read({"prompt": "a vase"} | {name: deep})
+        read({"prompt": "a vase"} | {name: {"prompt": deep, "x": deep}})
+    read({"prompt": "a vase", "boxes": [deep, {"prompt": deep}]})
+
+
+@pytest.mark.parametrize("name", ["steps", "guidance_scale", "strength", "window_batch", "seed", "tile_size"])
+def test_a_truth_value_is_not_a_number(name: str) -> None:
+    with pytest.raises(BadInput, match=f"{name}: True"):
+        Spec.from_mapping({"prompt": "a vase", name: True})
+
+
+@given(SPECS)
+def test_a_field_s_text_is_read_as_its_value(spec: Spec) -> None:
+    texts = {field.name: field.text(spec.to_dict()[field.name]) for field in Spec.fields()}
+    given = {name: text for name, text in texts.items() if text}
+    assert Spec.from_mapping(Spec.parse(given)) == spec

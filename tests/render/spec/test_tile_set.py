@@ -96,9 +96,9 @@ def test_tiles_keep_their_order_where_it_will_do_and_are_as_square_as_can_be() -
     ],
 )
 def test_sets_that_contradict_themselves_are_refused(tiles: list[Any], words: str) -> None:
+    values = {"prompt": "a vase", "tile_set": tiles, "width": 512, "height": 512}
     with pytest.raises(BadInput, match=words):
-        spec = Spec.from_mapping({"prompt": "a vase", "tile_set": tiles, "width": 512, "height": 512})
-        assert spec.tile_set_layout
+        assert Spec.from_mapping(values).tile_set_layout
 
 
 def test_what_does_not_go_with_a_set_is_refused() -> None:
