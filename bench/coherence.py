@@ -25,7 +25,7 @@ from render.distributed import SingleRankGroup
 from render.engine import render_latents
 from render.guidance.color_correction import decoded
 from render.models import Adapter, load_adapter, read_model_info, resolve_model
-from render.output.seams import score_picture
+from render.output.seams import score_image
 from render.plan.plan import make_plan
 from render.spec import Spec
 
@@ -131,7 +131,7 @@ def _figures(
         each * adapter.info.scale_factor
         for each in make_plan(specs[0], adapter.info, 1).stages[-1].stage.grid.cols.starts()
     ]
-    seams = [score_picture(picture, borders, borders, _NATIVE) for picture in pictures]
+    seams = [score_image(picture, borders, borders, _NATIVE) for picture in pictures]
     return [
         Row(f"{name}: share with one product", _share(counts), ""),
         Row(f"{name}: products, mean", float(np.mean(counts)), ""),
@@ -144,7 +144,7 @@ def _figures(
 
 def _rendered(spec: Spec, adapter: Adapter) -> Pixels:
     denoised = render_latents(spec, adapter, SingleRankGroup(), device=torch.device("cpu"))
-    piece = denoised.piece(denoised.seat.tiling.grid.whole)
+    piece = denoised.gather(denoised.state.tiling.grid.whole)
     pixels = decoded(piece, piece.area, adapter, torch.device("cpu"))[0]
     return np.asarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
 

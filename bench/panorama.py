@@ -26,7 +26,7 @@ from render.denoise.upscaling import first_canvas
 from render.models import load_adapter
 from render.models.folder import read_model_info
 from render.output.encode import Pixels
-from render.output.seams import score_picture
+from render.output.seams import score_image
 from render.plan.geometry import Axis, Grid
 from render.plan.stages import Stage
 from render.spec import Spec
@@ -135,7 +135,7 @@ def _pictures(model: Path, latents: list[torch.Tensor]) -> list[Pixels]:
 def _seams(pictures: list[Pixels], borders: range) -> float:
     """The mean of the pictures' ratios, each by its own controls; `borders` in latents."""
     lines = [border * 8 for border in borders]
-    return fmean(score_picture(picture, lines, lines, WINDOW * 8).ratio for picture in pictures)
+    return fmean(score_image(picture, lines, lines, WINDOW * 8).ratio for picture in pictures)
 
 
 def rows() -> list[Row]:

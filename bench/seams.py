@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +19,21 @@ from render.builtin.judge import prompt_of
 from render.builtin.studio import photo
 from render.models.folder import read_model_info
 from render.output.export import export_image
+from render.output.manifest import KEY, parse_manifest
 from render.output.seams import (
     OFFSET_LIMIT,
     RATIO_LIMIT,
     WORST_LIMIT,
-    Lines,
+    LineDifferences,
     SeamScore,
-    Steps,
     add_block,
-    make_lines,
-    score_picture,
+    score_image,
     seam_score,
 )
-from render.plan.decode_layout import make_decode_layout, seam_lines
 from render.plan.geometry import Rect
-from render.plan.stages import SHIFT_SHARE, make_stages
+from render.plan.plan import make_plan
+from render.plan.seam_lines import SeamLines, make_lines
+from render.plan.stages import SHIFT_SHARE
 from render.spec import Spec
 
 COUNTS = {1024: 20, 2048: 3}
@@ -73,7 +72,7 @@ def rows() -> list[Row]:
         "studio photographs, pretended borders", [_measured(p, lines, lines) for p in photographs], False
     )
     seamed = [_with_seam(p, borders[3]) for p in photographs]
-    caught = sum(not score_picture(p, borders, borders, _WINDOW).passes for p in seamed)
+    caught = sum(not score_image(p, borders, borders, _WINDOW).passes for p in seamed)
     table.append(
         Row("share of photographs with a planted seam of 2 levels that fail", caught / len(seamed), ">= 1")
     )
@@ -85,20 +84,16 @@ def _rendered(prompt: str, side: int, blend: str, seed: int) -> _Measured:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "image"
         run_case({"kind": "image", "spec": values, "out": str(folder)}, ranks=2)
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = parse_manifest((folder / KEY).read_bytes(), str(folder))
         exported = export_image(folder, manifest, Path(name) / "whole.png")
         pixels = np.asarray(Image.open(exported).convert("RGB"))
     spec, info = Spec.from_mapping(values), read_model_info(WEIGHTS)
-    stage = make_stages(spec, info)[-1]
-    columns, rows = seam_lines(
-        make_decode_layout(spec, info), stage, spec.seed_of(stage.index), info.scale_factor
-    )
-    return _measured(pixels, columns, rows)
+    return _measured(pixels, *make_plan(spec, info, 1).seam_lines)
 
 
-def _measured(pixels: NDArray[np.uint8], columns: Lines, rows: Lines) -> _Measured:
+def _measured(pixels: NDArray[np.uint8], columns: SeamLines, rows: SeamLines) -> _Measured:
     height, width = pixels.shape[:2]
-    steps = Steps(columns), Steps(rows)
+    steps = LineDifferences(columns), LineDifferences(rows)
     add_block(*steps, Rect(y=0, x=0, height=height, width=width), pixels)
     borders, controls = (
         [float(value) for each in steps for value in each.of(getattr(each.lines, name))[0]]
@@ -108,7 +103,7 @@ def _measured(pixels: NDArray[np.uint8], columns: Lines, rows: Lines) -> _Measur
     return _Measured(seam_score(*steps), borders, controls, standing_out)
 
 
-def _standing_out(pixels: NDArray[np.uint8], axis: int, lines: Lines) -> tuple[bool, float]:
+def _standing_out(pixels: NDArray[np.uint8], axis: int, lines: SeamLines) -> tuple[bool, float]:
     across = np.abs(np.diff(pixels.astype(np.int16), axis=axis)).mean((1 - axis, 2))
     grid = range(_LATENT, len(across), _LATENT)
     highest = max(grid, key=lambda line: float(across[line - 1]))

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,8 @@ def image(case: dict[str, Any], group: Group, device: torch.device) -> dict[str,
         "bare_seconds": adapter.seconds,
         "above_model": max(peaks),
         "root": report.root,
-        "seams": report.manifest["seams"],
-        "timings": report.manifest["timings"],
+        "seams": asdict(report.manifest.seams),
+        "timings": report.manifest.timings,
     }
 
 

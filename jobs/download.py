@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from infra.store.base import Store
 from infra.store.local import LocalStore
 from render.errors import BadInput, RenderFailed
-from render.output.encode import CONTENT_TYPES, ENDINGS
-from render.output.manifest import KEY
-from render.plan.decode_layout import tile_key
+from render.output.encode import CONTENT_TYPES
+from render.output.manifest import KEY, Manifest
+from render.output.tile_entry import TileEntry
 
 _WORKERS = 8
 _EXTRAS = {"image.dzi": "application/xml", "preview.webp": "image/webp"}
@@ -21,14 +20,14 @@ OnProgress = Callable[[int, int], None]
 """Called with the number of files done and the total."""
 
 
-def download(store: Store, manifest: Mapping[str, Any], target: LocalStore, on_progress: OnProgress) -> int:
+def download(store: Store, manifest: Manifest, target: LocalStore, on_progress: OnProgress) -> int:
     """Copy a complete image, its manifest last. Tiles that exist already are kept. Returns the bytes fetched.
 
     Raises `BadInput` if the folder holds anything else, `RenderFailed` for a tile that differs from the
     manifest.
     """
     _check_folder(target, manifest)
-    fetched = fetch_tiles(store, manifest, manifest["tiles"], target, on_progress)
+    fetched = fetch_tiles(store, manifest, manifest.tiles, target, on_progress)
     for key, content_type in _EXTRAS.items():
         data = store.get(key)
         target.put(key, data, content_type)
@@ -37,24 +36,15 @@ def download(store: Store, manifest: Mapping[str, Any], target: LocalStore, on_p
     return fetched
 
 
-def full_level(manifest: Mapping[str, Any]) -> list[str]:
-    """The keys of the tiles of the highest level (full size)."""
-    level = len(manifest["levels"]) - 1
-    width, height = manifest["levels"][level]
-    side, ending = manifest["tile_size"], ENDINGS[manifest["format"]]
-    across, down = -(-width // side), -(-height // side)
-    return [tile_key(level, col, row, ending) for row in range(down) for col in range(across)]
-
-
 def fetch_tiles(
     store: Store,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     keys: Iterable[str],
     target: LocalStore,
     on_progress: OnProgress,
 ) -> int:
     """Copy tiles and check each against the manifest. Returns the bytes fetched. Memory use is bounded."""
-    tiles, wanted = manifest["tiles"], sorted(keys)
+    tiles, wanted = manifest.tiles, sorted(keys)
 
     def fetch(key: str) -> int:
         if target.size(key) is not None and _is_whole(target.get(key), tiles[key]):
@@ -62,7 +52,7 @@ def fetch_tiles(
         data = store.get(key)
         if not _is_whole(data, tiles[key]):
             raise RenderFailed(f"{store.url(key)} differs from the manifest; run chorale verify")
-        target.put(key, data, CONTENT_TYPES[manifest["format"]], immutable=True)
+        target.put(key, data, CONTENT_TYPES[manifest.format], immutable=True)
         return len(data)
 
     fetched = 0
@@ -73,15 +63,15 @@ def fetch_tiles(
     return fetched
 
 
-def _is_whole(data: bytes, tile: Mapping[str, Any]) -> bool:
-    return bool(hashlib.sha256(data).hexdigest() == tile["sha256"])
+def _is_whole(data: bytes, tile: TileEntry) -> bool:
+    return hashlib.sha256(data).hexdigest() == tile.sha256
 
 
-def _check_folder(target: LocalStore, manifest: Mapping[str, Any]) -> None:
+def _check_folder(target: LocalStore, manifest: Manifest) -> None:
     folder = target.folder
     if folder.exists() and not folder.is_dir():
         raise BadInput("folder", str(folder), "is a file; give a folder")
-    ours = manifest["tiles"].keys() | {*_EXTRAS, KEY}
+    ours = manifest.tiles.keys() | {*_EXTRAS, KEY}
     foreign = [entry.key for entry in target.entries() if entry.key not in ours]
     if foreign:
         raise BadInput("folder", str(folder), f"contains other files ({foreign[0]}); give a new folder")

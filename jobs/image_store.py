@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import Any
 
 from infra.errors import StoreMissing
 from infra.store.base import Store
 from render.errors import BadInput
-from render.output.manifest import KEY, parse_manifest
+from render.output.manifest import KEY, Manifest, parse_manifest
 from render.sink import WORK
 
 MARKER = "spec.json"
@@ -29,7 +28,7 @@ def disclaim(store: Store) -> None:
     store.delete(MARKER)
 
 
-def finished_image(store: Store, digest: str) -> dict[str, Any] | None:
+def finished_image(store: Store, digest: str) -> Manifest | None:
     """The manifest if this image is finished at the location; None if it can be rendered there.
 
     Raises `BadInput` if the location holds anything else.
@@ -37,7 +36,7 @@ def finished_image(store: Store, digest: str) -> dict[str, Any] | None:
     found = _read(store, KEY)
     if found is not None:
         manifest = parse_manifest(found, store.url())
-        _check_owner(store, manifest.get("digest"), digest, "another spec's image")
+        _check_owner(store, manifest.digest, digest, "another spec's image")
         # Work files are left if a render was killed between writing the manifest and its cleanup.
         for entry in list(store.entries(WORK)):
             store.delete(entry.key)
@@ -57,7 +56,7 @@ def finished_image(store: Store, digest: str) -> dict[str, Any] | None:
     return None
 
 
-def published_image(store: Store) -> dict[str, Any]:
+def published_image(store: Store) -> Manifest:
     """The manifest of a finished image; raises `BadInput` if there is none."""
     return parse_manifest(_read(store, KEY), store.url())
 

@@ -6,7 +6,6 @@ import hashlib
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -17,7 +16,6 @@ from render.denoise.checkpoint import CheckpointManager, ControlFlag
 from render.denoise.stage_loop import Regroup, StageLoop, StageState, StepTimes
 from render.denoise.stage_models import assign_models
 from render.denoise.upscaling import (
-    area_to_enlarge,
     enlarge,
     first_canvas,
     next_canvas,
@@ -28,14 +26,12 @@ from render.distributed import Group
 from render.errors import Stopped
 from render.events import ImageDone, OnEvent, StageStarted, StepDone, TilesWritten, ignore_event
 from render.models.adapter import Adapter
-from render.output.block_journal import BlockJournal, delete_journal
-from render.output.manifest import build_manifest, check_picture, write_manifest
+from render.output.block_journal import BlockJournal
+from render.output.manifest import Manifest, build_manifest, check_image, write_manifest
 from render.output.preview import Preview
 from render.output.pyramid import publish_pyramid
-from render.plan.decode_layout import make_decode_layout
 from render.plan.geometry import Rect
-from render.plan.stages import Stage, make_stages
-from render.plan.topology import topology_of
+from render.plan.plan import Plan, StagePlan, make_plan
 from render.sampling.schedule import NoiseSchedule
 from render.sink import Sink
 from render.spec import Spec
@@ -43,19 +39,21 @@ from render.spec import Spec
 
 @dataclass(frozen=True, kw_only=True)
 class ImageReport:
-    """What a finished image is known by."""
+    """A finished image."""
 
     digest: str
     root: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Denoised:
-    """All stages done; each rank holds its own part of the last one."""
+    """All stages done; each rank holds its own part of the last one (or, in between, of the one so far)."""
 
-    seat: StageState
+    plan: StagePlan
+    """Of the last stage, for the group that has finished it."""
+    state: StageState
     scale: float
     """The latents times this are what the decoder takes."""
     seconds: dict[str, float]
@@ -64,13 +62,13 @@ class Denoised:
     @property
     def group(self) -> Group:
         """The group that has finished the image."""
-        return self.seat.group
+        return self.state.group
 
-    def piece(self, area: Rect) -> LatentRegion:
+    def gather(self, area: Rect) -> LatentRegion:
         """The area of the finished latents that this rank asks for; all ranks must call it."""
-        latents, colours = self.seat.finished(area)
+        latents, colours = self.state.finished(area)
         return LatentRegion(
-            latents=latents.mul_(self.scale), area=area, canvas=self.seat.tiling.surface, colours=colours
+            latents=latents.mul_(self.scale), area=area, canvas=self.plan.tiling.surface, colours=colours
         )
 
 
@@ -85,47 +83,52 @@ def render_latents(
     checkpoints: CheckpointManager | None = None,
     preview: Preview | None = None,
     refiner: Adapter | None = None,
+    plan: Plan | None = None,
 ) -> Denoised:
-    """Denoise all stages of the cascade, from the keeper's checkpoint on if it has one.
+    """Denoise all stages of the cascade, from a checkpoint on if `checkpoints` has one.
 
-    Raises `Stopped` when the keeper was asked to stop, `BadInput` for a refiner that has no step to do.
+    `plan` is that of the group's world size; it is made here unless given.
+    Raises `Stopped` when `checkpoints` was asked to stop, `BadInput` for a refiner that has no step to do.
     """
-    stages = make_stages(spec, adapter.info)
-    casts = assign_models(spec, stages, adapter, refiner)
+    plan = plan or make_plan(spec, adapter.info, group.world_size)
+    models = assign_models(spec, [each.stage for each in plan.stages], adapter, refiner)
     seconds = {"model": 0.0, "wait": 0.0, "fuse": 0.0, "enlarge": 0.0}
     done: Denoised | None = None
     found = None if checkpoints is None else checkpoints.find(group)
-    for stage in stages[0 if found is None else found.stage :]:
-        on_event(_stage_started(stage, len(stages)))
-        cast = casts[stage.index]
+    for planned in plan.stages[0 if found is None else found.stage :]:
+        group = group if done is None else done.group
+        # The group may have changed its size in the stage before.
+        planned, stage = planned.for_world_size(group.world_size), planned.stage
+        on_event(_stage_started(planned, len(plan.stages)))
+        model = models[stage.index]
         loop = StageLoop(
             spec=spec,
             stage=stage,
-            schedule=cast.schedule,
-            adapter=cast.adapter,
-            texts=cast.texts,
+            schedule=model.schedule,
+            adapter=model.adapter,
+            texts=model.texts,
             device=device,
         )
-        group = group if done is None else done.group
         started = time.perf_counter()
-        # In a list, so that the loop can let go of it: a canvas is the largest thing that a rank holds.
+        # In a list, so that the loop can release it: a canvas is the largest thing that a rank holds.
         if found is not None and found.stage == stage.index:
-            tiling = loop.tiling(group)
+            tiling = planned.tiling
             canvas = [found.canvas(tiling.boxes[group.rank], tiling.surface, group, device)]
             found = None
         else:
-            canvas = [_start(loop, done, group, preview)]
+            canvas = [_start(planned, loop, done, group, preview)]
         seconds["enlarge"] += time.perf_counter() - started
-        report = _StepReporter(stage, cast.schedule, on_event, seconds)
-        seat = loop.run(
+        state = loop.run(
             canvas.pop(),
             group,
-            on_step=report,
+            on_step=_StepReporter(planned, model.schedule, on_event, seconds),
             regroup=regroup,
             before_step=None if checkpoints is None else checkpoints.wish,
             after_step=None if checkpoints is None else partial(_grant, checkpoints, stage.index),
         )
-        done = Denoised(seat=seat, scale=cast.schedule.final_scale, seconds=seconds)
+        # The state may be that of another group than the stage began with.
+        planned = planned.for_world_size(state.group.world_size)
+        done = Denoised(plan=planned, state=state, scale=model.schedule.final_scale, seconds=seconds)
     assert done is not None, "a cascade has at least one stage"
     return done
 
@@ -139,29 +142,29 @@ def _grant(checkpoints: CheckpointManager, stage: int, seat: StageState, wish: i
         raise Stopped(f"stopped after step {seat.step} of stage {stage}; what is done is kept")
 
 
-def _start(loop: StageLoop, below: Denoised | None, group: Group, preview: Preview | None) -> Canvas:
+def _start(
+    plan: StagePlan, loop: StageLoop, below: Denoised | None, group: Group, preview: Preview | None
+) -> Canvas:
     """The rank's part of a stage's canvas before its first step."""
-    stage, info, seed = loop.stage, loop.adapter.info, loop.spec.seed_of(loop.stage.index)
-    box = loop.tiling(group).boxes[group.rank]
+    stage, spec, box = plan.stage, plan.spec, plan.tiling.boxes[group.rank]
     if below is not None:
-        grid = below.seat.tiling.grid
-        # One gather for both: a rank that shows the stage below only asks for all of it.
-        shown = preview is not None and group.rank == 0 and preview.takes(below.seat.loop.stage)
-        piece = below.piece(grid.whole if shown else area_to_enlarge(grid, stage, info, group))
+        # One gather for both: the rank that shows the stage below needs all of it.
+        shown = preview is not None and group.rank == 0 and preview.wants(below.plan)
+        wanted = below.plan.stage.grid.whole if shown else plan.enlarging.source_of(group.rank)
+        region = below.gather(wanted)
         if preview is not None and shown:
-            preview.show(piece, loop.adapter, loop.device)
-        init = loop.spec.init
-        # A stage larger than the picture finds no detail in it.
-        source = init if init is not None and stage.width <= init.width else None
-        pixels = pixels_of_previous_stage(piece, stage, loop.adapter, loop.device, source)
-    elif loop.spec.init is not None:
-        pixels = pixels_of_init_image(loop.spec.init, stage)
+            preview.show(region, loop.adapter, loop.device)
+        # An init image has no detail to add to a stage that is larger.
+        source = spec.init if spec.init is not None and stage.width <= spec.init.width else None
+        pixels = pixels_of_previous_stage(region, plan, loop.adapter, loop.device, source)
+    elif spec.init is not None:
+        pixels = pixels_of_init_image(spec.init, stage)
     else:
-        return first_canvas(stage, loop.schedule, seed, info.latent_channels, box)
-    anchored = loop.spec.skip_residual > 0 or (stage.enlarges and loop.spec.ilvr > 0)
-    share = loop.colour_share(topology_of(stage.grid), box) if anchored else None
-    enlarged = enlarge(pixels, stage, loop.adapter, group, loop.device, box, share)
-    return next_canvas(enlarged, stage, loop.schedule, seed, anchored=anchored)
+        return first_canvas(stage, loop.schedule, plan.seed, plan.channels, box)
+    anchored = spec.skip_residual > 0 or (stage.enlarges and spec.ilvr > 0)
+    share = loop.colour_share(plan.tiling.surface, box) if anchored else None
+    enlarged = enlarge(pixels, plan, loop.adapter, group, loop.device, box, share)
+    return next_canvas(enlarged, stage, loop.schedule, plan.seed, anchored=anchored)
 
 
 def render_image(
@@ -176,15 +179,17 @@ def render_image(
     checkpoints: CheckpointManager | None = None,
     refiner: Adapter | None = None,
 ) -> ImageReport:
-    """Render one image and publish it: every rank its own tiles, then rank 0 the manifest, last.
+    """Render one image and publish it: every rank writes its own tiles, then rank 0 the manifest.
 
-    With a keeper, unfinished work is kept in the sink and gone on from. `refiner` is the loaded one where the
-    spec names one; `adapter.facts` are of both then.
-    Raises `Stopped` when the keeper was asked to stop, `RenderFailed` for a picture that is not fit to be
+    With `checkpoints`, unfinished work is saved in the sink and continued from. `refiner` is the loaded one
+    where the spec names one; `adapter.info` is of both then.
+    Raises `Stopped` when `checkpoints` was asked to stop, `RenderFailed` for an image that must not be
     published (NaN, flat), `OSError` and the sink's own errors when tiles cannot be written.
     """
     started = time.perf_counter()
-    preview = None if checkpoints is None else Preview(sink, spec.width, spec.height)
+    plan = make_plan(spec, adapter.info, group.world_size)
+    preview = None if checkpoints is None else Preview(sink)
+    journal = None if checkpoints is None else BlockJournal(sink, checkpoints.identity)
     denoised = render_latents(
         spec,
         adapter,
@@ -195,26 +200,27 @@ def render_image(
         checkpoints=checkpoints,
         preview=preview,
         refiner=refiner,
+        plan=plan,
     )
     group, seconds = denoised.group, denoised.seconds
-    cut = make_decode_layout(spec, adapter.info)
-    if checkpoints is not None and len(cut.blocks) > group.world_size:
-        # Publishing a large picture takes long; whoever goes on after an end in it needs no step again.
-        checkpoints.keep(denoised.seat.loop.stage.index, denoised.seat)
-    piece = denoised.piece(cut.latents_of(group.rank, group.world_size, adapter.info))
+    plan = plan.for_world_size(group.world_size)
+    if checkpoints is not None and len(plan.decode.blocks) > group.world_size:
+        # Publishing a large image takes long; a group that resumes in the middle of it repeats no step.
+        checkpoints.keep(denoised.plan.stage.index, denoised.state)
+    latents = denoised.gather(plan.latents_of(group.rank))
     del denoised
     tiles = _TilesReporter(on_event)
     pyramid = publish_pyramid(
-        piece,
+        latents,
         adapter,
-        spec,
+        plan,
         group,
         sink,
         device=device,
-        records=None if checkpoints is None else BlockJournal(sink, checkpoints.identity),
+        journal=journal,
         on_progress=tiles,
     )
-    check_picture(pyramid)
+    check_image(pyramid)
     elapsed = time.perf_counter() - started
     manifest = build_manifest(
         spec,
@@ -229,13 +235,13 @@ def render_image(
         if checkpoints is not None:
             checkpoints.close()
             sink.delete(CHECKPOINT)
-            delete_journal(sink, cut)
+        if journal is not None:
+            journal.delete(plan.decode)
         if preview is not None:
-            preview.forget()
-    report = ImageReport(digest=manifest["digest"], root=manifest["root"], manifest=manifest, seconds=elapsed)
+            preview.delete()
     rest = tiles.since_last(pyramid.seconds)
-    on_event(ImageDone(digest=report.digest, root=report.root, seconds=elapsed, phases=rest))
-    return report
+    on_event(ImageDone(digest=manifest.digest, root=manifest.root, seconds=elapsed, phases=rest))
+    return ImageReport(digest=manifest.digest, root=manifest.root, manifest=manifest, seconds=elapsed)
 
 
 def render_to_latents(
@@ -283,20 +289,20 @@ class _StepReporter:
     """Turns the loop's calls into events, and adds the phases' seconds up."""
 
     def __init__(
-        self, stage: Stage, schedule: NoiseSchedule, on_event: OnEvent, seconds: dict[str, float]
+        self, plan: StagePlan, schedule: NoiseSchedule, on_event: OnEvent, seconds: dict[str, float]
     ) -> None:
-        self._stage, self._schedule, self._on_event, self._seconds = stage, schedule, on_event, seconds
+        self._plan, self._schedule, self._on_event, self._seconds = plan, schedule, on_event, seconds
 
     def __call__(self, done: int, times: StepTimes) -> None:
         phases = times.phases()
         for phase, spent in phases.items():
             self._seconds[phase] += spent
-        first, last = self._stage.first_step, self._stage.steps
+        stage = self._plan.stage
         self._on_event(
             StepDone(
-                stage=self._stage.index,
-                step=done - first,
-                steps=last - first,
+                stage=stage.index,
+                step=done - stage.first_step,
+                steps=self._plan.steps,
                 timestep=self._schedule.timesteps[done - 1],
                 seconds=sum(phases.values()),
                 phases=phases,
@@ -323,11 +329,11 @@ class _TilesReporter:
         return {phase: spent - reported.get(phase, 0.0) for phase, spent in seconds.items()}
 
 
-def _stage_started(stage: Stage, stages: int) -> StageStarted:
+def _stage_started(plan: StagePlan, stages: int) -> StageStarted:
     return StageStarted(
-        stage=stage.index,
+        stage=plan.stage.index,
         stages=stages,
-        width=stage.width,
-        height=stage.height,
-        steps=stage.steps - stage.first_step,
+        width=plan.width,
+        height=plan.height,
+        steps=plan.steps,
     )

@@ -30,7 +30,7 @@ from render.launch.rank_group import RankGroup
 from render.launch.request import LATENTS_KEY, Request
 from render.model_info import ModelInfo
 from render.models.model_paths import ModelPaths, find_model_paths, model_info
-from render.output.manifest import KEY, parse_manifest
+from render.output.manifest import KEY, Manifest, parse_manifest
 from render.plan.plan import Plan, make_plan
 from render.progress_bar import ProgressBar
 from render.rendered_image import PipelineOutput, RenderedImage, check_fits_memory
@@ -274,7 +274,7 @@ def _rows(prompts: Sequence[str], options: Mapping[str, Any]) -> list[dict[str, 
     return rows
 
 
-def _spec_values(options: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
+def _spec_values(options: Mapping[str, Any], scratch: Path) -> Manifest:
     """The fields of the spec that a call's options give; None stands for the default, as in diffusers."""
     values = {name: value for name, value in options.items() if value is not None}
     steps, generator = values.pop("num_inference_steps", None), values.pop("generator", None)
@@ -321,15 +321,15 @@ def _as_array(images: Sequence[Image.Image]) -> Any:
     return np.stack([np.asarray(image, dtype=np.float32) / 255.0 for image in images])
 
 
-def _finished(folder: Path, digest: str) -> dict[str, Any] | None:
+def _finished(folder: Path, digest: str) -> Manifest | None:
     """The manifest if this very image is there; raises `BadInput` when the folder holds another one."""
     if not (folder / KEY).exists():
         return None
     manifest = _manifest(folder)
-    if manifest.get("digest") != digest:
+    if manifest.digest != digest:
         raise BadInput("out", str(folder), "holds another spec's image; name another folder")
     return manifest
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path) -> Manifest:
     return parse_manifest((folder / KEY).read_bytes(), str(folder))

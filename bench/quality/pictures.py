@@ -32,8 +32,8 @@ from render.output.preview import Preview
 from render.output.pyramid import publish_pyramid
 from render.output.seams import seam_score
 from render.plan.geometry import Rect
-from render.plan.plan import make_plan
-from render.plan.stages import Stage, make_stages
+from render.plan.plan import StagePlan, make_plan
+from render.plan.stages import make_stages
 from render.sink import Sink
 from render.spec import Spec
 
@@ -52,7 +52,7 @@ class Stages:
 
     means: list[list[float]] = field(default_factory=list)
 
-    def takes(self, stage: Stage) -> bool:
+    def wants(self, stage: StagePlan) -> bool:
         return True
 
     def show(self, finished: LatentRegion, adapter: Adapter, device: torch.device) -> None:
@@ -101,17 +101,18 @@ class Cache:
         spec = prompt.spec(way, times, self.steps)
         stages = Stages()
         denoised = _denoised(spec, way, self.adapter, stages)
-        grid = denoised.seat.tiling.grid
-        piece = denoised.piece(grid.whole)
+        grid = denoised.state.tiling.grid
+        piece = denoised.gather(grid.whole)
         sink = _Nowhere()
-        report = publish_pyramid(piece, self.adapter, spec, SingleRankGroup(), cast(Sink, sink), device=CPU)
-        pixels = _picture(sink.files, report.cut.top_level, spec)
+        plan = make_plan(spec, self.adapter.info, 1)
+        report = publish_pyramid(piece, self.adapter, plan, SingleRankGroup(), cast(Sink, sink), device=CPU)
+        pixels = _picture(sink.files, report.layout.top_level, spec)
         figures = {
             "prompt": spec.prompt,
             "seams": asdict(seam_score(report.columns, report.rows)),
             "bands": band_energies(pixels, NATIVE),
             "means": [*stages.means, _mean(pixels)],
-            "decode_shift": _decode_shift(pixels, piece, self.adapter, report.cut.decode_side),
+            "decode_shift": _decode_shift(pixels, piece, self.adapter, report.layout.decode_tile),
             "cost": cost(spec, way, self.adapter),
         }
         base = self._base(self._key(spec, way))
@@ -218,7 +219,9 @@ def _denoised(spec: Spec, way: Way, adapter: Adapter, stages: Stages) -> Denoise
     loop = StageLoop(spec=spec, stage=stage, schedule=schedule, adapter=adapter, texts=(text,), device=CPU)
     area = stage.grid.whole
     canvas = first_canvas(stage, schedule, spec.seed, adapter.info.latent_channels, area)
-    return Denoised(seat=loop.run(canvas, SingleRankGroup()), scale=schedule.final_scale, seconds={})
+    planned = replace(make_plan(spec, adapter.info, 1).stages[-1], stage=stage)
+    state = loop.run(canvas, SingleRankGroup())
+    return Denoised(plan=planned, state=state, scale=schedule.final_scale, seconds={})
 
 
 def _picture(files: dict[str, bytes], level: int, spec: Spec) -> Pixels:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -189,15 +188,19 @@ def _image_url(board: Board, known: dict[str, Any]) -> str | None:
 
 def _manifest(board: Board, known: dict[str, Any]) -> dict[str, Any] | None:
     try:
-        document: dict[str, Any] = json.loads(board.store().get(manifest_key(known["digest"])))
-    except (StoreError, ValueError):
+        manifest = parse_manifest(board.store().get(manifest_key(known["digest"])), known["digest"])
+    except (StoreError, BadInput):
         return None
     return {
-        name: document.get(name) for name in ("ranks", "timings", "device", "versions", "seams", "created")
-    } | {
-        "tiles": len(document["tiles"]),
-        "bytes": sum(tile["bytes"] for tile in document["tiles"].values()),
-        "levels": len(document["levels"]),
+        "ranks": manifest.ranks,
+        "timings": manifest.timings,
+        "device": manifest.device,
+        "versions": manifest.versions,
+        "seams": asdict(manifest.seams),
+        "created": manifest.created,
+        "tiles": len(manifest.tiles),
+        "bytes": sum(tile.bytes for tile in manifest.tiles.values()),
+        "levels": len(manifest.levels),
     }
 
 

@@ -39,7 +39,7 @@ def download_command(image: str, folder: Path, as_json: bool) -> None:
             LocalStore(folder),
             lambda done, total: progress.update(task, completed=done, total=total),
         )
-    tiles, root = len(manifest["tiles"]), manifest["root"]
+    tiles, root = len(manifest.tiles), manifest.root
     if as_json:
         print_json({"folder": str(folder), "tiles": tiles, "bytes": fetched, "root": root})
     else:

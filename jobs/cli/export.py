@@ -18,7 +18,7 @@ from infra.store.local import LocalStore
 from infra.store.open import open_store
 from jobs.cli.help import examples
 from jobs.cli.terminal import print_line
-from jobs.download import fetch_tiles, full_level
+from jobs.download import fetch_tiles
 from jobs.formatting import size
 from jobs.image_store import READ_PATIENCE_S, published_image
 from render.errors import BadInput
@@ -59,7 +59,7 @@ def export(image: str, target: Path, quality: int, force: bool) -> None:
             fetch_tiles(
                 retrying,
                 manifest,
-                full_level(manifest),
+                manifest.full_level_keys(),
                 local,
                 lambda done, total: progress.update(task, completed=done, total=total),
             )

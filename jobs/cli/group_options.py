@@ -12,6 +12,7 @@ import click
 from jobs.node.network import interface_of
 from render.errors import BadInput, PeersLost
 from render.launch.rank_group import MASTER_PORT, Rendezvous
+from render.output.manifest import Manifest
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PEERS_S = 600.0
@@ -72,7 +73,7 @@ def await_host(rendezvous: Rendezvous, on_tick: Callable[[], bool]) -> str | Non
         time.sleep(0.2)
 
 
-def await_manifest(finished: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
+def await_manifest(finished: Callable[[], Manifest | None]) -> Manifest:
     """The manifest, which the first machine writes when the ranks of this one are done. Raises `PeersLost`.
 
     A machine must not call itself done before: the others could not go on without it.

@@ -27,7 +27,7 @@ from render.events import Event, ImageDone, OnEvent, ignore_event
 from render.launch.hardware import processors
 from render.launch.rank_group import HUNG_S, RankGroup, Rendezvous
 from render.launch.request import CHECKPOINT_S, PATIENCE_S, Request
-from render.output.manifest import KEY
+from render.output.manifest import KEY, Manifest
 from render.plan.plan import make_plan
 
 
@@ -103,7 +103,7 @@ def render(
         _finish({"digest": digest, "ranks": wanted, "out": target.url(), "dry_run": True}, as_json)
         return
     if done is not None:
-        _finish(_result(target, done, done["timings"]["total"], already=True), as_json)
+        _finish(_result(target, done, done.timings.get("total", 0.0), already=True), as_json)
         return
     request = Request(
         spec=spec.to_dict(),
@@ -126,7 +126,7 @@ def render(
     patient = open_store(place, settings, patience_s=patience_s)
     if image is None:
         manifest = await_manifest(lambda: finished_image(patient, digest))
-        _finish(_result(patient, manifest, manifest["timings"]["total"]), as_json)
+        _finish(_result(patient, manifest, manifest.timings.get("total", 0.0)), as_json)
     else:
         _finish(_result(patient, published_image(patient), image.seconds), as_json)
 
@@ -156,15 +156,15 @@ def _render(
             group.close()
 
 
-def _result(target: Store, manifest: dict[str, Any], seconds: float, already: bool = False) -> dict[str, Any]:
+def _result(target: Store, manifest: Manifest, seconds: float, already: bool = False) -> dict[str, Any]:
     return {
-        "digest": manifest["digest"],
-        "root": manifest["root"],
+        "digest": manifest.digest,
+        "root": manifest.root,
         "manifest": target.url(KEY),
         "seconds": seconds,
-        "width": manifest["width"],
-        "height": manifest["height"],
-        "ranks": manifest["ranks"],
+        "width": manifest.width,
+        "height": manifest.height,
+        "ranks": manifest.ranks,
         "already": already,
     }
 

@@ -34,6 +34,7 @@ from render.launch.hardware import gpu_count
 from render.launch.rank_group import RankGroup, Rendezvous
 from render.launch.request import CHECKPOINT_S, PATIENCE_S, Request
 from render.models.model_paths import find_model_paths, model_info
+from render.output.manifest import Manifest
 from render.spec import Spec
 
 _PEER_REPORT_S = LEASE_S + 2.0
@@ -177,7 +178,7 @@ class AttemptRunner:
         manifest = self._find_or_claim(out, spec.canonical_json(info.digest)) if part.place == 0 else None
         spec = download_input(spec, images, self.logs.parent)
         if manifest is not None:
-            self._finish(manifest["root"])
+            self._finish(manifest.root)
             self._finished = True
             return self.group
         request = Request(
@@ -212,7 +213,7 @@ class AttemptRunner:
                 group.close()
         return group if stays else None
 
-    def _find_or_claim(self, out: Store, canonical_spec: str) -> dict[str, Any] | None:
+    def _find_or_claim(self, out: Store, canonical_spec: str) -> Manifest | None:
         """The manifest if the image is there already; else its folder is claimed."""
         done = finished_image(out, self.claimed.digest)
         if done is None:

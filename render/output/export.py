@@ -1,4 +1,4 @@
-"""One file from a pyramid, streamed with libvips in bounded memory. Torch-free."""
+"""A pyramid as one file, streamed with libvips in bounded memory. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from render.errors import BadInput, RenderFailed
-from render.output.encode import ENDINGS, srgb_profile, xmp
-from render.plan.decode_layout import tile_key
+from render.output.encode import srgb_profile, xmp
+from render.output.manifest import Manifest
 
 LIMITS = {
     ".png": 2**31 - 1,
@@ -23,23 +23,23 @@ LIMITS = {
 }
 """File endings and the longest side in pixels that each can hold."""
 
-
 Part = tuple[int, int, int, int]
-"""(x, y, width, height) of a picture, in pixels"""
+"""(x, y, width, height) in an image, in pixels."""
 
 
-def export_targets(manifest: dict[str, Any], target: Path, force: bool) -> dict[Path, Part]:
-    """The files to write and what each shows: the picture, or one for each tile of its set where the
-    target's name holds `{tile}`. Raises `BadInput` unless all of them could be written.
+def export_targets(manifest: Manifest, target: Path, force: bool) -> dict[Path, Part]:
+    """The files to write and the part of the image that each shows.
+
+    That is the whole image, or one file for each tile of its tile set where the target's name has `{tile}`.
+    Raises `BadInput` unless all of them can be written.
     """
-    whole = 0, 0, manifest["width"], manifest["height"]
-    targets = {target: whole}
+    targets: dict[Path, Part] = {target: (0, 0, manifest.width, manifest.height)}
     if "{tile}" in target.name:
-        tiles = manifest.get("tile_set")
-        if not tiles:
-            raise BadInput("target", str(target), "asks for tiles of an image without any; leave {tile} out")
+        if not manifest.tile_set:
+            raise BadInput("target", str(target), "has {tile}, but the image has no tile set; leave it out")
         targets = {
-            target.with_name(target.name.replace("{tile}", name)): tuple(part) for name, part in tiles.items()
+            target.with_name(target.name.replace("{tile}", name)): part
+            for name, part in manifest.tile_set.items()
         }
     for each, part in targets.items():
         _check_target(each, part, force)
@@ -48,37 +48,37 @@ def export_targets(manifest: dict[str, Any], target: Path, force: bool) -> dict[
 
 def export_image(
     folder: Path,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     target: Path,
     *,
     part: Part | None = None,
     quality: int = 90,
     force: bool = False,
-    on_progress: Callable[[int], None] = lambda per_cent: None,
+    on_progress: Callable[[int], None] = lambda percent: None,
 ) -> Path:
     """Write a published image at full resolution, or a part of it, as one file (.png .tif .jpg .webp).
 
-    A .tif is a pyramidal BigTIFF. Everything that can be refused is refused before any work.
-    Raises `BadInput` for the user's mistakes, `RenderFailed` when the file cannot be written.
+    A .tif is a pyramidal BigTIFF. The target is checked before any work.
+    Raises `BadInput` for a target that cannot be written, `RenderFailed` when writing it fails.
     """
-    part = part or (0, 0, manifest["width"], manifest["height"])
+    part = part or (0, 0, manifest.width, manifest.height)
     _check_target(target, part, force)
     import pyvips
 
-    picture = _joined(folder, manifest, pyvips).crop(*part)
-    parameters = json.dumps(manifest["spec"], sort_keys=True, ensure_ascii=False)
-    picture.set_type(pyvips.GValue.blob_type, "xmp-data", xmp(parameters))
-    picture.set_type(pyvips.GValue.blob_type, "icc-profile-data", srgb_profile())
-    picture.set_progress(True)
-    picture.signal_connect("eval", lambda _, progress: on_progress(int(progress.percent)))
+    image = _joined(folder, manifest, part, pyvips)
+    parameters = json.dumps(manifest.spec, sort_keys=True, ensure_ascii=False)
+    image.set_type(pyvips.GValue.blob_type, "xmp-data", xmp(parameters))
+    image.set_type(pyvips.GValue.blob_type, "icc-profile-data", srgb_profile())
+    image.set_progress(True)
+    image.signal_connect("eval", lambda _, progress: on_progress(int(progress.percent)))
     unfinished = target.with_name(f".part-{uuid.uuid4().hex}{target.suffix.lower()}")
     try:
-        picture.write_to_file(str(unfinished), **_options(target.suffix.lower(), quality))
+        image.write_to_file(str(unfinished), **_options(target.suffix.lower(), quality))
         os.replace(unfinished, target)
     except (pyvips.Error, OSError) as exc:
         reason = str(exc).strip().splitlines()[0]
         raise RenderFailed(
-            f"{target}: the export broke off ({reason}); check the disk and verify the image"
+            f"{target}: the export failed ({reason}); check the disk and run chorale verify"
         ) from exc
     finally:
         unfinished.unlink(missing_ok=True)
@@ -95,27 +95,23 @@ def _check_target(target: Path, part: Part, force: bool) -> None:
             "target", str(target), f"cannot hold {longest} px (its limit is {limit}); use .tif or .png"
         )
     if not target.parent.is_dir():
-        raise BadInput("target", str(target), "lies in a folder that does not exist; make it first")
+        raise BadInput("target", str(target), "is in a folder that does not exist; create it first")
     if target.exists() and not force:
         raise BadInput("target", str(target), "exists; use --force to replace it")
 
 
-def _joined(folder: Path, manifest: dict[str, Any], pyvips: Any) -> Any:
-    level = len(manifest["levels"]) - 1
-    width, height = manifest["levels"][level]
-    side, ending = manifest["tile_size"], ENDINGS[manifest["format"]]
-    across, down = -(-width // side), -(-height // side)
+def _joined(folder: Path, manifest: Manifest, part: Part, pyvips: Any) -> Any:
+    width, height = manifest.levels[-1]
+    if part[0] + part[2] > width or part[1] + part[3] > height:
+        raise BadInput("folder", str(folder), "has a damaged manifest.json; render the image again")
+    side = manifest.tile_size
     tiles = []
-    for row in range(down):
-        for col in range(across):
-            path = folder / tile_key(level, col, row, ending)
-            if not path.is_file():
-                raise BadInput(
-                    "folder", str(folder), f"lacks the tile {path.name} of level {level}; run chorale verify"
-                )
-            tiles.append(pyvips.Image.new_from_file(str(path)))
-    joined = pyvips.Image.arrayjoin(tiles, across=across, hspacing=side, vspacing=side)
-    return joined.crop(0, 0, width, height).copy(interpretation="srgb")
+    for key in manifest.full_level_keys():
+        if not (folder / key).is_file():
+            raise BadInput("folder", str(folder), f"lacks the tile {key}; run chorale verify")
+        tiles.append(pyvips.Image.new_from_file(str(folder / key)))
+    joined = pyvips.Image.arrayjoin(tiles, across=-(-width // side), hspacing=side, vspacing=side)
+    return joined.crop(0, 0, width, height).copy(interpretation="srgb").crop(*part)
 
 
 def _options(ending: str, quality: int) -> dict[str, Any]:

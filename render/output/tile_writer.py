@@ -1,7 +1,7 @@
-"""Encodes and stores a rank's tiles beside the decoding, with bounded lines between.
+"""Encodes and stores a rank's tiles while the next block is decoded, with bounded queues between.
 
-Decoding, encoding and storing overlap: one thread encodes, several store, since what a store takes is
-mostly waiting. A line that is full holds up whoever fills it, so a slow store costs time, never memory.
+Decoding, encoding and storing overlap: one thread encodes, several store, since storing is mostly waiting. A
+full queue blocks whoever fills it, so a slow store costs time and never memory.
 """
 
 from __future__ import annotations
@@ -16,77 +16,78 @@ import numpy as np
 
 from render.output.block_journal import BlockJournal
 from render.output.encode import CONTENT_TYPES, ENDINGS, Pixels, encode
+from render.output.tile_entry import TileEntry, Tiles
 from render.plan.decode_layout import tile_key
 from render.plan.geometry import Rect
 from render.sink import Sink
 from render.spec import Spec
 
 UPLOADS = 8
-"""Files on their way to the sink at once."""
-_WAITING_PIXELS = 8
-_WAITING_FILES = 16
-"""Tiles that may wait to be encoded, and to be stored: they bound a rank's memory."""
+"""Files that are stored at the same time."""
+_QUEUED_TILES = 8
+_QUEUED_FILES = 16
+"""Tiles that may wait to be encoded, and files that may wait to be stored: they bound a rank's memory."""
 Result = TypeVar("Result")
 
 
 class TileWriter:
-    """Takes tiles and records of blocks, and has stored them all when its block ends.
+    """Takes tiles and journal entries; when its `with` block ends, all of them are stored.
 
-    `tiles` holds key -> {sha256, bytes} of those that are stored; `encode_seconds` and `upload_seconds` are
-    the threads' own, which run beside each other.
+    `tiles` lists those that are stored. `encode_seconds` and `upload_seconds` are the threads' own times,
+    which overlap.
     """
 
-    def __init__(self, spec: Spec, sink: Sink, records: BlockJournal | None) -> None:
-        self._spec, self._sink, self._records = spec, sink, records
+    def __init__(self, spec: Spec, sink: Sink, journal: BlockJournal | None) -> None:
+        self._spec, self._sink, self._journal = spec, sink, journal
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._uploads = ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload")
-        self._pixels_room = threading.Semaphore(_WAITING_PIXELS)
-        self._files_room = threading.Semaphore(_WAITING_FILES)
-        self._jobs: list[Future[Any]] = []
+        self._tile_slots = threading.Semaphore(_QUEUED_TILES)
+        self._file_slots = threading.Semaphore(_QUEUED_FILES)
+        self._pending: list[Future[Any]] = []
         self._block: dict[str, Future[Future[None]]] = {}
-        """Tiles since the last record: being encoded, and then being stored."""
+        """Tiles since the last journal entry: each is encoded first, then stored."""
         self._lock = threading.Lock()
-        self.tiles: dict[str, dict[str, Any]] = {}
+        self.tiles: Tiles = {}
         self.encode_seconds = self.upload_seconds = 0.0
 
     def __enter__(self) -> TileWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        # The encoder first: it may be waiting for room, which only uploads that run can make.
+        # The encoder first: it may be waiting for a slot, which only running uploads can free.
         self._encoder.shutdown(wait=True, cancel_futures=kind is not None)
         self._uploads.shutdown(wait=True, cancel_futures=kind is not None)
         if kind is None:
             self.check()
 
     def check(self) -> None:
-        """Raise what a tile or a record has failed with."""
+        """Raise the error of a tile or journal entry that has failed."""
         with self._lock:
-            done = [job for job in self._jobs if job.done()]
-            self._jobs = [job for job in self._jobs if not job.done()]
-        for job in done:
-            job.result()
+            done = [future for future in self._pending if future.done()]
+            self._pending = [future for future in self._pending if not future.done()]
+        for future in done:
+            future.result()
 
     def put_level(self, level: int, origin_col: int, origin_row: int, pixels: Pixels, side: int) -> None:
-        """Cut [h, w, 3] pixels whose first tile is (origin_col, origin_row) into tiles."""
+        """Cut [h, w, 3] pixels, whose first tile is (origin_col, origin_row), into tiles of `side` pixels."""
         ending = ENDINGS[self._spec.format]
         for y in range(0, pixels.shape[0], side):
             for x in range(0, pixels.shape[1], side):
                 key = tile_key(level, origin_col + x // side, origin_row + y // side, ending)
-                self._pixels_room.acquire()
-                part = np.ascontiguousarray(pixels[y : y + side, x : x + side])
-                self._block[key] = self._later(self._encoder.submit(self._encode, key, part))
+                self._tile_slots.acquire()
+                tile = np.ascontiguousarray(pixels[y : y + side, x : x + side])
+                self._block[key] = self._track(self._encoder.submit(self._encode, key, tile))
         self.check()
 
-    def put_record(self, block: Rect, learned: bytes) -> None:
-        """Record a block whose tiles have all been put; it is stored after them."""
+    def finish_block(self, block: Rect, measurements: bytes) -> None:
+        """Add a block, whose tiles have all been put, to the journal once they are stored."""
         tiles, self._block = self._block, {}
-        if self._records is not None:
-            # By way of the encoder: when its turn comes, all tiles of the block are on their way.
-            self._later(self._encoder.submit(self._put_record, self._records, block, tiles, learned))
+        if self._journal is not None:
+            # Through the encoder: when this runs, all tiles of the block are encoded.
+            self._track(self._encoder.submit(self._journalize, self._journal, block, tiles, measurements))
 
     def put_extra(self, key: str, data: bytes, content_type: str) -> None:
-        """A file that is not a tile; not part of the root."""
+        """A file that is not a tile; it is not part of the root."""
         self._upload(key, data, content_type, immutable=False)
 
     def _encode(self, key: str, pixels: Pixels) -> Future[None]:
@@ -94,41 +95,41 @@ class TileWriter:
         try:
             data = encode(pixels, self._spec.format, self._spec.quality)
         finally:
-            self._pixels_room.release()
+            self._tile_slots.release()
             self.encode_seconds += time.perf_counter() - started
         return self._upload(key, data, CONTENT_TYPES[self._spec.format], immutable=True)
 
     def _upload(self, key: str, data: bytes, content_type: str, *, immutable: bool) -> Future[None]:
-        self._files_room.acquire()
-        return self._later(self._uploads.submit(self._put, key, data, content_type, immutable))
+        self._file_slots.acquire()
+        return self._track(self._uploads.submit(self._put, key, data, content_type, immutable))
 
     def _put(self, key: str, data: bytes, content_type: str, immutable: bool) -> None:
         started = time.perf_counter()
         try:
             self._sink.put(key, data, content_type, immutable)
             if immutable:
-                self.tiles[key] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+                self.tiles[key] = TileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
         finally:
-            self._files_room.release()
+            self._file_slots.release()
             with self._lock:
                 self.upload_seconds += time.perf_counter() - started
 
-    def _put_record(
-        self, records: BlockJournal, block: Rect, tiles: dict[str, Future[Future[None]]], learned: bytes
+    def _journalize(
+        self, journal: BlockJournal, block: Rect, tiles: dict[str, Future[Future[None]]], measurements: bytes
     ) -> None:
-        stored = {key: encoded.result() for key, encoded in tiles.items()}
-        self._later(self._uploads.submit(self._keep, records, block, stored, learned))
+        uploads = {key: encoded.result() for key, encoded in tiles.items()}
+        self._track(self._uploads.submit(self._save, journal, block, uploads, measurements))
 
-    def _keep(
-        self, records: BlockJournal, block: Rect, stored: dict[str, Future[None]], learned: bytes
+    def _save(
+        self, journal: BlockJournal, block: Rect, uploads: dict[str, Future[None]], measurements: bytes
     ) -> None:
-        # The line before the uploads is in order, so those that are waited for here are running or done.
-        # A tile that failed tells so itself; its block just gets no record.
-        if not any(upload.exception() for upload in stored.values()):
-            records.keep(block, {key: self.tiles[key] for key in stored}, learned)
+        # Uploads start in order, so those that are waited for here are running or done. A tile that failed
+        # raises its own error in `check`; its block gets no entry.
+        if not any(upload.exception() for upload in uploads.values()):
+            journal.save(block, {key: self.tiles[key] for key in uploads}, measurements)
 
-    def _later(self, job: Future[Result]) -> Future[Result]:
-        """A job whose error `check` shall raise."""
+    def _track(self, future: Future[Result]) -> Future[Result]:
+        """Have `check` raise the error of a future."""
         with self._lock:
-            self._jobs.append(job)
-        return job
+            self._pending.append(future)
+        return future

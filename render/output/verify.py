@@ -1,23 +1,22 @@
-"""Hash every tile again and hold it against the manifest. Torch-free."""
+"""Hash every tile again and compare it with the manifest. Torch-free."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
-from render.output.manifest import root_of
+from render.output.manifest import Manifest, root_of
 from render.sink import Source
 
-_AT_ONCE = 8
+_CONCURRENT_READS = 8
 """Tiles that are read at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """Keys of tiles that are not as the manifest says."""
+    """Keys of tiles that differ from the manifest."""
 
     root: str
     tiles: int
@@ -28,33 +27,37 @@ class VerifyReport:
 
     @property
     def passes(self) -> bool:
+        """Whether every tile, and the root, is as the manifest lists it."""
         return self.root_matches and not (self.missing or self.altered or self.extra)
 
 
 def verify_image(
     source: Source,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> VerifyReport:
-    """Hold an image's tiles against its manifest; raises the source's own errors."""
-    tiles = manifest["tiles"]
-    there = {entry.key for entry in source.entries("image_files/")}
+    """Compare an image's tiles with its manifest; raises the source's own errors.
 
-    def is_whole(key: str) -> bool:
-        return bool(hashlib.sha256(source.get(key)).hexdigest() == tiles[key]["sha256"])
+    `on_progress` is called with tiles done and tiles in all.
+    """
+    tiles = manifest.tiles
+    stored = {entry.key for entry in source.entries("image_files/")}
 
-    known = sorted(tiles.keys() & there)
+    def matches(key: str) -> bool:
+        return hashlib.sha256(source.get(key)).hexdigest() == tiles[key].sha256
+
+    common = sorted(tiles.keys() & stored)
     altered = []
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for number, (key, whole) in enumerate(zip(known, pool.map(is_whole, known), strict=True)):
-            if not whole:
+    with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
+        for number, (key, same) in enumerate(zip(common, pool.map(matches, common), strict=True)):
+            if not same:
                 altered.append(key)
-            on_progress(number + 1, len(known))
+            on_progress(number + 1, len(common))
     return VerifyReport(
-        root=manifest["root"],
+        root=manifest.root,
         tiles=len(tiles),
-        missing=tuple(sorted(tiles.keys() - there)),
+        missing=tuple(sorted(tiles.keys() - stored)),
         altered=tuple(altered),
-        extra=tuple(sorted(there - tiles.keys())),
-        root_matches=root_of(tiles) == manifest["root"],
+        extra=tuple(sorted(stored - tiles.keys())),
+        root_matches=root_of(tiles) == manifest.root,
     )

@@ -1,8 +1,8 @@
-"""How a finished picture is cut for decoding and for the Deep Zoom pyramid: pure geometry, in pixels.
+"""How a finished image is cut for decoding and for the Deep Zoom pyramid: pure geometry, in pixels.
 
-A block is an aligned square of the full-resolution picture that one rank decodes, cuts into tiles and
-halves, level after level, without anybody else. Its side is a power of two times the tile's, laid out by
-the spec, never by the rank count.
+A block is an aligned square of the full-resolution image. One rank decodes it, cuts it into tiles and halves
+it, level after level, without any other rank. Its side is a power of two times the tile's side and comes from
+the spec, never from the rank count.
 """
 
 from __future__ import annotations
@@ -11,26 +11,40 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from render.model_info import ModelInfo
-from render.output.seams import Lines, make_lines
 from render.plan.geometry import Rect, bounding
-from render.plan.stages import Stage
 from render.plan.topology import Topology
 from render.spec import Spec
 
-_SMALLEST_DECODE = 64
-"""Side of a decode tile in latents, for models whose window is no larger. Twice that in large pictures, which
-have enough of them for many ranks: the halo around a tile is decoded twice."""
+_SMALLEST_DECODE_TILE = 64
+"""Side of a decode tile in latents, for models whose window is no larger. Large images use twice that:
+they have enough decode tiles for many ranks, and the halo around a tile is decoded twice."""
+PREVIEW_DECODE_TILE = 64
+"""Side of a decode tile of a stage's preview, in latents."""
+_PREVIEW_LARGEST_SIDE = 512
+_PREVIEW_SHARE = 4
+"""A preview is made of a stage whose sides are at most this many pixels and at most a quarter of the image's
+own. The first stage always has one. Rank 0 alone decodes it while the others wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeLayout:
-    """The layout of one picture. `decode_side` in latents, all other lengths in pixels."""
+    """The decode tiles, blocks and pyramid levels of one image.
+
+    `decode_tile` and `halo` are in latents, all other lengths in pixels.
+    """
 
     width: int
     height: int
-    tile: int
-    block: int
-    decode_side: int
+    tile_size: int
+    """Side of a tile of the pyramid."""
+    block_size: int
+    """Side of a block."""
+    decode_tile: int
+    """Side of the square that the autoencoder decodes at a time, without its halo."""
+    scale_factor: int
+    """Pixels per latent."""
+    halo: int
+    """Latents around a decode tile that its pixels depend on."""
     wrap_y: bool = False
     wrap_x: bool = False
 
@@ -42,28 +56,29 @@ class DecodeLayout:
     @cached_property
     def block_levels(self) -> int:
         """How many levels, from the full one down, a block holds in whole tiles."""
-        return min((self.block // self.tile).bit_length(), self.top_level)
+        return min((self.block_size // self.tile_size).bit_length(), self.top_level)
 
     @cached_property
     def blocks(self) -> tuple[Rect, ...]:
-        """All blocks, row by row, clipped to the picture."""
+        """All blocks, row by row, clipped to the image."""
+        side = self.block_size
         return tuple(
-            Rect(y=y, x=x, height=min(self.block, self.height - y), width=min(self.block, self.width - x))
-            for y in range(0, self.height, self.block)
-            for x in range(0, self.width, self.block)
+            Rect(y=y, x=x, height=min(side, self.height - y), width=min(side, self.width - x))
+            for y in range(0, self.height, side)
+            for x in range(0, self.width, side)
         )
 
     def blocks_of(self, rank: int, world_size: int) -> tuple[Rect, ...]:
-        """An unbroken run of the blocks; runs differ in length by one at most."""
+        """The blocks of a rank: a contiguous run; runs differ in length by one at most."""
         total = len(self.blocks)
         return self.blocks[total * rank // world_size : total * (rank + 1) // world_size]
 
-    def latents_of(self, rank: int, world_size: int, info: ModelInfo) -> Rect:
+    def latents_of(self, rank: int, world_size: int) -> Rect:
         """The latents that the rank's blocks are decoded from, their halo included."""
-        scale = info.scale_factor
         blocks = bounding(self.blocks_of(rank, world_size))
         if not blocks.area:
             return blocks
+        scale = self.scale_factor
         inside = Rect(
             y=blocks.y // scale,
             x=blocks.x // scale,
@@ -76,7 +91,7 @@ class DecodeLayout:
             wrap_y=self.wrap_y,
             wrap_x=self.wrap_x,
         )
-        return canvas.bounding_rect([canvas.pad(inside, info.decode_halo)])
+        return canvas.bounding_rect([canvas.pad(inside, self.halo)])
 
     def size_at(self, level: int) -> tuple[int, int]:
         """(width, height) of a level, halved with the ceiling."""
@@ -84,49 +99,42 @@ class DecodeLayout:
         return -(-self.width >> shift), -(-self.height >> shift)
 
     def tiles_at(self, level: int) -> int:
+        """Number of tiles of a level."""
         width, height = self.size_at(level)
-        return -(-width // self.tile) * -(-height // self.tile)
+        return -(-width // self.tile_size) * -(-height // self.tile_size)
 
     @cached_property
     def tile_count(self) -> int:
+        """Number of tiles of all levels."""
         return sum(self.tiles_at(level) for level in range(self.top_level + 1))
 
 
 def make_decode_layout(spec: Spec, info: ModelInfo) -> DecodeLayout:
-    """Blocks grow with the picture, so that what is left for the few top levels stays small."""
+    """Blocks grow with the image, so that what is left for the few top levels stays small."""
     native = info.native_size // info.scale_factor
     longest = max(spec.width, spec.height)
     grown = 0 if longest <= 2048 else 1 if longest <= 8192 else 2
-    smallest = _SMALLEST_DECODE << min(grown, 1)
-    decode_side = max(smallest, 1 << (native - 1).bit_length())
-    block = max(spec.tile_size << grown, decode_side * info.scale_factor << max(0, grown - 1))
+    smallest = _SMALLEST_DECODE_TILE << min(grown, 1)
+    decode_tile = max(smallest, 1 << (native - 1).bit_length())
+    block = max(spec.tile_size << grown, decode_tile * info.scale_factor << max(0, grown - 1))
     return DecodeLayout(
         width=spec.width,
         height=spec.height,
-        tile=spec.tile_size,
-        block=block,
-        decode_side=decode_side,
+        tile_size=spec.tile_size,
+        block_size=block,
+        decode_tile=decode_tile,
+        scale_factor=info.scale_factor,
+        halo=info.decode_halo,
         wrap_y=spec.wrap_y,
         wrap_x=spec.wrap_x,
     )
 
 
-def seam_lines(cut: DecodeLayout, stage: Stage, seed: int, pixel: int) -> tuple[Lines, Lines]:
-    """The columns and rows where a seam could be, and their controls: the edges of the last step's windows
-    (region borders are some of them) and of the decode tiles; where the picture wraps, its own edge too.
-    `pixel` is pixels per latent."""
-    offset = stage.offset(seed, stage.steps - 1)
-    lines = []
-    for axis, at, length, across in (
-        (stage.grid.cols, offset[1], cut.width, cut.height),
-        (stage.grid.rows, offset[0], cut.height, cut.width),
-    ):
-        starts = axis.starts(at)
-        edges = {start * pixel for start in starts} | {(start + axis.window) * pixel for start in starts}
-        edges |= set(range(0, length, cut.decode_side * pixel))
-        window = stage.grid.cols.window * pixel
-        lines.append(make_lines(edges, window, length, across, pixel, wraps=axis.wraps))
-    return lines[0], lines[1]
+def has_preview(index: int, width: int, height: int, image_side: int) -> bool:
+    """Whether stage `index` of `width` x `height` pixels is small enough to be shown while the image, whose
+    longer side is `image_side` pixels, is rendered."""
+    limit = min(_PREVIEW_LARGEST_SIDE, image_side // _PREVIEW_SHARE)
+    return index == 0 or max(width, height) <= limit
 
 
 def tile_key(level: int, col: int, row: int, ending: str) -> str:

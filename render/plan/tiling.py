@@ -80,6 +80,12 @@ class Tiling:
         places = (divmod(number, self.passes) for number in range(*self._run(rank)))
         return tuple(((int(order[at, 0]), int(order[at, 1]), int(order[at, 2])), turn) for at, turn in places)
 
+    def evaluations_by_layer(self, rank: int) -> tuple[int, ...]:
+        """Number of the rank's evaluations of each layer."""
+        first, end = self._run(rank)
+        layers = self._order(self.strips)[:, 0][np.arange(first, end) // self.passes]
+        return tuple(np.bincount(layers, minlength=len(self.layers)).tolist())
+
     def windows_of(self, rank: int) -> tuple[Window, ...]:
         """The windows of which the rank evaluates one pass or more, in order."""
         return tuple(dict.fromkeys(window for window, _ in self.evaluations_of(rank)))

@@ -23,8 +23,10 @@ from render.events import Event, StepDone
 from render.models import load_adapter
 from render.models.folder import read_model_info
 from render.output.decode import decode_block
-from render.output.pyramid import PyramidReport, publish_pyramid
+from render.output.pyramid import publish_pyramid
+from render.output.pyramid_report import PyramidReport
 from render.plan.geometry import Rect
+from render.plan.plan import make_plan
 from render.plan.stages import Stage, make_stages
 from render.plan.topology import Topology, topology_of
 from render.spec import BLENDS, Spec
@@ -163,14 +165,15 @@ def test_decoding_knows_no_edge(turn: tuple[int, int]) -> None:
 @pytest.mark.parametrize("turn", [(0, 1), (7, 11)])
 def test_enlarging_knows_no_edge(turn: tuple[int, int]) -> None:
     spec = spec_of()
-    below, stage = make_stages(spec, ToyModel().info)[-2:]
-    small, large = topology_of(below.grid), topology_of(stage.grid)
+    plan = make_plan(spec, ToyModel().info, 1).stages[-1]
+    small, large = plan.enlarging.below, plan.enlarging.canvas
+    assert small is not None
     latents = torch.randn((4, small.height, small.width), generator=torch.Generator().manual_seed(2))
 
     def enlarged(planes: Tensor) -> Tensor:
         piece = LatentRegion(latents=planes, area=small.whole, canvas=small)
-        pixels = pixels_of_previous_stage(piece, stage, ToyModel(), CPU)
-        return enlarge(pixels, stage, ToyModel(), SingleRankGroup(), CPU, large.whole).latents
+        pixels = pixels_of_previous_stage(piece, plan, ToyModel(), CPU)
+        return enlarge(pixels, plan, ToyModel(), SingleRankGroup(), CPU, large.whole).latents
 
     twice = [2 * each for each in turn]
     torch.testing.assert_close(enlarged(latents.roll(turn, (1, 2))), enlarged(latents).roll(twice, (1, 2)))
@@ -208,7 +211,8 @@ def test_the_edge_is_measured_where_a_picture_wraps() -> None:
 
     def publish(group: Group) -> tuple[PyramidReport, dict[str, bytes]]:
         sink = MemorySink()
-        return publish_pyramid(piece, ToyModel(), spec, group, sink, device=CPU), sink.files
+        plan = make_plan(spec, ToyModel().info, group.world_size)
+        return publish_pyramid(piece, ToyModel(), plan, group, sink, device=CPU), sink.files
 
     report, files = publish(SingleRankGroup())
     picture = _picture(files, spec).astype(int)

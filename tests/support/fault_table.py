@@ -105,7 +105,7 @@ def try_fault(bucket: Bucket, name: str, begin: Callable[[FaultProxy], None] | N
         report = render_image(SPEC, ToyModel(), SingleRankGroup(), store, device=torch.device("cpu"))
         whole = verify_image(store, report.manifest).passes
         found = {entry.key for entry in store.entries()}
-    requests = len(wanted) + 2 + len(report.manifest["tiles"])
+    requests = len(wanted) + 2 + len(report.manifest.tiles)
     return Outcome(
         fault=name,
         tries=len(proxy.requests) - requests,

@@ -103,7 +103,7 @@ def test_the_engines_events_become_the_series_that_they_should(receiver: Datagra
     steps = [event for event in events if isinstance(event, StepDone)]
     assert received.sum("chorale_pixels_total") == SPEC.width * SPEC.height
     assert received.sum("chorale_images_total") == 1
-    assert received.sum("chorale_image_seconds") == pytest.approx(manifest["timings"]["total"], abs=0.001)
+    assert received.sum("chorale_image_seconds") == pytest.approx(manifest.timings["total"], abs=0.001)
     for slot in ("0", "1"):
         assert received.sums["chorale_steps_total", (slot, "toy")] == len(steps)
         assert received.counts["chorale_step_seconds", (slot, "model")] == len(steps)
@@ -117,13 +117,11 @@ def test_the_engines_events_become_the_series_that_they_should(receiver: Datagra
     assert received.sums["chorale_model_seconds_total", ("0", "toy")] == pytest.approx(model)
     for phase in ("model", "wait", "fuse", "decode", "encode", "upload"):
         own = received.sums["chorale_step_seconds", ("0", phase)]
-        assert own == pytest.approx(manifest["timings"][phase], rel=0.01, abs=0.001), phase
+        assert own == pytest.approx(manifest.timings[phase], rel=0.01, abs=0.001), phase
     kept = received.counts["chorale_checkpoint_seconds", ("ok",)]
     assert kept and received.sum("chorale_checkpoint_bytes_total") > kept
-    assert received.sum("chorale_store_bytes_total") > sum(
-        tile["bytes"] for tile in manifest["tiles"].values()
-    )
-    assert received.sums["chorale_store_requests_total", ("put", "ok")] >= len(manifest["tiles"])
+    assert received.sum("chorale_store_bytes_total") > sum(tile.bytes for tile in manifest.tiles.values())
+    assert received.sums["chorale_store_requests_total", ("put", "ok")] >= len(manifest.tiles)
 
 
 def test_what_the_socket_has_no_room_for_waits_and_nothing_is_lost(receiver: DatagramReceiver) -> None:

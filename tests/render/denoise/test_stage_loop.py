@@ -32,7 +32,7 @@ def spec_of(**changes: object) -> Spec:
 
 
 def latents_of(spec: Spec, group: Group, **hooks: Any) -> torch.Tensor:
-    return render_latents(spec, ToyModel(), group, device=CPU, **hooks).seat.gather().latents
+    return render_latents(spec, ToyModel(), group, device=CPU, **hooks).state.gather().latents
 
 
 @pytest.mark.parametrize("blend", BLENDS)

@@ -80,7 +80,7 @@ def test_colours_do_not_drift_over_the_stages() -> None:
             stage = render_latents(
                 spec.with_changes(width=side, height=side), Bending(), SingleRankGroup(), device=CPU
             )
-            finished = stage.piece(stage.seat.tiling.grid.whole)
+            finished = stage.gather(stage.state.tiling.grid.whole)
             means_of.append(decoded(finished, finished.area, Bending(), CPU).mean((0, 2, 3)))
         return float((means_of[0] - means_of[1]).abs().max())
 
@@ -99,15 +99,15 @@ def test_colours_do_not_drift_over_the_stages() -> None:
 )
 def test_how_firmly_is_said_by_ilvr(changes: dict[str, object], kept: float) -> None:
     spec = spec_of(**({"width": 512, "height": 512} | changes))
-    seat = render_latents(spec, ToyModel(), SingleRankGroup(), device=CPU).seat
-    assert seat.colours is not None
-    assert torch.equal(seat.colours[3], torch.full(seat.colours.shape[1:], kept))
+    state = render_latents(spec, ToyModel(), SingleRankGroup(), device=CPU).state
+    assert state.colours is not None
+    assert torch.equal(state.colours[3], torch.full(state.colours.shape[1:], kept))
 
 
 def test_a_box_that_begins_in_a_stage_brings_its_own() -> None:
     box = RegionPrompt(prompt="a small blue ball", x=0.4, y=0.4, width=0.1, height=0.1)
     spec = spec_of(width=512, height=512, boxes=(box,))
-    seat = render_latents(spec, ToyModel(), SingleRankGroup(), device=CPU).seat
-    assert seat.loop.stage.composes == {1} and seat.colours is not None
-    share = seat.colours[3]
+    state = render_latents(spec, ToyModel(), SingleRankGroup(), device=CPU).state
+    assert state.loop.stage.composes == {1} and state.colours is not None
+    share = state.colours[3]
     assert float(share[0, 0]) == 1.0 and float(share.min()) < 0.05

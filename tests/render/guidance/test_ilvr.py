@@ -54,7 +54,7 @@ def spec_of(**changes: object) -> Spec:
 
 def test_a_stage_stays_near_what_it_enlarges() -> None:
     kept, free = (
-        render_latents(spec_of(ilvr=share), ToyModel(), SingleRankGroup(), device=CPU).seat
+        render_latents(spec_of(ilvr=share), ToyModel(), SingleRankGroup(), device=CPU).state
         for share in (1.0, 0.0)
     )
     anchor = kept.anchor

@@ -115,7 +115,7 @@ def test_the_hand_over_is_the_stock_pipelines(
     adapter, refiner = loaded(folders)
     with stock_noise():
         done = render_latents(spec, adapter, SingleRankGroup(), device=CPU, refiner=refiner)
-    ours = done.piece(done.seat.tiling.grid.whole).latents[None]
+    ours = done.gather(done.state.tiling.grid.whole).latents[None]
     theirs = stock_hand_over(folders, sampler, steps, guidance, start)
     assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.std()))
 

@@ -3,7 +3,6 @@
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +16,12 @@ from render.distributed import SingleRankGroup
 from render.engine import render_image
 from render.errors import BadInput, RenderFailed
 from render.output.export import export_image
-from render.output.manifest import parse_manifest
+from render.output.manifest import Manifest, parse_manifest
 from render.output.pyramid import publish_pyramid
-from render.output.seams import Steps, add_block
+from render.output.seams import LineDifferences, add_block
 from render.output.verify import verify_image
 from render.plan.geometry import Rect
+from render.plan.plan import Plan, make_plan
 from render.plan.topology import Topology
 from render.spec import Spec
 from tests.support.groups import run_ranks
@@ -37,6 +37,10 @@ def latents_for(spec: Spec) -> LatentRegion:
     canvas = Topology(height=spec.height // 8, width=spec.width // 8, wrap_y=spec.wrap_y, wrap_x=spec.wrap_x)
     latents = torch.randn((4, canvas.height, canvas.width), generator=draw)
     return LatentRegion(latents=latents, area=canvas.whole, canvas=canvas)
+
+
+def plan_of(spec: Spec, ranks: int = 1) -> Plan:
+    return make_plan(spec, ToyModel().info, ranks)
 
 
 def level_of(files: dict[str, bytes], level: int, width: int, height: int, side: int) -> np.ndarray:
@@ -62,16 +66,16 @@ def box(picture: np.ndarray) -> np.ndarray:
 def test_every_level_is_the_box_of_the_one_below(width: int, height: int, tile: int) -> None:
     spec = Spec(prompt="x", width=width, height=height, tile_size=tile)
     model, latents, sink = ToyModel(), latents_for(spec), MemorySink()
-    report = publish_pyramid(latents, model, spec, SingleRankGroup(), sink, device=CPU)
+    report = publish_pyramid(latents, model, plan_of(spec), SingleRankGroup(), sink, device=CPU)
     whole = (model.decode(latents.latents[None])[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    cut = report.cut
+    layout = report.layout
     expected = whole
-    for level in range(cut.top_level, -1, -1):
-        size = cut.size_at(level)
+    for level in range(layout.top_level, -1, -1):
+        size = layout.size_at(level)
         assert expected.shape[:2] == size[::-1]
         assert np.array_equal(level_of(sink.files, level, *size, tile), expected)
         expected = box(expected)
-    columns, rows = Steps(report.columns.lines), Steps(report.rows.lines)
+    columns, rows = LineDifferences(report.columns.lines), LineDifferences(report.rows.lines)
     add_block(columns, rows, Rect(y=0, x=0, height=height, width=width), whole)
     for measured, expected_steps in ((report.columns, columns), (report.rows, rows)):
         assert np.array_equal(measured.absolute, expected_steps.absolute)
@@ -84,10 +88,14 @@ def test_every_level_is_the_box_of_the_one_below(width: int, height: int, tile: 
 def test_ranks_do_not_change_a_byte(width: int, height: int, ranks: int) -> None:
     spec = Spec(prompt="x", width=width, height=height, tile_size=64)
     alone, together = MemorySink(), MemorySink()
-    report = publish_pyramid(latents_for(spec), ToyModel(), spec, SingleRankGroup(), alone, device=CPU)
+    report = publish_pyramid(
+        latents_for(spec), ToyModel(), plan_of(spec), SingleRankGroup(), alone, device=CPU
+    )
     others = run_ranks(
         ranks,
-        lambda group: publish_pyramid(latents_for(spec), ToyModel(), spec, group, together, device=CPU),
+        lambda group: publish_pyramid(
+            latents_for(spec), ToyModel(), plan_of(spec, ranks), group, together, device=CPU
+        ),
     )
     assert together.files == alone.files
     assert all(other.tiles == report.tiles for other in others)
@@ -98,7 +106,7 @@ def test_ranks_do_not_change_a_byte(width: int, height: int, ranks: int) -> None
 def test_pictures_say_what_they_are(form: str) -> None:
     spec = Spec(prompt="a red vase & more", width=512, height=512, format=form)
     sink = MemorySink()
-    publish_pyramid(latents_for(spec), ToyModel(), spec, SingleRankGroup(), sink, device=CPU)
+    publish_pyramid(latents_for(spec), ToyModel(), plan_of(spec), SingleRankGroup(), sink, device=CPU)
     ending = {"png": "png", "webp": "webp", "jpeg": "jpg"}[form]
     assert b"trainedAlgorithmicMedia" in sink.files[f"image_files/9/0_0.{ending}"]
     assert b"trainedAlgorithmicMedia" in sink.files["preview.webp"]
@@ -106,7 +114,7 @@ def test_pictures_say_what_they_are(form: str) -> None:
     assert f'Format="{ending}"'.encode() in sink.files["image.dzi"]
 
 
-def read_manifest(image: Path) -> dict[str, Any]:
+def read_manifest(image: Path) -> Manifest:
     return parse_manifest((image / "manifest.json").read_bytes(), str(image))
 
 

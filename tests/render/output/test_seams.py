@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from render.output.seams import score_picture
+from render.output.seams import score_image
 
 BORDERS = [96, 192, 288, 384]
 
@@ -20,7 +20,7 @@ def photograph(seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_picture_without_seams_passes(seed: int) -> None:
-    assert score_picture(photograph(seed), BORDERS, BORDERS, 128).passes
+    assert score_image(photograph(seed), BORDERS, BORDERS, 128).passes
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -28,7 +28,7 @@ def test_a_picture_without_seams_passes(seed: int) -> None:
 def test_a_planted_seam_fails(seed: int, levels: int) -> None:
     picture = photograph(seed).astype(int)
     picture[:, 192:] += levels
-    score = score_picture(np.clip(picture, 0, 255).astype(np.uint8), BORDERS, BORDERS, 128)
+    score = score_image(np.clip(picture, 0, 255).astype(np.uint8), BORDERS, BORDERS, 128)
     assert not score.passes
 
 
@@ -36,14 +36,14 @@ def test_a_planted_seam_fails(seed: int, levels: int) -> None:
 def test_a_planted_seam_in_a_coarse_texture_fails_by_its_sign(levels: int) -> None:
     draw = np.random.default_rng(3)
     picture = 128 + draw.normal(0, 5, (512, 512, 3))
-    assert score_picture(picture.astype(np.uint8), BORDERS, BORDERS, 128).passes
+    assert score_image(picture.astype(np.uint8), BORDERS, BORDERS, 128).passes
     picture[192:] += levels
-    score = score_picture(picture.astype(np.uint8), BORDERS, BORDERS, 128)
+    score = score_image(picture.astype(np.uint8), BORDERS, BORDERS, 128)
     assert score.ratio < 1.05 and score.worst < 1.1, "a mean step drowns in the texture"
     assert not score.passes
 
 
 def test_a_picture_of_one_window_has_no_seams() -> None:
-    score = score_picture(photograph(0), [0, 512], [0, 512], 512)
+    score = score_image(photograph(0), [0, 512], [0, 512], 512)
     assert score.borders == 0
     assert score.passes

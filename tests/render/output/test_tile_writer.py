@@ -1,4 +1,4 @@
-"""Tiles are stored beside each other, with bounded lines, and records after the tiles that they speak of."""
+"""Tiles are stored concurrently through bounded queues, and journal entries after the tiles that they list."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from render.output.block_journal import BlockJournal
-from render.output.tile_writer import _WAITING_FILES, UPLOADS, TileWriter
+from render.output.tile_writer import _QUEUED_FILES, UPLOADS, TileWriter
 from render.plan.geometry import Rect
 from render.spec import Spec
 from tests.support.cli import wait_until
@@ -20,7 +20,7 @@ BLOCK = Rect(y=0, x=0, height=128, width=128)
 
 
 class Slow(MemorySink):
-    """Holds every put until it is let go."""
+    """Blocks every put until `go` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,38 +36,38 @@ class Slow(MemorySink):
         self.order.append(key)
 
 
-def test_uploads_overlap_and_a_slow_store_holds_up_whoever_fills_the_line() -> None:
-    sink, taken = Slow(), list[int]()
+def test_uploads_overlap_and_a_slow_store_blocks_the_producer() -> None:
+    sink, queued = Slow(), list[int]()
 
     def fill() -> None:
         with TileWriter(SPEC, sink, None) as writer:
             for number in range(100):
                 writer.put_extra(f"file-{number}", b"x", "text/plain")
-                taken.append(number)
+                queued.append(number)
 
     with ThreadPoolExecutor(1) as pool:
         filling = pool.submit(fill)
-        wait_until(lambda: sink.waiting == UPLOADS and len(taken) == _WAITING_FILES)
+        wait_until(lambda: sink.waiting == UPLOADS and len(queued) == _QUEUED_FILES)
         assert not filling.done()
-        assert (sink.waiting, len(taken)) == (UPLOADS, _WAITING_FILES)
+        assert (sink.waiting, len(queued)) == (UPLOADS, _QUEUED_FILES)
         sink.go.set()
         filling.result(60)
     assert len(sink.files) == 100
 
 
-def test_a_record_comes_after_all_its_tiles() -> None:
+def test_a_journal_entry_is_stored_after_all_its_tiles() -> None:
     sink = Slow()
     with TileWriter(SPEC, sink, BlockJournal(sink, "mine")) as writer:
         writer.put_level(3, 0, 0, np.zeros((128, 128, 3), np.uint8), 64)
-        writer.put_record(BLOCK, b"learned")
+        writer.finish_block(BLOCK, b"measurements")
         wait_until(lambda: sink.waiting == 4)
         sink.go.set()
     assert len(sink.order) == 5 and sink.order[-1] == "work/block-0-0"
-    found = BlockJournal(sink, "mine").find(BLOCK)
-    assert found is not None and found[0] == writer.tiles and found[1] == b"learned"
+    entry = BlockJournal(sink, "mine").load(BLOCK)
+    assert entry is not None and entry[0] == writer.tiles and entry[1] == b"measurements"
 
 
-def test_a_tile_that_fails_is_told_and_its_block_is_not_recorded() -> None:
+def test_a_failed_tile_raises_and_its_block_gets_no_entry() -> None:
     class Breaks(MemorySink):
         def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
             if key.endswith("1_1.png"):
@@ -79,8 +79,8 @@ def test_a_tile_that_fails_is_told_and_its_block_is_not_recorded() -> None:
     def write() -> None:
         with TileWriter(SPEC, sink, BlockJournal(sink, "mine")) as writer:
             writer.put_level(3, 0, 0, np.zeros((128, 128, 3), np.uint8), 64)
-            writer.put_record(BLOCK, b"learned")
+            writer.finish_block(BLOCK, b"measurements")
 
     with pytest.raises(OSError, match="down"):
         write()
-    assert BlockJournal(sink, "mine").find(BLOCK) is None
+    assert BlockJournal(sink, "mine").load(BLOCK) is None

@@ -151,9 +151,9 @@ def test_ranks_do_not_change_a_bit(blend: str, sampler: str) -> None:
 def test_equal_latents_stay_equal_through_all_stages(blend: str) -> None:
     spec = spec_of(FULL, (512, 512), blend=blend)
     done = render_latents(spec, ToyModel(), SingleRankGroup(), device=CPU)
-    stage = done.seat.loop.stage
+    stage = done.state.loop.stage
     assert stage.index == 2 and stage.latent_classes is not None
-    latents = done.piece(stage.grid.whole).latents.flatten(1)
+    latents = done.gather(stage.grid.whole).latents.flatten(1)
     ties = stage.latent_classes
     assert torch.equal(latents[:, ties.places], latents[:, ties.firsts[ties.classes]])
 

@@ -1,0 +1,98 @@
+"""How a stage of the cascade is made from the one below: which latents each rank encodes, and what it reads.
+
+The new canvas is cut into tiles. A tile is encoded with a halo around it, from pixels that are decoded and
+enlarged from the stage below, so the same canvas comes out on any number of ranks. Pure geometry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from render.plan.geometry import Rect
+from render.plan.topology import Topology
+
+_TILE, _LARGE_CANVAS = 64, 256
+"""Longest side of a tile on the new canvas, in latents; twice that on a canvas longer than a large one, since
+the halo around a tile is computed twice. Small canvases are cut in four."""
+_BICUBIC_REACH = 3
+"""Pixels around a point that a bicubic kernel reads, and one to spare."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnlargeLayout:
+    """The tiles of a new canvas, dealt out to `world_size` ranks. All lengths in latents."""
+
+    canvas: Topology
+    """The canvas of the stage that starts."""
+    below: Topology | None
+    """The canvas of the stage below; None where the image starts from pixels that the spec gives."""
+    scale_factor: int
+    """Pixels per latent."""
+    halo: int
+    """Latents around a tile that the autoencoder reads."""
+    world_size: int
+
+    @cached_property
+    def tile_shape(self) -> tuple[int, int]:
+        """(height, width) of a tile; those at the lower and right edges may be smaller."""
+        height, width = self.canvas.height, self.canvas.width
+        longest = _TILE if max(height, width) <= _LARGE_CANVAS else 2 * _TILE
+        return min(longest, -(-height // 2)), min(longest, -(-width // 2))
+
+    @cached_property
+    def tiles(self) -> tuple[Rect, ...]:
+        """All tiles, row by row."""
+        height, width = self.canvas.height, self.canvas.width
+        tile_height, tile_width = self.tile_shape
+        return tuple(
+            Rect(y=y, x=x, height=min(tile_height, height - y), width=min(tile_width, width - x))
+            for y in range(0, height, tile_height)
+            for x in range(0, width, tile_width)
+        )
+
+    @property
+    def rounds(self) -> int:
+        """Tiles of the rank that has the most; in each round every rank makes one tile at most."""
+        return -(-len(self.tiles) // self.world_size)
+
+    def tiles_of(self, rank: int) -> tuple[Rect, ...]:
+        """The tiles of a rank: a contiguous run of them, the largest first.
+
+        In a round all ranks wait for each other, so the tiles of one round are to be of one size, halo
+        included.
+        """
+        own = self.tiles[rank * self.rounds : (rank + 1) * self.rounds]
+        return tuple(sorted(own, key=lambda tile: self.padded(tile).area, reverse=True))
+
+    def padded(self, tile: Rect) -> Rect:
+        """A tile and its halo on the new canvas."""
+        return self.canvas.pad(tile, self.halo)
+
+    def source(self, area: Rect) -> Rect:
+        """The latents of the stage below that the pixels of an area of the new canvas are made from.
+
+        The rectangle may run across an edge that is joined.
+        """
+        assert self.below is not None, "there is a stage below"
+        top, bottom = self._span(area.y, area.height, self.below.height / self.canvas.height)
+        left, right = self._span(area.x, area.width, self.below.width / self.canvas.width)
+        needed = Rect(y=top, x=left, height=bottom - top, width=right - left)
+        return self.below.pad(needed, self.halo)
+
+    def source_of(self, rank: int) -> Rect:
+        """What a rank reads of the stage below to make its tiles."""
+        assert self.below is not None, "there is a stage below"
+        return self.below.bounding_rect(self.source(self.padded(tile)) for tile in self.tiles_of(rank))
+
+    def _span(self, start: int, count: int, ratio: float) -> tuple[int, int]:
+        """The latents [first, end) below whose pixels a bicubic kernel reads; they may pass an edge."""
+        pixel = self.scale_factor
+        # In 32-bit numbers, as the pixels' positions are computed where they are sampled.
+        ends = np.array([start * pixel, (start + count) * pixel - 1], np.int64).astype(np.float32)
+        low, high = (ends + np.float32(0.5)) * np.float32(ratio) - np.float32(0.5)
+        first = (int(np.floor(low)) - _BICUBIC_REACH) // pixel
+        last = (int(np.ceil(high)) + _BICUBIC_REACH) // pixel
+        return first, last + 1
