@@ -1,8 +1,8 @@
 """Which model predicts in which stage: the spec's model, and in the last stage perhaps its refiner.
 
 SDXL's base decides the composition and its refiner finishes the texture: an ensemble of expert denoisers
-(eDiff-I, arXiv 2211.01324), in diffusers `denoising_end` and `denoising_start`. In a cascade the refiner takes
-over in the last stage alone: stages below are noised again and repainted, which would undo its work.
+(eDiff-I, arXiv 2211.01324), in diffusers `denoising_end` and `denoising_start`. In a cascade the refiner
+takes over in the last stage alone: stages below are noised again and repainted, which would undo its work.
 """
 
 from __future__ import annotations

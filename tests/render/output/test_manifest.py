@@ -20,8 +20,8 @@ from tests.support.sinks import MemorySink
 
 CPU = torch.device("cpu")
 FIELDS = {
-    "schema", "digest", "root", "spec", "model", "width", "height", "tile_size", "levels", "format", "tile_set",
-    "tiles", "seams", "range", "device", "numerics", "ranks", "versions", "timings", "created",
+    "schema", "digest", "root", "spec", "model", "width", "height", "tile_size", "levels", "format",
+    "tile_set", "tiles", "seams", "range", "device", "numerics", "ranks", "versions", "timings", "created",
 }  # fmt: skip
 
 
