@@ -271,8 +271,8 @@ def render_to_latents(
         checkpoints=checkpoints,
         refiner=refiner,
     )
-    group, grid = denoised.group, denoised.seat.tiling.grid
-    region = denoised.piece(grid.whole if group.rank == 0 else Rect(y=0, x=0, height=0, width=0))
+    group, grid = denoised.group, denoised.plan.stage.grid
+    region = denoised.gather(grid.whole if group.rank == 0 else Rect(y=0, x=0, height=0, width=0))
     root = ""
     if group.rank == 0:
         data = save({"latents": region.latents.float().contiguous()})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from render.errors import BadInput
 from render.output.encode import ENDINGS
 from render.output.export import export_image
+from render.output.manifest import Manifest
 from render.plan.decode_layout import tile_key
 
 if TYPE_CHECKING:
@@ -26,26 +27,26 @@ class RenderedImage:
     """A finished image: its folder holds the tile pyramid and the manifest."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     @property
     def root(self) -> str:
         """Digest over all tiles: two images with the same root are equal bit for bit."""
-        return str(self.manifest["root"])
+        return self.manifest.root
 
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels."""
-        return self.manifest["width"], self.manifest["height"]
+        return self.manifest.width, self.manifest.height
 
     def pil(self) -> Image.Image:
         """The image at full size in memory; raises `BadInput` above `LARGEST_PIL` pixels."""
         check_fits_memory(*self.size)
-        return self._level(len(self.manifest["levels"]) - 1)
+        return self._level(self.manifest.full_level)
 
     def thumbnail(self, longest_side: int = LARGEST_REPR) -> Image.Image:
         """The largest level of the pyramid whose sides are at most `longest_side` pixels."""
-        fitting = [n for n, sides in enumerate(self.manifest["levels"]) if max(sides) <= longest_side]
+        fitting = [n for n, sides in enumerate(self.manifest.levels) if max(sides) <= longest_side]
         return self._level(fitting[-1] if fitting else 0)
 
     def export(self, target: str | Path, **options: Any) -> Path:
@@ -55,9 +56,9 @@ class RenderedImage:
     def _level(self, level: int) -> Image.Image:
         from PIL import Image
 
-        width, height = self.manifest["levels"][level]
+        width, height = self.manifest.levels[level]
         image = Image.new("RGB", (width, height))
-        side, ending = self.manifest["tile_size"], ENDINGS[self.manifest["format"]]
+        side, ending = self.manifest.tile_size, ENDINGS[self.manifest.format]
         for y in range(0, height, side):
             for x in range(0, width, side):
                 with Image.open(self.folder / tile_key(level, x // side, y // side, ending)) as tile:
@@ -78,7 +79,7 @@ class PipelineOutput:
     images: Any
     """A list of PIL images; with `output_type="np"` a float32 array [N, H, W, 3] from 0 to 1; with "latent" a
     float32 tensor [N, C, h, w], as diffusers' VAE takes it after division by its scaling factor."""
-    manifests: tuple[dict[str, Any], ...] = ()
+    manifests: tuple[Manifest, ...] = ()
     """Of each image; empty for latents."""
 
 

@@ -123,7 +123,7 @@ def test_a_list_of_prompts_gives_as_many_images(pipe: ParallelizedDiffusionPipel
     alone = pipe("a blue vase", generator=generator, negative_prompt="text", output_type="np", **SMALL)
     assert alone.images.shape == (1, 128, 128, 3) and alone.images.dtype == np.float32
     assert np.array_equal(np.rint(alone.images[0] * 255), np.asarray(both.images[1], np.float32))
-    assert alone.manifests[0]["root"] == both.manifests[1]["root"] != both.manifests[0]["root"]
+    assert alone.manifests[0].root == both.manifests[1].root != both.manifests[0].root
 
 
 def test_an_init_image_may_be_a_pil_image_and_steps_are_reported(
@@ -145,7 +145,7 @@ def test_an_init_image_may_be_a_pil_image_and_steps_are_reported(
     assert calls[0][1] > calls[1][1] > 0
     assert "2/2" in capsys.readouterr().err
     second = pipe("a red vase", init=tmp_path / "red.png", **values)
-    assert first.manifests[0]["root"] == second.manifests[0]["root"]
+    assert first.manifests[0].root == second.manifests[0].root
 
 
 def test_latents_are_what_the_stock_autoencoder_takes(pipe: ParallelizedDiffusionPipeline) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +21,7 @@ from render.errors import BadInput
 from render.guidance.shared_latents import stage_noise
 from render.launch.sinks import open_sink
 from render.output.export import export_image, export_targets
+from render.output.manifest import parse_manifest
 from render.plan.plan import make_plan
 from render.plan.stages import make_stages
 from render.spec import BLENDS, Spec
@@ -190,7 +190,7 @@ def test_an_export_writes_each_tile(tmp_path: Path) -> None:
     folder = tmp_path / "row"
     sink = open_sink(str(folder), patience_s=0)
     render_image(spec_of(ROW, (512, 128)), ToyModel(), SingleRankGroup(), sink, device=CPU)
-    image = json.loads((folder / "manifest.json").read_text())
+    image = parse_manifest((folder / "manifest.json").read_bytes(), str(folder))
     targets = export_targets(image, tmp_path / "{tile}.png", False)
     assert sorted(path.name for path in targets) == ["four.png", "one.png", "three.png", "two.png"]
     for path, part in targets.items():
@@ -202,8 +202,8 @@ def test_an_export_writes_each_tile(tmp_path: Path) -> None:
         assert np.array_equal(tile, whole[:, number * 128 : (number + 1) * 128])
     with pytest.raises(BadInput, match="exists; use --force"):
         export_targets(image, tmp_path / "{tile}.png", False)
-    with pytest.raises(BadInput, match="asks for tiles of an image without any"):
-        export_targets(image | {"tile_set": {}}, tmp_path / "{tile}.png", True)
+    with pytest.raises(BadInput, match="the image has no tile set"):
+        export_targets(image.model_copy(update={"tile_set": {}}), tmp_path / "{tile}.png", True)
 
 
 def test_the_plan_counts_what_ties_say() -> None:
