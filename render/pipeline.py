@@ -274,7 +274,7 @@ def _rows(prompts: Sequence[str], options: Mapping[str, Any]) -> list[dict[str, 
     return rows
 
 
-def _spec_values(options: Mapping[str, Any], scratch: Path) -> Manifest:
+def _spec_values(options: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
     """The fields of the spec that a call's options give; None stands for the default, as in diffusers."""
     values = {name: value for name, value in options.items() if value is not None}
     steps, generator = values.pop("num_inference_steps", None), values.pop("generator", None)

@@ -39,6 +39,7 @@ from jobs.logs import LogReader
 from jobs.scheduler.pending_reason import pending_reason
 from render.errors import BadInput
 from render.models.folder import BUILTIN
+from render.output.manifest import parse_manifest
 
 _ROWS = 50
 _IMAGES = 120
