@@ -68,6 +68,8 @@ class Settings(BaseSettings):
     metrics_address: str = ""
     """HOST:PORT of an agent's `/metrics`, or off."""
     tokens_file: str = ""
+    group_secret: SecretStr = SecretStr("")
+    """Shared by the machines of `chorale render --nnodes`; a farm makes one for every attempt."""
     report_webhook: SecretStr = SecretStr("")
     report_mail: str = ""
     smtp_url: SecretStr = SecretStr("")

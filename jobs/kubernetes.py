@@ -11,10 +11,12 @@ from importlib.metadata import version
 from typing import Any
 
 from jobs.errors import BAD_INPUT, CANCELLED, UNREACHABLE
-from render.launch.rank_group import MASTER_PORT
+from render.launch.rendezvous_config import MASTER_PORT, SECRET_VARIABLE
 from render.spec import Spec
 
 Document = dict[str, Any]
+GROUP_SECRET = "chorale-group"
+"""The Secret by which the pods of an image know each other, under the key `secret`."""
 CONFIG = "chorale-store"
 """Name of the ConfigMap and the Secret with the store's URL, options and credentials."""
 _SPEC_KEY = "spec.json"
@@ -94,7 +96,7 @@ def _spec_map(image: OneImage) -> Document:
 
 
 def _network_policy(image: OneImage) -> Document:
-    """Rendezvous and collectives have no authentication: only pods of the group may connect to each other."""
+    """The rendezvous authenticates, collectives do not: only pods of the group may connect to each other."""
     peers = {"podSelector": {"matchLabels": _labels(image)}}
     return {
         "apiVersion": "networking.k8s.io/v1",
@@ -236,6 +238,7 @@ def _container(image: OneImage) -> Document:
         "image": image.container_image,
         "args": _arguments(image),
         "envFrom": _settings(image),
+        **({"env": [_group_secret()]} if image.pods > 1 else {}),
         "ports": [{"name": "rendezvous", "containerPort": MASTER_PORT}],
         "resources": _resources(image),
         "securityContext": {
@@ -272,6 +275,12 @@ def _settings(image: OneImage) -> list[Document]:
         {"configMapRef": {"name": CONFIG, **({"optional": True} if own_url else {})}},
         {"secretRef": {"name": CONFIG, "optional": True}},
     ]
+
+
+def _group_secret() -> Document:
+    # Required: without it the pod waits, and its events say so.
+    source = {"secretKeyRef": {"name": GROUP_SECRET, "key": "secret"}}
+    return {"name": SECRET_VARIABLE, "valueFrom": source}
 
 
 def _resources(image: OneImage) -> Document:

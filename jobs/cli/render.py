@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from infra.settings import read_settings
 from infra.store.base import Store
 from infra.store.local import LocalStore
 from infra.store.open import open_store
-from jobs.cli.group_options import await_host, await_manifest, group_options, take_rendezvous
+from jobs.cli.group_options import await_manifest, group_options, resolve_host, take_rendezvous
 from jobs.cli.help import examples
 from jobs.cli.progress import RenderProgress
 from jobs.cli.spec_options import spec_options, take_spec
@@ -25,7 +24,8 @@ from jobs.node.shutdown_signals import ShutdownSignals
 from render.errors import BadInput, GroupFailed
 from render.events import Event, ImageDone, OnEvent, ignore_event
 from render.launch.hardware import processors
-from render.launch.rank_group import HUNG_S, RankGroup, Rendezvous
+from render.launch.rank_group import HUNG_S, RankGroup
+from render.launch.rendezvous_config import Rendezvous
 from render.launch.request import CHECKPOINT_S, PATIENCE_S, Request
 from render.output.manifest import KEY, Manifest
 from render.plan.plan import make_plan
@@ -148,7 +148,7 @@ def _render(
 
     with signals.installed():
         if rendezvous is not None:
-            rendezvous = replace(rendezvous, interface=await_host(rendezvous, signals.poll))
+            rendezvous = resolve_host(rendezvous, signals.poll)
         group = RankGroup(ranks, rendezvous=rendezvous, hung_s=stall)
         try:
             return group.render(request, forward, timeout=timeout, on_tick=signals.poll)

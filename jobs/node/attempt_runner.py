@@ -31,7 +31,8 @@ from jobs.scheduler.warm_reuse import finish_and_take_next
 from render.errors import GroupFailed, GroupLost, Stopped
 from render.events import Event, ImageDone, StageStarted, StepDone, TilesWritten
 from render.launch.hardware import gpu_count
-from render.launch.rank_group import RankGroup, Rendezvous
+from render.launch.rank_group import RankGroup
+from render.launch.rendezvous_config import Rendezvous
 from render.launch.request import CHECKPOINT_S, PATIENCE_S, Request
 from render.models.model_paths import find_model_paths, model_info
 from render.output.manifest import Manifest
@@ -147,6 +148,8 @@ class AttemptRunner:
             self._begin()
         if part.nodes == 1:
             return None
+        if part.secret is None:
+            raise GroupLost("the attempt was placed by an older version of chorale, without a secret")
         host, _, port = endpoint.rpartition(":")
         return Rendezvous(
             nodes=part.nodes,
@@ -154,6 +157,7 @@ class AttemptRunner:
             host=host,
             port=int(port),
             interface=interface_of(part.address),
+            secret=part.secret,
         )
 
     def _endpoint(self) -> str | None:

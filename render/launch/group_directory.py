@@ -26,6 +26,11 @@ def request_path(directory: Path, number: int) -> Path:
     return directory / f"request-{number}.json"
 
 
+def rendezvous_path(directory: Path) -> Path:
+    """What the launcher has to know, until it has read it."""
+    return directory / "rendezvous.json"
+
+
 def events_path(directory: Path) -> Path:
     """The socket that the ranks send their events to."""
     return directory / "events"

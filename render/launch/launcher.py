@@ -1,7 +1,7 @@
-"""torchrun that dies with its parent: `python -m render.launch.launcher PARENT RANKS DIRECTORY ARGUMENTS...`.
+"""torchrun that dies with its parent: `python -m render.launch.launcher PARENT RANKS DIRECTORY`.
 
-PARENT is a pid; RANKS and DIRECTORY are for the ranks that it preloads; ARGUMENTS are torchrun's, without a
-program.
+PARENT is a pid, RANKS the number of ranks on this node, and DIRECTORY the group's, with the rendezvous in a
+file.
 
 A process of its own rather than a hook between fork and exec, which is not safe beside other threads.
 """
@@ -13,8 +13,10 @@ import sys
 import traceback
 from pathlib import Path
 
+from render.launch.group_directory import rendezvous_path
 from render.launch.parent_death import PARENT, die_with_parent
 from render.launch.preloaded_rank import preload_ranks
+from render.launch.rendezvous_config import Rendezvous
 
 PEERS_LOST = 75
 """Exit code of a rank, and then of torchrun, that ends because ranks of other nodes are gone."""
@@ -26,19 +28,29 @@ def main() -> int:
     os.environ[PARENT] = str(os.getpid())
     ranks, directory = int(sys.argv[2]), sys.argv[3]
     preload_ranks(ranks, Path(directory))
+    rendezvous = Rendezvous.take(rendezvous_path(Path(directory)))
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import main as torchrun
 
+    from render.launch.rendezvous import Misconfigured, NotAdmitted, register
+
+    register(rendezvous, Path(directory))
     program = ["-m", "render.launch.preloaded_rank", directory]
     try:
-        torchrun([*sys.argv[4:], "--nproc-per-node", str(ranks), *program])
+        torchrun([*rendezvous.arguments(), "--nproc-per-node", str(ranks), *program])
     except ChildFailedError as exc:
         traceback.print_exc()
         # A rank that crashed takes the others of its node along; then it is this node that failed.
         codes = {failure.exitcode for failure in exc.failures.values()}
         return PEERS_LOST if codes == {PEERS_LOST} else 1
+    except Misconfigured as exc:
+        sys.stderr.write(f"{exc}\n")
+        return 1
+    except NotAdmitted as exc:
+        sys.stderr.write(f"{exc}\n")
+        return PEERS_LOST
     except (DistError, RendezvousError):
         traceback.print_exc()
         return PEERS_LOST

@@ -10,58 +10,32 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from render.errors import BadInput, GroupFailed, GroupLost, PeersLost, RenderTimedOut, Stopped
 from render.events import Event, ImageDone, OnEvent, RankFailed, RankStarted, RankStopped, ignore_event
 from render.launch.event_channel import EventReceiver
-from render.launch.group_directory import GroupDirectory, events_path, log_path, request_path
+from render.launch.group_directory import (
+    GroupDirectory,
+    events_path,
+    log_path,
+    rendezvous_path,
+    request_path,
+)
 from render.launch.hardware import RANK_ENVIRONMENT
 from render.launch.launcher import PEERS_LOST
+from render.launch.rendezvous_config import SECRET_VARIABLE, Rendezvous
 from render.launch.request import Request
 
 GRACE_S = 5.0
 """Between asking a group to end and killing it."""
 HUNG_S = 1800.0
 """A group without an event for so long hangs; the longest step of a large image is far shorter."""
-MASTER_PORT = 29400
-"""Port of the rendezvous of several nodes without a farm."""
 _EVENT_WAIT_S = 0.1
 _LOG_LINES = 12
 _SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="spawner")
 """Starts all groups of this process. The kernel ends a child with the thread that has started it, and the
 caller's may end before the group is closed."""
-_LAST_CALL_S = 15
-"""A group that is large enough waits so long for more nodes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rendezvous:
-    """Where the ranks of several nodes meet. `place` numbers the nodes; the first one hosts it."""
-
-    nodes: int
-    place: int
-    host: str
-    port: int
-    least: int | None = None
-    """Fewer than `nodes` may do; then the first rank may be on any of them."""
-    interface: str | None = None
-    """The network interface to use; what a host's name resolves to is often the loopback."""
-
-    @property
-    def holds_first(self) -> bool:
-        """Whether rank 0 is surely on this node."""
-        return self.place == 0 and self.least in (None, self.nodes)
-
-    def arguments(self) -> list[str]:
-        """torchrun's arguments."""
-        if self.least in (None, self.nodes):
-            nodes = ["--nnodes", str(self.nodes), "--node-rank", str(self.place)]
-            return [*nodes, "--master-addr", self.host, "--master-port", str(self.port)]
-        conf = f"is_host={int(self.place == 0)},last_call_timeout={_LAST_CALL_S}"
-        nodes = ["--nnodes", f"{self.least}:{self.nodes}", "--rdzv-backend", "c10d", "--rdzv-conf", conf]
-        return [*nodes, "--rdzv-endpoint", f"{self.host}:{self.port}", "--rdzv-id", "chorale"]
 
 
 class RankGroup:
@@ -80,7 +54,8 @@ class RankGroup:
         gpus: tuple[int, ...] | None = None,
         hung_s: float = HUNG_S,
     ) -> None:
-        self.ranks, self._rendezvous, self._gpus, self._hung_s = ranks, rendezvous, gpus, hung_s
+        self.ranks, self._rendezvous = ranks, rendezvous or Rendezvous()
+        self._gpus, self._hung_s = gpus, hung_s
         self._requests = 0
         self._running: _RunningGroup | None = None
 
@@ -105,7 +80,7 @@ class RankGroup:
         self._requests += 1
         request.write(request_path(self._running.directory, self._requests))
         done = self._running.until_done(request, on_event, timeout, on_tick)
-        if done is None and (self._rendezvous is None or self._rendezvous.holds_first):
+        if done is None and self._rendezvous.holds_first:
             raise GroupFailed("the group of ranks ended without an image; nothing was published")
         return done
 
@@ -121,23 +96,23 @@ class RankGroup:
 
 
 def _start(
-    directory: Path, ranks: int, rendezvous: Rendezvous | None, gpus: tuple[int, ...] | None, log: Path
+    directory: Path, ranks: int, rendezvous: Rendezvous, gpus: tuple[int, ...] | None, log: Path
 ) -> subprocess.Popen[bytes]:
     launcher = [sys.executable, "-m", "render.launch.launcher", str(os.getpid()), str(ranks), str(directory)]
-    arguments = ["--standalone"] if rendezvous is None else rendezvous.arguments()
+    # The secret goes by a file: command lines are for everybody to read, and ranks inherit the environment.
+    rendezvous.write(rendezvous_path(directory))
+    inherited = {name: value for name, value in os.environ.items() if name != SECRET_VARIABLE}
     chosen = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
-    if rendezvous is not None and rendezvous.interface is not None:
-        names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-        chosen |= {name: rendezvous.interface for name in names if name not in os.environ}
+    environment = inherited | RANK_ENVIRONMENT | rendezvous.environment() | {"PYTHONUNBUFFERED": "1"} | chosen
 
     def start() -> subprocess.Popen[bytes]:
         with log.open("ab") as file:
             return subprocess.Popen(
-                [*launcher, *arguments],
+                launcher,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=os.environ | RANK_ENVIRONMENT | {"PYTHONUNBUFFERED": "1"} | chosen,
+                env=environment,
                 start_new_session=True,
             )
 
@@ -148,7 +123,7 @@ class _RunningGroup:
     """A started group: its processes, and the directory where it gets requests and sends events."""
 
     def __init__(
-        self, ranks: int, rendezvous: Rendezvous | None, gpus: tuple[int, ...] | None, hung_s: float
+        self, ranks: int, rendezvous: Rendezvous, gpus: tuple[int, ...] | None, hung_s: float
     ) -> None:
         self._rendezvous, self._hung_s = rendezvous, hung_s
         self._group_directory = GroupDirectory()
@@ -208,7 +183,7 @@ class _RunningGroup:
         if self.alive() or (self._process.returncode == 0 and request.last):
             return None
         lines = "\n".join(_tail(self._log, request.log))
-        if self._rendezvous is not None and self._process.returncode == PEERS_LOST:
+        if self._rendezvous.nodes > 1 and self._process.returncode == PEERS_LOST:
             raise PeersLost(
                 f"other nodes of the group are gone; nothing was published. Its log ends:\n{lines}"
             )

@@ -15,13 +15,10 @@ waits closes its connection and is forgotten. Once the group has started nobody 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import socket
-from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import (
@@ -34,8 +31,8 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousTimeoutError,
 )
 
-from render.launch.group_tls import GroupTls
 from render.launch.membership import JoinRefused, Membership
+from render.launch.rendezvous_config import BACKEND, LOOPBACK, Rendezvous
 from render.launch.store_relay import (
     RETRY_S,
     RelayLoop,
@@ -48,13 +45,9 @@ from render.launch.store_relay import (
     parse_line,
 )
 
-BACKEND = "chorale"
-"""The name of this rendezvous in torchrun's registry."""
-JOIN_S = 600.0
-"""A node waits so long for the others."""
-LAST_CALL_S = 15.0
-"""A group that is large enough starts when no node has joined for so long."""
-_LOOPBACK = "127.0.0.1"
+if TYPE_CHECKING:
+    from render.launch.group_tls import GroupTls
+
 _DRAIN_S = 2.0
 """The host, done, waits so long until the others have closed their connections to the store."""
 
@@ -67,45 +60,10 @@ class Misconfigured(RendezvousStateError):
     """This node's address or secret is wrong; the text is one sentence for a person."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class NodeConfig:
-    """What one node has to know to meet the others; a group of one node needs the defaults only."""
-
-    nodes: int = 1
-    least: int = 1
-    node: int = 0
-    """The number of this node; 0 is the host."""
-    host: str = _LOOPBACK
-    """The group's own address on node 0, where the relay listens; a name or an address of it elsewhere."""
-    port: int = 0
-    secret: str = field(default="", repr=False)
-    join_s: float = JOIN_S
-    last_call_s: float = LAST_CALL_S
-
-    def write(self, path: Path) -> None:
-        """Leave it for the launcher, in a file that only its owner may read."""
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump(asdict(self), file)
-
-    @classmethod
-    def take(cls, path: Path) -> NodeConfig:
-        """Read what `write` has left, and remove it."""
-        config = cls(**json.loads(path.read_text(encoding="utf-8")))
-        path.unlink()
-        return config
-
-    def torchrun_arguments(self) -> list[str]:
-        """What torchrun itself has to know."""
-        endpoint = f"[{self.host}]" if ":" in self.host else self.host
-        words = ["--nnodes", f"{self.least}:{self.nodes}", "--rdzv-backend", BACKEND, "--rdzv-id", "chorale"]
-        return [*words, "--rdzv-endpoint", f"{endpoint}:{self.port}"]
-
-
 class GroupRendezvous(RendezvousHandler):
     """One rendezvous, for one start of the ranks: torchrun's agent takes the store and this node's rank."""
 
-    def __init__(self, config: NodeConfig, run_id: str, folder: Path | None = None) -> None:
+    def __init__(self, config: Rendezvous, run_id: str, folder: Path | None = None) -> None:
         """Opens nothing. `folder` is private; see `GroupTls`."""
         self._config, self._run_id, self._folder = config, run_id, folder
         self._closed = False
@@ -134,12 +92,12 @@ class GroupRendezvous(RendezvousHandler):
         if config.nodes == 1:
             self._store = _serve_store(config.join_s)
             rank, nodes = 0, 1
-        elif config.node == 0:
+        elif config.place == 0:
             rank, nodes = self._host()
         else:
             rank, nodes = self._join()
         assert self._store is not None
-        info = RendezvousStoreInfo(_LOOPBACK, self._store.port)
+        info = RendezvousStoreInfo(LOOPBACK, self._store.port)
         return RendezvousInfo(PrefixStore(self._run_id, self._store), rank, nodes, info)
 
     def is_closed(self) -> bool:
@@ -162,12 +120,18 @@ class GroupRendezvous(RendezvousHandler):
             self._loop = None
         return True
 
+    def _tls(self) -> GroupTls:
+        # Takes a moment to import, and a group of one node does without.
+        from render.launch.group_tls import GroupTls
+
+        return GroupTls(self._config.secret, self._folder)
+
     def _host(self) -> tuple[int, int]:
         config = self._config
         listening = _listen(config.host, config.port)
         self._store = _serve_store(config.join_s)
         gathering = _Gathering(config)
-        tls = GroupTls(config.secret, self._folder)
+        tls = self._tls()
         self._relay = RelayServer(listening, tls.server, self._store.port, gathering.on_join)
         self._loop = RelayLoop()
         self._loop.start(self._relay.serve())
@@ -175,18 +139,18 @@ class GroupRendezvous(RendezvousHandler):
 
     def _join(self) -> tuple[int, int]:
         config = self._config
-        tls = GroupTls(config.secret, self._folder)
+        tls = self._tls()
         self._loop = RelayLoop()
         rank, nodes = self._loop.run(_join(config, tls))
         forwarder = StoreForwarder(config.host, config.port, tls.client)
         self._loop.start(forwarder.serve())
         self._store = TCPStore(
-            _LOOPBACK, forwarder.port, is_master=False, timeout=timedelta(seconds=config.join_s)
+            LOOPBACK, forwarder.port, is_master=False, timeout=timedelta(seconds=config.join_s)
         )
         return rank, nodes
 
 
-def register(config: NodeConfig, folder: Path) -> None:
+def register(config: Rendezvous, folder: Path) -> None:
     """Make this rendezvous known to torchrun in this process.
 
     Not by an entry point of `torchrun.handlers`: the launcher runs torchrun in its own process, and hands
@@ -203,9 +167,9 @@ def register(config: NodeConfig, folder: Path) -> None:
 class _Gathering:
     """The host's view of a group that forms: who waits on which connection."""
 
-    def __init__(self, config: NodeConfig) -> None:
+    def __init__(self, config: Rendezvous) -> None:
         self._config = config
-        self._membership = Membership(config.least, config.nodes, config.last_call_s)
+        self._membership = Membership(config.fewest, config.nodes, config.last_call_s)
         self._waiting: dict[int, asyncio.StreamWriter] = {}
         self._changed = asyncio.Event()
 
@@ -253,7 +217,7 @@ class _Gathering:
             self._changed.set()
 
 
-async def _join(config: NodeConfig, tls: GroupTls) -> tuple[int, int]:
+async def _join(config: Rendezvous, tls: GroupTls) -> tuple[int, int]:
     """(rank, nodes) of this node, once the host has started the group."""
     reason = "it does not answer"
     try:
@@ -274,11 +238,11 @@ async def _join(config: NodeConfig, tls: GroupTls) -> tuple[int, int]:
         ) from None
 
 
-async def _ask_to_join(config: NodeConfig, tls: GroupTls) -> tuple[int, int]:
+async def _ask_to_join(config: Rendezvous, tls: GroupTls) -> tuple[int, int]:
     reader, writer = await connect(config.host, config.port, tls.client)
     try:
         _keep_alive(writer)
-        writer.write(line({"kind": "join", "node": config.node}))
+        writer.write(line({"kind": "join", "node": config.place}))
         answer = parse_line(await reader.readline())
     except ValueError as exc:
         raise ConnectionResetError("the host has closed the connection") from exc
@@ -298,10 +262,10 @@ async def _within(work: Any, seconds: float | None) -> None:
 
 def _serve_store(timeout_s: float) -> TCPStore:
     """A store whose server listens on the loopback of this machine alone."""
-    listening = socket.create_server((_LOOPBACK, 0), backlog=socket.SOMAXCONN)
+    listening = socket.create_server((LOOPBACK, 0), backlog=socket.SOMAXCONN)
     port = listening.getsockname()[1]
     return TCPStore(
-        _LOOPBACK,
+        LOOPBACK,
         port,
         is_master=True,
         timeout=timedelta(seconds=timeout_s),

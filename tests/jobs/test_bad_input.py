@@ -45,7 +45,56 @@ FLAGS = [
     (["--nnodes", "2", "--node-rank", "0"], "master-address"),
     (["--nnodes", "3:2", "--node-rank", "0", "--master-address", "a"], "nnodes: '3'"),
     (["--nnodes", "2", "--node-rank", "0", "--master-address", "a", "--master-port", "x"], "master-port"),
-    (["--nnodes", "64", "--node-rank", "0", "--master-address", "a", "--ranks", "1000"], "ranks: 64000"),
+    (
+        [
+            "--nnodes",
+            "64",
+            "--node-rank",
+            "0",
+            "--master-address",
+            "a",
+            "--ranks",
+            "1000",
+            "--group-secret-file",
+            "/proc/self/status",
+        ],
+        "ranks: 64000",
+    ),
+    (
+        ["--nnodes", "2", "--node-rank", "0", "--master-address", "a"],
+        "CHORALE_GROUP_SECRET: missing",
+    ),
+    (["--nnodes", "2", "--node-rank", "0", "--master-address", "a"], "openssl rand -hex 32"),
+    (
+        ["--nnodes", "2", "--node-rank", "0", "--master-address", "a", "--group-secret-file", "/none"],
+        "group-secret-file: '/none'",
+    ),
+    (
+        [
+            "--nnodes",
+            "2",
+            "--node-rank",
+            "0",
+            "--master-address",
+            "a",
+            "--group-secret-file",
+            "/proc/self/comm",
+        ],
+        "of at least 32 characters",
+    ),
+    (
+        [
+            "--nnodes",
+            "2",
+            "--node-rank",
+            "0",
+            "--master-address",
+            "192.0.2.1",
+            "--group-secret-file",
+            "/proc/self/status",
+        ],
+        "master-address: '192.0.2.1' is not an address of this machine",
+    ),
     (["--nonsense"], "--nonsense"),
 ]
 

@@ -113,6 +113,10 @@ def environment(objects: list[Document], pod: Pod, container: Document) -> dict[
     for variable in container.get("env", []):
         if "value" in variable:
             found[variable["name"]] = variable["value"]
+        elif "secretKeyRef" in variable["valueFrom"]:
+            key = variable["valueFrom"]["secretKeyRef"]
+            if (document := named(objects, "Secret", key["name"])) is not None:
+                found[variable["name"]] = texts(document)[key["key"]]
     return found
 
 

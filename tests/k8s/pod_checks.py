@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
 import click
@@ -17,7 +16,12 @@ from tests.k8s.objects import Document, Pod, environment, named, pods
 Objects = list[Document]
 OURS = "chorale"
 """The image with our command line as its entry point."""
-BROUGHT_ALONG = {("Secret", "chorale-database"), ("Secret", "chorale-tokens"), ("ConfigMap", "chorale-store")}
+BROUGHT_ALONG = {
+    ("Secret", "chorale-database"),
+    ("Secret", "chorale-tokens"),
+    ("Secret", "chorale-group"),
+    ("ConfigMap", "chorale-store"),
+}
 """What README.md has people make; secrets are in no file of ours."""
 FOREIGN_VARIABLES = {
     "AWS_ACCESS_KEY_ID",
@@ -65,7 +69,7 @@ def _parsed(pod: Pod, words: list[str]) -> Iterator[str]:
 
 
 def variables(objects: Objects) -> Iterator[str]:
-    known = {f"CHORALE_{field.name.upper()}" for field in fields(Settings)} | FOREIGN_VARIABLES
+    known = {f"CHORALE_{name.upper()}" for name in Settings.model_fields} | FOREIGN_VARIABLES
     for pod in pods(objects):
         for container in pod.containers:
             given = set(environment(objects, pod, container)) | {
@@ -95,6 +99,9 @@ def _named_by(pod: Pod) -> Iterator[tuple[str, str, bool]]:
             for kind, key in (("ConfigMap", "configMapRef"), ("Secret", "secretRef")):
                 if key in source:
                     yield kind, source[key]["name"], source[key].get("optional", False)
+        for variable in container.get("env", []):
+            if (key := variable.get("valueFrom", {}).get("secretKeyRef")) is not None:
+                yield "Secret", key["name"], key.get("optional", False)
     for volume in pod.spec.get("volumes", []):
         if "configMap" in volume:
             yield "ConfigMap", volume["configMap"]["name"], False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import secrets
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,14 @@ def rendered(folder: Path, place: Place, *flags: str) -> list[Document]:
     words = ("k8s", "render", str(folder / "spec.yaml"), "--cpus-per-pod", "1", *place.flags, *flags)
     finished = chorale(*words)
     assert finished.returncode == 0, finished.stderr
-    return [*yaml.safe_load_all(finished.stdout), *place.objects]
+    return [*yaml.safe_load_all(finished.stdout), *place.objects, group_secret()]
+
+
+def group_secret() -> Document:
+    """What the README has people make."""
+    secret = base64.b64encode(secrets.token_hex(32).encode()).decode()
+    metadata = {"name": "chorale-group"}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": {"secret": secret}}
 
 
 def digest_of(objects: list[Document]) -> str:

@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import subprocess
-from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -119,7 +118,11 @@ def _check_secret(words: list[str]) -> None:
     )
     secret: Document = yaml.safe_load(made.stdout)
     held = {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
-    known = {f"CHORALE_{field.name.upper()}" for field in fields(Settings)} | FOREIGN_VARIABLES | {"tokens"}
+    known = (
+        {f"CHORALE_{name.upper()}" for name in Settings.model_fields}
+        | FOREIGN_VARIABLES
+        | {"tokens", "secret"}
+    )
     assert held.keys() <= known and all(held.values())
     trial = named(build("overlays/dev"), "Secret", words[3])
     assert trial is None or trial["data"].keys() == secret["data"].keys()

@@ -215,8 +215,10 @@ def can_make_pods() -> bool:
 def _of_the_pod(container: dict[str, Any], name: str, address: str) -> dict[str, str]:
     """The variables that a manifest takes from the pod itself."""
     known = {"metadata.name": name, "status.podIP": address}
-    asked = {one["name"]: one["valueFrom"] for one in container.get("env", []) if "valueFrom" in one}
-    return {key: known[source["fieldRef"]["fieldPath"]] for key, source in asked.items()}
+    asked = {one["name"]: one.get("valueFrom", {}) for one in container.get("env", [])}
+    return {
+        key: known[source["fieldRef"]["fieldPath"]] for key, source in asked.items() if "fieldRef" in source
+    }
 
 
 def _expanded(word: str, environment: dict[str, str]) -> str:

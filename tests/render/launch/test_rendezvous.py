@@ -23,7 +23,8 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.elastic.utils.store import barrier
 
 from render.launch.group_tls import GroupTls
-from render.launch.rendezvous import GroupRendezvous, Misconfigured, NodeConfig, NotAdmitted
+from render.launch.rendezvous import GroupRendezvous, Misconfigured, NotAdmitted
+from render.launch.rendezvous_config import Rendezvous
 from render.launch.store_relay import RelayLoop, connect, end, line, parse_line
 
 # Of this machine, and not the address at which everything else listens.
@@ -37,13 +38,13 @@ class Nodes:
         with socket.create_server((ADDRESS, 0)) as free:
             port = free.getsockname()[1]
         given = {"nodes": 2, "least": 2, "join_s": 20.0, "secret": secrets.token_hex(32)} | config
-        self.config = NodeConfig(host=ADDRESS, port=port, **given)
+        self.config = Rendezvous(host=ADDRESS, port=port, **given)
         self.handlers: list[GroupRendezvous] = []
         self._pool = ThreadPoolExecutor(8)
         self._started: list[Future[RendezvousInfo]] = []
 
     def start(self, node: int, **config: Any) -> Future[RendezvousInfo]:
-        handler = GroupRendezvous(replace(self.config, node=node, **config), "run")
+        handler = GroupRendezvous(replace(self.config, place=node, **config), "run")
         self.handlers.append(handler)
         self._started.append(self._pool.submit(handler.next_rendezvous))
         return self._started[-1]
@@ -66,7 +67,7 @@ class Nodes:
     def close(self) -> None:
         wait(self._started, 30)
         # The host last: the others leave the store.
-        for handler in sorted(self.handlers, key=lambda one: -one._config.node):
+        for handler in sorted(self.handlers, key=lambda one: -one._config.place):
             handler._store = None
             handler.shutdown()
         self._pool.shutdown()
@@ -95,7 +96,7 @@ def listening_ports() -> set[tuple[str, int]]:
 
 def test_one_node_needs_no_secret_and_listens_on_the_loopback() -> None:
     before = listening_ports()
-    handler = GroupRendezvous(NodeConfig(), "run")
+    handler = GroupRendezvous(Rendezvous(), "run")
     info = handler.next_rendezvous()
     assert (info.rank, info.world_size) == (0, 1)
     bootstrap = info.bootstrap_store_info
@@ -203,11 +204,11 @@ def test_a_node_with_another_secret_ends_at_once_and_the_host_goes_on(nodes: Cal
 
 
 def test_who_did_not_come_is_named(nodes: Callable[..., Nodes]) -> None:
-    group = nodes(nodes=3, least=3, join_s=1.0)
-    host, other = group.start(0), group.start(2)
-    with pytest.raises(RendezvousTimeoutError, match=r"^node 1 of the group did not join in 1 s$"):
+    group = nodes(nodes=3, least=3, join_s=8.0)
+    other, host = group.start(2), group.start(0)
+    with pytest.raises(RendezvousTimeoutError, match=r"^node 1 of the group did not join in 8 s$"):
         host.result(30)
-    with pytest.raises(RendezvousTimeoutError, match="did not start the group in 1 s"):
+    with pytest.raises(RendezvousTimeoutError, match="did not start the group in 8 s"):
         other.result(30)
 
 
@@ -218,11 +219,11 @@ def test_an_address_of_another_machine_is_refused(nodes: Callable[..., Nodes]) -
 
 
 def test_the_config_is_private_and_read_once(tmp_path: Path) -> None:
-    config = NodeConfig(nodes=3, least=2, node=1, host="fd00::1", port=29400, secret="s" * 64)
+    config = Rendezvous(nodes=3, least=2, place=1, host="fd00::1", port=29400, secret="s" * 64)
     path = tmp_path / "rendezvous.json"
     config.write(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert json.loads(path.read_text())["secret"] == "s" * 64
-    assert NodeConfig.take(path) == config and not path.exists()
-    assert "ssss" not in repr(config) and "ssss" not in " ".join(config.torchrun_arguments())
-    assert "[fd00::1]:29400" in config.torchrun_arguments()
+    assert Rendezvous.take(path) == config and not path.exists()
+    assert "ssss" not in repr(config) and "ssss" not in " ".join(config.arguments())
+    assert "[fd00::1]:29400" in config.arguments()
