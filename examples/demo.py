@@ -54,7 +54,7 @@ def _render(farm: subprocess.Popen[bytes]) -> tuple[int, str]:
         code = _run(*words)
         if code:
             return code, job["id"]
-    image = OUT / "chorale" / "images" / _json("show", job["id"])["digest"]
+    image = OUT / "chorale" / "images" / _json("show", job["id"])["folder"]
     picture = OUT / "picture.png"
     code = _run("verify", str(image)) or _run("export", str(image), str(picture), "--force")
     if code == 0:

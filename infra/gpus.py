@@ -37,6 +37,16 @@ class Gpus:
         return self._handles
 
 
+def gpu_names() -> list[str]:
+    """The names of all GPUs in the driver's order; empty without a driver."""
+    try:
+        pynvml.nvmlInit()
+        count = pynvml.nvmlDeviceGetCount()
+        return [str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(n))) for n in range(count)]
+    except pynvml.NVMLError:
+        return []
+
+
 def driver_version() -> str | None:
     """The driver's version, None where there is no driver."""
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
+from jobs.db.folders import FINISHED_FOLDER
 from jobs.db.tables import batches, entries, jobs
 from jobs.farm import Farm, open_images
 from render.errors import BadInput
@@ -15,7 +16,8 @@ from render.output.manifest import KEY
 
 def write_results(farm: Farm, batch: str, folder: Path) -> dict[str, int]:
     """Write both files. Returns the number of rows in each. Raises `BadInput` for an unknown batch."""
-    columns = (jobs.c.id, jobs.c.digest, jobs.c.state, jobs.c.reason, jobs.c.root)
+    names = ("id", "digest", "state", "reason", "root")
+    columns = [*(jobs.c[name] for name in names), FINISHED_FOLDER.label("folder")]
     rows = (
         select(entries.c.row, entries.c.custom_id, *columns)
         .join(jobs, jobs.c.id == entries.c.job)
@@ -35,7 +37,7 @@ def write_results(farm: Farm, batch: str, folder: Path) -> dict[str, int]:
             for row in connection.execute(rows):
                 line = {"custom_id": row.custom_id, "row": row.row, "job": row.id, "digest": row.digest}
                 if row.state == "done":
-                    line |= {"root": row.root, "manifest": images.within(row.digest).url(KEY)}
+                    line |= {"root": row.root, "manifest": images.within(row.folder).url(KEY)}
                 else:
                     line |= {"state": row.state, "reason": row.reason}
                 file, name = (output, "output") if row.state == "done" else (errors, "errors")

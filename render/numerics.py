@@ -8,9 +8,20 @@ tests/render/test_numerics.py lists what checks the bits.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
 NUMERICS = 1
 _BEFORE_NUMBERS = "chorale-0.1.0"
 """What version 0.1.0 of the package wrote in place of `numerics-1`; its bits are the same."""
+_PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "numpy", "pillow")
+_VECTOR_EXTENSIONS = ("amx_tile", "avx512f", "avx2", "avx", "sve2", "sve", "asimd")
+"""From the widest down, as `/proc/cpuinfo` names them."""
 
 
 def same_numerics(found: object, identity: str) -> bool:
@@ -20,3 +31,56 @@ def same_numerics(found: object, identity: str) -> bool:
     """
     stem, _, numerics = identity.rpartition(" ")
     return found == identity or (numerics == "numerics-1" and found == f"{stem} {_BEFORE_NUMBERS}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numerics:
+    """What decides the bits of an image beside its spec: with equal numerics they are equal."""
+
+    numerics: int
+    device: str
+    """Kind of device, see `cpu_kind`, or the names of the GPUs."""
+    packages: Mapping[str, str]
+    """Versions of the packages that compute, draw or encode pixels."""
+
+    @property
+    def identity(self) -> str:
+        """48 bits of the SHA-256 of the canonical JSON, as 12 hex digits."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def numerics_of(device: str) -> Numerics:
+    """The numerics of this installation on a kind of device. Imports none of the packages."""
+    return Numerics(numerics=NUMERICS, device=device, packages={name: _version(name) for name in _PACKAGES})
+
+
+def numerics_identity(device: str) -> str:
+    """The identity of `numerics_of(device)`."""
+    return numerics_of(device).identity
+
+
+def cpu_kind() -> str:
+    """This machine's kind of CPU: architecture, vendor and widest vector extension.
+
+    PyTorch's and its math libraries' kernels differ with all three, and so do the last bits.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    info: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        info.setdefault(name.strip().lower(), value.strip())
+    vendor = info.get("vendor_id") or info.get("cpu implementer") or ""
+    flags = set((info.get("flags") or info.get("features") or "").split())
+    vectors = next((name for name in _VECTOR_EXTENSIONS if name in flags), "")
+    return " ".join(part for part in ("cpu", platform.machine(), vendor, vectors) if part)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

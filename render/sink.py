@@ -9,6 +9,8 @@ WORK = "work/"
 """Prefix of the files of an unfinished image; all of them are deleted once the image is published."""
 UNFINISHED_PREVIEW = f"{WORK}preview.webp"
 """The image at the last finished stage, made small."""
+CHECKPOINT = f"{WORK}checkpoint.safetensors"
+"""The canvas between two steps; see `render.denoise.checkpoint`."""
 
 
 class Sink(Protocol):

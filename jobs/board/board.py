@@ -14,6 +14,7 @@ from infra.errors import StoreError
 from infra.store.base import Store
 from jobs.board.access import Access
 from jobs.db.board_queries import is_known_model, queue_rates
+from jobs.db.folders import image_folder
 from jobs.db.queries import find_job
 from jobs.db.queues import list_queues
 from jobs.db.submission import BatchItem, JobOptions, Receipt, submit
@@ -46,7 +47,7 @@ class Board:
     _done: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def store(self) -> Store:
-        """The farm's store: finished and unfinished images, each in a folder named by its digest."""
+        """The farm's store: finished and unfinished images, each in a folder of its own."""
         return open_images(self.farm.settings)
 
     def job(self, beginning: str) -> str:
@@ -57,19 +58,20 @@ class Board:
             return find_job(connection, beginning)
 
     def image_of(self, job: str) -> tuple[str, str | None]:
-        """(digest, root) of a job's image; the root is None until the job is done. Done images are cached."""
+        """(folder, root) of a job's image; the root is None until the job is done. Done images are cached."""
         known = self._done.get(job)
         if known is not None:
             return known
         with self.farm.database.read() as connection:
-            found = connection.execute(select(jobs.c.digest, jobs.c.root).where(jobs.c.id == job)).first()
+            found = connection.execute(select(jobs.c.root).where(jobs.c.id == job)).first()
+            folder = "" if found is None else image_folder(connection, job)
         if found is None:
             raise UnknownJob(f"unknown job {ascii(job)[:60]}")
         if found.root is not None:
             if len(self._done) >= 10_000:
                 self._done.clear()
-            self._done[job] = found.digest, found.root
-        return found.digest, found.root
+            self._done[job] = folder, found.root
+        return folder, found.root
 
     def queues(self) -> list[dict[str, Any]]:
         """All queues: rules, and jobs by state."""
@@ -88,10 +90,10 @@ class Board:
         for name in ("queues", "outlook", "estimate"):
             self._cache.pop(name, None)
 
-    def unfinished_preview(self, digest: str) -> int | None:
+    def unfinished_preview(self, folder: str) -> int | None:
         """Bytes of the newest preview of an unfinished image; None while there is none."""
         try:
-            return self.store().size(f"{digest}/{UNFINISHED_PREVIEW}")
+            return self.store().size(f"{folder}/{UNFINISHED_PREVIEW}")
         except StoreError:
             return None
 

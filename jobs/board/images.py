@@ -36,23 +36,23 @@ def image_file(request: Request, job: str, key: str) -> Response:
     if not _KEY.fullmatch(key):
         return Response(status_code=404)
     board: Board = request.app.state.board
-    digest, root = board.image_of(job)
+    folder, root = board.image_of(job)
     if root is None:
         raise StoreMissing(f"job {job} has no finished image")
     tag = f'"{hashlib.sha256(f"{root} {key}".encode()).hexdigest()[:32]}"'
     headers = {"etag": tag, "cache-control": _FOREVER, "accept-ranges": "bytes"}
     if tag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    return _ranged(request, board.store().get(f"{digest}/{key}"), key, headers)
+    return _ranged(request, board.store().get(f"{folder}/{key}"), key, headers)
 
 
 @router.get("/jobs/{job}/preview")
 def preview(request: Request, job: str) -> Response:
     """The newest preview of an image, finished or not; 404 while there is none."""
     board: Board = request.app.state.board
-    digest, root = board.image_of(job)
+    folder, root = board.image_of(job)
     key = "preview.webp" if root is not None else UNFINISHED_PREVIEW
-    return Response(board.store().get(f"{digest}/{key}"), media_type=TYPES["webp"])
+    return Response(board.store().get(f"{folder}/{key}"), media_type=TYPES["webp"])
 
 
 def thumbnail(row: dict[str, Any]) -> str | None:
@@ -65,8 +65,8 @@ def thumbnail(row: dict[str, Any]) -> str | None:
     return f"/jobs/{row['id']}/image/image_files/{level}/0_0.{ending}"
 
 
-def manifest_key(digest: str) -> str:
-    return f"{digest}/{MANIFEST}"
+def manifest_key(folder: str) -> str:
+    return f"{folder}/{MANIFEST}"
 
 
 def _ranged(request: Request, data: bytes, key: str, headers: dict[str, str]) -> Response:

@@ -183,13 +183,13 @@ def _image_url(board: Board, known: dict[str, Any]) -> str | None:
     """URL of the job's newest preview; it changes when the preview does."""
     if known["state"] == "done":
         return f"/jobs/{known['id']}/image/preview.webp"
-    size = board.unfinished_preview(known["digest"])
+    size = board.unfinished_preview(known["folder"])
     return None if size is None else f"/jobs/{known['id']}/preview?version={known['fence']}-{size}"
 
 
 def _manifest(board: Board, known: dict[str, Any]) -> dict[str, Any] | None:
     try:
-        manifest = parse_manifest(board.store().get(manifest_key(known["digest"])), known["digest"])
+        manifest = parse_manifest(board.store().get(manifest_key(known["folder"])), known["folder"])
     except (StoreError, BadInput):
         return None
     return {

@@ -17,6 +17,7 @@ from infra.store.local import LocalStore
 from jobs.cli.farm_options import farm_options
 from jobs.cli.help import examples
 from jobs.cli.terminal import print_json, print_line
+from jobs.db.folders import digest_of
 from jobs.db.state_machine import ENDED
 from jobs.db.tables import jobs
 from jobs.farm import LOGS, Farm, open_images
@@ -81,16 +82,20 @@ def _work(farm: Farm) -> list[_Unneeded]:
         )
     images = open_images(farm.settings)
 
-    def work_of(digest: str) -> _Unneeded | None:
-        image = images.within(digest)
+    def work_of(folder: str) -> _Unneeded | None:
+        image = images.within(folder)
         work = list(image.entries(WORK))
         if not work:
             return None
         if image.size(KEY) is not None:
             return _unneeded(image, WORK.rstrip("/"), work, "its image is finished")
+        digest = digest_of(folder)
         if digest in unfinished:
             return None
-        return _unneeded(image, WORK.rstrip("/"), work, "its job has ended")
+        if folder == digest:
+            return _unneeded(image, WORK.rstrip("/"), work, "its job has ended")
+        # Nothing will finish it: the job was finished in another folder, or has ended without an image.
+        return _unneeded(image, "", list(image.entries()), "it is unfinished and its job has ended")
 
     with ThreadPoolExecutor(_THREADS) as pool:
         found = pool.map(work_of, (name for name in images.folders() if name not in (LOGS, INPUTS)))

@@ -19,8 +19,9 @@ from jobs.cli.progress import RenderProgress
 from jobs.cli.spec_options import spec_options, take_spec
 from jobs.db.submission import parse_ranks
 from jobs.errors import BAD_INPUT
-from jobs.image_store import claim, disclaim, finished_image, published_image
+from jobs.image_store import claim, discard_other_numerics, disclaim, finished_image, published_image
 from jobs.node.shutdown_signals import ShutdownSignals
+from jobs.numerics import local_numerics
 from render.errors import BadInput, GroupFailed
 from render.events import Event, ImageDone, OnEvent, ignore_event
 from render.launch.hardware import processors
@@ -115,8 +116,14 @@ def render(
         patience_s=patience_s,
     )
     progress: AbstractContextManager[OnEvent] = nullcontext(ignore_event) if as_json else RenderProgress()
+    numerics = local_numerics(device)
+    if discard_other_numerics(target, numerics):
+        click.echo(
+            f"chorale: {target.url()} held unfinished work of another version or device; starting over",
+            err=True,
+        )
     with progress as on_event:
-        claim(target, digest, spec.canonical_json(info.digest))
+        claim(target, digest, spec.canonical_json(info.digest), numerics)
         try:
             image = _render(request, wanted, rendezvous, stall, timeout, on_event)
         except GroupFailed as exc:

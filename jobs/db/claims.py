@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, exists, func, select, update
 
 from infra.database import built_once, now
+from jobs.db.folders import folder_name
 from jobs.db.records import Assignment
 from jobs.db.tables import attempts, jobs, members, nodes
 
@@ -27,12 +28,20 @@ def unclaimed(connection: Connection, node: str) -> list[str]:
     return list(connection.execute(statement).scalars())
 
 
-def claim(connection: Connection, attempt: str, node: str, supervisor: str) -> Assignment | None:
-    """Claim a node's share of an attempt. None if another supervisor has it or the attempt has ended."""
+def claim(
+    connection: Connection, attempt: str, node: str, supervisor: str, numerics: str | None = None
+) -> Assignment | None:
+    """Claim a node's share of an attempt. None if another supervisor has it or the attempt has ended.
+
+    `numerics` is the identity of the node's numerics. That of the first node decides the image's folder.
+    """
     claimed = connection.execute(*_claim(attempt=attempt, node=node, supervisor=supervisor))
     if claimed.rowcount != 1:
         return None
     row = connection.execute(*_share(attempt=attempt, node=node)).one()
+    folder = row.digest if numerics is None else folder_name(row.digest, numerics)
+    if row.place == 0 and numerics is not None:
+        record_folder(connection, attempt, folder)
     return Assignment(
         attempt=attempt,
         node=node,
@@ -46,6 +55,8 @@ def claim(connection: Connection, attempt: str, node: str, supervisor: str) -> A
         nodes=row.nodes,
         address=row.address,
         secret=row.secret,
+        folder=folder,
+        numerics=numerics,
     )
 
 
@@ -68,6 +79,22 @@ def _share(attempt: Any, node: Any) -> Any:
         .join(nodes, nodes.c.name == members.c.node)
         .where(_member(attempt, node))
     )
+
+
+def record_folder(connection: Connection, attempt: str, folder: str) -> None:
+    """Record the image's folder in the farm's store."""
+    connection.execute(*_recorded_folder(attempt=attempt, folder=folder))
+
+
+@built_once
+def _recorded_folder(attempt: Any, folder: Any) -> Any:
+    return update(attempts).where(attempts.c.id == attempt).values(folder=folder)
+
+
+def attempt_folder(connection: Connection, assignment: Assignment) -> str:
+    """The image's folder as the first node of the group has recorded it."""
+    recorded = select(attempts.c.folder).where(attempts.c.id == assignment.attempt)
+    return str(connection.execute(recorded).scalar_one() or assignment.digest)
 
 
 def next_offer(connection: Connection, last: Assignment) -> tuple[str | None, bool]:

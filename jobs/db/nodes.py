@@ -16,7 +16,7 @@ LEASE_S = 6.0
 
 
 def register(connection: Connection, name: str, **info: Any) -> None:
-    """Insert or update a node: address, slots, device, vram_bytes. Starts its lease; keeps `draining`."""
+    """Insert or update a node: address, slots, device, numerics, vram_bytes. Starts its lease."""
     values = info | {"lease_until": now() + LEASE_S}
     if connection.execute(update(nodes).where(nodes.c.name == name).values(**values)).rowcount == 0:
         connection.execute(insert(nodes).values(name=name, **values))

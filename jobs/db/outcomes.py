@@ -53,6 +53,7 @@ def finish(connection: Connection, assignment: Assignment, root: str, model_seco
         f"rendered by {assignment.nodes} node{'' if assignment.nodes == 1 else 's'}",
         expected_fence=fence,
         root=root,
+        folder=found[0].folder if found else None,
         progress=1.0,
         model_seconds=found[0].model_seconds + model_seconds if found else model_seconds,
     )
@@ -69,7 +70,7 @@ def _attempt_and_job(attempt: Any) -> Any:
     age = (now() - attempts.c.created).label("age")
     names = ("state", "model", "work", "model_seconds")
     return (
-        select(*(jobs.c[name] for name in names), age, members.c.slots, nodes.c.device)
+        select(*(jobs.c[name] for name in names), age, attempts.c.folder, members.c.slots, nodes.c.device)
         .join(attempts, attempts.c.job == jobs.c.id)
         .join(members, members.c.attempt == attempts.c.id)
         .join(nodes, nodes.c.name == members.c.node)

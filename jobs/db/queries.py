@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, func, select
 
+from jobs.db.folders import image_folder
 from jobs.db.prompt_search import matching
 from jobs.db.state_machine import STATES
 from jobs.db.tables import batches, entries, events, jobs
@@ -99,6 +100,7 @@ def show_job(connection: Connection, job: str) -> dict[str, Any]:
         select(entries.c.batch, entries.c.custom_id).where(entries.c.job == job).order_by(entries.c.batch)
     )
     return dict(row._mapping) | {
+        "folder": image_folder(connection, job),
         "batches": [dict(entry._mapping) for entry in member_of],
         "events": [dict(event._mapping) for event in history],
     }

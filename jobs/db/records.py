@@ -50,7 +50,11 @@ class Assignment:
     nodes: int
     address: str
     """Address of this node."""
+    folder: str
+    """Folder of the image in the farm's store, by this node's numerics."""
     secret: str | None = field(default=None, repr=False)
-    """By which the nodes of the group know each other; None for an attempt that an older version placed."""
+    """Authenticates the nodes of the group to each other; None for an attempt of an older version."""
+    numerics: str | None = None
+    """Identity of this node's numerics, see `render.numerics`."""
     begun: bool = False
     """The group exists already (it is warm), so there is no rendezvous to wait for."""

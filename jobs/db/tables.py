@@ -87,6 +87,8 @@ jobs = Table(
     Column("ended", Double),
     Column("progress", Double, nullable=False, default=0.0),
     Column("root", String(64)),
+    # Of the finished image in the store; None means the digest, as version 0.1 named it.
+    Column("folder", String(128)),
     Column("model_seconds", Double, nullable=False, default=0.0),
     # Latents that its evaluations cover over all steps; basis of the estimated slot seconds.
     Column("work", Double),
@@ -130,6 +132,8 @@ nodes = Table(
     Column("vram_bytes", Double),
     Column("device", String(64), nullable=False),
     Column("draining", Boolean, nullable=False, default=False),
+    # Identity of what decides bits (`render.numerics`); None for a node of version 0.1.
+    Column("numerics", String(32)),
     Column("lease_until", Double, nullable=False),
 )
 
@@ -147,6 +151,8 @@ attempts = Table(
     Column("rendezvous", String(256)),
     # Random; the nodes of the attempt prove to each other that they know it. Null once the attempt has ended.
     Column("secret", String(64)),
+    # Of the image in the store; None means the digest, as version 0.1 named it.
+    Column("folder", String(128)),
     UniqueConstraint("job", "fence"),
 )
 

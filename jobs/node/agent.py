@@ -27,6 +27,7 @@ from jobs.db.nodes import register, renew, set_draining, sign_off
 from jobs.farm import Farm
 from jobs.node.metrics_server import MetricsServer
 from jobs.node.tasks import WAKEUP_SOCKET, make_app, notify, queue_of, wakeup_path
+from jobs.numerics import local_numerics
 from jobs.report_delivery import send_due, wanted
 from jobs.scheduler.dispatcher import dispatch
 from render.errors import BadInput
@@ -91,6 +92,7 @@ class Agent:
                 address=self.address,
                 slots=self.slots,
                 device=self.device,
+                numerics=local_numerics().identity,
                 vram_bytes=self.vram_bytes,
             )
         try:

@@ -13,13 +13,14 @@ from typing import Any
 
 from infra.errors import ServiceError, StoreError
 from infra.store.base import Store
-from jobs.db.claims import LEASE_S, make_ready, release, rendezvous_endpoint
+from jobs.db.claims import LEASE_S, attempt_folder, make_ready, record_folder, release, rendezvous_endpoint
+from jobs.db.folders import attempted_folders
 from jobs.db.outcomes import Tally, fail, finish
 from jobs.db.records import Assignment
 from jobs.db.state_machine import change_state
 from jobs.errors import JobError, LostRace
 from jobs.farm import Farm, open_images
-from jobs.image_store import claim, finished_image
+from jobs.image_store import adopt_checkpoint, claim, find_finished, finished_image
 from jobs.input_assets import download_input
 from jobs.node.attempt_log import AttemptLog
 from jobs.node.attempt_metrics import AttemptMetrics
@@ -27,6 +28,7 @@ from jobs.node.heartbeat import Heartbeat, with_retry
 from jobs.node.network import interface_of
 from jobs.node.progress_snapshot import ProgressSnapshot
 from jobs.node.rank_metrics import OBSERVER
+from jobs.numerics import local_numerics
 from jobs.scheduler.warm_reuse import finish_and_take_next
 from render.errors import GroupFailed, GroupLost, Stopped
 from render.events import Event, ImageDone, StageStarted, StepDone, TilesWritten
@@ -178,8 +180,8 @@ class AttemptRunner:
             raise JobError(f"model {names} on node {part.node} is not the one that was submitted")
         patience_s = self.farm.settings.seconds("store_patience_s", PATIENCE_S)
         images = open_images(self.farm.settings, patience_s=patience_s)
-        out = images.within(part.digest)
-        manifest = self._find_or_claim(out, spec.canonical_json(info.digest)) if part.place == 0 else None
+        self._check_folder()
+        manifest = self._find_or_claim(images, spec.canonical_json(info.digest)) if part.place == 0 else None
         spec = download_input(spec, images, self.logs.parent)
         if manifest is not None:
             self._finish(manifest.root)
@@ -190,7 +192,7 @@ class AttemptRunner:
             folders=folders,
             info=info,
             device="auto",
-            out=out.url(),
+            out=images.within(part.folder).url(),
             patience_s=patience_s,
             checkpoint_s=self.farm.settings.seconds("checkpoint_s", CHECKPOINT_S),
             slots=part.slots,
@@ -217,12 +219,36 @@ class AttemptRunner:
                 group.close()
         return group if stays else None
 
-    def _find_or_claim(self, out: Store, canonical_spec: str) -> Manifest | None:
-        """The manifest if the image is there already; else its folder is claimed."""
-        done = finished_image(out, self.claimed.digest)
-        if done is None:
-            claim(out, self.claimed.digest, canonical_spec)
-        return done
+    def _check_folder(self) -> None:
+        """Raise `GroupFailed` if the first node of the group renders with other numerics than this one."""
+        part = self.claimed
+        if part.place == 0:
+            return
+        folder = with_retry(self.farm.database, lambda connection: attempt_folder(connection, part))
+        if folder != part.folder:
+            # Only an older version places such a group; a newer one may place the job next.
+            problem = f"node {part.node} has other numerics than the first node of its group"
+            raise GroupFailed(f"{problem}; run the same version and the same kind of device", outage=True)
+
+    def _find_or_claim(self, images: Store, canonical_spec: str) -> Manifest | None:
+        """The manifest if the image is finished, in this attempt's folder or an earlier one's; else the
+        folder is claimed, and a checkpoint of version 0.1 copied into it."""
+        part = self.claimed
+        own = images.within(part.folder)
+        if (done := finished_image(own, part.digest)) is not None:
+            return done
+        earlier: list[str] = []
+        if part.fence > 1:
+            earlier = with_retry(self.farm.database, lambda db: attempted_folders(db, part.job))
+        others = dict.fromkeys(folder for folder in (*earlier, part.digest) if folder != part.folder)
+        if (found := find_finished(images, others, part.digest)) is not None:
+            folder, manifest = found
+            with_retry(self.farm.database, lambda connection: record_folder(connection, part.attempt, folder))
+            return manifest
+        claim(own, part.digest, canonical_spec, local_numerics())
+        if part.folder != part.digest and adopt_checkpoint(images, part.digest, part.folder):
+            self._log.write(f"found a checkpoint of an older version in {part.digest}")
+        return None
 
     def _rendered_by(self, group: RankGroup, request: Request) -> ImageDone | None:
         """Render; where a warm group turns out to be dead before it has begun, with new processes."""

@@ -24,6 +24,7 @@ from jobs.db.records import Assignment
 from jobs.farm import Farm, open_farm
 from jobs.node.attempt_runner import AttemptRunner
 from jobs.node.heartbeat import with_retry
+from jobs.numerics import local_numerics
 from render.launch.parent_death import die_with_parent
 from render.launch.rank_group import RankGroup
 from render.launch.request import WARM_S
@@ -38,10 +39,11 @@ def main() -> int:
     die_with_parent(int(parent))
     configure_logging()
     with open_farm(read_settings({})) as farm:
-        supervisor = _Supervisor(farm, f"{node}-{os.getpid()}-{uuid.uuid4().hex[:8]}", Path(home))
+        name, numerics = f"{node}-{os.getpid()}-{uuid.uuid4().hex[:8]}", local_numerics().identity
+        supervisor = _Supervisor(farm, name, Path(home))
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, supervisor.stop)
-        part = with_retry(farm.database, lambda connection: claim(connection, attempt, node, supervisor.name))
+        part = with_retry(farm.database, lambda connection: claim(connection, attempt, node, name, numerics))
         if part is not None:
             supervisor.run(part)
     return 0
@@ -86,7 +88,7 @@ class _Supervisor:
                     attempt, free = next_offer(connection, last)
                 if attempt is not None:
                     with self.farm.database.write() as connection:
-                        return claim(connection, attempt, last.node, self.name)
+                        return claim(connection, attempt, last.node, self.name, last.numerics)
                 if not free:
                     return None
             if time.monotonic() > end:

@@ -71,6 +71,7 @@ def nodes_up(connection: Connection) -> list[Node]:
             name=row.name,
             slots=row.slots,
             device=row.device,
+            numerics=row.numerics or "",
             vram_bytes=None if row.vram_bytes is None else int(row.vram_bytes),
         )
         for row in connection.execute(up)

@@ -25,7 +25,8 @@ class Node:
     name: str
     slots: int
     device: str = "cpu"
-    """Kind of device of its slots. A group never mixes kinds: their last bits differ."""
+    numerics: str = ""
+    """Identity of what decides bits, see `render.numerics`; "" if unknown."""
     vram_bytes: int | None = None
     """Memory of each slot; None if unknown, then nothing is refused."""
 
@@ -235,15 +236,15 @@ class _FarmState:
         return self._queues.get(job.queue) or QueueRules(name=job.queue)
 
     def _eligible(self, job: PendingJob, sizes: list[GroupSize]) -> list[tuple[list[str], GroupSize]]:
-        """The candidate nodes by kind of device (GPUs first) and group size: those whose slots have enough
-        memory for a rank."""
-        kinds: dict[str, list[Node]] = {}
+        """The candidate nodes by kind (GPUs first) and group size: those whose slots have enough memory for a
+        rank. A group never mixes devices or numerics: their last bits differ."""
+        kinds: dict[tuple[str, str], list[Node]] = {}
         for node in self._nodes.values():
             if node.name not in job.avoid:
-                kinds.setdefault(node.device, []).append(node)
+                kinds.setdefault((node.device, node.numerics), []).append(node)
         return [
             ([node.name for node in kinds[kind] if node.has_memory(size.memory_bytes)], size)
-            for kind in sorted(kinds, key=lambda kind: (kind == "cpu", kind))
+            for kind in sorted(kinds, key=lambda kind: (kind[0] == "cpu", kind))
             for size in sizes
         ]
 

@@ -37,7 +37,7 @@ def finish_and_take_next(
     reserved = reserve(connection, [placed], lambda group: reason, assignment.slots)
     if placed.job not in reserved:
         return None
-    claimed = claim(connection, reserved[placed.job][0], assignment.node, assignment.supervisor)
+    claimed = _claim(connection, reserved[placed.job][0], assignment)
     assert claimed is not None, "no other process has seen the attempt yet"
     make_ready(connection, claimed, None)
     change_state(connection, claimed.job, "placing", "rendering", reason, expected_fence=claimed.fence)
@@ -55,5 +55,9 @@ def _already_taken(connection: Connection, assignment: Assignment) -> Assignment
     attempt = connection.execute(mine).scalar()
     if attempt is None:
         return None
-    claimed = claim(connection, attempt, assignment.node, assignment.supervisor)
+    claimed = _claim(connection, attempt, assignment)
     return None if claimed is None else replace(claimed, begun=True)
+
+
+def _claim(connection: Connection, attempt: str, last: Assignment) -> Assignment | None:
+    return claim(connection, attempt, last.node, last.supervisor, last.numerics)

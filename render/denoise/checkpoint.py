@@ -25,9 +25,9 @@ from render.distributed import Group, all_gather_fp16
 from render.numerics import NUMERICS, same_numerics
 from render.plan.geometry import Rect
 from render.plan.topology import Topology
-from render.sink import WORK, Sink
+from render.sink import CHECKPOINT, Sink
 
-KEY = f"{WORK}checkpoint.safetensors"
+KEY = CHECKPOINT
 _NOTHING = Rect(y=0, x=0, height=0, width=0)
 _NOTHING_SAID = torch.empty(0, dtype=torch.float16)
 

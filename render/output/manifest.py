@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -25,6 +26,9 @@ from render.output.tile_entry import TileEntry
 from render.plan.decode_layout import tile_key
 from render.sink import Sink
 from render.spec import Spec
+
+if TYPE_CHECKING:
+    from render.distributed import Group
 
 KEY = "manifest.json"
 SCHEMA = 1
@@ -211,6 +215,19 @@ def parse_manifest(data: bytes | None, where: str) -> Manifest:
         return Manifest.model_validate_json(data)
     except ValidationError as exc:
         raise BadInput("image", where, f"has a damaged {KEY} ({_reason(exc)}); render it again") from exc
+
+
+def read_published(sink: Sink, digest: str, group: Group) -> Manifest | None:
+    """The manifest of the image if it is in the sink already. All ranks call it; rank 0 reads."""
+    found = b""
+    if group.rank == 0 and sink.size(KEY) is not None:
+        found = sink.get(KEY)
+    data = group.all_gather_bytes(found)[0]
+    with suppress(BadInput):
+        manifest = parse_manifest(data, "sink") if data else None
+        if manifest is not None and manifest.digest == digest:
+            return manifest
+    return None
 
 
 def write_manifest(manifest: Manifest, sink: Sink) -> None:

@@ -14,9 +14,11 @@ from typing import IO, Any
 CHORALE = [sys.executable, "-m", "jobs.cli.main"]
 
 
-def chorale(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def chorale(
+    *arguments: str, timeout: float = 300, prefix: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     """Run to the end."""
-    return subprocess.run([*CHORALE, *arguments], capture_output=True, text=True, timeout=timeout)
+    return subprocess.run([*prefix, *CHORALE, *arguments], capture_output=True, text=True, timeout=timeout)
 
 
 def start(

@@ -54,11 +54,11 @@ def test_prometheus_is_told_what_the_manifests_say(tmp_path: Path) -> None:
 def _one_picture(machines: Machines, prometheus: Prometheus) -> dict[str, Any]:
     """Render it, and wait until Prometheus knows; its manifest."""
     machines.call("submit", *PICTURE)
-    digest = machines.wait("done")["digest"]
+    folder = machines.wait("done")["folder"]
     told(prometheus, "sum(chorale_images_total)", 1)
     told(prometheus, "sum(chorale_pixels_total)", WIDTH * HEIGHT)
     images = Path(machines.environment["XDG_DATA_HOME"]) / "chorale" / "images"
-    manifest: dict[str, Any] = json.loads((images / digest / "manifest.json").read_text())
+    manifest: dict[str, Any] = json.loads((images / folder / "manifest.json").read_text())
     return manifest
 
 

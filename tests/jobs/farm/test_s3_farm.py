@@ -70,7 +70,7 @@ def test_a_farm_renders_into_a_bucket_whatever_dies_and_tells_no_secret(
         logs = farm.call("logs", done["id"])["logs"]
         results = farm.call("batches", batch, "--results", str(tmp_path / "results"))
         report = farm.call("report")
-        checked = farm.call("verify", f"{url}/{done['digest']}")
+        checked = farm.call("verify", f"{url}/{done['folder']}")
     finally:
         farm.shut_down()
     out = str(tmp_path / "alone")
@@ -80,8 +80,8 @@ def test_a_farm_renders_into_a_bucket_whatever_dies_and_tells_no_secret(
     assert steps[-1] < LONG_STEPS, "it went on from a checkpoint"
     store = bucket.store(url)
     assert {entry.key for entry in store.entries("logs/")} >= {f"logs/{list(logs)[-1]}"}
-    assert f"{url}/{done['digest']}/manifest.json" in (tmp_path / "results" / "output.jsonl").read_text()
-    assert not list(store.within(done["digest"]).entries("work/"))
+    assert f"{url}/{done['folder']}/manifest.json" in (tmp_path / "results" / "output.jsonl").read_text()
+    assert not list(store.within(done["folder"]).entries("work/"))
     said += [repr((done, logs, results, report)).encode()]
     said += [store.get(entry.key) for entry in store.entries()]
     said += [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
