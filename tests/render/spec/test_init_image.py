@@ -15,7 +15,7 @@ from render.spec.init_image import open_image
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("source") / "noise.png"
     pixels = np.random.default_rng(3).integers(0, 256, (90, 120, 3), np.uint8)
     Image.fromarray(pixels).save(path)
@@ -23,20 +23,20 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.data())
-def test_an_area_is_cut_from_the_whole(picture: Path, data: st.DataObject) -> None:
+def test_an_area_is_cut_from_the_whole(source_file: Path, data: st.DataObject) -> None:
     width, height = data.draw(st.integers(20, 300)), data.draw(st.integers(20, 300))
     y, x = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     area = Rect(
         y=y, x=x, height=data.draw(st.integers(1, height - y)), width=data.draw(st.integers(1, width - x))
     )
-    source = open_image(picture)
+    source = open_image(source_file)
     whole = source.pixels(Rect(y=0, x=0, height=height, width=width), width, height)
     assert np.array_equal(source.pixels(area, width, height), whole[area.slices])
 
 
-def test_at_its_own_size_a_picture_is_itself(picture: Path) -> None:
-    found = open_image(picture).pixels(Rect(y=0, x=0, height=90, width=120), 120, 90)
-    assert np.array_equal(found, np.asarray(Image.open(picture)))
+def test_at_its_own_size_an_image_is_unchanged(source_file: Path) -> None:
+    found = open_image(source_file).pixels(Rect(y=0, x=0, height=90, width=120), 120, 90)
+    assert np.array_equal(found, np.asarray(Image.open(source_file)))
 
 
 def _save(path: Path, kind: str) -> Path:
@@ -53,7 +53,7 @@ def _save(path: Path, kind: str) -> Path:
         Image.fromarray(noise).save(path, "JPEG")
         path.write_bytes(path.read_bytes()[:30_000])
     elif kind == "text":
-        path.write_text("this is no picture")
+        path.write_text("this is not an image")
     elif kind == "enormous":
         Image.new("1", (131_080, 8)).save(path, "PNG")
     return path
@@ -71,13 +71,13 @@ def _save(path: Path, kind: str) -> Path:
         ("missing", "cannot be read"),
     ],
 )
-def test_unsound_pictures_are_refused(kind: str, words: str, tmp_path: Path) -> None:
+def test_broken_files_are_refused(kind: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=words) as refused:
         open_image(_save(tmp_path / "picture", kind))
     assert "\n" not in str(refused.value)
 
 
-def test_transparency_becomes_white_and_orientation_is_heeded(tmp_path: Path) -> None:
+def test_transparency_becomes_white_and_orientation_is_applied(tmp_path: Path) -> None:
     clear = Image.new("RGBA", (32, 16), (0, 0, 0, 0))
     clear.save(tmp_path / "clear.png")
     found = open_image(tmp_path / "clear.png").pixels(Rect(y=0, x=0, height=16, width=32), 32, 16)
@@ -90,7 +90,7 @@ def test_transparency_becomes_white_and_orientation_is_heeded(tmp_path: Path) ->
     assert (source.width, source.height) == (16, 32)
 
 
-def test_a_picture_that_has_changed_is_not_started_from(tmp_path: Path) -> None:
+def test_a_file_that_has_changed_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     source = open_image(tmp_path / "a.png")
     Image.new("RGB", (64, 48), (1, 2, 3)).save(tmp_path / "a.png")
@@ -98,14 +98,14 @@ def test_a_picture_that_has_changed_is_not_started_from(tmp_path: Path) -> None:
         source.pixels(Rect(y=0, x=0, height=48, width=64), 64, 48)
 
 
-def test_the_digest_knows_the_picture_and_not_its_place(picture: Path, tmp_path: Path) -> None:
-    (tmp_path / "copy.png").write_bytes(picture.read_bytes())
-    paths = (picture, tmp_path / "copy.png")
+def test_the_digest_depends_on_the_bytes_and_not_on_the_path(source_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy.png").write_bytes(source_file.read_bytes())
+    paths = (source_file, tmp_path / "copy.png")
     here, there = (Spec.from_mapping({"prompt": "a vase", "init": str(path)}) for path in paths)
     assert (here.width, here.height) == (120, 88)
     assert here.digest("m") == there.digest("m") != Spec(prompt="a vase", width=120, height=88).digest("m")
 
 
-def test_a_picture_of_another_shape_is_refused(picture: Path) -> None:
+def test_an_image_of_another_shape_is_refused(source_file: Path) -> None:
     with pytest.raises(BadInput, match="another shape than 512x512; use --size 512x384"):
-        Spec.from_mapping({"prompt": "a vase", "init": str(picture), "width": 512, "height": 512})
+        Spec.from_mapping({"prompt": "a vase", "init": str(source_file), "width": 512, "height": 512})

@@ -78,7 +78,7 @@ def test_the_examples_are_specs(path: Path) -> None:
     Spec.from_mapping(read_spec_file(path))
 
 
-def test_an_unknown_key_names_its_neighbour() -> None:
+def test_an_unknown_key_names_the_nearest_one() -> None:
     with pytest.raises(BadInput, match="did you mean guidance_scale"):
         Spec.from_mapping({"prompt": "x", "guidance-scale": 3})
 

@@ -1,4 +1,4 @@
-"""Tile sets: all tiles lie next to neighbours that they may have, and sides of one mark are equal."""
+"""Tile sets: every tile has neighbors that it may have, and sides with one label are equal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.sinks import MemorySink
 
 CPU = torch.device("cpu")
 ROW = tuple(SetTile.from_any(text) for text in ("one: a,a", "two: a,b", "three: b,b", "four: b,a"))
-"""All four tiles of two marks, left and right."""
+"""All four tiles of two labels, left and right."""
 FULL = tuple(
     SetTile(name=left + right + top + bottom, left=left, right=right, top=top, bottom=bottom)
     for left, right, top, bottom in itertools.product("ab", "ab", "xy", "xy")
@@ -46,10 +46,10 @@ def spec_of(tiles: tuple[SetTile, ...], size: tuple[int, int], **changes: object
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 4), st.integers(1, 3))
-def test_a_set_that_can_lie_together_is_laid_out(seed: int, rows: int, cols: int, marks: int) -> None:
+def test_a_set_that_can_lie_together_is_laid_out(seed: int, rows: int, cols: int, labels: int) -> None:
     draw = random.Random(seed)
-    down = [[draw.choice("xyz"[:marks]) for _ in range(cols)] for _ in range(rows)]
-    across = [[draw.choice("abc"[:marks]) for _ in range(cols)] for _ in range(rows)]
+    down = [[draw.choice("xyz"[:labels]) for _ in range(cols)] for _ in range(rows)]
+    across = [[draw.choice("abc"[:labels]) for _ in range(cols)] for _ in range(rows)]
     tiles = [
         SetTile(
             name=f"{row}-{col}",
@@ -62,23 +62,23 @@ def test_a_set_that_can_lie_together_is_laid_out(seed: int, rows: int, cols: int
         for col in range(cols)
     ]
     draw.shuffle(tiles)
-    sheet = solve_layout(tuple(tiles), 512, 512)
-    assert sorted(sheet.parts(512, 512)) == sorted(tile.name for tile in tiles)
-    for row, col in itertools.product(range(sheet.rows), range(sheet.cols)):
-        assert sheet.at(row, col).right == sheet.at(row, col + 1).left
-        assert sheet.at(row, col).bottom == sheet.at(row + 1, col).top
+    layout = solve_layout(tuple(tiles), 512, 512)
+    assert sorted(layout.parts(512, 512)) == sorted(tile.name for tile in tiles)
+    for row, col in itertools.product(range(layout.rows), range(layout.cols)):
+        assert layout.at(row, col).right == layout.at(row, col + 1).left
+        assert layout.at(row, col).bottom == layout.at(row + 1, col).top
 
 
 def test_tiles_keep_their_order_where_it_will_do_and_are_as_square_as_can_be() -> None:
-    sheet = solve_layout(ROW, 512, 128)
-    assert (sheet.rows, sheet.cols, sheet.wrap_x, sheet.wrap_y) == (1, 4, True, False)
-    assert [tile.name for tile in sheet.tiles] == ["one", "two", "three", "four"]
-    assert sheet.parts(512, 128)["two"] == (128, 0, 128, 128)
+    layout = solve_layout(ROW, 512, 128)
+    assert (layout.rows, layout.cols, layout.wrap_x, layout.wrap_y) == (1, 4, True, False)
+    assert [tile.name for tile in layout.tiles] == ["one", "two", "three", "four"]
+    assert layout.parts(512, 128)["two"] == (128, 0, 128, 128)
     full = solve_layout(FULL, 1024, 1024)
     assert (full.rows, full.cols) == (4, 4)
 
 
-@pytest.mark.parametrize(
+@pytest.label.parametrize(
     ("tiles", "words"),
     [
         (["a: x,y"], "'x' labels the left of a but no tile's right"),
@@ -111,16 +111,16 @@ def test_what_does_not_go_with_a_set_is_refused() -> None:
     assert make_stages(spec_of(ROW, (512, 128)), ToyModel().info)
 
 
-@pytest.mark.parametrize(("tiles", "size"), [(ROW, (512, 128)), (FULL, (512, 512))])
+@pytest.label.parametrize(("tiles", "size"), [(ROW, (512, 128)), (FULL, (512, 512))])
 def test_equal_latents_are_those_at_equal_sides(tiles: tuple[SetTile, ...], size: tuple[int, int]) -> None:
     spec = spec_of(tiles, size)
     for stage in make_stages(spec, ToyModel().info):
-        ties, sheet = stage.latent_classes, stage.tile_set_layout
-        assert ties is not None and sheet is not None
+        ties, layout = stage.latent_classes, stage.tile_set_layout
+        assert ties is not None and layout is not None
         noise = stage_noise(stage, 1, 0, 4, stage.tiling(1).surface.whole)
-        parts = sheet.parts(stage.grid.width, stage.grid.height)
+        parts = layout.parts(stage.grid.width, stage.grid.height)
         sides = {}
-        for tile in sheet.tiles:
+        for tile in layout.tiles:
             x, y, width, height = parts[tile.name]
             cell = noise[:, y : y + height, x : x + width]
             for side, strip in (("left", cell[:, 1:-1, :1]), ("right", cell[:, 1:-1, -1:])):
@@ -137,8 +137,8 @@ def root_of(spec: Spec, group: Group) -> str:
     return render_image(spec, ToyModel(), group, MemorySink(), device=CPU).root
 
 
-@pytest.mark.parametrize("blend", BLENDS)
-@pytest.mark.parametrize("sampler", ["euler-ancestral", "dpmpp-2m"])
+@pytest.label.parametrize("blend", BLENDS)
+@pytest.label.parametrize("sampler", ["euler-ancestral", "dpmpp-2m"])
 def test_ranks_do_not_change_a_bit(blend: str, sampler: str) -> None:
     spec = spec_of(ROW, (512, 128), blend=blend, sampler=sampler, skip_residual=0.5, cross_attention=0.5)
     alone = root_of(spec, SingleRankGroup())
@@ -147,7 +147,7 @@ def test_ranks_do_not_change_a_bit(blend: str, sampler: str) -> None:
     assert alone != root_of(spec.with_changes(tile_set=(), wrap="x"), SingleRankGroup())
 
 
-@pytest.mark.parametrize("blend", BLENDS)
+@pytest.label.parametrize("blend", BLENDS)
 def test_equal_latents_stay_equal_through_all_stages(blend: str) -> None:
     spec = spec_of(FULL, (512, 512), blend=blend)
     done = render_latents(spec, ToyModel(), SingleRankGroup(), device=CPU)
@@ -158,24 +158,24 @@ def test_equal_latents_stay_equal_through_all_stages(blend: str) -> None:
     assert torch.equal(latents[:, ties.places], latents[:, ties.firsts[ties.classes]])
 
 
-@pytest.mark.parametrize(("tiles", "size"), [(ROW, (512, 128)), (FULL, (512, 512))])
-def test_any_allowed_neighbours_join(tiles: tuple[SetTile, ...], size: tuple[int, int]) -> None:
-    """Where two tiles meet, the picture is the one that was rendered at sides of these marks."""
+@pytest.label.parametrize(("tiles", "size"), [(ROW, (512, 128)), (FULL, (512, 512))])
+def test_any_allowed_neighbors_join(tiles: tuple[SetTile, ...], size: tuple[int, int]) -> None:
+    """Where two tiles meet, the pixels are those rendered at sides with these labels."""
     spec = spec_of(tiles, size, tile_size=512)
     sink = MemorySink()
     render_image(spec, ToyModel(), SingleRankGroup(), sink, device=CPU)
-    picture = np.asarray(Image.open(BytesIO(sink.get("image_files/9/0_0.png"))))
-    sheet = solve_layout(tiles, *size)
-    parts = {name: picture[y : y + h, x : x + w] for name, (x, y, w, h) in sheet.parts(*size).items()}
+    image = np.asarray(Image.open(BytesIO(sink.get("image_files/9/0_0.png"))))
+    layout = solve_layout(tiles, *size)
+    parts = {name: image[y : y + h, x : x + w] for name, (x, y, w, h) in layout.parts(*size).items()}
     seen = 0
     for one, two in itertools.product(tiles, tiles):
         for mine, theirs, turn in (("right", "left", 0), ("bottom", "top", 1)):
-            mark = getattr(one, mine)
-            if not mark or mark != getattr(two, theirs):
+            label = getattr(one, mine)
+            if not label or label != getattr(two, theirs):
                 continue
-            meeting = [tile for tile in sheet.tiles if getattr(tile, mine) == mark]
-            there = next(divmod(sheet.tiles.index(tile), sheet.cols) for tile in meeting)
-            rendered = (sheet.at(*there), sheet.at(there[0] + turn, there[1] + 1 - turn))
+            meeting = [tile for tile in layout.tiles if getattr(tile, mine) == label]
+            there = next(divmod(layout.tiles.index(tile), layout.cols) for tile in meeting)
+            rendered = (layout.at(*there), layout.at(there[0] + turn, there[1] + 1 - turn))
             sides = [parts[tile.name] for tile in (one, two, *rendered)]
             # The side across which they meet comes first.
             first, second, before, behind = (side if turn else np.swapaxes(side, 0, 1) for side in sides)
