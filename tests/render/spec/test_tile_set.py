@@ -78,7 +78,7 @@ def test_tiles_keep_their_order_where_it_will_do_and_are_as_square_as_can_be() -
     assert (full.rows, full.cols) == (4, 4)
 
 
-@pytest.label.parametrize(
+@pytest.mark.parametrize(
     ("tiles", "words"),
     [
         (["a: x,y"], "'x' labels the left of a but no tile's right"),
@@ -111,7 +111,7 @@ def test_what_does_not_go_with_a_set_is_refused() -> None:
     assert make_stages(spec_of(ROW, (512, 128)), ToyModel().info)
 
 
-@pytest.label.parametrize(("tiles", "size"), [(ROW, (512, 128)), (FULL, (512, 512))])
+@pytest.mark.parametrize(("tiles", "size"), [(ROW, (512, 128)), (FULL, (512, 512))])
 def test_equal_latents_are_those_at_equal_sides(tiles: tuple[SetTile, ...], size: tuple[int, int]) -> None:
     spec = spec_of(tiles, size)
     for stage in make_stages(spec, ToyModel().info):
@@ -137,8 +137,8 @@ def root_of(spec: Spec, group: Group) -> str:
     return render_image(spec, ToyModel(), group, MemorySink(), device=CPU).root
 
 
-@pytest.label.parametrize("blend", BLENDS)
-@pytest.label.parametrize("sampler", ["euler-ancestral", "dpmpp-2m"])
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("sampler", ["euler-ancestral", "dpmpp-2m"])
 def test_ranks_do_not_change_a_bit(blend: str, sampler: str) -> None:
     spec = spec_of(ROW, (512, 128), blend=blend, sampler=sampler, skip_residual=0.5, cross_attention=0.5)
     alone = root_of(spec, SingleRankGroup())
@@ -147,7 +147,7 @@ def test_ranks_do_not_change_a_bit(blend: str, sampler: str) -> None:
     assert alone != root_of(spec.with_changes(tile_set=(), wrap="x"), SingleRankGroup())
 
 
-@pytest.label.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("blend", BLENDS)
 def test_equal_latents_stay_equal_through_all_stages(blend: str) -> None:
     spec = spec_of(FULL, (512, 512), blend=blend)
     done = render_latents(spec, ToyModel(), SingleRankGroup(), device=CPU)
@@ -158,7 +158,7 @@ def test_equal_latents_stay_equal_through_all_stages(blend: str) -> None:
     assert torch.equal(latents[:, ties.places], latents[:, ties.firsts[ties.classes]])
 
 
-@pytest.label.parametrize(("tiles", "size"), [(ROW, (512, 128)), (FULL, (512, 512))])
+@pytest.mark.parametrize(("tiles", "size"), [(ROW, (512, 128)), (FULL, (512, 512))])
 def test_any_allowed_neighbors_join(tiles: tuple[SetTile, ...], size: tuple[int, int]) -> None:
     """Where two tiles meet, the pixels are those rendered at sides with these labels."""
     spec = spec_of(tiles, size, tile_size=512)
