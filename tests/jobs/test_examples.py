@@ -84,6 +84,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, moto: Bucket) -> Home:
         folder, bucket = LocalStore(made.folder / "out" / "vase"), moto.store("s3://studio/vase")
         for entry in folder.entries():
             bucket.put(entry.key, folder.get(entry.key), "application/octet-stream")
+    assert made.run("queues", "overnight").returncode == 0
     made.done = made.submit("a done vase")
     farm = start("up", "--slots", "1", **made.environment, CHORALE_NODE="n1")
     try:
