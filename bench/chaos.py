@@ -22,7 +22,7 @@ TITLE = "Chaos"
 def main(seed: int, jobs: int, faults: int) -> None:
     """Render a batch on three hosts under faults; exit 3 unless everything ends as it should."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        outcome = run_chaos(Path(folder), seed=seed, jobs=jobs, faults=faults, say=click.echo)
+        outcome = run_chaos(Path(folder), seed=seed, jobs=jobs, faults=faults, log=click.echo)
     text = _markdown(outcome, f'make chaos ARGS="--seed {seed} --jobs {jobs} --faults {faults}"')
     write_section(TITLE, text)
     click.echo(text)

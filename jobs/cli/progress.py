@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -64,4 +64,4 @@ class RenderProgress:
 
     def _print(self, line: str) -> None:
         if self._plain:
-            print(line, file=sys.stderr, flush=True)
+            click.echo(line, err=True)

@@ -1,4 +1,4 @@
-"""`chorale upscale`: a picture made larger, with detail that a model adds and content that stays."""
+"""`chorale upscale`: enlarges an image; a model adds detail and the content stays."""
 
 from __future__ import annotations
 
@@ -23,22 +23,26 @@ _RESIDUAL = "0.5"
         'chorale upscale examples/vase.webp --scale 2 --prompt "a red vase on a wooden table" --out out/large'
     )
 )
-@click.argument("picture", type=click.Path(path_type=Path))
+@click.argument("image", type=click.Path(path_type=Path))
 @click.option("--scale", default="2", show_default=True, help="2, 4 or 8 times as wide and high.")
-@click.option("--prompt", default=None, help="What the picture shows. [its own metadata, where it has any]")
-@click.option("--strength", default=_STRENGTH, show_default=True, help="How much may be repainted.")
-@click.option("--skip-residual", default=_RESIDUAL, show_default=True, help="How firmly content is held.")
+@click.option("--prompt", default=None, help="What the image shows. [the prompt in its metadata]")
+@click.option(
+    "--strength", default=_STRENGTH, show_default=True, help="How much may be repainted."
+)
+@click.option(
+    "--skip-residual", default=_RESIDUAL, show_default=True, help="How firmly content is preserved."
+)
 @click.pass_context
-def upscale(context: click.Context, /, picture: Path, scale: str, prompt: str | None, **options: Any) -> None:
-    """Enlarge a picture in tiles: each doubling keeps what is there and adds detail to it."""
+def upscale(context: click.Context, /, image: Path, scale: str, prompt: str | None, **options: Any) -> None:
+    """Enlarge an image in tiles: each doubling keeps the content and adds detail."""
     if scale not in ("2", "4", "8"):
         raise BadInput("scale", scale, "is not 2, 4 or 8")
-    source = open_image(picture)
-    prompt = prompt or read_parameters(picture).get("prompt")
+    source = open_image(image)
+    prompt = prompt or read_parameters(image).get("prompt")
     if not prompt:
-        raise BadInput("prompt", prompt, 'is not in the picture; say what it shows, as in --prompt "a vase"')
+        raise BadInput("prompt", prompt, 'is not in the image; give one, as in --prompt "a vase"')
     width, height = (max(8, round(side * int(scale) / 8) * 8) for side in (source.width, source.height))
-    context.invoke(render, prompt=prompt, init=str(picture), size=f"{width}x{height}", **options)
+    context.invoke(render, prompt=prompt, init=str(image), size=f"{width}x{height}", **options)
 
 
 for _parameter in render.params:

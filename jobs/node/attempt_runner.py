@@ -321,7 +321,7 @@ class AttemptRunner:
 
 
 def _last_line(exc: Exception) -> str:
-    """The last line of a group's log, which says more than that it broke off."""
+    """The last line of a group's log, which gives a reason where there is one."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     return f"the group broke off: {lines[-1][:300]}" if len(lines) > 1 else lines[0]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from typing import cast
 
 from render.errors import BadInput
@@ -23,6 +23,12 @@ def open_sink(url: str, *, patience_s: float, observer: SinkObserver | None = No
 
 @cache
 def find_opener(scheme: str) -> OpenSink | None:
-    """What opens sinks of this scheme. The first call reads the metadata of all packages, some 20 ms."""
-    found = next(iter(entry_points(group=GROUP, name=scheme)), None)
+    """What opens sinks of this scheme, None if nothing does."""
+    found = next((each for each in _entry_points() if each.name == scheme), None)
     return None if found is None else cast(OpenSink, found.load())
+
+
+@cache
+def _entry_points() -> EntryPoints:
+    """Reads the metadata of all installed packages, some 20 ms; a rank does so before its first request."""
+    return entry_points(group=GROUP)

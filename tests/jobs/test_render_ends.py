@@ -1,4 +1,4 @@
-"""However a render ends, it leaves no process, no half image, and says so with its exit code."""
+"""However a render ends, it leaves no process and no half image, and its exit code is the documented one."""
 
 import json
 import os

@@ -73,11 +73,11 @@ def test_two_modules_render_what_one_rank_of_the_command_renders(
     there = chorale("render", *options, "--ranks", "1", "--out", str(tmp_path / "there"), "--json")
     assert image.root == last_json(there.stdout)["root"]
     assert {type(event) for event in events} >= {StageStarted, StepDone, TilesWritten, ImageDone}
-    picture = image.pil()
+    pixels = image.pil()
     exported = image.export(tmp_path / "vase.png")
-    assert picture.size == image.size == (256, 192)
-    assert Image.open(exported).tobytes() == picture.tobytes()
-    assert Image.open(io.BytesIO(image._repr_png_())).tobytes() == picture.tobytes()
+    assert pixels.size == image.size == (256, 192)
+    assert Image.open(exported).tobytes() == pixels.tobytes()
+    assert Image.open(io.BytesIO(image._repr_png_())).tobytes() == pixels.tobytes()
     assert image.thumbnail(100).size == (64, 48)
     again = pipe.generate_image("a red vase", on_event=pytest.fail, **values)
     assert again.root == image.root
@@ -203,17 +203,17 @@ def test_an_image_is_1024_pixels_wide_and_high_unless_told(tmp_path: Path) -> No
     assert (spec.width, spec.height) == (1024, 1024)
 
 
-def test_tiles_that_listen_draw_together_and_keep_their_detail() -> None:
+def test_attention_draws_tiles_together_and_keeps_their_detail() -> None:
     tiles = torch.randn((4, 8, 16, 16)) + torch.randn((4, 8, 1, 1)) * 0.3
     layer = CrossSpatialAttention(channels=8, cells=1, strength=0.5)
-    heard = layer.sync(tiles)
-    means, moved = tiles.mean((2, 3)), heard.mean((2, 3))
+    synced = layer.sync(tiles)
+    means, moved = tiles.mean((2, 3)), synced.mean((2, 3))
     assert moved.std(0).mean() < means.std(0).mean()
-    assert torch.allclose(heard - moved[:, :, None, None], tiles - means[:, :, None, None], atol=1e-5)
+    assert torch.allclose(synced - moved[:, :, None, None], tiles - means[:, :, None, None], atol=1e-5)
     assert layer.sync(tiles, strength=0.0) is tiles
 
 
-def test_listening_does_not_depend_on_the_order_of_the_tiles() -> None:
+def test_attention_does_not_depend_on_the_order_of_the_tiles() -> None:
     tiles, order = torch.randn((6, 8, 8, 8)), torch.randperm(6)
     layer = CrossSpatialAttention(channels=8)
     assert torch.allclose(layer.sync(tiles)[order], layer.sync(tiles[order]), atol=1e-6)

@@ -60,7 +60,7 @@ class Outcome:
         )
 
 
-def run_chaos(folder: Path, *, seed: int, jobs: int, faults: int, say: Callable[[str], None]) -> Outcome:
+def run_chaos(folder: Path, *, seed: int, jobs: int, faults: int, log: Callable[[str], None]) -> Outcome:
     """Run it in an empty folder of a machine where we are root."""
     specs = _specs(jobs)
     with network(NODES) as hosts, _store(folder / "store") as store:
@@ -74,7 +74,7 @@ def run_chaos(folder: Path, *, seed: int, jobs: int, faults: int, say: Callable[
             CHORALE_STORE_URL=f"file://{store}",
             CHORALE_CHECKPOINT_S="2",
         )
-        chaos = _Chaos(farm, hosts, database, broker, store, random.Random(seed), say)
+        chaos = _Chaos(farm, hosts, database, broker, store, random.Random(seed), log)
         try:
             for number in range(NODES):
                 chaos.boot(number)
@@ -143,7 +143,7 @@ class _Chaos:
     redis: Redis
     store: Path
     draw: random.Random
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     struck: Counter[str] = field(default_factory=Counter)
     _later: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
     _down: set[int] = field(default_factory=set)
@@ -165,7 +165,7 @@ class _Chaos:
             fault = names.pop()
             if getattr(self, fault)():
                 self.struck[fault.removeprefix("fault_").replace("_", " ")] += 1
-                self.say(f"{sum(self.struck.values())}: {fault.removeprefix('fault_').replace('_', ' ')}")
+                self.log(f"{sum(self.struck.values())}: {fault.removeprefix('fault_').replace('_', ' ')}")
             else:
                 # Nothing there to hit just now; another one in its place.
                 names.insert(0, fault)

@@ -20,7 +20,7 @@ LONG = ("a red vase", "--size", "256x256", "--steps", "24", "--strength", "1", "
 LONG_STEPS = 48
 """Of its two stages."""
 LONGER = ("a red vase", "--size", "256x256", "--steps", "60", "--strength", "1", "--seed", "5")
-"""Long enough to be interrupted on a fast machine too: a node hears of a wish within seconds."""
+"""Long enough to be interrupted on a fast machine too: a request reaches a node within seconds."""
 LONGER_STEPS = 120
 
 
@@ -144,9 +144,9 @@ def test_an_interrupted_image_goes_on_where_it_stopped(
 def test_jobs_follow_each_other_on_a_warm_group(
     machines: Machines, alone: Callable[[tuple[str, ...]], str]
 ) -> None:
-    picture = machines.home / "init.png"
-    Image.radial_gradient("L").convert("RGB").save(picture)
-    restyled = (*SMALL, "--init", str(picture))
+    source = machines.home / "init.png"
+    Image.radial_gradient("L").convert("RGB").save(source)
+    restyled = (*SMALL, "--init", str(source))
     # The oracles first: they take a slow machine longer than a group without work stays warm.
     wanted, wanted_last = alone(SMALL), alone(restyled)
     machines.environment["CHORALE_WARM_S"] = "300"
@@ -157,7 +157,7 @@ def test_jobs_follow_each_other_on_a_warm_group(
         machines.call("submit", *SMALL[:-1], str(seed + 10))
     wait_until(lambda: ranks.update(ranks_with(machines.mark)) or machines.count("done") == 5, 120)
     last = machines.call("submit", *restyled)["batch"]
-    picture.unlink()
+    source.unlink()
     wait_until(lambda: ranks.update(ranks_with(machines.mark)) or machines.count("done") == 6, 120)
     assert len(ranks) == 1, "one process rendered them all"
     for batch, root in ((first, wanted), (last, wanted_last)):

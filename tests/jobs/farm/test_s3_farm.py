@@ -52,14 +52,14 @@ def test_a_farm_renders_into_a_bucket_whatever_dies_and_tells_no_secret(
         CHORALE_CHECKPOINT_S="0.1",
         CHORALE_SMTP_URL="smtp://anna:planted-smtp-secret@mail.example",
     )
-    said = []
+    texts = []
     try:
         farm.boot("n1", slots=2)
         batch = farm.call("submit", *LONG, "--ranks", "2")["batch"]
         wait_until(lambda: proxy.seen("PUT", "work/checkpoint") > 2, 120)
-        said += [text.encode() for text in processes_with(farm.mark).values()]
+        texts += [text.encode() for text in processes_with(farm.mark).values()]
         directories = Path(tempfile.gettempdir()).glob("chorale-group-*/*")
-        said += [path.read_bytes() for path in directories if path.is_file()]
+        texts += [path.read_bytes() for path in directories if path.is_file()]
         farm.kill("render.launch.rank")
         proxy.cut()
         wait_until(
@@ -82,10 +82,10 @@ def test_a_farm_renders_into_a_bucket_whatever_dies_and_tells_no_secret(
     assert {entry.key for entry in store.entries("logs/")} >= {f"logs/{list(logs)[-1]}"}
     assert f"{url}/{done['folder']}/manifest.json" in (tmp_path / "results" / "output.jsonl").read_text()
     assert not list(store.within(done["folder"]).entries("work/"))
-    said += [repr((done, logs, results, report)).encode()]
-    said += [store.get(entry.key) for entry in store.entries()]
-    said += [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    assert not [text[:200] for text in said if re.search(rb"studio-secret-key|planted-smtp-secret", text)]
+    texts += [repr((done, logs, results, report)).encode()]
+    texts += [store.get(entry.key) for entry in store.entries()]
+    texts += [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [text[:200] for text in texts if re.search(rb"studio-secret-key|planted-smtp-secret", text)]
 
 
 def test_no_repr_tells_a_secret(bucket: Bucket) -> None:
