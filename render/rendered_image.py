@@ -11,7 +11,6 @@ from render.errors import BadInput
 from render.output.encode import ENDINGS
 from render.output.export import export_image
 from render.output.manifest import Manifest
-from render.output.manifest import Manifest
 from render.plan.decode_layout import tile_key
 
 if TYPE_CHECKING:
