@@ -29,7 +29,7 @@ _RECENT_S = 3600.0
 _MAX_SUBJECT = 300
 
 
-def wanted(settings: Settings) -> bool:
+def is_configured(settings: Settings) -> bool:
     """True if the settings name a webhook or a mail address for reports."""
     return bool(settings.report_webhook.get_secret_value() or settings.report_mail)
 

@@ -124,7 +124,7 @@ def fail(
 
 
 def sweep(connection: Connection) -> list[str]:
-    """End the attempts that nobody renews any more. Returns the name of the lost node of each."""
+    """End the attempts whose lease has expired. Returns the name of the lost node of each."""
     for row in list(connection.execute(_orphaned())):
         _end(connection, row.id, f"the job is {row.state}", None)
     silent = (

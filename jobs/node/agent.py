@@ -28,7 +28,7 @@ from jobs.farm import Farm
 from jobs.node.metrics_server import MetricsServer
 from jobs.node.tasks import WAKEUP_SOCKET, make_app, notify, queue_of, wakeup_path
 from jobs.numerics import local_numerics
-from jobs.report_delivery import send_due, wanted
+from jobs.report_delivery import is_configured, send_due
 from jobs.scheduler.dispatcher import dispatch
 from render.errors import BadInput
 from render.launch.group_directory import remove_stale_group_directories
@@ -83,7 +83,7 @@ class Agent:
         if self.broker_url is not None:
             self._app = make_app(self.broker_url)
             threading.Thread(target=self._receive_wakeups, daemon=True, name="wakeup").start()
-        if wanted(self.farm.settings):
+        if is_configured(self.farm.settings):
             threading.Thread(target=self._report, daemon=True, name="reports").start()
         with self.farm.database.write() as connection:
             register(
@@ -110,6 +110,9 @@ class Agent:
                 send_due(self.farm)
             except ServiceError as exc:
                 self._logger.warning("%s", exc)
+            except Exception:
+                # There is a next look: no report stops the others.
+                self._logger.exception("reports could not be sent")
 
     def undrain(self) -> None:
         """Take jobs again if this node was drained before it ended."""

@@ -1,4 +1,4 @@
-"""Whose a place is, looked at by several machines at once."""
+"""Whose a location is, checked by several machines at once; and which numerics its work has."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class Interrupted(StoreDecorator):
         return Interrupted(store, self._meanwhile)
 
 
-def test_a_claim_that_a_mate_makes_while_we_look_is_seen(tmp_path: Path) -> None:
+def test_a_claim_that_another_node_makes_meanwhile_is_seen(tmp_path: Path) -> None:
     place = LocalStore(tmp_path)
     assert finished_image(Interrupted(place, lambda: claim(place, OURS, "{}", NUMERICS)), OURS) is None
     assert place.size(MARKER) is not None
 
 
-def test_a_claim_of_another_image_while_we_look_is_refused(tmp_path: Path) -> None:
+def test_a_claim_of_another_image_meanwhile_is_refused(tmp_path: Path) -> None:
     place = LocalStore(tmp_path)
     with pytest.raises(BadInput, match="another spec's unfinished image"):
         finished_image(Interrupted(place, lambda: claim(place, OTHERS, "{}", NUMERICS)), OURS)

@@ -1,4 +1,4 @@
-"""Pictures to start from travel by the farm's store."""
+"""Init images travel by the farm's store."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def _items(path: Path, count: int = 1) -> list[BatchItem]:
     return [BatchItem(row=row, custom_id=str(row), spec=spec) for row in range(count)]
 
 
-def test_a_node_gets_the_picture_that_was_submitted(tmp_path: Path) -> None:
+def test_a_node_downloads_the_image_that_was_submitted(tmp_path: Path) -> None:
     Image.radial_gradient("L").convert("RGB").save(tmp_path / "here.png")
     images = LocalStore(tmp_path / "store")
     items = list(upload_inputs(_items(tmp_path / "here.png", 3), images))
@@ -31,7 +31,7 @@ def test_a_node_gets_the_picture_that_was_submitted(tmp_path: Path) -> None:
     assert download_input(there, images, tmp_path / "node") == there
 
 
-def test_a_picture_that_has_gone_is_said_before_anything_is_queued(tmp_path: Path) -> None:
+def test_a_missing_init_image_is_refused_before_anything_is_queued(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "here.png")
     items = _items(tmp_path / "here.png")
     (tmp_path / "here.png").unlink()

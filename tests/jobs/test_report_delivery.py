@@ -163,7 +163,7 @@ def test_a_report_that_cannot_be_made_does_not_stop_the_next(
     assert "could not be made" in caplog.text
 
 
-def test_a_webhook_that_is_no_url_of_the_web_is_refused_without_its_secret() -> None:
+def test_a_webhook_that_is_no_http_url_is_refused_without_its_secret() -> None:
     with pytest.raises(BadSetting) as refused:
         post("ftp://chat.example/hooks/s3cr3t", "text", {})
     assert "ftp://..." in str(refused.value) and "s3cr3t" not in str(refused.value)

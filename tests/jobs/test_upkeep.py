@@ -43,7 +43,7 @@ def unfinished(home: Path, digest: str, days: float, *, manifest: bool = False) 
     return work
 
 
-def test_gc_takes_only_what_nobody_needs_and_only_when_told(home: Path) -> None:
+def test_gc_deletes_only_what_no_job_needs_and_only_with_yes(home: Path) -> None:
     living, cancelled = submitted("a living one"), submitted("a cancelled one")
     chorale("cancel", cancelled["id"])
     kept = unfinished(home, living["digest"], 30)
@@ -55,6 +55,22 @@ def test_gc_takes_only_what_nobody_needs_and_only_when_told(home: Path) -> None:
     assert ended.exists()
     assert chorale("gc", "--yes")["removed"] is True
     assert [path.exists() for path in (kept, ended, finished, fresh)] == [True, False, False, True]
+    assert (finished.parent / "manifest.json").exists()
+
+
+def test_gc_deletes_unfinished_folders_of_other_numerics_once_their_job_has_ended(home: Path) -> None:
+    running, ended = submitted("a running one"), submitted("an ended one")
+    chorale("cancel", ended["id"])
+    needed = unfinished(home, f"{running['digest']}-0123456789ab", 30)
+    finished = unfinished(home, f"{ended['digest']}-0123456789ab", 30, manifest=True)
+    abandoned = unfinished(home, f"{ended['digest']}-ba9876543210", 30)
+    tile = abandoned.parent / "image_files" / "0" / "0_0.png"
+    tile.parent.mkdir(parents=True)
+    tile.write_bytes(b"x")
+    os.utime(tile, (0, 0))
+    listed = chorale("gc", "--yes")
+    assert sorted(listed["paths"]) == sorted([str(finished), str(abandoned.parent)])
+    assert [path.exists() for path in (needed, finished, tile)] == [True, False, False]
     assert (finished.parent / "manifest.json").exists()
 
 

@@ -1,4 +1,4 @@
-"""An attempt from reservation to end; who is late or lost changes nothing."""
+"""An attempt from reservation to end; calls that come late change nothing."""
 
 from typing import Any
 
@@ -119,7 +119,7 @@ def test_groups_reserved_together_get_slots_of_their_own_or_none(farm: Database)
 
 
 def test_a_lost_member_gives_the_job_back_without_blaming_it(farm: Database) -> None:
-    # J: rendering > queued, and a late supervisor is not listened to.
+    # J: rendering > queued, and a late supervisor changes nothing.
     (job,) = submit_jobs(farm)
     ((node, attempt, _),) = dispatch(farm, "a")
     late = claimed(farm, attempt, node)

@@ -1,4 +1,4 @@
-"""Why a queued job does not start, told in one sentence."""
+"""The reason why a queued job does not start yet."""
 
 from typing import Any
 
