@@ -23,7 +23,7 @@ from render.builtin.judge import load_judge, prompt_of, right
 from render.builtin.studio import PRODUCTS, Scene, mask, photo
 from render.distributed import SingleRankGroup
 from render.engine import render_latents
-from render.guidance.color_correction import decoded
+from render.guidance.color_correction import decode_region
 from render.models import Adapter, load_adapter, read_model_info, resolve_model
 from render.output.seams import score_image
 from render.plan.plan import make_plan
@@ -145,7 +145,7 @@ def _figures(
 def _rendered(spec: Spec, adapter: Adapter) -> Pixels:
     denoised = render_latents(spec, adapter, SingleRankGroup(), device=torch.device("cpu"))
     piece = denoised.gather(denoised.state.tiling.grid.whole)
-    pixels = decoded(piece, piece.area, adapter, torch.device("cpu"))[0]
+    pixels = decode_region(piece, piece.area, adapter, torch.device("cpu"))[0]
     return np.asarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
 
 

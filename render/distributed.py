@@ -1,7 +1,7 @@
-"""The process group as an object that the step loop is handed, and can be handed anew between two steps.
+"""The process group as an object that the step loop takes as an argument, and anew between two steps.
 
-Only gathers cross between ranks, never floating-point reductions: a sum whose order depends on the number
-of ranks would change pixels. Constructors open nothing; `join` and `leave` do.
+Ranks only gather; they never reduce floating-point numbers, since a sum whose order depends on the number of
+ranks would change pixels. Constructors open nothing; `join` and `leave` do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class AllGatherHandle(Protocol):
 
 
 class Group(Protocol):
-    """The ranks that render together. `epoch` grows by one whenever the membership changes."""
+    """The ranks that render together. `epoch` increases by one whenever the membership changes."""
 
     @property
     def rank(self) -> int: ...
@@ -40,23 +40,23 @@ class Group(Protocol):
     def epoch(self) -> int: ...
 
     def all_gather(self, block: Tensor) -> AllGatherHandle:
-        """Start to gather one equally shaped block from every rank."""
+        """Start to gather one block of the same shape from every rank."""
         ...
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
-        """What every rank said, in rank order; lengths may differ."""
+        """The data of every rank, in rank order; lengths may differ."""
         ...
 
 
-def all_gather_fp16(group: Group, said: Tensor) -> Tensor:
-    """[n] float16 of each rank, n equal for all -> [world_size, n]."""
-    # Two to a 32-bit number, which every backend gathers.
-    block = functional.pad(said, (0, len(said) % 2)).view(torch.int32)
-    return group.all_gather(block).wait().view(torch.float16)[:, : len(said)]
+def all_gather_fp16(group: Group, values: Tensor) -> Tensor:
+    """[n] float16 of each rank, with the same n -> [world_size, n]."""
+    # As pairs in 32-bit integers, which every backend gathers.
+    block = functional.pad(values, (0, len(values) % 2)).view(torch.int32)
+    return group.all_gather(block).wait().view(torch.float16)[:, : len(values)]
 
 
 @dataclass(frozen=True)
-class _Arrived:
+class _Finished:
     blocks: Tensor
 
     def wait(self) -> Tensor:
@@ -65,21 +65,21 @@ class _Arrived:
 
 @dataclass(frozen=True, kw_only=True)
 class SingleRankGroup:
-    """One rank that talks to nobody: the oracle of every test."""
+    """A group of one rank: the oracle of every test."""
 
     rank: int = 0
     world_size: int = 1
     epoch: int = 0
 
     def all_gather(self, block: Tensor) -> AllGatherHandle:
-        return _Arrived(block.unsqueeze(0))
+        return _Finished(block.unsqueeze(0))
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         return [data]
 
 
-class _Flight:
-    """Keeps the sent block alive until the collective is done; gloo reads it from another thread."""
+class _Pending:
+    """Keeps the sent block alive until the collective is done, since gloo reads it from another thread."""
 
     def __init__(self, work: Any, block: Tensor, blocks: Tensor) -> None:
         self._work, self._block, self._blocks = work, block, blocks
@@ -104,10 +104,10 @@ class TorchGroup:
         blocks = block.new_empty((self.world_size, *block.shape))
         with _translated():
             work = _gather_into(blocks.flatten(0, 1) if block.dim() else blocks, block, self.process_group)
-        return _Flight(work, block, blocks)
+        return _Pending(work, block, blocks)
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
-        device = self._wire_device()
+        device = self._backend_device()
         lengths = (
             self.all_gather(torch.tensor([len(data)], dtype=torch.int64, device=device)).wait().flatten()
         )
@@ -117,7 +117,7 @@ class TorchGroup:
         rows = self.all_gather(padded.to(device)).wait().cpu().numpy()
         return [rows[rank, : int(lengths[rank])].tobytes() for rank in range(self.world_size)]
 
-    def _wire_device(self) -> torch.device:
+    def _backend_device(self) -> torch.device:
         nccl = dist.get_backend(self.process_group) == "nccl"
         return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
@@ -130,7 +130,7 @@ def _gather_into(blocks: Tensor, block: Tensor, process_group: dist.ProcessGroup
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """gloo says by a plain RuntimeError that a peer is gone, NCCL and the store by their own kinds of it."""
+    """Translates the errors of a lost peer: gloo raises RuntimeError, NCCL and the store subclasses of it."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -141,24 +141,25 @@ def _translated() -> Iterator[None]:
 
 
 def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
-    """`auto`, `cpu` or `cuda` -> the device of this rank; asking for CUDA without CUDA is an error."""
+    """`auto`, `cpu` or `cuda` -> the device of this rank. Raises `BadInput` for `cuda` without a CUDA
+    device."""
     if wanted not in ("auto", "cpu", "cuda"):
         raise BadInput("device", wanted, "is unknown; use auto, cpu or cuda")
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise BadInput("device", wanted, "was asked for, but torch sees no CUDA device; use --device cpu")
+        raise BadInput("device", wanted, "needs a CUDA device, and torch finds none; use --device cpu")
     if local_rank >= torch.cuda.device_count():
         raise BadInput(
-            "ranks", local_rank + 1, f"do not fit on {torch.cuda.device_count()} GPUs of this node"
+            "ranks", local_rank + 1, f"are more than the {torch.cuda.device_count()} GPUs of this node"
         )
     return torch.device("cuda", local_rank)
 
 
 def join(device: torch.device) -> TorchGroup:
-    """Join the group that torchrun has described in the environment; NCCL on GPUs, gloo on CPUs.
+    """Join the group that torchrun describes in the environment: NCCL on GPUs, gloo on CPUs.
 
-    Raises `RanksLost` when the others do not come.
+    Raises `RanksLost` when the other ranks do not join in time.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -171,6 +172,6 @@ def join(device: torch.device) -> TorchGroup:
 
 
 def leave() -> None:
-    """Leave the group; harmless when none was joined."""
+    """Leave the group. Does nothing if none was joined."""
     if dist.is_initialized():
         dist.destroy_process_group()

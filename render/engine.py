@@ -25,6 +25,8 @@ from render.denoise.upscaling import (
 from render.distributed import Group
 from render.errors import Stopped
 from render.events import ImageDone, OnEvent, StageStarted, StepDone, TilesWritten, ignore_event
+from render.guidance.color_correction import color_strength
+from render.guidance.hooks import needs_reference
 from render.models.adapter import Adapter
 from render.output.block_journal import BlockJournal
 from render.output.manifest import Manifest, build_manifest, check_image, read_published, write_manifest
@@ -55,7 +57,7 @@ class Denoised:
     """Of the last stage, for the group that has finished it."""
     state: StageState
     scale: float
-    """The latents times this are what the decoder takes."""
+    """The latents times this are the decoder's input."""
     seconds: dict[str, float]
     """This rank's, by phase."""
 
@@ -65,10 +67,10 @@ class Denoised:
         return self.state.group
 
     def gather(self, area: Rect) -> LatentRegion:
-        """The area of the finished latents that this rank asks for; all ranks must call it."""
-        latents, colours = self.state.finished(area)
+        """An area of the finished latents. All ranks must call it; their areas may differ."""
+        latents, colors = self.state.finished(area)
         return LatentRegion(
-            latents=latents.mul_(self.scale), area=area, canvas=self.plan.tiling.surface, colours=colours
+            latents=latents.mul_(self.scale), area=area, canvas=self.plan.tiling.surface, colors=colors
         )
 
 
@@ -88,13 +90,13 @@ def render_latents(
     """Denoise all stages of the cascade, from a checkpoint on if `checkpoints` has one.
 
     `plan` is that of the group's world size; it is made here unless given.
-    Raises `Stopped` when `checkpoints` was asked to stop, `BadInput` for a refiner that has no step to do.
+    Raises `Stopped` when a rank was told to stop, `BadInput` for a refiner without a step.
     """
     plan = plan or make_plan(spec, adapter.info, group.world_size)
     models = assign_models(spec, [each.stage for each in plan.stages], adapter, refiner)
     seconds = {"model": 0.0, "wait": 0.0, "fuse": 0.0, "enlarge": 0.0}
     done: Denoised | None = None
-    found = None if checkpoints is None else checkpoints.find(group)
+    found = None if checkpoints is None else checkpoints.restore(group)
     for planned in plan.stages[0 if found is None else found.stage :]:
         group = group if done is None else done.group
         # The group may have changed its size in the stage before.
@@ -123,7 +125,7 @@ def render_latents(
             group,
             on_step=_StepReporter(planned, model.schedule, on_event, seconds),
             regroup=regroup,
-            before_step=None if checkpoints is None else checkpoints.wish,
+            before_step=None if checkpoints is None else checkpoints.control_flags,
             after_step=None if checkpoints is None else partial(_grant, checkpoints, stage.index),
         )
         # The state may be that of another group than the stage began with.
@@ -133,13 +135,13 @@ def render_latents(
     return done
 
 
-def _grant(checkpoints: CheckpointManager, stage: int, seat: StageState, wish: int) -> None:
-    """Do what the ranks have asked for; all of them do the same."""
-    if wish:
-        checkpoints.keep(stage, seat)
-    if wish & ControlFlag.STOP:
+def _grant(checkpoints: CheckpointManager, stage: int, state: StageState, flags: int) -> None:
+    """Act on the control flags of a step; they are the same on all ranks."""
+    if flags:
+        checkpoints.save(stage, state)
+    if flags & ControlFlag.STOP:
         checkpoints.close()
-        raise Stopped(f"stopped after step {seat.step} of stage {stage}; what is done is kept")
+        raise Stopped(f"stopped after step {state.steps_done} of stage {stage}; what is done is kept")
 
 
 def _start(
@@ -161,10 +163,10 @@ def _start(
         pixels = pixels_of_init_image(spec.init, stage)
     else:
         return first_canvas(stage, loop.schedule, plan.seed, plan.channels, box)
-    anchored = spec.skip_residual > 0 or (stage.enlarges and spec.ilvr > 0)
-    share = loop.colour_share(plan.tiling.surface, box) if anchored else None
-    enlarged = enlarge(pixels, plan, loop.adapter, group, loop.device, box, share)
-    return next_canvas(enlarged, stage, loop.schedule, plan.seed, anchored=anchored)
+    has_reference = needs_reference(spec, stage)
+    strength = color_strength(spec, stage, box) if has_reference else None
+    enlarged = enlarge(pixels, plan, loop.adapter, group, loop.device, box, strength)
+    return next_canvas(enlarged, stage, loop.schedule, plan.seed, has_reference=has_reference)
 
 
 def render_image(
@@ -183,7 +185,7 @@ def render_image(
 
     With `checkpoints`, unfinished work is saved in the sink and continued from. `refiner` is the loaded one
     where the spec names one; `adapter.info` is of both then.
-    Raises `Stopped` when `checkpoints` was asked to stop, `RenderFailed` for an image that must not be
+    Raises `Stopped` when a rank was told to stop, `RenderFailed` for an image that must not be
     published (NaN, flat), `OSError` and the sink's own errors when tiles cannot be written.
     """
     started = time.perf_counter()
@@ -214,7 +216,7 @@ def render_image(
         return ImageReport(digest=digest, root=published.root, manifest=published, seconds=elapsed)
     if checkpoints is not None and len(plan.decode.blocks) > group.world_size:
         # Publishing a large image takes long; a group that resumes in the middle of it repeats no step.
-        checkpoints.keep(denoised.plan.stage.index, denoised.state)
+        checkpoints.save(denoised.plan.stage.index, denoised.state)
     latents = denoised.gather(plan.latents_of(group.rank))
     del denoised
     tiles = _TilesReporter(on_event)

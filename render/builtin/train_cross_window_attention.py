@@ -1,4 +1,4 @@
-"""Trains the listener beside the frozen UNet: what a window makes of the others. Resumable.
+"""Trains cross-window attention beside the frozen UNet. Resumable.
 
 python -m render.builtin.data --out DIR --parts 8 --count 1600 --seed 2027 --windows 8
 python -m render.builtin.train_cross_window_attention --data DIR --state FILE --weights render/builtin/weights
@@ -26,54 +26,54 @@ from render.models.cross_window_attention import cross_window_attention, cross_w
 from render.models.trained_cross_window_attention import TrainedContext, TrainedCrossWindowAttention
 
 WINDOWS = 8
-"""Of each picture, as drawn."""
+"""Windows of each image, as drawn."""
 HEADS = 4
 ENTRIES = (0.12, 1.0)
-"""Strengths at which a stage is entered: the more is painted anew, the more there is to agree on."""
+"""Range of strengths at which a stage starts: the stronger the noise, the more there is to agree on."""
 EARLIER = 80
-"""Noise levels, of a thousand, by which what is heard is at most older than what hears it."""
+"""The tokens come from a step that is at most so many noise levels, of a thousand, before."""
 
 
 class _Reached(Exception):
-    """The network has come to the layer that speaks."""
+    """The network has reached the layer with cross-window attention."""
 
 
-class Room:
-    """The windows of some pictures before a frozen denoiser. The listener lets each hear its picture's."""
+class WindowDenoiser:
+    """A frozen denoiser for the windows of some images, which attend to the other windows of their image."""
 
     def __init__(
-        self, denoiser: Denoiser, listener: TrainedCrossWindowAttention, ids: Tensor, places: Tensor
+        self, denoiser: Denoiser, attention: TrainedCrossWindowAttention, ids: Tensor, places: Tensor
     ) -> None:
-        """[B, L] token ids and [B, 6] time ids, WINDOWS rows of each picture."""
-        self._denoiser, self._listener, self._given = denoiser, listener, (ids, places)
+        """[B, L] token ids and [B, 6] time ids, WINDOWS rows of each image."""
+        self._denoiser, self._attention, self._inputs = denoiser, attention, (ids, places)
         self._places = [_place(row) for row in places.tolist()]
 
-    def speak(self, latents: Tensor, timesteps: Tensor) -> Tensor:
-        """[B, C, h, w] noised latents -> [pictures, WINDOWS, channels] tokens."""
-        states = self._middle(latents, timesteps)
-        return self._listener.tokens(states, self._places).unflatten(0, (-1, WINDOWS))
+    def tokens(self, latents: Tensor, timesteps: Tensor) -> Tensor:
+        """[B, C, h, w] noised latents -> [images, WINDOWS, channels] tokens."""
+        states = self._layer_input(latents, timesteps)
+        return self._attention.tokens(states, self._places).unflatten(0, (-1, WINDOWS))
 
-    def answer(self, latents: Tensor, timesteps: Tensor, said: Tensor) -> Tensor:
-        """[B, C, h, w] noised latents and what has been said -> v."""
-        heard = TrainedContext.of(self._listener, said, 1.0)
-        # What is heard under a pass is here what is heard in a picture.
-        pictures = [row // WINDOWS for row in range(len(latents))]
-        with cross_window_attention(self._denoiser.unet, heard, self._places, pictures):
-            answer: Tensor = self._denoiser(latents, timesteps, *self._given)
-        return answer
+    def predict(self, latents: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+        """[B, C, h, w] noised latents and the tokens to attend to -> v."""
+        context = TrainedContext.of(self._attention, tokens, 1.0)
+        # Images take the place of conditions: a row attends to the tokens of its own image.
+        images = [row // WINDOWS for row in range(len(latents))]
+        with cross_window_attention(self._denoiser.unet, context, self._places, images):
+            prediction: Tensor = self._denoiser(latents, timesteps, *self._inputs)
+        return prediction
 
     @torch.no_grad()
-    def _middle(self, latents: Tensor, timesteps: Tensor) -> Tensor:
-        """[B, cells, channels] that the speaking layer gets; the network goes no further."""
+    def _layer_input(self, latents: Tensor, timesteps: Tensor) -> Tensor:
+        """[B, cells, channels]: the input of the layer with cross-window attention. The pass ends there."""
         reached: list[Tensor] = []
 
-        def stop(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-            reached.append(given[0])
+        def stop(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            reached.append(inputs[0])
             raise _Reached
 
         hook = cross_window_layers(self._denoiser.unet)[0].register_forward_pre_hook(stop)
         try:
-            self._denoiser(latents, timesteps, *self._given)
+            self._denoiser(latents, timesteps, *self._inputs)
         except _Reached:
             return reached[0].float()
         finally:
@@ -83,25 +83,26 @@ class Room:
 
 def loss_of(
     denoiser: Denoiser,
-    listener: TrainedCrossWindowAttention,
+    attention: TrainedCrossWindowAttention,
     rows: dict[str, Any],
     blank: Tensor,
     alphas: Tensor,
 ) -> Tensor:
-    """The UNet's own loss (`train_unet`), where windows have heard each other as they were a step before."""
+    """The UNet's own loss (`train_unet`), for windows that attend to the tokens of an earlier step."""
     clean, below = (torch.from_numpy(rows[name]).float() for name in ("latents", "below"))
     ids, places = (torch.from_numpy(rows[name]) for name in ("ids", "place"))
-    pictures, last = len(clean) // WINDOWS, len(alphas) - 1
-    dropped, done, entries = torch.rand(3, pictures).repeat_interleave(WINDOWS, 1)
+    images, last = len(clean) // WINDOWS, len(alphas) - 1
+    dropped, done, entries = torch.rand(3, images).repeat_interleave(WINDOWS, 1)
     entries = ENTRIES[0] + entries * (ENTRIES[1] - ENTRIES[0])
-    room = Room(denoiser, listener, torch.where((dropped < DROPOUT)[:, None], blank, ids), places)
+    ids = torch.where((dropped < DROPOUT)[:, None], blank, ids)
+    windows = WindowDenoiser(denoiser, attention, ids, places)
     newer = (done * entries * last).long()
     older = (newer + torch.randint(EARLIER, ())).clamp(max=last)
     sigmas = (1 / alphas - 1).sqrt()
     noise = noise_of(clean, below, 1 / sigmas[(entries * last).long()])
-    said = room.speak(noised_by(clean, noise, alphas[older])[0], older)
+    tokens_before = windows.tokens(noised_by(clean, noise, alphas[older])[0], older)
     noised, wanted = noised_by(clean, noise, alphas[newer])
-    return weighted_loss(room.answer(noised, newer, said), wanted, alphas[newer])
+    return weighted_loss(windows.predict(noised, newer, tokens_before), wanted, alphas[newer])
 
 
 def _place(time_ids: Sequence[float]) -> WindowPlace:
@@ -111,10 +112,10 @@ def _place(time_ids: Sequence[float]) -> WindowPlace:
     )
 
 
-def _batch(parts: Parts, draw: np.random.Generator, pictures: int) -> dict[str, Any]:
-    """All windows of so many pictures."""
+def _batch(parts: Parts, draw: np.random.Generator, images: int) -> dict[str, Any]:
+    """All windows of `images` images."""
     (group,) = parts.groups.values()
-    chosen = draw.integers(len(group["place"]) // WINDOWS, size=pictures)
+    chosen = draw.integers(len(group["place"]) // WINDOWS, size=images)
     rows = (chosen[:, None] * WINDOWS + np.arange(WINDOWS)).ravel()
     return {name: values[rows] for name, values in group.items()}
 
@@ -126,13 +127,13 @@ def _batch(parts: Parts, draw: np.random.Generator, pictures: int) -> dict[str, 
     "--weights",
     type=click.Path(path_type=Path, exists=True),
     required=True,
-    help="The model's folder; the listener is written into it.",
+    help="The model's folder; the trained attention is written into it.",
 )
 @click.option("--steps", default=2000, show_default=True)
-@click.option("--pictures", default=4, show_default=True, help="In a batch.")
+@click.option("--pictures", "images", default=4, show_default=True, help="Images in a batch.")
 @click.option("--rate", default=1e-3, show_default=True, help="Highest learning rate.")
-def main(data: Path, state: Path, weights: Path, steps: int, pictures: int, rate: float) -> None:
-    """Train the listener on the drawn windows."""
+def main(data: Path, state: Path, weights: Path, steps: int, images: int, rate: float) -> None:
+    """Train cross-window attention on the drawn windows."""
     torch.manual_seed(0)
     vae = AutoencoderTiny.from_pretrained(weights, subfolder="vae").float().eval()
     tokenizer = CLIPTokenizer.from_pretrained(weights / "tokenizer_2")
@@ -143,13 +144,15 @@ def main(data: Path, state: Path, weights: Path, steps: int, pictures: int, rate
     denoiser = Denoiser(unet, text_encoder).float().eval().requires_grad_(False)
     alphas = new_scheduler().alphas_cumprod
     blank = tokens(tokenizer, [""])
-    listener = TrainedCrossWindowAttention(cross_window_layers(unet)[0].to_k.in_features, HEADS)
-    training = Training("listener", listener, state, steps=steps, rate=rate, decay=0.999)
+    attention = TrainedCrossWindowAttention(cross_window_layers(unet)[0].to_k.in_features, HEADS)
+    # The name is that in training.log.csv.
+    training = Training("listener", attention, state, steps=steps, rate=rate, decay=0.999)
     for draw in training:
         with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
-            training.descend(loss_of(denoiser, listener, _batch(parts, draw, pictures), blank, alphas))
-    listener.load_state_dict(training.average.weights)
-    listener.save(weights)
+            rows = _batch(parts, draw, images)
+            training.descend(loss_of(denoiser, attention, rows, blank, alphas))
+    attention.load_state_dict(training.average.weights)
+    attention.save(weights)
 
 
 if __name__ == "__main__":

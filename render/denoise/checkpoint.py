@@ -1,7 +1,7 @@
-"""Checkpoints: the canvas between two steps, from which any number of ranks can go on to the same bits.
+"""Checkpoints: the canvas between two steps, from which any number of ranks continues to the same bits.
 
-What all ranks have heard of the canvas for the next step is kept with it. Only the newest is kept, under one
-key of the image's sink, so it is there whole or not at all.
+The state of the guidance hooks is saved with it. Only the newest checkpoint is kept, under one key of the
+image's sink, so it is there as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntFlag
@@ -28,12 +28,12 @@ from render.plan.topology import Topology
 from render.sink import CHECKPOINT, Sink
 
 KEY = CHECKPOINT
-_NOTHING = Rect(y=0, x=0, height=0, width=0)
-_NOTHING_SAID = torch.empty(0, dtype=torch.float16)
+_EMPTY_AREA = Rect(y=0, x=0, height=0, width=0)
+_NO_STATE = torch.empty(0, dtype=torch.float16)
 
 
 class ControlFlag(IntFlag):
-    """What a rank asks of all, said in the step's one gather; it is granted when anybody asks."""
+    """Control flags of this rank, OR-ed across ranks in the step's one all-gather."""
 
     NONE = 0
     CHECKPOINT = 1
@@ -48,36 +48,45 @@ class Checkpoint:
     canvas: Canvas
 
     def pack(self, identity: str) -> bytes:
-        """As safetensors, with what `identity_of` says and a checksum."""
+        """As safetensors, with an identity (see `identity_of`) and a checksum."""
         planes = self.canvas.planes.contiguous()
-        said = _NOTHING_SAID if self.canvas.said is None else self.canvas.said.contiguous()
+        state = _NO_STATE if self.canvas.hook_state is None else self.canvas.hook_state.contiguous()
+        # The names in the file are those of version 0.1, so that its checkpoints can be read: `heard` is the
+        # number of history planes, `anchored` tells of reference planes, `said` is the hooks' state.
         info = {
             "identity": identity,
             "stage": self.stage,
             "step": self.canvas.step,
-            "heard": self.canvas.heard,
-            "anchored": self.canvas.anchored,
-            "sha256": _checksum(planes, said),
+            "heard": self.canvas.history,
+            "anchored": self.canvas.has_reference,
+            "sha256": _checksum(planes, state),
         }
-        return save({"planes": planes, "said": said}, metadata={"chorale": json.dumps(info)})
+        return save({"planes": planes, "said": state}, metadata={"chorale": json.dumps(info)})
 
     @classmethod
     def unpack(cls, data: bytes, identity: str) -> Checkpoint | None:
-        """Read it again; None for one of another identity, and for a damaged one."""
+        """The inverse of `pack`. None for a checkpoint of another identity, and for a damaged one."""
         try:
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             info = json.loads(header["__metadata__"]["chorale"])
             tensors = load(data)
-            planes, said = tensors["planes"], tensors["said"]
-            stage, step, heard, anchored = (
-                int(info[name]) for name in ("stage", "step", "heard", "anchored")
-            )
+            planes, state = tensors["planes"], tensors["said"]
+            stage, step, history = (int(info[name]) for name in ("stage", "step", "heard"))
+            has_reference = bool(info["anchored"])
         except (ValueError, KeyError, TypeError, SafetensorError):
             return None
-        if not same_numerics(info.get("identity"), identity) or info.get("sha256") != _checksum(planes, said):
+        if not same_numerics(info.get("identity"), identity):
             return None
-        area = Rect(y=0, x=0, height=planes.shape[2], width=planes.shape[3])
-        canvas = Canvas(step=step, planes=planes, area=area, heard=heard, anchored=bool(anchored), said=said)
+        if info.get("sha256") != _checksum(planes, state):
+            return None
+        canvas = Canvas(
+            step=step,
+            planes=planes,
+            area=Rect(y=0, x=0, height=planes.shape[2], width=planes.shape[3]),
+            history=history,
+            has_reference=has_reference,
+            hook_state=state,
+        )
         return cls(stage=stage, canvas=canvas)
 
 
@@ -88,22 +97,21 @@ def identity_of(digest: str, device: torch.device) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class SaveResult:
-    """What came of an attempt to store a checkpoint."""
+    """The result of an attempt to save a checkpoint."""
 
     checkpoint: Checkpoint
     bytes: int
-    """0 when it was not stored."""
+    """0 when it was not saved."""
     seconds: float
     error: Exception | None
 
 
 class CheckpointManager:
-    """Keeps the checkpoints of the image with a spec's `digest` in its sink.
+    """Saves and restores the checkpoints of the image with a spec's `digest`, in the image's sink.
 
-    Rank 0's clock says when; all ranks take part.
-
-    `stop` is asked before each step on every rank: if anybody's says so, all ranks keep a checkpoint after
-    that step and end there. `on_kept` hears of each attempt to store one.
+    A checkpoint is due every `every_s` seconds by rank 0's clock; all ranks take part in it. `stop` is called
+    before each step on every rank. If it is true on any rank, all ranks save a checkpoint after that step and
+    stop there. `on_save` is called on rank 0 after each attempt to save, from another thread.
     """
 
     def __init__(
@@ -114,69 +122,66 @@ class CheckpointManager:
         *,
         every_s: float,
         stop: Callable[[], bool] = lambda: False,
-        on_kept: Callable[[SaveResult], None] = lambda kept: None,
+        on_save: Callable[[SaveResult], None] = lambda result: None,
     ) -> None:
         self._sink, self._every_s = sink, every_s
         self.identity = identity_of(digest, device)
-        self._stop, self._on_kept = stop, on_kept
+        self._stop, self._on_save = stop, on_save
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._storing: Future[None] | None = None
+        self._pending: Future[None] | None = None
         self._last = time.monotonic()
 
-    def wish(self, group: Group) -> ControlFlag:
-        """What this rank asks for with its next step."""
-        wish = ControlFlag.STOP if self._stop() else ControlFlag.NONE
-        storing = self._storing is not None and not self._storing.done()
-        if group.rank == 0 and not storing and time.monotonic() - self._last >= self._every_s:
-            wish |= ControlFlag.CHECKPOINT
-        return wish
+    def control_flags(self, group: Group) -> ControlFlag:
+        """The control flags of this rank for its next step."""
+        flags = ControlFlag.STOP if self._stop() else ControlFlag.NONE
+        saving = self._pending is not None and not self._pending.done()
+        if group.rank == 0 and not saving and time.monotonic() - self._last >= self._every_s:
+            flags |= ControlFlag.CHECKPOINT
+        return flags
 
-    def keep(self, stage: int, seat: StageState) -> None:
-        """Bring the canvas together on rank 0, which stores it beside the next steps. All ranks call it."""
-        canvas = seat.gather(None if seat.group.rank == 0 else _NOTHING)
-        if seat.group.rank == 0:
+    def save(self, stage: int, state: StageState) -> None:
+        """Gather the canvas on rank 0, which saves it while the next steps run. All ranks call it."""
+        canvas = state.gather(None if state.group.rank == 0 else _EMPTY_AREA)
+        if state.group.rank == 0:
             self.close()
-            self._storing = self._pool.submit(self._store, Checkpoint(stage=stage, canvas=canvas))
+            self._pending = self._pool.submit(self._save, Checkpoint(stage=stage, canvas=canvas))
             self._last = time.monotonic()
 
-    def find(self, group: Group) -> RestoredCheckpoint | None:
-        """The checkpoint to go on from, the same on all ranks; all call it, and only rank 0 reads."""
-        kept = self._read() if group.rank == 0 else None
-        info = b""
-        if kept is not None:
-            canvas = kept.canvas
-            said_length = 0 if canvas.said is None else len(canvas.said)
-            numbers = kept.stage, canvas.step, canvas.heard, canvas.anchored, said_length
-            info = json.dumps([*numbers, list(canvas.planes.shape)]).encode()
-        said = group.all_gather_bytes(info)[0]
-        if not said:
+    def restore(self, group: Group) -> RestoredCheckpoint | None:
+        """The checkpoint to continue from, the same on all ranks. All ranks call it; only rank 0 reads."""
+        checkpoint = self._read() if group.rank == 0 else None
+        header = b""
+        if checkpoint is not None:
+            canvas = checkpoint.canvas
+            numbers = {
+                "stage": checkpoint.stage,
+                "step": canvas.step,
+                "history": canvas.history,
+                "has_reference": canvas.has_reference,
+                "state_length": 0 if canvas.hook_state is None else len(canvas.hook_state),
+                "shape": list(canvas.planes.shape),
+            }
+            header = json.dumps(numbers).encode()
+        header = group.all_gather_bytes(header)[0]
+        if not header:
             return None
-        stage, step, heard, anchored, said_length, shape = json.loads(said)
-        return RestoredCheckpoint(
-            stage=stage,
-            step=step,
-            heard=heard,
-            anchored=anchored,
-            said_length=said_length,
-            shape=tuple(shape),
-            kept=kept,
-        )
+        return RestoredCheckpoint(**json.loads(header), checkpoint=checkpoint)
 
     def close(self) -> None:
-        """Wait until what is being stored is stored."""
-        if self._storing is not None:
-            self._storing.result()
+        """Wait until a checkpoint that is being saved is saved."""
+        if self._pending is not None:
+            self._pending.result()
 
-    def _store(self, checkpoint: Checkpoint) -> None:
-        started, stored, error = time.monotonic(), 0, None
+    def _save(self, checkpoint: Checkpoint) -> None:
+        started, saved, error = time.monotonic(), 0, None
         try:
             data = checkpoint.pack(self.identity)
             self._sink.put(KEY, data, "application/octet-stream")
-            stored = len(data)
-        except Exception as exc:  # Whatever it was, the render goes on: there will be a next checkpoint.
+            saved = len(data)
+        except Exception as exc:  # The render goes on whatever it was: there will be a next checkpoint.
             error = exc
         seconds = time.monotonic() - started
-        self._on_kept(SaveResult(checkpoint=checkpoint, bytes=stored, seconds=seconds, error=error))
+        self._on_save(SaveResult(checkpoint=checkpoint, bytes=saved, seconds=seconds, error=error))
 
     def _read(self) -> Checkpoint | None:
         if self._sink.size(KEY) is None:
@@ -190,45 +195,47 @@ class RestoredCheckpoint:
 
     stage: int
     step: int
-    heard: int
-    anchored: bool
-    said_length: int
-    """Numbers that every rank has heard beside the canvas."""
-    shape: tuple[int, ...]
-    kept: Checkpoint | None
+    history: int
+    has_reference: bool
+    state_length: int
+    """Numbers of the guidance hooks' state."""
+    shape: Sequence[int]
+    """Of the planes: [P, C, height, width]."""
+    checkpoint: Checkpoint | None
+    """On rank 0."""
 
     def canvas(self, area: Rect, surface: Topology, group: Group, device: torch.device) -> Canvas:
-        """The rank's area of it. All ranks call it; plane by plane, so that nobody else holds it all."""
+        """The rank's area of the canvas. All ranks call it. It is sent plane by plane, so that only rank 0
+        holds all of it."""
         planes, channels = self.shape[:2]
         own = torch.empty((planes * channels, area.height, area.width))
         for number in range(planes * channels):
             plane = group.all_gather(self._plane(number, device)).wait()[0].cpu()
             own[number] = cut_out(plane, surface.whole, area, surface)
-        mine = own.view(planes, channels, area.height, area.width)
         return Canvas(
             step=self.step,
-            planes=mine,
+            planes=own.view(planes, channels, area.height, area.width),
             area=area,
-            heard=self.heard,
-            anchored=self.anchored,
-            said=self._said(group, device),
+            history=self.history,
+            has_reference=self.has_reference,
+            hook_state=self._hook_state(group, device),
         )
 
-    def _said(self, group: Group, device: torch.device) -> Tensor:
-        if not self.said_length:
-            return _NOTHING_SAID
-        said = torch.zeros(self.said_length, dtype=torch.float16)
-        if self.kept is not None and self.kept.canvas.said is not None:
-            said = self.kept.canvas.said
-        return all_gather_fp16(group, said.to(device))[0].cpu()
+    def _hook_state(self, group: Group, device: torch.device) -> Tensor:
+        if not self.state_length:
+            return _NO_STATE
+        state = torch.zeros(self.state_length, dtype=torch.float16)
+        if self.checkpoint is not None and self.checkpoint.canvas.hook_state is not None:
+            state = self.checkpoint.canvas.hook_state
+        return all_gather_fp16(group, state.to(device))[0].cpu()
 
     def _plane(self, number: int, device: torch.device) -> Tensor:
-        if self.kept is None:
-            return torch.zeros(self.shape[2:], device=device)
-        return self.kept.canvas.planes.flatten(0, 1)[number].to(device)
+        if self.checkpoint is None:
+            return torch.zeros(tuple(self.shape[2:]), device=device)
+        return self.checkpoint.canvas.planes.flatten(0, 1)[number].to(device)
 
 
-def _checksum(planes: Tensor, said: Tensor) -> str:
+def _checksum(planes: Tensor, state: Tensor) -> str:
     digest = hashlib.sha256(planes.contiguous().numpy().tobytes())
-    digest.update(said.numpy().tobytes())
+    digest.update(state.numpy().tobytes())
     return digest.hexdigest()

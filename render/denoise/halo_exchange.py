@@ -1,6 +1,6 @@
-"""The one collective of a step: every rank gathers all border sums and takes the ones it holds.
+"""The one collective of a step: each rank gathers all border sums and takes those that its halo needs.
 
-Behind them a message carries a word, and what a rank says to all beside its borders (`ties`, `chorus`).
+A message also carries the rank's control flags and the messages of the guidance hooks.
 """
 
 from __future__ import annotations
@@ -18,104 +18,106 @@ from render.distributed import AllGatherHandle, Group
 from render.plan.geometry import Flat
 from render.plan.tiling import Tiling
 
+_BYTES = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReceiveSlice:
-    """What this rank takes from one neighbour: places in its message, and places in the own box."""
+    """What this rank takes from one neighbour's message. Indices are flat, int64."""
 
     rank: int
     source: Tensor
+    """Positions in the neighbour's message."""
     target: Tensor
+    """Places in the own area."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HaloExchange:
-    """Who says and hears what at one offset of the grid. Indices are flat, int64."""
+    """What this rank sends and receives at one offset of the grid. Indices are flat, int64.
 
-    outlet: Tensor
-    """Places in the own box that are said."""
-    longest: int
-    """Latents of the longest message; all are padded to it, since gloo gathers equal blocks only. One more
-    number follows them, the word, and then what is said to all: of ties, and in the chorus."""
-    inlets: tuple[ReceiveSlice, ...]
+    A message is [C, columns] int32: `max_border` columns of border sums, one column of control flags, then
+    the guidance message, which fills whole columns.
+    """
 
-    def message_bytes(self, tied: Tensor, said: Tensor) -> int:
-        """Size of what this rank says, padding included."""
-        channels = len(tied)
-        return 4 * channels * (self.longest + 1 + tied.shape[1] + _columns(len(said), channels))
+    send_indices: Tensor
+    """Places in the own area that are sent."""
+    max_border: int
+    """Latents of the largest border of all ranks. All messages are padded to it, since a gather takes blocks
+    of one size."""
+    receive: tuple[ReceiveSlice, ...]
 
-    def start(
-        self, sums: Tensor, group: Group, word: int, tied: Tensor, said: Tensor
-    ) -> AllGatherHandle | None:
-        """Start to gather; `sums` is [C, box] int32, complete at the outlet's places. None when alone.
+    def message_bytes(self, channels: int, guidance: Tensor) -> int:
+        """Size of the message that this rank sends, with padding."""
+        return _BYTES * channels * (self.max_border + 1 + _columns(guidance, channels))
 
-        `word` holds bits that this rank wants all to hear, `tied` [C, n] int32 and `said` float16 numbers, as
-        many on every rank.
+    def start(self, sums: Tensor, group: Group, flags: int, guidance: Tensor) -> AllGatherHandle | None:
+        """Start the all-gather; None on a single rank.
+
+        `sums` is [C, latents of the own area] int32, complete at the send indices.
+        `flags` are the control flags of this rank. `guidance` is flat int32, of one length on all ranks.
         """
         if group.world_size == 1:
             return None
-        channels = sums.shape[0]
-        columns = _columns(len(said), channels)
-        behind = self.longest + 1 + tied.shape[1]
-        message = sums.new_zeros((channels, behind + columns))
-        message[:, : len(self.outlet)] = sums[:, self.outlet]
-        message[:, self.longest] = word
-        message[:, self.longest + 1 : behind] = tied
+        channels, columns = len(sums), _columns(guidance, len(sums))
+        end = self.max_border + 1
+        message = sums.new_zeros((channels, end + columns))
+        message[:, : len(self.send_indices)] = sums[:, self.send_indices]
+        message[:, self.max_border] = flags
         if columns:
-            padded = functional.pad(said, (0, 2 * channels * columns - len(said)))
-            message[:, behind:] = padded.view(torch.int32).view(channels, columns)
+            padded = functional.pad(guidance, (0, channels * columns - len(guidance)))
+            message[:, end:] = padded.view(channels, columns)
         return group.all_gather(message)
 
     def finish(
-        self, gathering: AllGatherHandle | None, sums: Tensor, word: int, tied: Tensor, said: Tensor
-    ) -> tuple[int, Tensor, Tensor]:
-        """Wait, and add what the neighbours computed for the latents that this rank holds.
+        self, handle: AllGatherHandle | None, sums: Tensor, flags: int, guidance: Tensor
+    ) -> tuple[int, Tensor]:
+        """Wait, and add the neighbours' sums to `sums` [C, n] for the latents that this rank holds.
 
-        Returns the bits that any rank has said, and what each has said of ties, [world_size, C, n], and in
-        the chorus, [world_size, numbers]; all the same on all ranks. One that is alone hears itself.
+        Returns the control flags, OR-ed across ranks, and the guidance messages [world_size, length] int32.
+        Both are the same on all ranks.
         """
-        if gathering is None:
-            return word, tied[None], said[None]
-        messages = gathering.wait()
-        for inlet in self.inlets:
-            sums[:, inlet.target] += messages[inlet.rank][:, inlet.source]
-        words: list[int] = messages[:, 0, self.longest].tolist()
-        behind = self.longest + 1 + tied.shape[1]
-        heard = messages[:, :, behind:].flatten(1).contiguous().view(torch.float16)[:, : len(said)]
-        return reduce(or_, words), messages[:, :, self.longest + 1 : behind], heard
+        if handle is None:
+            return flags, guidance[None]
+        messages = handle.wait()
+        for part in self.receive:
+            sums[:, part.target] += messages[part.rank][:, part.source]
+        all_flags: list[int] = messages[:, 0, self.max_border].tolist()
+        received = messages[:, :, self.max_border + 1 :].flatten(1)[:, : len(guidance)]
+        return reduce(or_, all_flags), received
 
 
-def _columns(numbers: int, channels: int) -> int:
-    """Columns of int32 that so many float16 numbers fill, two to each."""
-    return -(-numbers // (2 * channels))
+def _columns(guidance: Tensor, channels: int) -> int:
+    return -(-len(guidance) // channels)
 
 
 @lru_cache(maxsize=2)
 def make_halo_exchange(
     tiling: Tiling, rank: int, offset: tuple[int, int], device: torch.device
 ) -> HaloExchange:
-    """Lay out the step's exchange; a function of geometry, so every rank knows it without asking."""
+    """The exchange at an offset of the grid. It follows from the geometry, so ranks agree without
+    messages."""
     if tiling.world_size == 1:
-        return HaloExchange(outlet=torch.empty(0, dtype=torch.int64), longest=0, inlets=())
+        return HaloExchange(send_indices=torch.empty(0, dtype=torch.int64), max_border=0, receive=())
     borders = [tiling.border(other, offset) for other in range(tiling.world_size)]
 
     def index(places: Flat) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(places)).to(device)
 
-    inlets = []
+    receive = []
     for other in tiling.neighbours(rank):
-        heard, places = _inside_hold(tiling, rank, borders[other])
-        if len(heard):
-            inlets.append(ReceiveSlice(rank=other, source=index(heard), target=index(places)))
+        source, target = _inside_halo(tiling, rank, borders[other])
+        if len(source):
+            receive.append(ReceiveSlice(rank=other, source=index(source), target=index(target)))
     return HaloExchange(
-        outlet=index(_inside_hold(tiling, rank, borders[rank])[1]),
-        longest=max(len(border) for border in borders),
-        inlets=tuple(inlets),
+        send_indices=index(_inside_halo(tiling, rank, borders[rank])[1]),
+        max_border=max(len(border) for border in borders),
+        receive=tuple(receive),
     )
 
 
-def _inside_hold(tiling: Tiling, rank: int, border: Flat) -> tuple[Flat, Flat]:
-    """Of canvas places, those that the rank holds: (positions in `border`, flat places in its box)."""
+def _inside_halo(tiling: Tiling, rank: int, border: Flat) -> tuple[Flat, Flat]:
+    """The places of a border that the rank holds: (positions in `border`, flat places in the rank's area)."""
     near, places = tiling.surface.inside(border, tiling.boxes[rank])
     held = tiling.halo_mask(rank).ravel()[places]
     return near[held], places[held]

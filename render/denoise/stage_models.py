@@ -2,7 +2,7 @@
 
 SDXL's base decides the composition and its refiner finishes the texture: an ensemble of expert denoisers
 (eDiff-I, arXiv 2211.01324), in diffusers `denoising_end` and `denoising_start`. In a cascade the refiner
-takes over in the last stage alone: stages below are noised again and repainted, which would undo its work.
+takes over in the last stage only: the stages below are noised and denoised again, which would undo its work.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def assign_models(
 ) -> tuple[StageModel, ...]:
     """The model of each stage. Raises `BadInput` when model or refiner would have no step."""
     if (spec.refiner is None) != (refiner is None):
-        raise ValueError("a refiner is loaded where the spec names one, and only there")
+        raise ValueError("a refiner must be loaded if, and only if, the spec names one")
     prompts, guided = (spec.prompt, *(box.prompt for box in spec.boxes)), stages[0].passes == 2
 
-    def read_by(network: Adapter) -> tuple[Any, ...]:
+    def encode_with(network: Adapter) -> tuple[Any, ...]:
         return tuple(network.encode_prompt(prompt, spec.negative_prompt, guided) for prompt in prompts)
 
     alone = StageModel(
-        adapter=adapter, schedule=adapter.schedule(spec.sampler, spec.steps), texts=read_by(adapter)
+        adapter=adapter, schedule=adapter.schedule(spec.sampler, spec.steps), texts=encode_with(adapter)
     )
     if refiner is None:
         return (alone,) * len(stages)
@@ -51,7 +51,7 @@ def assign_models(
         raise BadInput(
             "refiner_start", spec.refiner_start, f"leaves {whom} none of {spec.steps} steps; use more steps"
         )
-    pairs = tuple(RefinedTexts(*texts) for texts in zip(alone.texts, read_by(refiner), strict=True))
+    pairs = tuple(RefinedTexts(*texts) for texts in zip(alone.texts, encode_with(refiner), strict=True))
     both = RefinedAdapter(
         model=adapter, refiner=refiner, last_model_timestep=alone.schedule.timesteps[step - 1]
     )

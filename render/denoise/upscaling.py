@@ -1,11 +1,11 @@
 """From one stage of the cascade to the next: start from noise, or from the finished stage below.
 
 A stage above the first decodes the one below, enlarges its pixels, encodes them again and noises them to
-the spec's strength (SDEdit, Meng et al. 2022; DemoFusion, Du et al. 2024, does the like on latents). The plan
+the spec's strength (SDEdit, Meng et al. 2022; DemoFusion, Du et al. 2024, enlarges latents instead). The plan
 lays the work out in tiles (`render.plan.enlarge_layout`); the ranks make one each in a round, and each keeps
 what it needs of the tiles that are gathered. An init image stands in for the stage below the first one.
-Later stages carry over what was changed, not what was there: the init image's own detail, which the stage
-below could not hold, is added again (a Laplacian pyramid, Burt and Adelson 1983).
+Above it, only the difference from the init image is enlarged, and the image's own detail, which the stage below
+was too small for, is added again (a Laplacian pyramid, Burt and Adelson 1983).
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from torch.nn import functional
 
 from render.canvas import Canvas, LatentRegion
 from render.distributed import AllGatherHandle, Group
-from render.guidance.color_correction import colour_plane, decoded, means
-from render.guidance.shared_latents import shared_latents_in, stage_noise
+from render.guidance.color_correction import color_means, color_plane, decode_region
 from render.models.adapter import Adapter
 from render.plan.enlarge_layout import EnlargeLayout
 from render.plan.geometry import Rect
 from render.plan.plan import StagePlan
 from render.plan.stages import Stage
 from render.plan.topology import Topology, topology_of
-from render.sampling.noise import INITIAL
+from render.sampling.noise import INITIAL, stage_noise
 from render.sampling.schedule import NoiseSchedule
 from render.spec.init_image import InitImage
 
@@ -42,17 +41,22 @@ def first_canvas(stage: Stage, schedule: NoiseSchedule, seed: int, channels: int
 
 
 def next_canvas(
-    enlarged: LatentRegion, stage: Stage, schedule: NoiseSchedule, seed: int, *, anchored: bool = False
+    enlarged: LatentRegion, stage: Stage, schedule: NoiseSchedule, seed: int, *, has_reference: bool = False
 ) -> Canvas:
     """Enlarged latents of the stage below, noised to the stage's first step; `anchored` to them and to the
     piece's colours."""
     noise = stage_noise(stage, seed, INITIAL, len(enlarged.latents), enlarged.area)
     noised = noise.mul_(schedule.sigmas[stage.first_step]).add_(enlarged.latents)
     planes = [noised]
-    if anchored:
-        assert enlarged.colours is not None, "an anchor has colours"
-        planes += [enlarged.latents, enlarged.colours]
-    return Canvas(step=stage.first_step, planes=torch.stack(planes), area=enlarged.area, anchored=anchored)
+    if has_reference:
+        assert enlarged.colors is not None, "a reference has colors"
+        planes += [enlarged.latents, enlarged.colors]
+    return Canvas(
+        step=stage.first_step,
+        planes=torch.stack(planes),
+        area=enlarged.area,
+        has_reference=has_reference,
+    )
 
 
 def pixels_of_previous_stage(
@@ -85,20 +89,20 @@ def enlarge(
     group: Group,
     device: torch.device,
     area: Rect,
-    colour_share: Tensor | None = None,
+    color_strength: Tensor | None = None,
 ) -> LatentRegion:
-    """The rank's `area` of the new canvas, on the host, encoded from `pixels`, with their colors where a
-    share of these is kept, [area.height, area.width].
+    """The rank's `area` of the new canvas, on the host, encoded from `pixels`.
 
-    `plan` is that of the group's world size. All ranks must call it; their areas may differ.
+    With `color_strength` [area.height, area.width] the region carries the pixels' colors, to be kept by this
+    strength. `plan` is that of the group's world size. All ranks must call it; their areas may differ.
     """
     layout, stage = plan.enlarging, plan.stage
     tiles = [layout.tiles_of(rank) for rank in range(group.world_size)]
     own, canvas = tiles[group.rank], layout.canvas
     channels = adapter.info.latent_channels + 3
     fresh = torch.empty((channels, area.height, area.width))
-    ties = stage.latent_classes
-    firsts = torch.empty((channels, 0 if ties is None else len(ties.firsts)))
+    classes = stage.latent_classes
+    firsts = torch.empty((channels, 0 if classes is None else len(classes.firsts)))
 
     def message(number: int) -> Tensor:
         block = torch.zeros((channels, *layout.tile_shape), device=device)
@@ -114,14 +118,14 @@ def enlarge(
                 tile = theirs[number]
                 for there, here in canvas.intersect(tile, area):
                     fresh[:, *here] = made[:, *there]
-                if ties is not None:
-                    near, places = canvas.inside(ties.firsts, tile)
+                if classes is not None:
+                    near, places = canvas.inside(classes.firsts, tile)
                     firsts[:, near] = made[:, places // tile.width, places % tile.width]
-    if ties is not None:
-        tied = shared_latents_in(stage, area)
-        fresh.flatten(1)[:, tied.places] = firsts[:, tied.classes]
-    colours = None if colour_share is None else colour_plane(fresh[-3:], colour_share, len(fresh) - 3)
-    return LatentRegion(latents=fresh[:-3], area=area, canvas=canvas, colours=colours)
+    if classes is not None:
+        members, numbers = (torch.from_numpy(each) for each in classes.inside(canvas, area))
+        fresh.flatten(1)[:, members] = firsts[:, numbers]
+    colors = None if color_strength is None else color_plane(fresh[-3:], color_strength, len(fresh) - 3)
+    return LatentRegion(latents=fresh[:-3], area=area, canvas=canvas, colors=colors)
 
 
 def _gathered(group: Group, blocks: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -140,7 +144,7 @@ def _encoded(pixels: Pixels, tile: Rect, layout: EnlargeLayout, adapter: Adapter
     """New latents and colors [C + 3, tile.height, tile.width] of one tile."""
     padded = layout.padded(tile)
     picture = pixels(padded)
-    fresh = torch.cat([adapter.encode(picture)[0], means(picture, adapter.info.scale_factor)])
+    fresh = torch.cat([adapter.encode(picture)[0], color_means(picture, adapter.info.scale_factor)])
     top, left = tile.y - padded.y, tile.x - padded.x
     return fresh[:, top : top + tile.height, left : left + tile.width]
 
@@ -175,7 +179,7 @@ def _enlarged_pixels(
     source, by how much they differ from it."""
     pixel = adapter.info.scale_factor
     read = layout.source(area)
-    picture = decoded(below, read, adapter, device)
+    picture = decode_region(below, read, adapter, device)
     if source is not None:
         picture = picture - _given_pixels(source, below.canvas, pixel, read).to(device)
     y, x = _positions(below.canvas, area, layout)

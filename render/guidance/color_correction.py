@@ -1,48 +1,90 @@
-"""A stage keeps the colours of the picture that it enlarges, in what it is decoded to as well.
+"""A stage keeps the colors of the image that it enlarges, also when it is decoded.
 
-An autoencoder moves soft tints a little towards what it knows, and a cascade decodes and encodes at every
-stage: a shadow became a stain. But what the colours are to be is known. Their means over each latent's
-pixels go with the canvas, and wherever the stage is decoded its coarse colours are moved to them; what is
-finer stays. (StableSR, Wang et al. 2023, and others correct what they upscale so, by its low frequencies.)
+An autoencoder moves soft tints a little towards those it was trained on, and a cascade decodes and encodes at
+every stage, so a shadow would become a stain. The right colors are known: their means over each latent's
+pixels are kept beside the canvas, and wherever the stage is decoded, its coarse colors are moved to them.
+Finer detail stays. (StableSR, Wang et al. 2023, and others correct the low frequencies of their result in the
+same way.)
 """
 
 from __future__ import annotations
+
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from render.canvas import LatentRegion
-from render.guidance.ilvr import low_pass
+from render.guidance.hook import GuidanceHook, StageContext
+from render.guidance.ilvr import low_pass_matrix
+from render.guidance.prediction_weights import stage_prompt_weights
 from render.models.adapter import Adapter
-from render.plan.geometry import Rect
+from render.plan.stages import Stage
+from render.rect import Rect
+from render.spec import Spec
 
-COLOUR_CHANNELS = 4
-"""Of a plane of colours that are used: three means, and by what share they are kept."""
-SPREAD = 1.0
-"""Of the Gaussian that parts coarse colours from fine ones, in latents."""
+COLOR_CHANNELS = 4
+"""Channels of a color plane that are used: three means, and the strength by which they are kept."""
+COARSE_SIGMA = 1.0
+"""Standard deviation, in latents, of the Gaussian that separates coarse colors from fine ones."""
 
 
-def decoded(piece: LatentRegion, area: Rect, adapter: Adapter, device: torch.device) -> Tensor:
-    """[1, 3, H, W] pixels in [0, 1] of an area that the piece holds, in its stage's colours."""
-    pixels = adapter.decode(piece.read(area)[None].to(device))
-    if piece.colours is None:
+class ColorCorrection(GuidanceHook):
+    """Passes the color plane of a stage on to the decoder. It changes no step."""
+
+    def __init__(self, colors: Tensor) -> None:
+        """`colors` is [C, area.height, area.width], a `color_plane`."""
+        self._colors = colors
+
+    @classmethod
+    def create(cls, context: StageContext) -> Self | None:
+        return None if context.reference is None else cls(context.reference.colors)
+
+    def decoder_planes(self) -> Tensor:
+        return self._colors[:COLOR_CHANNELS]
+
+
+def color_strength(spec: Spec, stage: Stage, area: Rect) -> Tensor:
+    """[area.height, area.width]: how strongly a stage keeps the colors of the image that it enlarges, 0 to 1.
+
+    It is 0 in three places. The stage above the first one has a first image that is small enough to have
+    stains of its own, and removes them. Where a region prompt first appears, the image below has nothing to
+    keep. And in a tile set the sides that join are equal to the bit, but what lies behind them is not.
+    """
+    cleans = stage.index == 1 and spec.init is None
+    keeps = stage.enlarges and not cleans and stage.tile_set_layout is None
+    strength = torch.full((area.height, area.width), spec.ilvr if keeps else 0.0)
+    weights = stage_prompt_weights(spec, stage, area) if stage.composes else None
+    if weights is not None:
+        for number, patch in enumerate(stage.patches, start=1):
+            if patch.text in stage.composes:
+                strength *= 1.0 - weights[number]
+    return strength
+
+
+def decode_region(region: LatentRegion, area: Rect, adapter: Adapter, device: torch.device) -> Tensor:
+    """[1, 3, H, W] pixels in [0, 1] of an area that the region holds, in the colors that its stage keeps."""
+    pixels = adapter.decode(region.read(area)[None].to(device))
+    if region.colors is None:
         return pixels
-    colours = piece.read_colours(area).to(pixels.device)
-    missing = (colours[:3] - means(pixels, adapter.info.scale_factor)) * colours[3]
-    down, along = (low_pass(length, SPREAD).to(missing.device) for length in missing.shape[1:])
-    coarse = (down @ missing @ along.T)[None]
+    colors = region.read_colors(area).to(pixels.device)
+    missing = (colors[:3] - color_means(pixels, adapter.info.scale_factor)) * colors[3]
+    vertical, horizontal = (
+        low_pass_matrix(length, COARSE_SIGMA).to(missing.device) for length in missing.shape[1:]
+    )
+    coarse = (vertical @ missing @ horizontal.T)[None]
     smooth = functional.interpolate(coarse, pixels.shape[2:], mode="bilinear", align_corners=False)
     return pixels.add_(smooth).clamp_(0.0, 1.0)
 
 
-def means(pixels: Tensor, scale_factor: int) -> Tensor:
-    """[1, 3, H, W] pixels -> [3, H / scale_factor, W / scale_factor], over each latent's."""
+def color_means(pixels: Tensor, scale_factor: int) -> Tensor:
+    """[1, 3, H, W] pixels -> [3, H / scale_factor, W / scale_factor]: the mean over each latent's pixels."""
     return functional.avg_pool2d(pixels, scale_factor)[0]
 
 
-def colour_plane(colours: Tensor, share: Tensor, channels: int) -> Tensor:
-    """[3, h, w] means, and by what share [h, w] they are kept, as a plane of a canvas, [channels, h, w]."""
-    plane = colours.new_zeros((channels, *colours.shape[1:]))
-    plane[:3], plane[3] = colours, share
+def color_plane(colors: Tensor, strength: Tensor, channels: int) -> Tensor:
+    """[3, h, w] means and the strength [h, w] by which they are kept, as a canvas plane [channels, h, w]."""
+    plane = colors.new_zeros((channels, *colors.shape[1:]))
+    plane[:3], plane[3] = colors, strength
     return plane

@@ -167,7 +167,7 @@ class _Rank:
             device,
             every_s=request.checkpoint_s,
             stop=self.stop.is_set,
-            on_kept=lambda result: on_event(_checkpoint_event(result)),
+            on_save=lambda result: on_event(_checkpoint_event(result)),
         )
         adapter, refiner = models
         render: Callable[..., object] = render_image

@@ -1,4 +1,4 @@
-"""What the engine asks of a model family. One file per family implements `Adapter`; nothing else changes.
+"""The adapter protocol: what the engine needs from a model family. One file per family implements `Adapter`.
 
 The engine owns the loop; diffusers owns the networks. All tensors are NCHW.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowPlace:
-    """Where a window lies on its stage, in pixels: the picture's size, and the window's corner and size."""
+    """Where a window lies in its image, in pixels: the image's size, and the window's corner and size."""
 
     picture_height: int
     picture_width: int
@@ -36,7 +36,7 @@ class Adapter(Protocol):
     """`epsilon`, `v_prediction` or `sample`: what `predict` returns."""
 
     def schedule(self, sampler: str, steps: int) -> NoiseSchedule:
-        """The sigmas and timesteps that the stock diffusers scheduler of this sampler would use."""
+        """The sigmas and timesteps that diffusers' own scheduler of this sampler would use."""
         ...
 
     def encode_prompt(self, prompt: str, negative_prompt: str, guided: bool) -> Any:
@@ -49,24 +49,25 @@ class Adapter(Protocol):
         timestep: float,
         text: Any,
         places: Sequence[WindowPlace],
-        passes: Sequence[int],
+        conditions: Sequence[int],
         guidance_scale: float,
     ) -> Tensor:
         """The network's predictions for a batch of evaluations: one forward of batch B, nothing combined.
 
         `latents` is [B, C, h, w], already scaled as the network expects it (x / sqrt(1 + sigma^2)).
-        `passes` says under which of the text's rows each is evaluated: with guidance 0 is without the
-        prompt and 1 with it, without guidance 0 is with it.
+        `conditions` has the condition index of each row: with guidance 0 is without the prompt and 1 with it,
+        without guidance 0 is with it. It is the row of the text states that is used.
         Returns [B, C, h, w] in float32.
         """
         ...
 
-    def hear(self, tokens: Tensor | None, share: float, form: str) -> Any:
-        """What windows listen to in a step, ready for `predict_with_context`; computed once per step.
+    def prepare_context(self, tokens: Tensor | None, strength: float, form: str) -> Any:
+        """What windows attend to at a step, ready for `predict_with_context`; computed once per step.
 
-        `tokens` is [passes, N, token_width], or None where nothing is heard; `share` is what all of them
-        count. `form` is one of `render.spec.ATTENTION_FORMS`.
-        Only asked of a model whose facts have a `token_width`, and that `listens` in the learned form.
+        `tokens` is [conditions, N, token_width], or None where there are none. `strength` is the weight of
+        all tokens together. `form` is one of `render.spec.ATTENTION_FORMS`.
+        Called only for a model with a `token_width`; in the learned form only for one that
+        `has_cross_window_attention`.
         """
         ...
 
@@ -76,13 +77,13 @@ class Adapter(Protocol):
         timestep: float,
         text: Any,
         places: Sequence[WindowPlace],
-        passes: Sequence[int],
+        conditions: Sequence[int],
         guidance_scale: float,
-        heard: Any,
+        context: Any,
     ) -> tuple[Tensor, Tensor]:
-        """`predict` with what `hear` has made; also what each window says, [B, token_width] float32.
+        """`predict` with the result of `prepare_context`; also each row's token, [B, token_width] float32.
 
-        Only asked of a model whose facts have a `token_width`.
+        Called only for a model with a `token_width`.
         """
         ...
 

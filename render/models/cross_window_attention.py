@@ -1,11 +1,11 @@
-"""Cross-window attention in a diffusers UNet: some self-attention layers hear all windows.
+"""Cross-window attention in a diffusers UNet: some self-attention layers attend to all windows of an image.
 
-This form needs no training; `render.models.trained_cross_window_attention` has the trained one. A chosen layer's input is pooled
-over its window to one token. Any other window attends to its own tokens, as ever, and to everybody's pooled
-ones: their keys and values are the layer's own projections (which are linear, so the key of a mean is the
-mean of the keys). The logits of pooled tokens get the logarithm of what they count beside the window's own.
-Consistent self-attention (StoryDiffusion, Zhou et al. 2024) shares tokens between pictures like this;
-pooling is what makes it affordable between many windows.
+This form needs no training; `render.models.trained_cross_window_attention` is the trained one. The input of a
+chosen layer is pooled over its window to one token. Every window attends to its own tokens, as usual, and to
+the pooled tokens of all windows. Their keys and values are the layer's own projections; these are linear, so
+the key of a mean is the mean of the keys. The logits of pooled tokens get the logarithm of their weight
+relative to the window's own tokens. Consistent self-attention (StoryDiffusion, Zhou et al. 2024) shares
+tokens between images in this way; pooling makes it affordable for many windows.
 """
 
 from __future__ import annotations
@@ -24,111 +24,115 @@ from render.models.adapter import WindowPlace
 
 
 def cross_window_layers(unet: nn.Module) -> list[Any]:
-    """The layers that speak and hear: the first self-attention of the UNet's middle, where a window is
-    pooled most already and its layout is decided."""
+    """The layers with cross-window attention: the first self-attention of the UNet's middle block, where a
+    window has the fewest cells and its layout is decided."""
     return [unet.mid_block.attentions[0].transformer_blocks[0].attn1]  # type: ignore[union-attr, index]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchContext:
-    """The windows of one model call, row by row."""
+    """The windows of one model call, row by row, and the tokens that the layers collect from them."""
 
     places: Sequence[WindowPlace]
-    passes: Sequence[int]
-    said: list[Tensor] = field(default_factory=list)
-    """What they say to all, [B, channels] for each chosen layer."""
+    conditions: Sequence[int]
+    """Condition index of each row."""
+    tokens: list[Tensor] = field(default_factory=list)
+    """The windows' pooled tokens, [B, channels] for each chosen layer."""
 
 
 class Context(Protocol):
-    """What windows hear at a step."""
+    """What the windows attend to at a step."""
 
-    def ear(self, plain: Any, layer: int, audience: BatchContext) -> Any:
-        """The attention processor of a chosen layer, in place of its `plain` one."""
+    def attention_processor(self, original: Any, layer: int, batch: BatchContext) -> Any:
+        """The attention processor for chosen layer number `layer`, in place of its `original` one."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class PooledContext:
-    """Per chosen layer keys and values, [passes, heads, N, channels per head]; none when all is quiet."""
+    """Keys and values of each chosen layer, [conditions, heads, N, channels per head]; empty if there are no
+    tokens."""
 
-    share: float
-    """What all pooled tokens together count beside the window's own: 1 is as much."""
+    strength: float
+    """Weight of all pooled tokens together, relative to the window's own; 1 is the same weight."""
     layers: tuple[tuple[Tensor, Tensor], ...]
 
-    def ear(self, plain: Any, layer: int, audience: BatchContext) -> Any:
-        pooled = self.layers[layer] if self.layers and self.share else None
-        return _PooledEar(plain, pooled, self.share, audience)
+    def attention_processor(self, original: Any, layer: int, batch: BatchContext) -> Any:
+        pooled = self.layers[layer] if self.layers and self.strength else None
+        return PooledAttentionProcessor(original, pooled, self.strength, batch)
 
 
 @torch.no_grad()
-def pooled_kv(unet: nn.Module, tokens: Tensor | None, share: float, dtype: torch.dtype) -> PooledContext:
-    """`tokens` is [passes, N, token width], as the windows have said them; None when they have not."""
+def pooled_kv(unet: nn.Module, tokens: Tensor | None, strength: float, dtype: torch.dtype) -> PooledContext:
+    """Project `tokens` [conditions, N, token width], as the windows' layers have collected them. None for no
+    tokens."""
     if tokens is None:
-        return PooledContext(share=0.0, layers=())
-    found, at = [], 0
+        return PooledContext(strength=0.0, layers=())
+    layers, start = [], 0
     for attention in cross_window_layers(unet):
         width = attention.to_k.in_features
-        own = tokens[:, :, at : at + width].to(attention.to_k.weight.device, dtype)
-        at += width
-        key, value = (_heads(attention, project(own)) for project in (attention.to_k, attention.to_v))
-        found.append((key if attention.norm_k is None else attention.norm_k(key), value))
-    return PooledContext(share=share, layers=tuple(found))
+        own = tokens[:, :, start : start + width].to(attention.to_k.weight.device, dtype)
+        start += width
+        key, value = (_split_heads(attention, project(own)) for project in (attention.to_k, attention.to_v))
+        layers.append((key if attention.norm_k is None else attention.norm_k(key), value))
+    return PooledContext(strength=strength, layers=tuple(layers))
 
 
 @contextmanager
 def cross_window_attention(
-    unet: nn.Module, heard: Context, places: Sequence[WindowPlace], passes: Sequence[int]
+    unet: nn.Module, context: Context, places: Sequence[WindowPlace], conditions: Sequence[int]
 ) -> Iterator[list[Tensor]]:
-    """Inside, the chosen layers hear, and leave what they say, [B, channels] each, in the list."""
-    audience = BatchContext(places=places, passes=passes)
+    """While it is open, the chosen layers attend to `context`, and collect the windows' tokens, [B, channels]
+    each, in the list that it yields."""
+    batch = BatchContext(places=places, conditions=conditions)
     layers = cross_window_layers(unet)
-    before = [attention.processor for attention in layers]
+    originals = [attention.processor for attention in layers]
     for number, attention in enumerate(layers):
-        attention.processor = heard.ear(before[number], number, audience)
+        attention.processor = context.attention_processor(originals[number], number, batch)
     try:
-        yield audience.said
+        yield batch.tokens
     finally:
-        for attention, processor in zip(layers, before, strict=True):
-            attention.processor = processor
+        for attention, original in zip(layers, originals, strict=True):
+            attention.processor = original
 
 
-class _PooledEar:
-    """A diffusers attention processor for a self-attention over [B, tokens, channels]."""
+class PooledAttentionProcessor:
+    """A diffusers attention processor for a self-attention over [B, cells, channels]."""
 
     def __init__(
-        self, plain: Any, pooled: tuple[Tensor, Tensor] | None, share: float, audience: BatchContext
+        self, original: Any, pooled: tuple[Tensor, Tensor] | None, strength: float, batch: BatchContext
     ) -> None:
-        self._plain, self._pooled, self._share, self._audience = plain, pooled, share, audience
+        self._original, self._pooled, self._strength, self._batch = original, pooled, strength, batch
 
     def __call__(self, attention: Any, hidden_states: Tensor, *others: Any, **more: Any) -> Tensor:
-        self._audience.said.append(hidden_states.mean(1).float())
+        self._batch.tokens.append(hidden_states.mean(1).float())
         if self._pooled is None:
-            plain: Tensor = self._plain(attention, hidden_states, *others, **more)
+            plain: Tensor = self._original(attention, hidden_states, *others, **more)
             return plain
         query, key, value = (
-            _heads(attention, project(hidden_states))
+            _split_heads(attention, project(hidden_states))
             for project in (attention.to_q, attention.to_k, attention.to_v)
         )
         if attention.norm_q is not None:
             query = attention.norm_q(query)
         if attention.norm_k is not None:
             key = attention.norm_k(key)
-        pooled_key, pooled_value = (part[list(self._audience.passes)] for part in self._pooled)
-        own, others_count = key.shape[2], pooled_key.shape[2]
+        pooled_key, pooled_value = (part[list(self._batch.conditions)] for part in self._pooled)
+        own_count, pooled_count = key.shape[2], pooled_key.shape[2]
         # Each of the pooled tokens stands for an equal part of the canvas.
-        bias = query.new_zeros((1, 1, 1, own + others_count))
-        bias[..., own:] = math.log(self._share * own / others_count)
-        answer = functional.scaled_dot_product_attention(
+        bias = query.new_zeros((1, 1, 1, own_count + pooled_count))
+        bias[..., own_count:] = math.log(self._strength * own_count / pooled_count)
+        attended = functional.scaled_dot_product_attention(
             query,
             torch.cat([key, pooled_key], dim=2),
             torch.cat([value, pooled_value], dim=2),
-            attn_mask=bias.expand(len(query), query.shape[1], own, -1),
+            attn_mask=bias.expand(len(query), query.shape[1], own_count, -1),
         )
-        joined = answer.transpose(1, 2).flatten(2).to(query.dtype)
-        finished: Tensor = attention.to_out[1](attention.to_out[0](joined))
-        return finished
+        joined = attended.transpose(1, 2).flatten(2).to(query.dtype)
+        projected: Tensor = attention.to_out[1](attention.to_out[0](joined))
+        return projected
 
 
-def _heads(attention: Any, states: Tensor) -> Tensor:
+def _split_heads(attention: Any, states: Tensor) -> Tensor:
     """[B, tokens, heads * n] -> [B, heads, tokens, n]"""
     return states.unflatten(2, (attention.heads, -1)).transpose(1, 2)

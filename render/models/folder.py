@@ -28,10 +28,11 @@ GUIDANCE_KEY = "_guidance_scale"
 """Beside it: the guidance scale that suits the model best, where that is not its family's."""
 AESTHETICS_KEY = "requires_aesthetics_score"
 """In a refiner's `model_index.json`: its network takes an aesthetic score."""
-LISTENER = "listener"
+TRAINED_ATTENTION, OLD_TRAINED_ATTENTION = "cross_window_attention", "listener"
 """The part with trained cross-window attention, in models that have one
 (`render.models.trained_cross_window_attention`). Stock pipelines do not know it, so `model_index.json` does
-not list it."""
+not list it. Models of version 0.1 have it under the old name, which their digests cover; both are read."""
+_TRAINED_ATTENTIONS = (TRAINED_ATTENTION, OLD_TRAINED_ATTENTION)
 _ATTENDING_MIDDLE = "UNetMidBlock2DCrossAttn"
 
 Listing = tuple[tuple[str, int, int, int], ...]
@@ -104,7 +105,7 @@ def _model_info(path: Path, index: dict[str, Any], family: Family, parts: tuple[
         takes_guidance=unet.get("time_cond_proj_dim") is not None,
         zoom_limit=number(path, index, ZOOM_LIMIT_KEY, 1.0, None),
         token_width=_token_width(unet),
-        has_cross_window_attention=LISTENER in parts,
+        has_cross_window_attention=any(part in _TRAINED_ATTENTIONS for part in parts),
     )
 
 
@@ -161,9 +162,10 @@ def _inspect(
         foreign = isinstance(entry, list) and name not in (*family.parts, *UNUSED_PARTS)
         if foreign and not name.startswith("_") and any(entry):
             raise unusable(path, f"has a part {name!r} that {family.name} does not know; use a stock folder")
-    if (path / LISTENER).is_dir():
-        _check_files(path, LISTENER)
-        parts = (*parts, LISTENER)
+    attention = trained_attention_folder(path)
+    if attention is not None:
+        _check_files(path, attention.name)
+        parts = (*parts, attention.name)
     return index, family, parts
 
 
@@ -195,7 +197,13 @@ def _check_part(path: Path, index: dict[str, Any], family: Family, part: str) ->
 
 
 def _is_network(part: str) -> bool:
-    return part not in ("scheduler", LISTENER) and not part.startswith("tokenizer")
+    return part not in ("scheduler", *_TRAINED_ATTENTIONS) and not part.startswith("tokenizer")
+
+
+def trained_attention_folder(path: Path) -> Path | None:
+    """Where a model's folder has its trained cross-window attention; None where it has none."""
+    folders = (path / name for name in _TRAINED_ATTENTIONS)
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def _check_files(path: Path, part: str) -> None:

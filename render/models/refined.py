@@ -53,15 +53,15 @@ class RefinedAdapter:
         timestep: float,
         text: RefinedTexts,
         places: Sequence[WindowPlace],
-        passes: Sequence[int],
+        conditions: Sequence[int],
         guidance_scale: float,
     ) -> Tensor:
         if self._is_models_step(timestep):
-            return self.model.predict(latents, timestep, text.model, places, passes, guidance_scale)
-        return self.refiner.predict(latents, timestep, text.refiner, places, passes, guidance_scale)
+            return self.model.predict(latents, timestep, text.model, places, conditions, guidance_scale)
+        return self.refiner.predict(latents, timestep, text.refiner, places, conditions, guidance_scale)
 
-    def hear(self, tokens: Tensor | None, share: float, form: str) -> Any:
-        return self.model.hear(tokens, share, form)
+    def prepare_context(self, tokens: Tensor | None, strength: float, form: str) -> Any:
+        return self.model.prepare_context(tokens, strength, form)
 
     def predict_with_context(
         self,
@@ -69,16 +69,16 @@ class RefinedAdapter:
         timestep: float,
         text: RefinedTexts,
         places: Sequence[WindowPlace],
-        passes: Sequence[int],
+        conditions: Sequence[int],
         guidance_scale: float,
-        heard: Any,
+        context: Any,
     ) -> tuple[Tensor, Tensor]:
         if self._is_models_step(timestep):
             return self.model.predict_with_context(
-                latents, timestep, text.model, places, passes, guidance_scale, heard
+                latents, timestep, text.model, places, conditions, guidance_scale, context
             )
         # Tokens belong to the network that made them: the refiner neither uses the model's nor makes any.
-        prediction = self.predict(latents, timestep, text, places, passes, guidance_scale)
+        prediction = self.predict(latents, timestep, text, places, conditions, guidance_scale)
         return prediction, prediction.new_zeros((len(latents), self.info.token_width))
 
     def _is_models_step(self, timestep: float) -> bool:

@@ -36,15 +36,15 @@ class StableDiffusionXL(UNetAdapter):
         )
 
     def _added(
-        self, text: TextStates, places: Sequence[WindowPlace], passes: Sequence[int]
+        self, text: TextStates, places: Sequence[WindowPlace], conditions: Sequence[int]
     ) -> dict[str, Tensor]:
         # float32 whatever the networks' type: half precision would round the coordinates of a large picture.
-        ids = torch.tensor(self._time_ids(text, places, passes), dtype=torch.float32, device=self._device)
+        ids = torch.tensor(self._time_ids(text, places, conditions), dtype=torch.float32, device=self._device)
         assert text.pooled is not None
-        return {"text_embeds": text.pooled[list(passes)], "time_ids": ids}
+        return {"text_embeds": text.pooled[list(conditions)], "time_ids": ids}
 
     def _time_ids(
-        self, text: TextStates, places: Sequence[WindowPlace], passes: Sequence[int]
+        self, text: TextStates, places: Sequence[WindowPlace], conditions: Sequence[int]
     ) -> list[tuple[float, ...]]:
         """The numbers that each evaluation's network is told besides the text."""
         return [time_ids(place, self.info) for place in places]

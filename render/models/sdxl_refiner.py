@@ -24,10 +24,10 @@ class StableDiffusionXLRefiner(StableDiffusionXL):
     """The second network of SDXL; `decode` and `encode` are the first one's."""
 
     def _time_ids(
-        self, text: TextStates, places: Sequence[WindowPlace], passes: Sequence[int]
+        self, text: TextStates, places: Sequence[WindowPlace], conditions: Sequence[int]
     ) -> list[tuple[float, ...]]:
         prompted = len(text.states) - 1
-        scores = (AESTHETIC_SCORE if turn == prompted else NEGATIVE_AESTHETIC_SCORE for turn in passes)
+        scores = (AESTHETIC_SCORE if each == prompted else NEGATIVE_AESTHETIC_SCORE for each in conditions)
         return [(*time_ids(place, self.info)[:4], score) for place, score in zip(places, scores, strict=True)]
 
 

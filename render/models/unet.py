@@ -33,7 +33,7 @@ tile wants no more memory than a narrow one."""
 @dataclass(frozen=True, kw_only=True)
 class TextStates:
     """An encoded prompt: rows [unconditional, conditional] when it was encoded guided, else [conditional].
-    A pass is the number of a row."""
+    A condition index is the number of a row."""
 
     states: Tensor
     """[1 or 2, tokens, channels]"""
@@ -61,9 +61,9 @@ class UNetAdapter:
         info: ModelInfo,
         device: torch.device,
         dtype: str,
-        listener: TrainedCrossWindowAttention | None = None,
+        trained_attention: TrainedCrossWindowAttention | None = None,
     ) -> None:
-        self.info, self._listener = info, listener
+        self.info, self._trained_attention = info, trained_attention
         self.prediction_type = str(pipeline.scheduler.config.get("prediction_type", "epsilon"))
         self._pipeline, self._device, self._dtype = pipeline, device, DTYPES[dtype]
         self._unet, self._vae = pipeline.unet, pipeline.vae
@@ -91,27 +91,28 @@ class UNetAdapter:
         timestep: float,
         text: TextStates,
         places: Sequence[WindowPlace],
-        passes: Sequence[int],
+        conditions: Sequence[int],
         guidance_scale: float,
     ) -> Tensor:
         """Predictions for [B, C, h, w] scaled latents, float32; see `Adapter.predict`."""
         prediction: Tensor = self._unet(
             latents.to(self._device, self._dtype),
             torch.tensor(timestep, dtype=torch.float32, device=self._device),
-            encoder_hidden_states=text.states[list(passes)],
+            encoder_hidden_states=text.states[list(conditions)],
             timestep_cond=self._guidance_input(guidance_scale, len(latents)),
-            added_cond_kwargs=self._added(text, places, passes),
+            added_cond_kwargs=self._added(text, places, conditions),
             return_dict=False,
         )[0].float()
         return prediction
 
-    def hear(self, tokens: Tensor | None, share: float, form: str) -> Context:
-        """What windows listen to in a step, from [passes, N, token_width]; see `Adapter.hear`."""
+    def prepare_context(self, tokens: Tensor | None, strength: float, form: str) -> Context:
+        """What windows attend to at a step, from [conditions, N, token_width]; see
+        `Adapter.prepare_context`."""
         if form == POOLED:
-            return pooled_kv(self._unet, tokens, share, self._dtype)
-        assert self._listener is not None, "the plan refuses this form of a model without it"
+            return pooled_kv(self._unet, tokens, strength, self._dtype)
+        assert self._trained_attention is not None, "the plan refuses this form for a model without it"
         with torch.no_grad():
-            return TrainedContext.of(self._listener, tokens, share)
+            return TrainedContext.of(self._trained_attention, tokens, strength)
 
     def predict_with_context(
         self,
@@ -119,14 +120,14 @@ class UNetAdapter:
         timestep: float,
         text: TextStates,
         places: Sequence[WindowPlace],
-        passes: Sequence[int],
+        conditions: Sequence[int],
         guidance_scale: float,
-        heard: Context,
+        context: Context,
     ) -> tuple[Tensor, Tensor]:
-        """`predict`, and what each window says, [B, token_width]; see `Adapter.predict_with_context`."""
-        with cross_window_attention(self._unet, heard, places, passes) as said:
-            prediction = self.predict(latents, timestep, text, places, passes, guidance_scale)
-        return prediction, torch.cat(said, dim=1)
+        """`predict`, and each row's token [B, token_width]; see `Adapter.predict_with_context`."""
+        with cross_window_attention(self._unet, context, places, conditions) as tokens:
+            prediction = self.predict(latents, timestep, text, places, conditions, guidance_scale)
+        return prediction, torch.cat(tokens, dim=1)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -165,7 +166,7 @@ class UNetAdapter:
         return latents * float(config.scaling_factor)
 
     def _added(
-        self, text: TextStates, places: Sequence[WindowPlace], passes: Sequence[int]
+        self, text: TextStates, places: Sequence[WindowPlace], conditions: Sequence[int]
     ) -> dict[str, Tensor] | None:
         """What a family's UNet is told besides the text; SD is told nothing."""
         return None

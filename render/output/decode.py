@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from render.canvas import LatentRegion
-from render.guidance.color_correction import decoded
+from render.guidance.color_correction import decode_region
 from render.models.adapter import Adapter
 from render.output.encode import Pixels
 from render.plan.geometry import Rect
@@ -37,7 +37,7 @@ def decode_block(
 def _decode_tile(adapter: Adapter, latents: LatentRegion, tile: Rect, device: torch.device) -> Pixels:
     info = adapter.info
     padded = latents.canvas.pad(tile, info.decode_halo)
-    pixels = decoded(latents, padded, adapter, device)[0]
+    pixels = decode_region(latents, padded, adapter, device)[0]
     top, left = (tile.y - padded.y) * info.scale_factor, (tile.x - padded.x) * info.scale_factor
     height, width = tile.height * info.scale_factor, tile.width * info.scale_factor
     inside = pixels[:, top : top + height, left : left + width]

@@ -1,7 +1,7 @@
-"""How what holds a stage to the whole picture fades over its steps (DemoFusion, Du et al. 2024, section 3.2).
+"""How the strength of global guidance decays over a stage (DemoFusion, Du et al. 2024, section 3.2).
 
-What a picture is comes from the whole, what it shows close up from its windows: so the share falls as a
-raised cosine to the third power, from its strength at the stage's first step on. Pure numbers.
+The composition comes from the whole image and the detail from its windows. So the strength falls as a raised
+cosine to the third power, from its full value at the stage's first step. Pure numbers, no torch.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import math
 from typing import Protocol
 
 _POWER = 3
-_LEAST = 1e-3
-"""A smaller share is none: it would cost its work for nothing."""
+_THRESHOLD = 1e-3
+"""A smaller strength counts as 0: it would cost work and change nothing."""
 
 
 class Span(Protocol):
-    """The steps of a stage: from `first_step` up to, and without, `steps`."""
+    """The steps of a stage: `first_step` up to, but not including, `steps`."""
 
     @property
     def first_step(self) -> int: ...
@@ -31,6 +31,6 @@ def raised_cosine(span: Span, step: int) -> float:
 
 
 def decayed_strength(strength: float, span: Span, step: int) -> float:
-    """The share before a step; `strength` at the span's first one, then less, and 0 when it is too small."""
-    share = strength * raised_cosine(span, step) ** _POWER
-    return share if share >= _LEAST else 0.0
+    """The strength at a step: `strength` at the span's first step, then less, and 0 below a threshold."""
+    decayed = strength * raised_cosine(span, step) ** _POWER
+    return decayed if decayed >= _THRESHOLD else 0.0

@@ -1,8 +1,8 @@
-"""Who speaks to all: windows whose pooled tokens every other window of their layer listens to.
+"""Token sources: the evaluations whose pooled tokens all other windows of their layer attend to.
 
-All windows of a small grid speak. Of a large one, a lattice of `MOST_PER_SIDE` windows to a side does, each
-for its neighbourhood: what is said and heard stays small however large the picture is. The speakers come
-from the spec's geometry, never from the ranks. Pure integers.
+All windows of a small grid are sources. Of a large grid, a lattice of `MAX_PER_SIDE` windows per side is,
+each for its neighbourhood, so the number of tokens stays small whatever the size of the image. The sources
+follow from the spec's geometry, never from the ranks. Pure integers, no torch.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ from functools import lru_cache
 
 from render.plan.tiling import Tiling, Window
 
-MOST_PER_SIDE = 6
-"""Speakers along one direction of a layer; 36 of them and both passes are some kilobytes per rank."""
+MAX_PER_SIDE = 6
+"""Sources along one direction of a layer; 36 of them under two conditions are some kilobytes per rank."""
 TokenSource = tuple[Window, int]
-"""(window, pass): what one row of a model call says."""
+"""(window, condition index): the evaluation that one pooled token comes from."""
 
 
 @lru_cache(maxsize=64)
 def token_sources(tiling: Tiling) -> tuple[tuple[TokenSource, ...], ...]:
-    """Per layer, all voices, window by window and pass by pass; none where a layer is a single window."""
+    """All sources of each layer, window by window and condition by condition. Empty for a layer of one
+    window."""
     return tuple(
         tuple(
-            ((number, row, col), turn)
+            ((number, row, col), condition)
             for row in _lattice(layer.grid.rows.count)
             for col in _lattice(layer.grid.cols.count)
-            for turn in range(tiling.passes)
+            for condition in range(tiling.passes)
         )
         if layer.grid.windows > 1
         else ()
@@ -35,21 +36,21 @@ def token_sources(tiling: Tiling) -> tuple[tuple[TokenSource, ...], ...]:
 
 @lru_cache(maxsize=64)
 def token_sources_by_rank(tiling: Tiling) -> tuple[tuple[TokenSource, ...], ...]:
-    """Per rank, its voices in the order of its evaluations: the layout of its message."""
-    speaking = {voice for layer in token_sources(tiling) for voice in layer}
+    """The sources of each rank in the order of its evaluations: the layout of its message."""
+    sources = {source for layer in token_sources(tiling) for source in layer}
     return tuple(
-        tuple(voice for voice in tiling.evaluations_of(rank) if voice in speaking)
+        tuple(evaluation for evaluation in tiling.evaluations_of(rank) if evaluation in sources)
         for rank in range(tiling.world_size)
     )
 
 
 def max_sources_per_rank(tiling: Tiling) -> int:
-    """Voices of the rank that has the most; every message is padded to it."""
+    """Number of sources of the rank that has the most; every rank's message is padded to it."""
     return max(len(own) for own in token_sources_by_rank(tiling))
 
 
 def _lattice(count: int) -> tuple[int, ...]:
-    """Which of `count` rows (or columns) speak: all, or evenly spread ones."""
-    if count <= MOST_PER_SIDE:
+    """Which of `count` rows (or columns) are sources: all of them, or `MAX_PER_SIDE` evenly spread ones."""
+    if count <= MAX_PER_SIDE:
         return tuple(range(count))
-    return tuple((2 * number + 1) * count // (2 * MOST_PER_SIDE) for number in range(MOST_PER_SIDE))
+    return tuple((2 * number + 1) * count // (2 * MAX_PER_SIDE) for number in range(MAX_PER_SIDE))

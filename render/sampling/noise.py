@@ -1,27 +1,46 @@
 """Noise as a function of (seed, stage, step, absolute position) and of nothing else.
 
 Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"
-(SC 2011): any rank computes any latent's noise without having drawn what comes before it. Drawn on the
-host in numpy, so that every kind of device starts from the same bits.
+(SC 2011): any rank computes any latent's noise without drawing the values before it. The noise is drawn on
+the host in numpy, so that every kind of device starts from the same bits.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from render.plan.geometry import Flat, Rect
-from render.plan.topology import Topology
+from render.plan.stages import Stage
+from render.plan.topology import Topology, topology_of
 
 INITIAL = 0xFFFF_FFFF
-"""The `step` of the noise that a stage starts from; a sampler's own noise has the step's index."""
+"""The `step` of the noise that a stage starts from. A sampler's own noise uses the index of its step."""
 
-_TOGETHER = 1 << 16
-"""Values drawn at a time: their 64-bit counters would outweigh a large canvas."""
+_CHUNK = 1 << 16
+"""Values drawn at a time: the 64-bit counters of a large canvas would need more memory than the canvas."""
 _MULTIPLY = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _KEY_STEP = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFF_FFFF)
 _SHIFT = np.uint64(32)
+
+
+def stage_noise(stage: Stage, seed: int, step: int, channels: int, area: Rect) -> Tensor:
+    """A stage's noise in an area of its canvas: [channels, area.height, area.width] float32, on the host.
+
+    Latents of one class of a tile set (`render.plan.latent_classes`) have the same noise: that of the
+    class's first place.
+    """
+    topology = topology_of(stage.grid)
+    noise = normal(seed, stage.index, step, channels, area, topology)
+    classes = stage.latent_classes
+    if classes is not None:
+        places, numbers = classes.inside(topology, area)
+        shared = normal_at(seed, stage.index, step, channels, classes.firsts, topology)
+        noise.reshape(channels, -1)[:, places] = shared[:, numbers]
+    return torch.from_numpy(noise)
 
 
 def normal(
@@ -29,22 +48,23 @@ def normal(
 ) -> NDArray[np.float32]:
     """Standard normal noise for a rectangle of the canvas: [channels, box.height, box.width].
 
-    The value at (channel, y, x) does not depend on the rectangle it is asked in; on a canvas that wraps, y
-    and x are meant modulo the canvas.
+    The value at (channel, y, x) does not depend on the rectangle. On a canvas that wraps, y and x are taken
+    modulo the canvas.
     """
-    sheet = canvas or Topology(height=0, width=0)
-    answer = np.empty((channels, box.height, box.width), np.float32)
-    rows = max(1, _TOGETHER // max(1, box.width * channels))
+    topology = canvas or Topology(height=0, width=0)
+    noise = np.empty((channels, box.height, box.width), np.float32)
+    rows = max(1, _CHUNK // max(1, box.width * channels))
     for top in range(0, box.height, rows):
         strip = Rect(y=box.y + top, x=box.x, height=min(rows, box.height - top), width=box.width)
-        answer[:, top : top + rows] = _strip(seed, stage, step, channels, sheet.ys(strip), sheet.xs(strip))
-    return answer
+        ys, xs = topology.ys(strip), topology.xs(strip)
+        noise[:, top : top + rows] = _strip(seed, stage, step, channels, ys, xs)
+    return noise
 
 
 def normal_at(
     seed: int, stage: int, step: int, channels: int, places: Flat, canvas: Topology
 ) -> NDArray[np.float32]:
-    """The same noise at some places, which are flat indices of the canvas: [channels, len(places)]."""
+    """The same noise at flat indices of the canvas: [channels, len(places)]."""
     return _points(seed, stage, step, channels, *np.divmod(places, canvas.width))
 
 

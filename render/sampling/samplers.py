@@ -1,13 +1,15 @@
 """Samplers: one step from sigma to a lower sigma, as small pure functions in the variance-exploding frame.
 
 The symbols are those of Karras et al., "Elucidating the Design Space of Diffusion-Based Generative
-Models" (arXiv 2206.00364): x = x0 + sigma * n, and `denoised` is D(x; sigma), the model's guess of x0.
-Schedulers that think in the variance-preserving frame (x_vp = x / sqrt(1 + sigma^2)) are the same
-steps seen from there.
+Models" (arXiv 2206.00364): x = x0 + sigma * n, and `denoised` is D(x; sigma), the model's estimate of x0.
+Schedulers in the variance-preserving frame (x_vp = x / sqrt(1 + sigma^2)) take the same steps in other
+coordinates.
 
-Every rank repeats these operations on the areas that it shares with its neighbours, so they are plain
-elementwise multiplications and additions with Python floats: no reductions and no fused operations,
-whose last bits may depend on a tensor's shape.
+Every rank repeats these operations on the areas that it shares with its neighbours. So they are plain
+elementwise multiplications and additions with Python floats. Reductions and fused operations are not allowed
+here: their last bits may depend on a tensor's shape.
+
+The table of samplers is `render.sampling.registry`.
 """
 
 from __future__ import annotations
@@ -20,44 +22,62 @@ from torch import Tensor
 from render.errors import BadInput
 from render.sampling.schedule import NoiseSchedule
 
-HISTORY: dict[str, int] = {"euler": 0, "euler-ancestral": 0, "ddim": 0, "dpmpp-2m": 1, "lcm": 0}
-"""How many earlier denoised predictions each sampler looks back on."""
-STOCHASTIC = frozenset({"euler-ancestral", "lcm"})
-"""The samplers whose `step` takes fresh unit noise."""
-
 _SIGMA_DATA = 0.5
 _SHORT_SCHEDULE = 15
-"""Below so many steps DPM-Solver++ ends with a first-order step, which is steadier (as diffusers does)."""
+"""With fewer steps than this, DPM-Solver++ ends with a first-order step, which is more stable (as in
+diffusers)."""
 
 
 @dataclass(frozen=True)
 class SamplerState:
-    """What one step hands to the next: `x` [.., C, h, w], and earlier predictions, the newest first."""
+    """What one step passes to the next: `x` [.., C, h, w], and earlier denoised predictions, newest first."""
 
     x: Tensor
     history: tuple[Tensor, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplerStep:
+    """The inputs of step `index`, which goes from `schedule.sigmas[index]` to the next sigma."""
+
+    index: int
+    schedule: NoiseSchedule
+    state: SamplerState
+    denoised: Tensor
+    """D(x; sigma), of x's shape."""
+    noise: Tensor | None = None
+    """Unit noise of x's shape; stochastic samplers need it, the others ignore it."""
+
+    @property
+    def sigma(self) -> float:
+        return self.schedule.sigmas[self.index]
+
+    @property
+    def sigma_next(self) -> float:
+        return self.schedule.sigmas[self.index + 1]
+
+
 def input_scale(sigma: float) -> float:
-    """What x is multiplied by before the network sees it."""
+    """The factor on x at the input of the network."""
     return 1.0 / math.sqrt(1.0 + sigma * sigma)
 
 
 def to_denoised(prediction: Tensor, x: Tensor, sigma: float, prediction_type: str) -> Tensor:
-    """The network's prediction -> its guess of x0, same shape.
+    """The network's prediction -> its estimate of x0, same shape.
 
     `epsilon` is the noise (arXiv 2006.11239), `v_prediction` the velocity (arXiv 2202.00512, appendix D).
+    Raises `BadInput` for an unknown prediction type.
     """
-    answer = prediction * denoised_slope(sigma, prediction_type)
+    term = prediction * denoised_slope(sigma, prediction_type)
     if prediction_type == "epsilon":
-        return x + answer
+        return x + term
     if prediction_type == "v_prediction":
-        return x * (1.0 / (1.0 + sigma * sigma)) + answer
-    return answer
+        return x * (1.0 / (1.0 + sigma * sigma)) + term
+    return term
 
 
 def denoised_slope(sigma: float, prediction_type: str) -> float:
-    """By how much x0 grows with the prediction."""
+    """The derivative of the estimate of x0 with respect to the prediction."""
     if prediction_type == "epsilon":
         return -sigma
     if prediction_type == "v_prediction":
@@ -67,44 +87,48 @@ def denoised_slope(sigma: float, prediction_type: str) -> float:
     raise BadInput("prediction_type", prediction_type, "is unknown; use epsilon, v_prediction or sample")
 
 
-def step(
-    sampler: str,
-    index: int,
-    schedule: NoiseSchedule,
-    state: SamplerState,
-    denoised: Tensor,
-    noise: Tensor | None = None,
-) -> SamplerState:
-    """Step `state` from `schedule.sigmas[index]` to the next sigma.
+def euler(step: SamplerStep) -> SamplerState:
+    """See `euler_step`."""
+    return SamplerState(euler_step(step.state.x, step.denoised, step.sigma, step.sigma_next))
 
-    `noise` is unit noise of x's shape, needed by the samplers in `STOCHASTIC` and ignored by the others.
-    Raises `BadInput` for an unknown sampler.
-    """
-    x, sigma, sigma_next = state.x, schedule.sigmas[index], schedule.sigmas[index + 1]
-    if sampler == "euler":
-        return SamplerState(euler_step(x, denoised, sigma, sigma_next))
-    if sampler == "ddim":
-        landing = schedule.landings[index] if schedule.landings else sigma_next
-        return SamplerState(ddim_step(x, denoised, sigma, landing, sigma_next))
-    if sampler == "euler-ancestral":
-        return SamplerState(euler_ancestral_step(x, denoised, sigma, sigma_next, noise))
-    if sampler == "lcm":
-        boundary = schedule.timesteps[index] * schedule.timestep_scaling
-        return SamplerState(lcm_step(x, denoised, sigma, sigma_next, boundary, noise))
-    if sampler == "dpmpp-2m":
-        last = index == len(schedule.timesteps) - 1
-        earlier = None
-        heard = state.history if index not in (0, schedule.restart) else ()
-        if heard and not (last and len(schedule.timesteps) < _SHORT_SCHEDULE):
-            earlier = (heard[0], schedule.sigmas[index - 1])
-        return SamplerState(dpmpp_2m_step(x, denoised, sigma, sigma_next, earlier), (denoised,))
-    raise BadInput("sampler", sampler, f"is unknown; use one of {', '.join(HISTORY)}")
+
+def euler_ancestral(step: SamplerStep) -> SamplerState:
+    """See `euler_ancestral_step`."""
+    x = euler_ancestral_step(step.state.x, step.denoised, step.sigma, step.sigma_next, step.noise)
+    return SamplerState(x)
+
+
+def ddim(step: SamplerStep) -> SamplerState:
+    """See `ddim_step`."""
+    landings = step.schedule.landings
+    landing = landings[step.index] if landings else step.sigma_next
+    return SamplerState(ddim_step(step.state.x, step.denoised, step.sigma, landing, step.sigma_next))
+
+
+def dpmpp_2m(step: SamplerStep) -> SamplerState:
+    """See `dpmpp_2m_step`. The first step, the first step of another network and the last step of a short
+    schedule are of first order."""
+    schedule, index = step.schedule, step.index
+    steps = len(schedule.timesteps)
+    history = step.state.history if index not in (0, schedule.restart) else ()
+    earlier = None
+    if history and not (index == steps - 1 and steps < _SHORT_SCHEDULE):
+        earlier = (history[0], schedule.sigmas[index - 1])
+    x = dpmpp_2m_step(step.state.x, step.denoised, step.sigma, step.sigma_next, earlier)
+    return SamplerState(x, (step.denoised,))
+
+
+def lcm(step: SamplerStep) -> SamplerState:
+    """See `lcm_step`."""
+    boundary = step.schedule.timesteps[step.index] * step.schedule.timestep_scaling
+    x = lcm_step(step.state.x, step.denoised, step.sigma, step.sigma_next, boundary, step.noise)
+    return SamplerState(x)
 
 
 def euler_step(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
     """Algorithm 2 of arXiv 2206.00364 without churn.
 
-    x + (sigma' - sigma) * (x - D) / sigma, written as a blend so that nothing large is subtracted.
+    x + (sigma' - sigma) * (x - D) / sigma, written as a weighted sum so that no large numbers are subtracted.
     """
     ratio = sigma_next / sigma
     return x * ratio + denoised * (1.0 - ratio)
@@ -113,8 +137,8 @@ def euler_step(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> 
 def ddim_step(x: Tensor, denoised: Tensor, sigma: float, landing: float, sigma_next: float) -> Tensor:
     """Equation 12 of "Denoising Diffusion Implicit Models" (arXiv 2010.02502) with eta = 0.
 
-    In this frame that is Euler's step. Where the stock scheduler lands beside the next timestep, it goes
-    on as if it had not: the variance-preserving tensor stays and its sigma is read anew, hence `landing`.
+    In this frame that is Euler's step. Where the stock scheduler does not land on the next timestep, it
+    continues as if it had: the variance-preserving tensor stays and its sigma is read anew, hence `landing`.
     """
     landed = euler_step(x, denoised, sigma, landing)
     if landing == sigma_next:
@@ -131,7 +155,7 @@ def euler_ancestral_step(
     sigma_up = math.sqrt(variance)
     sigma_down = math.sqrt(max(0.0, sigma_next**2 - variance))
     down = euler_step(x, denoised, sigma, sigma_down)
-    return down if sigma_up == 0.0 else down + _needed(noise) * sigma_up
+    return down if sigma_up == 0.0 else down + _required(noise) * sigma_up
 
 
 def dpmpp_2m_step(
@@ -139,7 +163,7 @@ def dpmpp_2m_step(
 ) -> Tensor:
     """Algorithm 2 of "DPM-Solver++" (arXiv 2211.01095), multistep of second order, midpoint.
 
-    `earlier` is the previous denoised prediction and its sigma; without it, or when the step ends at
+    `earlier` is the previous denoised prediction and its sigma. Without it, or when the step ends at
     sigma 0 where the step in lambda = -log(sigma) is infinite, the step is of first order.
     """
     if earlier is None or sigma_next == 0.0:
@@ -163,10 +187,10 @@ def lcm_step(
     spread = boundary**2 + _SIGMA_DATA**2
     c_skip, c_out = _SIGMA_DATA**2 / spread, boundary / math.sqrt(spread)
     consistent = x * (c_skip * input_scale(sigma)) + denoised * c_out
-    return consistent if sigma_next == 0.0 else consistent + _needed(noise) * sigma_next
+    return consistent if sigma_next == 0.0 else consistent + _required(noise) * sigma_next
 
 
-def _needed(noise: Tensor | None) -> Tensor:
+def _required(noise: Tensor | None) -> Tensor:
     if noise is None:
-        raise ValueError("this sampler needs noise; see STOCHASTIC")
+        raise ValueError("this sampler needs noise; its registration says `stochastic`")
     return noise

@@ -9,22 +9,22 @@ from dataclasses import dataclass
 class NoiseSchedule:
     """The steps of one sampler in the variance-exploding frame: x = x0 + sigma * noise.
 
-    `sigmas` has one more entry than `timesteps`; the last is where the final step lands (0, or the
-    model's own smallest sigma for a DDIM that does not set alpha to one).
+    `sigmas` has one more entry than `timesteps`. The last entry is where the final step lands: 0, or the
+    model's own smallest sigma for a DDIM that does not set alpha to one.
     """
 
     timesteps: tuple[float, ...]
     sigmas: tuple[float, ...]
     initial_scale: float = 1.0
-    """Unit noise times this is the latent that a render from nothing starts with (step 0)."""
+    """Unit noise times this is the latent that a render from pure noise starts with (step 0)."""
     final_scale: float = 1.0
-    """The latent after the last step times this is what the decoder takes; 1 when the last sigma is 0."""
+    """The latent after the last step times this is the decoder's input; 1 when the last sigma is 0."""
     landings: tuple[float, ...] | None = None
     """The sigma at which each step lands, where the stock scheduler does not land on the next entry of
-    `sigmas` (DDIM at some spacings); None when it does, as it nearly always does."""
+    `sigmas` (DDIM at some spacings). None when it does, which is nearly always."""
     trained_steps: int = 1000
-    """The noise levels that the model was trained on; timesteps count them."""
+    """Number of noise levels that the model was trained on; timesteps count them."""
     restart: int | None = None
-    """The step before which multistep samplers forget what they have heard: another network goes on."""
+    """The step before which multistep samplers drop their history, because another network takes over."""
     timestep_scaling: float = 10.0
-    """The steepness of a consistency model's boundary condition; only `lcm` looks at it."""
+    """Steepness of a consistency model's boundary condition; only `lcm` reads it."""

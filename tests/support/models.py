@@ -50,17 +50,17 @@ class ToyModel:
         timestep: float,
         text: Any,
         places: Sequence[WindowPlace],
-        passes: Sequence[int],
+        conditions: Sequence[int],
         guidance_scale: float,
     ) -> Tensor:
         self.calls.append(tuple(latents.shape))
         where = torch.tensor([place.pixel_y + 2 * place.pixel_x for place in places]) / 4096
         mixed = functional.conv2d(latents, self._mix, padding=1)
-        turn = torch.tensor(passes) / 100
-        return torch.tanh(mixed) + latents * 0.5 + (where + turn + text)[:, None, None, None]
+        condition = torch.tensor(conditions) / 100
+        return torch.tanh(mixed) + latents * 0.5 + (where + condition + text)[:, None, None, None]
 
-    def hear(self, tokens: Tensor | None, share: float, form: str) -> Tensor | None:
-        return None if tokens is None else tokens.mean(1).sum(1) * share
+    def prepare_context(self, tokens: Tensor | None, strength: float, form: str) -> Tensor | None:
+        return None if tokens is None else tokens.mean(1).sum(1) * strength
 
     def predict_with_context(
         self,
@@ -68,13 +68,13 @@ class ToyModel:
         timestep: float,
         text: Any,
         places: Sequence[WindowPlace],
-        passes: Sequence[int],
+        conditions: Sequence[int],
         guidance_scale: float,
-        heard: Tensor | None,
+        context: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        answer = self.predict(latents, timestep, text, places, passes, guidance_scale)
-        if heard is not None:
-            answer = answer + heard[list(passes)][:, None, None, None]
+        answer = self.predict(latents, timestep, text, places, conditions, guidance_scale)
+        if context is not None:
+            answer = answer + context[list(conditions)][:, None, None, None]
         return answer, latents.mean((2, 3))[:, :3]
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -79,10 +79,10 @@ def measured_render(receiver: DatagramReceiver) -> tuple[dict[str, Any], Receive
             if group.rank == 0:
                 events.append(event)
 
-        def on_kept(kept: Any) -> None:
-            on_event(CheckpointSaved(stage=0, step=0, bytes=kept.bytes, seconds=kept.seconds, error=None))
+        def on_save(result: Any) -> None:
+            on_event(CheckpointSaved(stage=0, step=0, bytes=result.bytes, seconds=result.seconds, error=None))
 
-        checkpoints = CheckpointManager(store, "digest", CPU, every_s=0, on_kept=on_kept)
+        checkpoints = CheckpointManager(store, "digest", CPU, every_s=0, on_save=on_save)
         return (
             render_image(
                 SPEC, ToyModel(), group, store, device=CPU, on_event=on_event, checkpoints=checkpoints

@@ -1,4 +1,4 @@
-"""Checkpoints: any number of ranks goes on from one, to the bits of an undisturbed render."""
+"""Checkpoints: any number of ranks continues from one, to the bits of an undisturbed render."""
 
 from dataclasses import replace
 from typing import Any
@@ -25,7 +25,7 @@ SPEC = Spec(prompt="a red vase", width=448, height=320, steps=6, seed=3, tile_si
 
 
 class Ranks:
-    """Renders one spec into one sink, again and again, with as many ranks as are asked for."""
+    """Renders one spec into one sink, again and again, with any number of ranks."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec, self.sink = spec, MemorySink()
@@ -37,7 +37,7 @@ class Ranks:
         return sum(isinstance(event, StepDone) for event in self.events)
 
     def render(self, ranks: int, *, stop_after: int | None = None, every_s: float = 1e9) -> str | None:
-        """The picture's root; None when all ranks stopped, asked by the last one after so many steps."""
+        """The image's root; None if all ranks stopped after `stop_after` steps, because the last rank did."""
         self.events = []
 
         def work(group: ThreadGroup) -> str | None:
@@ -79,7 +79,9 @@ def root_of(spec: Spec) -> str:
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("ranks", [(1, 3), (3, 2)])
-def test_a_stopped_render_goes_on_with_other_ranks(blend: str, sampler: str, ranks: tuple[int, int]) -> None:
+def test_a_stopped_render_continues_with_other_ranks(
+    blend: str, sampler: str, ranks: tuple[int, int]
+) -> None:
     spec = replace(SPEC, blend=blend, sampler=sampler)
     image = Ranks(spec)
     assert image.render(ranks[0], stop_after=8) is None
@@ -88,7 +90,7 @@ def test_a_stopped_render_goes_on_with_other_ranks(blend: str, sampler: str, ran
     assert image.render(ranks[1]) == root_of(spec)
 
 
-def test_what_a_stage_is_held_to_is_kept_too() -> None:
+def test_a_checkpoint_has_the_reference_planes() -> None:
     spec = replace(SPEC, skip_residual=0.6, sampler="dpmpp-2m")
     image = Ranks(spec)
     assert image.render(2, stop_after=8) is None
@@ -98,7 +100,9 @@ def test_what_a_stage_is_held_to_is_kept_too() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5)), max_size=4), st.integers(1, 4))
-def test_however_often_it_stops_no_step_is_computed_twice(stops: list[tuple[int, int]], last: int) -> None:
+def test_no_step_is_computed_twice_however_often_a_render_stops(
+    stops: list[tuple[int, int]], last: int
+) -> None:
     image = Ranks(SPEC)
     computed = 0
     for ranks, steps in stops:
@@ -111,14 +115,14 @@ def test_however_often_it_stops_no_step_is_computed_twice(stops: list[tuple[int,
     assert computed + image.steps == whole.steps
 
 
-def test_nothing_of_the_work_is_left_beside_a_finished_image() -> None:
+def test_a_finished_image_leaves_no_unfinished_work_in_the_sink() -> None:
     image = Ranks(SPEC)
     image.render(2, every_s=0)
     assert not [key for key in image.sink.files if key.startswith("work/")]
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "junk", "other"])
-def test_a_damaged_checkpoint_is_not_gone_on_from(harm: str) -> None:
+def test_a_damaged_checkpoint_is_ignored(harm: str) -> None:
     image = Ranks(SPEC)
     image.render(2, stop_after=3)
     data = image.sink.files[KEY]
@@ -134,7 +138,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(harm: str) -> None:
     assert image.steps == undisturbed.steps
 
 
-def test_a_checkpoint_that_cannot_be_stored_costs_nothing_but_itself() -> None:
+def test_a_render_continues_when_a_checkpoint_cannot_be_saved() -> None:
     class Full(MemorySink):
         def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
             if key == KEY:
@@ -143,26 +147,26 @@ def test_a_checkpoint_that_cannot_be_stored_costs_nothing_but_itself() -> None:
 
     errors: list[Exception | None] = []
     checkpoints = CheckpointManager(
-        Full(), "digest", CPU, every_s=0, on_kept=lambda kept: errors.append(kept.error)
+        Full(), "digest", CPU, every_s=0, on_save=lambda result: errors.append(result.error)
     )
     report = render_image(SPEC, ToyModel(), SingleRankGroup(), Full(), device=CPU, checkpoints=checkpoints)
     assert report.root == root_of(SPEC)
     assert errors and all(isinstance(error, OSError) for error in errors)
 
 
-def test_a_canvas_survives_packing_to_the_bit() -> None:
+def test_a_canvas_is_the_same_to_the_bit_after_packing() -> None:
     planes = torch.randn((3, 4, 8, 6))
     planes[0, 0, 0, 0] = -0.0
-    canvas = Canvas(step=5, planes=planes, area=Rect(y=0, x=0, height=8, width=6), heard=1)
+    canvas = Canvas(step=5, planes=planes, area=Rect(y=0, x=0, height=8, width=6), history=1)
     again = Checkpoint.unpack(Checkpoint(stage=2, canvas=canvas).pack("d"), "d")
     assert again is not None
-    assert (again.stage, again.canvas.step, again.canvas.heard) == (2, 5, 1)
+    assert (again.stage, again.canvas.step, again.canvas.history) == (2, 5, 1)
     assert again.canvas.planes.numpy().tobytes() == planes.numpy().tobytes()
 
 
-def test_blocks_that_are_stored_are_not_decoded_again() -> None:
+def test_stored_blocks_are_not_decoded_again() -> None:
     class Breaks(MemorySink):
-        """Fails when most tiles are there."""
+        """Fails once most tiles are stored."""
 
         broken = True
 

@@ -1,4 +1,4 @@
-"""The step loop: one rank is the oracle; groups may change between two steps."""
+"""The step loop: one rank is the oracle, and groups may change between two steps."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_ranks_do_not_change_a_bit(blend: str, sampler: str, ranks: int) -> None
         assert torch.equal(alone, together)
 
 
-def _noisy_picture(path: Path, height: int, width: int) -> InitImage:
+def _noisy_image(path: Path, height: int, width: int) -> InitImage:
     noise = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
     Image.fromarray(noise).save(path)
     return open_image(path)
@@ -54,10 +54,10 @@ def _noisy_picture(path: Path, height: int, width: int) -> InitImage:
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(("side", "widths"), [(80, [224, 448]), (320, [112, 224, 448])])
-def test_ranks_do_not_change_a_bit_of_what_starts_from_a_picture(
+def test_ranks_do_not_change_a_bit_of_an_image_with_an_init_image(
     blend: str, sampler: str, side: int, widths: list[int], tmp_path: Path
 ) -> None:
-    source = _noisy_picture(tmp_path / "init.png", side, side * 7 // 5)
+    source = _noisy_image(tmp_path / "init.png", side, side * 7 // 5)
     spec = spec_of(blend=blend, sampler=sampler, init=source, skip_residual=0.7)
     stages = make_stages(spec, ToyModel().info)
     assert [(stage.width, stage.first_step) for stage in stages] == [(width, 3) for width in widths]
@@ -68,7 +68,7 @@ def test_ranks_do_not_change_a_bit_of_what_starts_from_a_picture(
 
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("ranks", [2, 3, 5])
-def test_ranks_do_not_change_a_bit_of_a_picture_with_boxes(blend: str, ranks: int) -> None:
+def test_ranks_do_not_change_a_bit_of_an_image_with_region_prompts(blend: str, ranks: int) -> None:
     left = RegionPrompt(prompt="a red vase", x=0.0, y=0.1, width=0.55, height=0.9)
     right = RegionPrompt(prompt="a blue bottle, tall", x=0.5, y=0.0, width=0.5, height=0.8, weight=0.7)
     spec = spec_of(blend=blend, boxes=(left, right))
@@ -78,14 +78,14 @@ def test_ranks_do_not_change_a_bit_of_a_picture_with_boxes(blend: str, ranks: in
     assert not torch.equal(alone, latents_of(replace(spec, boxes=()), SingleRankGroup()))
 
 
-def test_a_box_of_the_whole_picture_is_the_picture_of_its_prompt() -> None:
+def test_a_region_prompt_for_the_whole_image_is_the_image_of_its_prompt() -> None:
     whole = RegionPrompt(prompt="a red vase", x=0.0, y=0.0, width=1.0, height=1.0)
     boxed = latents_of(spec_of(prompt="something else", boxes=(whole,)), SingleRankGroup())
     plain = latents_of(spec_of(prompt="a red vase"), SingleRankGroup())
     assert torch.equal(boxed, plain)
 
 
-def test_variations_share_their_composition_and_differ_in_their_finish() -> None:
+def test_variations_share_their_first_stage_and_differ_in_the_last() -> None:
     spec, first = spec_of(), spec_of(width=112, height=80)
     for variation in (1, 2):
         assert torch.equal(
@@ -97,21 +97,21 @@ def test_variations_share_their_composition_and_differ_in_their_finish() -> None
     assert not torch.equal(ends[0], ends[1]) and not torch.equal(ends[1], ends[2])
 
 
-def test_a_held_stage_ends_nearer_to_the_one_below() -> None:
+def test_a_skip_residual_keeps_a_stage_closer_to_the_one_below() -> None:
     ends = {}
-    for share in (0.0, 0.3, 1.0):
-        spec = spec_of(skip_residual=share, strength=1.0, steps=12)
+    for strength in (0.0, 0.3, 1.0):
+        spec = spec_of(skip_residual=strength, strength=1.0, steps=12)
         free = latents_of(replace(spec, strength=0.01), SingleRankGroup())
-        ends[share] = float((latents_of(spec, SingleRankGroup()) - free).abs().mean())
+        ends[strength] = float((latents_of(spec, SingleRankGroup()) - free).abs().mean())
     assert ends[0.0] > ends[0.3] > ends[1.0]
 
 
 class _Gone(Exception):
-    """Raised on a rank that has left, in place of the end of its process."""
+    """Raised on a rank that has left the group, in place of the end of its process."""
 
 
 class _Exit:
-    """The group of a rank that leaves: its first use ends the rank."""
+    """The group of a rank that has left: its first use ends the rank."""
 
     rank, world_size, epoch = 0, 1, 1
 
@@ -155,7 +155,7 @@ def test_ranks_can_leave_in_the_middle_of_an_image(blend: str, sampler: str, bef
 
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_canvas_between_two_steps_is_all_that_newcomers_need(blend: str, sampler: str) -> None:
+def test_a_canvas_between_two_steps_is_all_that_a_new_group_needs(blend: str, sampler: str) -> None:
     spec = spec_of(blend=blend, sampler=sampler, width=320, height=320)
     stage = make_stages(spec, ToyModel().info)[-1]
     schedule = ToyModel().schedule(spec.sampler, spec.steps)
@@ -186,7 +186,7 @@ def test_every_model_call_has_one_shape_per_stage() -> None:
     assert set(model.calls) == {(1, 4, 10, 14), (2, 4, 16, 16), (4, 4, 16, 16)}
 
 
-def test_a_model_that_answers_nan_fails_the_render() -> None:
+def test_a_model_that_returns_nan_fails_the_render() -> None:
     class Broken(ToyModel):
         def predict(self, latents: torch.Tensor, *rest: object) -> torch.Tensor:  # type: ignore[override]
             return torch.full_like(latents, torch.nan)

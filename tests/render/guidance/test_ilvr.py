@@ -1,4 +1,4 @@
-"""A stage keeps what the one below shows, but for what is finer, and for what nothing below could show."""
+"""ILVR: a stage keeps the coarse image of the stage below, and only where that one shows something."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from render.distributed import SingleRankGroup
 from render.engine import render_image, render_latents
-from render.guidance.ilvr import LOW_PASS, apply_ilvr
+from render.guidance.ilvr import LOW_PASS_SIGMA, apply_ilvr
 from render.plan.stages import make_stages
 from render.sampling.samplers import to_denoised
 from render.spec import Spec
@@ -25,16 +25,18 @@ def wave(length: int, period: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("sigma", [0.05, 0.8, 5.0])
-def test_low_frequencies_become_the_anchors_and_high_ones_stay(kind: str, sigma: float) -> None:
+def test_low_frequencies_are_replaced_by_those_of_the_reference_and_high_ones_stay(
+    kind: str, sigma: float
+) -> None:
     x, prediction = torch.randn(1, 2, 64, 64), torch.randn(1, 2, 64, 64)
     slow, fast = wave(64, 32.0), wave(64, 2.5)
     before = to_denoised(prediction, x, sigma, kind)
     for added, period in ((slow, 32.0), (fast, 2.5)):
-        held = apply_ilvr(prediction, x, before + added, sigma, kind, 1.0)
-        change = (to_denoised(held, x, sigma, kind) - before)[..., 8:-8, 8:-8]
+        adjusted = apply_ilvr(prediction, x, before + added, sigma, kind, 1.0)
+        change = (to_denoised(adjusted, x, sigma, kind) - before)[..., 8:-8, 8:-8]
         gain = float((change * added[..., 8:-8, 8:-8]).sum() / added[..., 8:-8, 8:-8].square().sum())
-        # What a Gaussian lets through of a wave of this period.
-        assert gain == pytest.approx(math.exp(-2 * (math.pi * LOW_PASS / period) ** 2), abs=0.02)
+        # The gain of a Gaussian for a wave of this period.
+        assert gain == pytest.approx(math.exp(-2 * (math.pi * LOW_PASS_SIGMA / period) ** 2), abs=0.02)
     half = apply_ilvr(prediction, x, before + slow, sigma, kind, 0.5)
     whole = apply_ilvr(prediction, x, before + slow, sigma, kind, 1.0)
     torch.testing.assert_close(half - prediction, (whole - prediction) / 2, rtol=1e-3, atol=1e-3)
@@ -52,21 +54,21 @@ def spec_of(**changes: object) -> Spec:
     return Spec(**values | changes)  # type: ignore[arg-type]
 
 
-def test_a_stage_stays_near_what_it_enlarges() -> None:
+def test_a_stage_stays_close_to_the_image_that_it_enlarges() -> None:
     kept, free = (
-        render_latents(spec_of(ilvr=share), ToyModel(), SingleRankGroup(), device=CPU).state
-        for share in (1.0, 0.0)
+        render_latents(spec_of(ilvr=strength), ToyModel(), SingleRankGroup(), device=CPU).state
+        for strength in (1.0, 0.0)
     )
-    anchor = kept.anchor
-    assert anchor is not None and free.anchor is None
+    reference = kept.reference
+    assert reference is not None and free.reference is None
 
-    def away(latents: torch.Tensor) -> float:
-        return float(torch.nn.functional.avg_pool2d(latents - anchor, 8).abs().mean())
+    def distance(latents: torch.Tensor) -> float:
+        return float(torch.nn.functional.avg_pool2d(latents - reference.latents, 8).abs().mean())
 
-    assert away(kept.state.x) < away(free.state.x) / 4
+    assert distance(kept.sampler_state.x) < distance(free.sampler_state.x) / 4
 
 
-def test_what_begins_at_a_stage_is_not_held_to_the_one_below() -> None:
+def test_a_region_prompt_that_first_appears_in_a_stage_is_not_kept_close_to_the_stage_below() -> None:
     small = RegionPrompt(prompt="a small blue ball", x=0.4, y=0.4, width=0.12, height=0.12)
     spec = spec_of(width=512, height=512, boxes=(small,))
     stages = make_stages(spec, ToyModel().info)
@@ -74,15 +76,15 @@ def test_what_begins_at_a_stage_is_not_held_to_the_one_below() -> None:
     assert [stage.enlarges for stage in stages] == [False, True, True]
     roots = {
         render_image(
-            spec.with_changes(ilvr=share), ToyModel(), SingleRankGroup(), MemorySink(), device=CPU
+            spec.with_changes(ilvr=strength), ToyModel(), SingleRankGroup(), MemorySink(), device=CPU
         ).root
-        for share in (0.0, 0.5, 1.0)
+        for strength in (0.0, 0.5, 1.0)
     }
     assert len(roots) == 3
 
 
 @pytest.mark.parametrize(("side", "enlarges"), [(256, False), (128, True)])
-def test_a_picture_to_start_from_is_kept_where_it_is_enlarged(side: int, enlarges: bool) -> None:
+def test_an_init_image_is_kept_where_it_is_enlarged(side: int, enlarges: bool) -> None:
     init = InitImage(path="x.png", digest="0" * 64, width=side, height=side)
     stages = make_stages(spec_of(init=init), ToyModel().info)
     assert stages[0].enlarges is enlarges

@@ -1,4 +1,4 @@
-"""Self-attention that hears other windows: an oracle of repeated tokens, and nothing left behind."""
+"""Cross-window attention: an oracle of repeated tokens, and a UNet that is left as it was."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.nn import functional
 from render.models.adapter import WindowPlace
 from render.models.cross_window_attention import (
     BatchContext,
-    _PooledEar,
+    PooledAttentionProcessor,
     cross_window_attention,
     cross_window_layers,
     pooled_kv,
@@ -38,41 +38,42 @@ def inputs(batch: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def test_a_pooled_token_counts_as_the_tokens_that_it_stands_for() -> None:
+def test_a_pooled_token_has_the_weight_of_the_tokens_that_it_stands_for() -> None:
     (attention,) = cross_window_layers(network())
     width = attention.to_k.in_features
     draw = torch.Generator().manual_seed(2)
     own = torch.randn((2, 8, width), generator=draw)
     pooled = torch.randn((2, 4, width), generator=draw)
-    heard = pooled_kv(network(), pooled, 0.5, torch.float32)
-    ear = _PooledEar(
-        attention.processor, heard.layers[0], heard.share, BatchContext(places=PLACES, passes=[1, 0])
-    )
-    # At a share of one half, four pooled tokens beside eight own ones count as one own token each.
-    said = torch.cat([own, pooled[[1, 0]]], dim=1)
+    context = pooled_kv(network(), pooled, 0.5, torch.float32)
+    batch = BatchContext(places=PLACES, conditions=[1, 0])
+    processor = PooledAttentionProcessor(attention.processor, context.layers[0], context.strength, batch)
+    # At a strength of one half, four pooled tokens beside eight own ones count as one own token each.
+    tokens = torch.cat([own, pooled[[1, 0]]], dim=1)
 
     def heads(states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(2, (attention.heads, -1)).transpose(1, 2)
 
     joined = functional.scaled_dot_product_attention(
-        heads(attention.to_q(own)), heads(attention.to_k(said)), heads(attention.to_v(said))
+        heads(attention.to_q(own)), heads(attention.to_k(tokens)), heads(attention.to_v(tokens))
     )
     oracle = attention.to_out[0](joined.transpose(1, 2).flatten(2))
-    assert torch.allclose(ear(attention, own), oracle, atol=1e-6)
+    assert torch.allclose(processor(attention, own), oracle, atol=1e-6)
 
 
 @torch.no_grad()
-def test_who_hears_nothing_answers_as_ever_and_nothing_stays_behind() -> None:
+def test_without_tokens_nothing_changes_and_the_processors_are_restored() -> None:
     model = network()
     before = [attention.processor for attention in cross_window_layers(model)]
     plain = model(**inputs(3))[0]
-    with cross_window_attention(model, pooled_kv(model, None, 1.0, torch.float32), PLACES, [0, 1, 0]) as said:
+    with cross_window_attention(
+        model, pooled_kv(model, None, 1.0, torch.float32), PLACES, [0, 1, 0]
+    ) as found:
         assert torch.equal(model(**inputs(3))[0], plain)
-    assert [token.shape for token in said] == [(3, 32)]
-    heard = pooled_kv(model, torch.stack([torch.cat(said, dim=1)] * 2), 1.0, torch.float32)
-    with cross_window_attention(model, heard, PLACES, [0, 1, 0]):
+    assert [token.shape for token in found] == [(3, 32)]
+    context = pooled_kv(model, torch.stack([torch.cat(found, dim=1)] * 2), 1.0, torch.float32)
+    with cross_window_attention(model, context, PLACES, [0, 1, 0]):
         moved = model(**inputs(3))[0]
-    with pytest.raises(IndexError), cross_window_attention(model, heard, PLACES, [0, 1, 2]):
+    with pytest.raises(IndexError), cross_window_attention(model, context, PLACES, [0, 1, 2]):
         model(**inputs(3))
     assert not torch.allclose(moved, plain, atol=1e-5)
     assert [attention.processor for attention in cross_window_layers(model)] == before
@@ -80,18 +81,18 @@ def test_who_hears_nothing_answers_as_ever_and_nothing_stays_behind() -> None:
 
 
 @torch.no_grad()
-def test_a_window_hears_what_was_said_under_its_own_pass() -> None:
+def test_a_window_attends_to_the_tokens_of_its_own_condition() -> None:
     model = network()
     draw = torch.Generator().manual_seed(4)
     one, two = (torch.randn((1, 5, 32), generator=draw) for _ in range(2))
 
-    def answers(tokens: torch.Tensor, passes: list[int]) -> torch.Tensor:
-        heard = pooled_kv(model, tokens, 1.0, torch.float32)
-        with cross_window_attention(model, heard, PLACES, passes):
-            answer: torch.Tensor = model(**inputs(2))[0]
-        return answer
+    def predictions(tokens: torch.Tensor, conditions: list[int]) -> torch.Tensor:
+        context = pooled_kv(model, tokens, 1.0, torch.float32)
+        with cross_window_attention(model, context, PLACES, conditions):
+            prediction: torch.Tensor = model(**inputs(2))[0]
+        return prediction
 
-    both = answers(torch.cat([one, two]), [0, 1])
-    assert torch.equal(both[0], answers(torch.cat([one, one]), [0, 0])[0])
-    assert torch.equal(both[1], answers(torch.cat([two, two]), [1, 1])[1])
-    assert not torch.equal(both[1], answers(torch.cat([one, one]), [1, 1])[1])
+    both = predictions(torch.cat([one, two]), [0, 1])
+    assert torch.equal(both[0], predictions(torch.cat([one, one]), [0, 0])[0])
+    assert torch.equal(both[1], predictions(torch.cat([two, two]), [1, 1])[1])
+    assert not torch.equal(both[1], predictions(torch.cat([one, one]), [1, 1])[1])

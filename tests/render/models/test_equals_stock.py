@@ -19,7 +19,7 @@ from render.distributed import SingleRankGroup
 from render.models import WindowPlace, load_adapter
 from render.plan.stages import make_stages
 from render.sampling.diffusers_schedule import noise_schedule, stock_scheduler
-from render.sampling.samplers import HISTORY
+from render.sampling.registry import SAMPLERS
 from render.spec import Spec
 
 KINDS = ("sd-epsilon", "sd-v", "sdxl", "sdxl-second-only")
@@ -72,13 +72,13 @@ def our_latents(adapter: Any, schedule: Any, sampler: str, guidance: float, nega
     )
     generator = torch.Generator().manual_seed(3)
     drawn = patch(
-        "render.guidance.shared_latents.normal",
+        "render.sampling.noise.normal",
         lambda *_: torch.randn((1, 4, 8, 8), generator=generator)[0].numpy(),
     )
     with drawn:
         start = Canvas(step=0, planes=unit_noise() * schedule.initial_scale, area=stage.grid.whole)
         canvas = loop.run(start, SingleRankGroup()).gather()
-    assert canvas.heard == HISTORY[sampler]
+    assert canvas.history == SAMPLERS[sampler].history
     return canvas.latents[None] * schedule.final_scale
 
 
@@ -96,7 +96,7 @@ def stock_latents(pipeline: Any, steps: int, guidance: float, negative: str | No
     ).images
 
 
-@pytest.mark.parametrize("sampler", sorted(HISTORY))
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 @pytest.mark.parametrize("kind", KINDS)
 def test_latents_equal_the_stock_pipelines(model_folders: dict[str, Path], kind: str, sampler: str) -> None:
     adapter = loaded(model_folders[kind])
@@ -107,7 +107,7 @@ def test_latents_equal_the_stock_pipelines(model_folders: dict[str, Path], kind:
     assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.std()))
 
 
-@pytest.mark.parametrize("sampler", sorted(HISTORY))
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 def test_at_large_sigmas_the_difference_is_rounding(model_folders: dict[str, Path], sampler: str) -> None:
     folder = model_folders["sd-epsilon-steep"]
     adapter = loaded(folder)
@@ -127,7 +127,7 @@ def test_without_negative_prompt(model_folders: dict[str, Path], kind: str, guid
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-@pytest.mark.parametrize("sampler", sorted(HISTORY))
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 @pytest.mark.parametrize("steps", [1, 7, 16])
 def test_every_spacing_of_timesteps(
     model_folders: dict[str, Path], sampler: str, spacing: str, steps: int

@@ -36,7 +36,7 @@ from render.models import (
 )
 from render.sampling.diffusers_schedule import stock_scheduler
 from render.sampling.noise import INITIAL
-from render.sampling.samplers import HISTORY
+from render.sampling.registry import SAMPLERS
 from render.spec import Spec
 from tests.render.models.test_equals_stock import NEGATIVE, PROMPT, stock, unit_noise
 from tests.support.cli import chorale, last_json
@@ -72,7 +72,7 @@ def stock_noise() -> Iterator[None]:
         fresh = unit_noise() if step == INITIAL else torch.randn((1, 4, 8, 8), generator=generator)
         return fresh[0].numpy()
 
-    with patch("render.guidance.shared_latents.normal", drawn):
+    with patch("render.sampling.noise.normal", drawn):
         yield
 
 
@@ -107,7 +107,7 @@ def stock_refiner(folders: ModelPaths) -> Any:
 @pytest.mark.parametrize(
     ("steps", "guidance", "start"), [(5, 4.0, 0.8), (5, 1.0, 0.5), (7, 4.0, 0.4), (16, 4.0, 0.7)]
 )
-@pytest.mark.parametrize("sampler", sorted(HISTORY))
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 def test_the_hand_over_is_the_stock_pipelines(
     folders: ModelPaths, sampler: str, steps: int, guidance: float, start: float
 ) -> None:
@@ -170,7 +170,7 @@ def test_ranks_and_checkpoints_around_the_hand_over_change_nothing(
 
 def test_a_refiner_has_to_be_there_where_the_spec_names_one(folders: ModelPaths) -> None:
     adapter, _ = loaded(folders)
-    with pytest.raises(ValueError, match="is loaded where the spec names one"):
+    with pytest.raises(ValueError, match="must be loaded if"):
         render_latents(spec_of(folders), adapter, SingleRankGroup(), device=CPU)
     with pytest.raises(ValueError, match="not the digests"):
         spec_of(folders).digest("of one model")

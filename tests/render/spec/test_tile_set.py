@@ -18,12 +18,12 @@ from PIL import Image
 from render.distributed import Group, SingleRankGroup
 from render.engine import render_image, render_latents
 from render.errors import BadInput
-from render.guidance.shared_latents import stage_noise
 from render.launch.sinks import open_sink
 from render.output.export import export_image, export_targets
 from render.output.manifest import parse_manifest
 from render.plan.plan import make_plan
 from render.plan.stages import make_stages
+from render.sampling.noise import stage_noise
 from render.spec import BLENDS, Spec
 from render.spec.tile_set import SetTile, solve_layout
 from tests.support.groups import run_ranks

@@ -1,4 +1,4 @@
-"""What ranks hear of the whole canvas: one rank is the oracle, and a resumed render hears the same."""
+"""Global guidance: one rank is the oracle, and a resumed render continues to the same bits."""
 
 from dataclasses import replace
 
@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from render.distributed import AllGatherHandle, SingleRankGroup
 from render.errors import BadInput
 from render.events import Event, StepDone
-from render.guidance.dilated_views import DilatedViews, blurred, continued
+from render.guidance.dilated_views import (
+    blur,
+    pack_region,
+    pad_canvas,
+    unpack_canvas,
+    unpack_predictions,
+)
 from render.plan.communication import token_bytes, view_bytes
 from render.plan.decay import decayed_strength
 from render.plan.dilation import dilation_of, steps_with_views
@@ -19,7 +25,7 @@ from render.plan.plan import make_plan
 from render.plan.stages import make_stages
 from render.plan.tiling import Tiling
 from render.plan.token_sources import (
-    MOST_PER_SIDE,
+    MAX_PER_SIDE,
     max_sources_per_rank,
     token_sources,
     token_sources_by_rank,
@@ -42,7 +48,7 @@ BOX = RegionPrompt(prompt="a blue bottle, tall", x=0.3, y=0.0, width=0.7, height
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("boxes", [(), (BOX,)])
-def test_what_is_heard_does_not_depend_on_the_ranks(
+def test_global_guidance_does_not_depend_on_the_number_of_ranks(
     blend: str, kind: str, boxes: tuple[RegionPrompt, ...]
 ) -> None:
     spec = spec_of(blend=blend, boxes=boxes, width=400, height=296, steps=5, **KINDS[kind])
@@ -58,7 +64,7 @@ def test_what_is_heard_does_not_depend_on_the_ranks(
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stop_after", [6, 7, 8])
-def test_a_render_that_stopped_hears_again_what_it_had_heard(blend: str, kind: str, stop_after: int) -> None:
+def test_a_resumed_render_has_the_state_of_the_hooks(blend: str, kind: str, stop_after: int) -> None:
     spec = spec_of(blend=blend, width=320, height=320, steps=4, strength=0.75, tile_size=64, **KINDS[kind])
     assert len(make_stages(spec, ToyModel().info)) == 2
     image = Ranks(spec)
@@ -67,16 +73,16 @@ def test_a_render_that_stopped_hears_again_what_it_had_heard(blend: str, kind: s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_refiner_takes_over_from_a_model_that_listens(kind: str) -> None:
+def test_a_refiner_takes_over_from_a_model_with_global_guidance(kind: str) -> None:
     spec = spec_of(width=224, height=224, steps=8, strength=1.0, refiner="refiner", **KINDS[kind])
     alone = latents_of(spec, SingleRankGroup(), refiner=ToyModel())
     for together in run_ranks(2, lambda group: latents_of(spec, group, refiner=ToyModel())):
         assert torch.equal(alone, together)
-    deaf = replace(spec, dilated=0.0, cross_attention=0.0)
-    assert not torch.equal(alone, latents_of(deaf, SingleRankGroup(), refiner=ToyModel()))
+    plain = replace(spec, dilated=0.0, cross_attention=0.0)
+    assert not torch.equal(alone, latents_of(plain, SingleRankGroup(), refiner=ToyModel()))
 
 
-def test_there_is_one_gather_to_a_step_and_the_plan_knows_its_size() -> None:
+def test_a_step_has_one_gather_and_the_plan_knows_its_size() -> None:
     spec = spec_of(**KINDS["both"])
     gathers: list[int] = []
 
@@ -104,19 +110,19 @@ def test_there_is_one_gather_to_a_step_and_the_plan_knows_its_size() -> None:
     assert counts and {number for number, _ in counts} == {1}
     last = make_plan(spec, ToyModel().info, 3).stages[-1]
     full = max(size for _, size in counts)
-    # The word, and what is padded to whole columns.
+    # The control flags, and the padding to whole columns.
     assert 0 <= full - max(last.border_bytes) <= 2 * 4 * last.channels
 
 
-def test_views_and_speakers_are_counted_in_the_plan() -> None:
+def test_the_plan_counts_views_and_tokens() -> None:
     spec, info = Spec(prompt="x", width=512, height=512), ToyModel().info
     plain = make_plan(spec, info, 2)
     dilated = make_plan(replace(spec, dilated=0.5), info, 2)
     pooled = make_plan(replace(spec, cross_attention=0.5), info, 2)
     last = dilated.stages[-1]
     assert last.stage.dilation is not None and last.stage.dilation.views == 16
-    looking = len(list(steps_with_views(0.5, last.stage)))
-    assert looking == sum(
+    view_steps = len(list(steps_with_views(0.5, last.stage)))
+    assert view_steps == sum(
         decayed_strength(0.5, last.stage, step) > 0 for step in range(last.stage.first_step, last.stage.steps)
     )
     assert last.view_calls == (-(-8 * last.stage.passes // last.stage.view_batch),) * 2
@@ -151,63 +157,60 @@ TILINGS = st.builds(
 
 @settings(max_examples=40, deadline=None)
 @given(TILINGS)
-def test_every_voice_belongs_to_one_rank_and_there_are_never_many(tiling: Tiling) -> None:
-    (spoken,) = token_sources(tiling)
-    assert sorted(voice for own in token_sources_by_rank(tiling) for voice in own) == sorted(spoken)
-    assert len(spoken) <= MOST_PER_SIDE**2 * tiling.passes
-    assert bool(spoken) == (tiling.grid.windows > 1)
-    if tiling.grid.windows <= MOST_PER_SIDE:
-        assert len(spoken) in (0, tiling.evaluations)
+def test_every_token_source_belongs_to_one_rank_and_their_number_is_bounded(tiling: Tiling) -> None:
+    (sources,) = token_sources(tiling)
+    assert sorted(source for own in token_sources_by_rank(tiling) for source in own) == sorted(sources)
+    assert len(sources) <= MAX_PER_SIDE**2 * tiling.passes
+    assert bool(sources) == (tiling.grid.windows > 1)
+    if tiling.grid.windows <= MAX_PER_SIDE:
+        assert len(sources) in (0, tiling.evaluations)
 
 
 @settings(max_examples=40, deadline=None)
 @given(TILINGS)
-def test_the_views_cover_the_canvas_and_what_is_said_comes_back_together(tiling: Tiling) -> None:
+def test_views_cover_the_canvas_and_messages_are_put_together_again(tiling: Tiling) -> None:
     dilation = dilation_of(tiling.grid, 16)
     if dilation is None:
         return
     height, width, world = tiling.grid.height, tiling.grid.width, tiling.world_size
     assert dilation.every * dilation.height >= height and dilation.every * dilation.width >= width
     canvas = torch.arange(height * width, dtype=torch.float32).remainder(2048).view(1, height, width)
-    seats = [DilatedViews(dilation, tiling, rank, None) for rank in range(world)]
-    said = [
-        seat.speak(canvas[:, box.slices[0], box.slices[1]], box)
-        for seat, box in zip(seats, tiling.boxes, strict=True)
-    ]
-    messages = torch.stack(said)
-    for seat in seats:
-        seat.hear_canvas(messages)
-        assert seat.echo is not None and torch.equal(seat.echo.float(), canvas)
-    whole = continued(canvas, dilation)
-    answers = []
-    for seat in seats:
-        mine = torch.zeros((dilation.most_views(world), 1, dilation.height, dilation.width))
-        for number, view in enumerate(dilation.views_of(seat.rank, world)):
+    messages = torch.stack(
+        [
+            pack_region(canvas[:, box.slices[0], box.slices[1]], tiling, rank)
+            for rank, box in enumerate(tiling.boxes)
+        ]
+    )
+    assert torch.equal(unpack_canvas(messages, tiling).float(), canvas)
+    padded = pad_canvas(canvas, dilation)
+    predictions = []
+    for rank in range(world):
+        own = torch.zeros((dilation.max_views_per_rank(world), 1, dilation.height, dilation.width))
+        for number, view in enumerate(dilation.views_of(rank, world)):
             y, x = dilation.corner(view)
-            mine[number] = whole[:, y :: dilation.every, x :: dilation.every]
-        answers.append(mine.half())
-    for seat, box in zip(seats, tiling.boxes, strict=True):
-        seat.hear_answers(torch.stack(answers), box)
-        assert seat.answer is not None
-        assert torch.equal(seat.answer, canvas[:, box.slices[0], box.slices[1]])
+            own[number] = padded[:, y :: dilation.every, x :: dilation.every]
+        predictions.append(own.half())
+    for box in tiling.boxes:
+        received = unpack_predictions(torch.stack(predictions), dilation, tiling, box)
+        assert torch.equal(received, canvas[:, box.slices[0], box.slices[1]])
 
 
-def test_a_blur_keeps_mean_and_deviation_and_smooths() -> None:
+def test_the_blur_keeps_mean_and_deviation() -> None:
     stage = make_stages(spec_of(dilated=1.0), ToyModel().info)[-1]
     canvas = torch.randn((4, 40, 56), generator=torch.Generator().manual_seed(0)) + 0.5
-    soft = blurred(canvas, 3, stage, stage.first_step)
+    soft = blur(canvas, 3, stage, stage.first_step)
     assert abs(float(soft.mean() - canvas.mean())) < 1e-4
     assert abs(float(soft.std() - canvas.std())) < 1e-4
     assert float(soft.diff(dim=2).abs().mean()) < 0.7 * float(canvas.diff(dim=2).abs().mean())
-    sharp = blurred(canvas, 3, stage, stage.steps - 1)
+    sharp = blur(canvas, 3, stage, stage.steps - 1)
     assert float((sharp - canvas).abs().mean()) < float((soft - canvas).abs().mean())
 
 
-def test_a_model_that_cannot_listen_is_refused_before_anything_runs() -> None:
-    deaf = replace(ToyModel().info, token_width=0)
+def test_a_model_without_tokens_is_refused_before_anything_runs() -> None:
+    info = replace(ToyModel().info, token_width=0)
     with pytest.raises(BadInput, match="cross_attention"):
-        make_stages(spec_of(cross_attention=0.5), deaf)
-    make_stages(spec_of(dilated=0.5), deaf)
+        make_stages(spec_of(cross_attention=0.5), info)
+    make_stages(spec_of(dilated=0.5), info)
 
 
 @pytest.mark.parametrize("field", ["dilated", "cross_attention"])
@@ -219,7 +222,7 @@ def test_strengths_outside_0_to_1_are_refused(field: str, value: float) -> None:
 
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize(("channels", "native", "width"), [(16, 128, 144), (4, 1024, 1280)])
-def test_tokens_are_a_twentieth_of_what_crosses_at_most(
+def test_tokens_are_at_most_a_twentieth_of_a_message(
     blend: str, channels: int, native: int, width: int
 ) -> None:
     info = replace(ToyModel(native, channels).info, token_width=width)
@@ -229,7 +232,7 @@ def test_tokens_are_a_twentieth_of_what_crosses_at_most(
         assert 0 < last.token_bytes <= 0.05 * max(last.border_bytes)
 
 
-def test_views_of_a_picture_whose_sides_join_are_refused() -> None:
+def test_dilated_views_of_an_image_that_wraps_are_refused() -> None:
     with pytest.raises(BadInput, match="dilated"):
         Spec(prompt="x", width=512, height=512, dilated=0.5, wrap="x")
     Spec(prompt="x", width=512, height=512, cross_attention=0.5, wrap="x")
