@@ -281,7 +281,9 @@ class StageState:
 
 
 def _forward(adapter: Adapter, call: ModelCall) -> Tensor:
-    """A model call that no hook changes."""
-    return adapter.predict(
-        call.latents, call.timestep, call.text, call.places, call.conditions, call.guidance_scale
-    )
+    """Run a model call as it is."""
+    inputs = call.latents, call.timestep, call.text, call.places, call.conditions, call.guidance_scale
+    if call.context is None:
+        return adapter.predict(*inputs)
+    prediction, call.context.tokens = adapter.predict_with_context(*inputs, call.context.prepared)
+    return prediction

@@ -11,12 +11,13 @@ The attention layers are in `render.models.cross_window_attention` (without trai
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from render.guidance.hook import Evaluation, GuidanceHook, ModelCall, Predict, StageContext, Step
+from render.guidance.hook import CallContext, Evaluation, GuidanceHook, ModelCall, Predict, StageContext, Step
 from render.plan.communication import sends_tokens, token_bytes
 from render.plan.decay import decayed_strength
 from render.plan.token_sources import max_sources_per_rank, token_sources, token_sources_by_rank
@@ -70,16 +71,10 @@ class CrossWindowAttention(GuidanceHook):
         return evaluation.source in self._slots
 
     def predict(self, call: ModelCall, forward: Predict) -> Tensor:
-        prediction, tokens = self._context.adapter.predict_with_context(
-            call.latents,
-            call.timestep,
-            call.text,
-            call.places,
-            call.conditions,
-            call.guidance_scale,
-            self._context_of(call.evaluations[0].layer),
-        )
-        for evaluation, token in zip(call.evaluations, tokens, strict=False):
+        context = CallContext(prepared=self._prepared_for(call.evaluations[0].layer))
+        prediction = forward(replace(call, context=context))
+        assert context.tokens is not None, "a call with context sets the tokens"
+        for evaluation, token in zip(call.evaluations, context.tokens, strict=False):
             if evaluation.source in self._slots:
                 self._message[self._slots[evaluation.source]] = token
         return prediction
@@ -104,7 +99,7 @@ class CrossWindowAttention(GuidanceHook):
                 table[[self._order[source] for source in own]] = message[: len(own)]
         self._table = table
 
-    def _context_of(self, layer: int) -> Any:
+    def _prepared_for(self, layer: int) -> Any:
         """What windows of a layer attend to at this step, as the adapter has prepared it."""
         if layer not in self._prepared:
             tokens, form = self._tokens_of(layer), self._context.spec.cross_attention_form

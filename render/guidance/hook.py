@@ -123,6 +123,16 @@ class Step:
     """The time that they took."""
 
 
+@dataclass(kw_only=True)
+class CallContext:
+    """The context of a model call (see `Adapter.predict_with_context`)."""
+
+    prepared: Any
+    """The result of `Adapter.prepare_context`."""
+    tokens: Tensor | None = None
+    """[B, token_width] float32, set by the call."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelCall:
     """One call of the model: a batch of B evaluations of one layer."""
@@ -141,6 +151,8 @@ class ModelCall:
     places: Sequence[WindowPlace]
     conditions: Sequence[int]
     guidance_scale: float
+    context: CallContext | None = None
+    """None for a call without context."""
 
 
 Predict = Callable[[ModelCall], Tensor]
@@ -195,7 +207,7 @@ class GuidanceHook:
         return False
 
     def predict(self, call: ModelCall, forward: Predict) -> Tensor:
-        """Run a model call. `forward` runs it without this hook."""
+        """Run a model call. `forward` runs it without this hook; the call may be changed on the way."""
         return forward(call)
 
     def adjust_prediction(self, step: Step, call: ModelCall, prediction: Tensor) -> Tensor:
