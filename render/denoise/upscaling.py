@@ -4,8 +4,8 @@ A stage above the first decodes the one below, enlarges its pixels, encodes them
 the spec's strength (SDEdit, Meng et al. 2022; DemoFusion, Du et al. 2024, enlarges latents instead). The plan
 lays the work out in tiles (`render.plan.enlarge_layout`); the ranks make one each in a round, and each keeps
 what it needs of the tiles that are gathered. An init image stands in for the stage below the first one.
-Above it, only the difference from the init image is enlarged, and the image's own detail, which the stage below
-was too small for, is added again (a Laplacian pyramid, Burt and Adelson 1983).
+Above it, only the difference from the init image is enlarged, and the image's own detail, which the stage
+below was too small for, is added again (a Laplacian pyramid, Burt and Adelson 1983).
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ def first_canvas(stage: Stage, schedule: NoiseSchedule, seed: int, channels: int
 def next_canvas(
     enlarged: LatentRegion, stage: Stage, schedule: NoiseSchedule, seed: int, *, has_reference: bool = False
 ) -> Canvas:
-    """Enlarged latents of the stage below, noised to the stage's first step; `anchored` to them and to the
-    piece's colours."""
+    """Enlarged latents of the stage below, noised to the stage's first step.
+
+    With `has_reference` the latents before the noise, and the region's colors, stay beside them.
+    """
     noise = stage_noise(stage, seed, INITIAL, len(enlarged.latents), enlarged.area)
     noised = noise.mul_(schedule.sigmas[stage.first_step]).add_(enlarged.latents)
     planes = [noised]
@@ -131,13 +133,13 @@ def enlarge(
 def _gathered(group: Group, blocks: Iterator[Tensor]) -> Iterator[Tensor]:
     """[world_size, *block.shape] on the host for each of this rank's blocks, which are as many on all ranks:
     each crosses while the next one is made."""
-    gathering: AllGatherHandle | None = None
+    handle: AllGatherHandle | None = None
     for block in blocks:
-        if gathering is not None:
-            yield gathering.wait().cpu()
-        gathering = group.all_gather(block)
-    if gathering is not None:
-        yield gathering.wait().cpu()
+        if handle is not None:
+            yield handle.wait().cpu()
+        handle = group.all_gather(block)
+    if handle is not None:
+        yield handle.wait().cpu()
 
 
 def _encoded(pixels: Pixels, tile: Rect, layout: EnlargeLayout, adapter: Adapter) -> Tensor:
