@@ -1,5 +1,6 @@
 """Checkpoints: any number of ranks continues from one, to the bits of an undisturbed render."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -162,6 +163,25 @@ def test_a_canvas_is_the_same_to_the_bit_after_packing() -> None:
     assert again is not None
     assert (again.stage, again.canvas.step, again.canvas.history) == (2, 5, 1)
     assert again.canvas.planes.numpy().tobytes() == planes.numpy().tobytes()
+
+
+def test_the_names_in_a_checkpoint_are_those_of_version_0_1() -> None:
+    """A farm is updated in the middle of an image: the old names stay, so the new version continues."""
+    canvas = Canvas(
+        step=5,
+        planes=torch.randn((3, 4, 8, 6)),
+        area=Rect(y=0, x=0, height=8, width=6),
+        has_reference=True,
+        hook_state=torch.ones(3, dtype=torch.float16),
+    )
+    data = Checkpoint(stage=2, canvas=canvas).pack("d")
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert set(header) == {"__metadata__", "planes", "said"}
+    info = json.loads(header["__metadata__"]["chorale"])
+    assert list(info) == ["identity", "stage", "step", "heard", "anchored", "sha256"]
+    again = Checkpoint.unpack(data, "d")
+    assert again is not None and again.canvas.has_reference and again.canvas.hook_state is not None
+    assert torch.equal(again.canvas.hook_state, torch.ones(3, dtype=torch.float16))
 
 
 def test_stored_blocks_are_not_decoded_again() -> None:
