@@ -63,13 +63,14 @@ def relay(address: str, port: int) -> dict[str, str]:
 
 def gloo(address: str, port: int) -> dict[str, str]:
     """Bytes that are no handshake, half of one, and a flood of connections, some of them left open."""
-    with contextlib.ExitStack() as stack:
-        for number in range(FLOOD):
-            connection = stack.enter_context(socket.create_connection((address, port), timeout=10))
-            with contextlib.suppress(OSError):
-                connection.sendall(secrets.token_bytes(number * 8 if number % 2 else number % 8))
-        with contextlib.suppress(OSError):
-            socket.create_connection((address, port), timeout=10).sendall(secrets.token_bytes(1 << 20))
+    try:
+        with contextlib.ExitStack() as stack:
+            for number in range(FLOOD):
+                connection = stack.enter_context(socket.create_connection((address, port), timeout=10))
+                with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                    connection.sendall(secrets.token_bytes(number * 8 if number % 2 else number % 8))
+    except ConnectionError:
+        return {"gloo": "refused"}
     return {"gloo": "sent"}
 
 

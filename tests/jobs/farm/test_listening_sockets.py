@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import chorale, last_json, start, wait_until
+from tests.support.cli import chorale, last_json, ranks_with, start, wait_until
 from tests.support.machines import Machines
 from tests.support.network import Network, network
 from tests.support.services import postgres_server, redis_server
 from tests.support.sockets import OpenPort, open_ports
 
-IMAGE = ("a red vase", "--size", "512x512", "--steps", "24", "--strength", "1", "--ranks", "2", "--seed", "5")
+IMAGE = ("a red vase", "--size", "512x384", "--steps", "16", "--strength", "1", "--ranks", "2", "--seed", "5")
 STRANGER = Path(__file__).parent.parent.parent / "support" / "stranger.py"
 RANK, LAUNCHER = "render.launch.rank", "render.launch.launcher"
 
@@ -85,19 +86,20 @@ def test_strangers_on_the_network_of_a_group_reach_nothing(tmp_path: Path) -> No
             roots = [agent.pid for agent in farm.agents.values()]
             farm.call("submit", *IMAGE)
             seen = watch(roots, lambda seen: len(of(seen, RANK)) >= 2 and bool(_relays(seen)), 200)
-            wait_until(lambda: farm.job()["state"] == "rendering", 60)
+            # They stand still meanwhile, so that the render is not over before the attacks are.
+            ranks = ranks_with(farm.mark)
+            for pid in ranks:
+                os.kill(pid, signal.SIGSTOP)
             own = {hosts.address(number) for number in range(2)}
             beyond = [port for port in seen if not port.loopback]
             # The store's relay of the first node, and gloo's ports; nothing else, and on no other address.
             assert {port.address for port in beyond} <= own
-            assert {port for port in beyond if port not in of(seen, RANK)} == set(_relays(seen))
-            assert len(_relays(seen)) == 1 and all(
-                port.loopback for port in of(seen, LAUNCHER) if port not in beyond
-            )
-            answers: dict[str, str] = {}
-            for port in beyond:
-                kind = "gloo" if port in of(seen, RANK) else "relay"
-                answers |= stranger(hosts, 2, f"--{kind}", port.address, str(port.port))
+            (relay,) = _relays(seen)
+            assert {port for port in beyond if port not in of(seen, RANK)} == {relay}
+            gloo = [port for port in of(seen, RANK) if not port.loopback]
+            answers = stranger(hosts, 2, "--relay", relay.address, str(relay.port))
+            for port in gloo:
+                answers |= stranger(hosts, 2, "--gloo", port.address, str(port.port))
             assert answers == {
                 "no handshake": "closed",
                 "garbage": "closed",
@@ -107,7 +109,11 @@ def test_strangers_on_the_network_of_a_group_reach_nothing(tmp_path: Path) -> No
                 "certificate of another secret": "closed",
                 "gloo": "sent",
             }
-            assert farm.job()["state"] == "rendering", "the attack was made while it rendered"
+            assert farm.job()["state"] == "rendering"
+            for pid in ranks:
+                os.kill(pid, signal.SIGCONT)
+            for port in gloo:
+                stranger(hosts, 2, "--gloo", port.address, str(port.port))
             done = farm.wait("done", 200)
         finally:
             farm.shut_down()
