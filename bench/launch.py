@@ -16,7 +16,7 @@ def run_case(case: dict[str, Any], ranks: int = 1, prefix: tuple[str, ...] = ())
     another host."""
     launcher = [*prefix, sys.executable]
     if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        launcher += ["-m", "render.launch.torchrun", str(ranks)]
     finished = subprocess.run(
         [*launcher, "-m", "bench.worker", json.dumps(case)],
         capture_output=True,

@@ -13,7 +13,7 @@ from tests.render.placement_ranks import cases
 @cache
 def roots_of(ranks: int) -> dict[str, str]:
     """Roots of all cases, rendered by one group of `ranks` real processes over gloo."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    launcher = [sys.executable, "-m", "render.launch.torchrun", str(ranks)]
     finished = subprocess.run(
         [*launcher, "-m", "tests.render.placement_ranks"], capture_output=True, text=True, timeout=900
     )
