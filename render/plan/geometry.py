@@ -2,16 +2,16 @@
 
 Vocabulary (all lengths in latents; `row`/`col` count windows, `y`/`x` count latents):
 
-    window   one model evaluation's field; its place comes from the spec, never from the rank count
-    cell     the part of the canvas that one window stands for; cells partition the canvas
+    window   the field of one model evaluation; its position comes from the spec, never from the rank count
+    cell     the part of the canvas that one window represents; cells partition the canvas
     layer    a grid of windows over the canvas, or over a part of it that has a prompt of its own
 
 In the `overlap` blend the grid stands still. In the `shift` blend it moves by an offset at each step;
-windows that would leave the canvas are pushed back in, so the two sides of a picture never meet.
+windows that would leave the canvas are pushed back in, so opposite edges of an image never meet.
 
-Where a canvas wraps, its axis is a ring: windows stand around it evenly, run across the edge, and a moving
-grid moves as a whole. A window's start may then lie before the canvas and its end behind it; both are meant
-modulo the canvas (see `surface`). What ranks do with windows is in `tiling`.
+Where a canvas wraps, its axis is periodic: windows are spaced evenly, run across the edge, and a moving grid
+moves as a whole. A window may then start before the canvas or end behind it; its latents are taken modulo the
+canvas (see `topology`). `tiling` deals windows out to ranks.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Axis:
     overlap: int
     moving: bool
     wraps: bool = False
-    """Its two ends are joined: a ring."""
+    """Its two ends are joined: the axis is periodic."""
 
     def __post_init__(self) -> None:
         if not 0 < self.window <= self.length:
@@ -60,7 +60,7 @@ class Axis:
 
     @cached_property
     def offsets(self) -> int:
-        """How many offsets the grid can take: one when it stands still."""
+        """How many offsets the grid can take: one when it does not move."""
         if self.moving and self.wraps:
             return -(-self.length // self.count)
         if not self.moving or self.count == 1:
@@ -84,8 +84,11 @@ class Axis:
 
     @cached_property
     def cell_bounds(self) -> tuple[int, ...]:
-        """count + 1 ascending bounds; cell i is [cuts[i], cuts[i+1]). On a ring, all modulo its length: the
-        first may lie before the canvas, and the last is the first once more."""
+        """count + 1 ascending bounds; cell i is [bounds[i], bounds[i + 1]).
+
+        On a periodic axis they are modulo its length: the first may lie before the canvas, and the last is
+        the first one again.
+        """
         middle = self.starts(self.offsets // 2)
         if self.wraps:
             around = (middle[-1] - self.length, *middle)
@@ -100,10 +103,11 @@ class Axis:
         lowest, highest = self.starts(self.offsets - 1), self.starts(0)
         return tuple((low, high + self.window) for low, high in zip(lowest, highest, strict=True))
 
-    def place(self, start: int) -> int:
-        """Where a model is told that a window starts, [0, length - window].
+    def conditioning_start(self, start: int) -> int:
+        """The start of a window as a model's coordinates take it, [0, length - window].
 
-        A window across the edge of a ring is told the nearer end: no model knows pictures that go on there.
+        For a window across the edge of a periodic axis it is the nearer end: models know no images that
+        continue there.
         """
         last = self.length - self.window
         if not self.wraps:
@@ -182,7 +186,7 @@ class Layer:
         return Rect(y=self.y, x=self.x, height=self.grid.height, width=self.grid.width)
 
     def offset(self, offset: tuple[int, int]) -> tuple[int, int]:
-        """Where this grid stands when the canvas's own stands at `offset`."""
+        """This grid's offset when the canvas's own grid is at `offset`."""
         return offset[0] % self.grid.rows.offsets, offset[1] % self.grid.cols.offsets
 
     def window(self, row: int, col: int, offset: tuple[int, int] = (0, 0)) -> Rect:

@@ -23,22 +23,22 @@ SHIFT_SHARE = 16
 """`shift` blend: a sixteenth is, just enough for a soft edge."""
 
 ENLARGED = math.sqrt(2)
-"""From this factor on a picture to start from is enlarged rather than painted anew."""
+"""From this factor on an init image is enlarged rather than repainted."""
 LEAST_BOX_SHARE = 4
-"""A box shows from the stage on where its shorter side is a quarter of a window: no model composes less."""
+"""A region prompt is used from the stage on where its shorter side is a quarter of a window: models cannot
+compose anything smaller."""
 LATENTS_PER_CALL = 4 * 64 * 64
 FEWEST_IN_CALL, MOST_IN_CALL = 4, 16
-"""A model call takes in about so many latents, in so many windows: small windows keep a processor busy only
+"""Latents per model call, roughly, and the limits of its windows: small windows use a processor well only
 together, large ones fill its memory."""
 CALL_COST = 1
-"""What a model call costs beside its evaluations, in evaluations: from 2 for the built-in model to a fraction
-for large ones."""
+"""Fixed cost of a model call, in evaluations: from 2 for the built-in model to a fraction for large ones."""
 PAIRED_LATENTS = 2 * 64
-"""A window of a multiple of so many latents is an even number of cells in a network's deepest layer. The last
-of an odd number of rows is rounded otherwise by a matrix product, and another window is last on other ranks:
-so windows of other shapes go one by one, or in even numbers."""
+"""A window of a multiple of so many latents has an even number of cells in a network's deepest layer. A
+matrix product rounds the last of an odd number of rows differently, and which window is last depends on the
+ranks: so windows of other shapes are evaluated one by one or in even numbers."""
 COUNTED_RANKS = (1, 2, 4, 8)
-"""Numbers of ranks that a batch should suit, even in the first, smallest stage."""
+"""Numbers of ranks that a batch is chosen for, even in the first, smallest stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,33 +58,34 @@ class Stage:
     passes: int = 1
     """Evaluations of each window: 2 with classifier-free guidance, without and with the prompt."""
     patches: tuple[Layer, ...] = ()
-    """The spec's boxes that are large enough at this stage; `text` is 1 for the first one."""
+    """The spec's region prompts that are large enough at this stage; `text` is 1 for the first one."""
     dilation: Dilation | None = None
-    """The views of the whole that guide the windows; None where the spec asks for none or there are none."""
+    """The dilated views that guide the windows; None where the spec has none or the canvas is too small."""
     tile_set_layout: TileSetLayout | None = None
-    """The tiles that the canvas is a sheet of."""
+    """The layout of the tile set that the canvas shows, if any."""
     enlarges: bool = False
-    """It starts from something smaller, and may be held to that."""
+    """It starts from something smaller, which may guide it."""
     composes: frozenset[int] = frozenset()
-    """The `text` of the patches that begin here: nothing below shows what they are to show."""
+    """The `text` of the patches that begin here: no stage below shows what they describe."""
 
     @property
     def view_batch(self) -> int:
-        """Evaluations per model call of the dilated views, whose shape may be any."""
+        """Evaluations per model call of the dilated views, which may have any shape: an even number."""
         return self.batch + self.batch % 2
 
     @property
     def latent_classes(self) -> LatentClasses | None:
-        """The latents that are equal because sides of tiles are; None where there are none."""
-        ties = None if self.tile_set_layout is None else make_latent_classes(self.tile_set_layout, self.grid)
-        return ties if ties is not None and len(ties.places) else None
+        """The latents that are shared because edges of tiles are; None where there are none."""
+        layout = self.tile_set_layout
+        classes = None if layout is None else make_latent_classes(layout, self.grid)
+        return classes if classes is not None and len(classes.places) else None
 
     def tiling(self, world_size: int) -> Tiling:
-        """The stage dealt out to a number of ranks."""
+        """The stage dealt out to a number of ranks. Only the plan calls it (`render.plan.plan.StagePlan`)."""
         return Tiling(grid=self.grid, world_size=world_size, passes=self.passes, patches=self.patches)
 
     def offset(self, seed: int, step: int) -> tuple[int, int]:
-        """Where the grid stands at a step: a function of (seed, stage, step) alone."""
+        """(y, x) offset of the grid at a step, in latents: a function of (seed, stage, step) alone."""
         rows, cols = self.grid.rows.offsets, self.grid.cols.offsets
         if rows == cols == 1:
             return 0, 0
@@ -95,24 +96,24 @@ class Stage:
 def make_stages(spec: Spec, info: ModelInfo) -> tuple[Stage, ...]:
     """Sizes halve from the image's own size down to the model's native area, in multiples of a latent.
 
-    Where a picture is to be enlarged, they halve down to its size instead: it stands for the stages below,
-    so that what it shows is kept. One that keeps its size is painted anew from the native size upwards,
-    since windows of a large picture know too little of it to agree on something new.
+    Where an init image is enlarged, they halve down to its size instead: it takes the place of the stages
+    below, so its composition is kept. An init image that keeps its size is repainted from the native size
+    upwards, since the windows of a large image see too little of it to agree on something new.
 
-    Raises `BadInput` when the spec asks for what the model cannot do, and for a picture that is to wrap and
-    is too short for windows to stand around it.
+    Raises `BadInput` when the spec needs what the model cannot do, and for an image that wraps and is too
+    short for its windows.
     """
     if spec.cross_attention and not info.token_width:
         raise BadInput(
             "cross_attention",
             spec.cross_attention,
-            f"needs a model that attends to itself in its middle, which {spec.model} does not; set it to 0",
+            f"needs a model with self-attention in its middle block, which {spec.model} lacks; set it to 0",
         )
     if spec.cross_attention and spec.cross_attention_form == LEARNED and not info.has_cross_window_attention:
         raise BadInput(
             "cross_attention_form",
             spec.cross_attention_form,
-            f"needs a model with a trained listener, which {spec.model} does not bring; use {POOLED}",
+            f"needs a model with trained cross-window attention, which {spec.model} lacks; use {POOLED}",
         )
     _check_closes("height", spec.height, spec.wrap_y, info)
     _check_closes("width", spec.width, spec.wrap_x, info)
@@ -137,38 +138,38 @@ def make_stages(spec: Spec, info: ModelInfo) -> tuple[Stage, ...]:
 
 
 def _check_closes(name: str, pixels: int, wraps: bool, info: ModelInfo) -> None:
-    """A window wraps around no less than half of what the model knows; any length from there on closes."""
+    """An axis that wraps needs at least half the native size."""
     least = info.native_size // 2
     if wraps and pixels < least:
         raise BadInput(
             name,
             pixels,
-            f"is too short for windows of {info.native_size} px to close around it; use any multiple of 8 "
-            f"from {least} px on, or do not wrap it",
+            f"is too short to wrap for a model of {info.native_size} px; use a multiple of 8 from {least} px "
+            f"on, or do not wrap it",
         )
 
 
 def _check_parts(name: str, parts: int, lengths: tuple[int, ...], pixel: int) -> None:
-    """A side of the sheet parts evenly into tiles at every stage, each of two latents or more."""
+    """A side of a tile set's canvas divides evenly into tiles at every stage, each of two latents or more."""
     if all(length % (parts * pixel) == 0 and length >= 2 * parts * pixel for length in lengths):
         return
     unit = parts * pixel << (len(lengths) - 1)
     better = max(2 if lengths[0] < 2 * parts * pixel else 1, round(lengths[-1] / unit)) * unit
     raise BadInput(
-        name, lengths[-1], f"does not part into {parts} equal tiles at every stage; use e.g. {better}"
+        name, lengths[-1], f"does not divide into {parts} equal tiles at every stage; use e.g. {better}"
     )
 
 
 def _sizes(spec: Spec, info: ModelInfo) -> list[tuple[int, int]]:
     native, pixel = info.native_size, info.scale_factor
     side = math.sqrt(spec.width * spec.height)
-    # Half a halving too many would make the first stage half the native area; rounded down, it is twice.
+    # The first stage has between half and twice the native area.
     halvings = max(0, math.ceil(math.log2(side / native) - 0.5))
     enlarging = 1.0 if spec.init is None else _enlarging(spec, spec.init)
     if enlarging >= ENLARGED:
         halvings = max(0, math.ceil(math.log2(enlarging) - 0.5) - 1)
-    # A very long picture is not squeezed until its short side is below half the native size: the model
-    # has never seen such pictures, and a row of windows serves it better.
+    # The short side of a very long image stays above half the native size: the model was not trained on
+    # smaller ones, and a row of windows gives a better image.
     while halvings and min(spec.width, spec.height) / 2**halvings < native / 2:
         halvings -= 1
     sizes = []
@@ -181,7 +182,7 @@ def _sizes(spec: Spec, info: ModelInfo) -> list[tuple[int, int]]:
 
 
 def _enlarging(spec: Spec, init: InitImage) -> float:
-    """How many times the side of the picture to start from the image's is."""
+    """The image's side divided by that of its init image."""
     return math.sqrt(spec.width * spec.height / (init.width * init.height))
 
 
@@ -208,18 +209,18 @@ def _stage(spec: Spec, info: ModelInfo, index: int, width: int, height: int) -> 
 
 
 def _batch(grid: Grid, passes: int, most: int) -> int:
-    """The batch that wastes least: one for any number of ranks, each of which fills up its last call."""
+    """The batch with the lowest cost, the same for any number of ranks; each rank pads its last call."""
     evaluations = grid.windows * passes
 
     def cost(batch: int) -> int:
-        calls = (ranks * _parts(_parts(evaluations, ranks), batch) for ranks in COUNTED_RANKS)
+        calls = (ranks * _ceil_div(_ceil_div(evaluations, ranks), batch) for ranks in COUNTED_RANKS)
         return sum(calls) * (batch + CALL_COST)
 
     paired = grid.rows.window * grid.cols.window % PAIRED_LATENTS == 0
     return min((each for each in range(1, most + 1) if paired or each == 1 or each % 2 == 0), key=cost)
 
 
-def _parts(whole: int, part: int) -> int:
+def _ceil_div(whole: int, part: int) -> int:
     return -(-whole // part)
 
 
@@ -230,7 +231,7 @@ def _most_in_call(spec: Spec, native: int) -> int:
 
 
 def _grid(height: int, width: int, native: int, moving: bool, wraps: tuple[bool, bool]) -> Grid:
-    # A canvas of about native area is one window of its own shape, as a pipeline would render it.
+    # A canvas of about native area is one window of its own shape, as a stock pipeline renders it.
     whole = width * height <= 2 * native * native
     window_width = width if whole else min(native, width)
     window_height = height if whole else min(native, height)
@@ -240,7 +241,7 @@ def _grid(height: int, width: int, native: int, moving: bool, wraps: tuple[bool,
 
 
 def _patches(spec: Spec, height: int, width: int, native: int) -> tuple[Layer, ...]:
-    """A box's composition starts at the first stage where its shorter side is a share of a window."""
+    """The region prompts that are large enough; each is a layer of windows of its own."""
     areas = ((text, region_area(box, height, width)) for text, box in enumerate(spec.boxes, start=1))
     return tuple(
         Layer(
@@ -249,7 +250,7 @@ def _patches(spec: Spec, height: int, width: int, native: int) -> tuple[Layer, .
                 area.width,
                 native,
                 spec.blend == "shift",
-                # A box that goes all the way around is a ring too; any other has two ends.
+                # A region that spans an axis that wraps is periodic too; any other has two ends.
                 (spec.wrap_y and area.height == height, spec.wrap_x and area.width == width),
             ),
             y=area.y,
@@ -263,7 +264,7 @@ def _patches(spec: Spec, height: int, width: int, native: int) -> tuple[Layer, .
 
 def _axis(length: int, window: int, moving: bool, wraps: bool) -> Axis:
     share = SHIFT_SHARE if moving else OVERLAP_SHARE
-    # Around a ring that is one window long stand two of them, so that each covers the other's ends.
+    # A periodic axis of one window's length has two of them, so that each covers the other's ends.
     overlap = window // 2 if wraps else 0
     if window < length:
         overlap = min(max(1, window // share), window - 1)

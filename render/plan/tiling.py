@@ -5,8 +5,8 @@ Vocabulary (beside that of `geometry`):
     pass     one condition under which a window is evaluated: with guidance there are two, without and with
              the prompt, and each is an evaluation of its own
     region   the cells of the windows whose first pass a rank evaluates; regions partition the canvas
-    hold     what a rank keeps up to date: every latent that one of its windows may read, at any step
-    border   what a rank computes and some other rank holds; exactly that is gathered, and no more
+    hold     the latents that a rank keeps up to date: all that one of its windows may read at any step
+    border   the latents that a rank computes and some other rank holds; exactly these are gathered
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Tiling:
             table[own[:, 1], own[:, 2]] = rank
         tall = np.repeat(table, np.diff(self.grid.rows.cell_bounds), axis=0)
         whole = np.repeat(tall, np.diff(self.grid.cols.cell_bounds), axis=1)
-        # On a ring the first cell may begin before the canvas.
+        # On a periodic axis the first cell may begin before the canvas.
         return np.roll(whole, (self.grid.rows.cell_bounds[0], self.grid.cols.cell_bounds[0]), axis=(0, 1))
 
     def region(self, rank: int) -> Flat:
@@ -211,7 +211,7 @@ def _held_by_others(tiling: Tiling, rank: int) -> Mask:
 
 
 def _paint(mask: Mask, box: Rect, spans: list[Rect], surface: Topology) -> None:
-    """Mark what spans cover in a mask over `box`."""
+    """Set what spans cover in a mask over `box`."""
     for span in spans:
         for _, place in surface.intersect(span, box):
             mask[place] = True

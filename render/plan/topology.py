@@ -1,10 +1,10 @@
-"""The surface that a canvas is: a sheet with four edges, a cylinder (`wrap: x` or `y`) or a torus (`xy`).
+"""The topology of a canvas: a plane with four edges, a cylinder (`wrap: x` or `y`) or a torus (`xy`).
 
-Where a canvas wraps, a rectangle may leave it on one side and come back on the other: its corner is any
-whole number, and what it covers is meant modulo the canvas. Pure integer geometry, no torch.
+Where a canvas wraps, a rectangle may leave it on one side and enter it on the other: its corner is any whole
+number, and its latents are taken modulo the canvas. Pure integer geometry, no torch.
 
-An `area` is a rectangle that tensors are kept for. It holds no latent twice, so it is no longer than the
-canvas in either direction.
+An `area` is the rectangle of a tensor. It has no latent twice, so it is no longer than the canvas in either
+direction.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Topology:
         return self.wrap_y or self.wrap_x
 
     def pad(self, rect: Rect, margin: int) -> Rect:
-        """The rectangle with a margin on all sides: clipped at an edge, running on where there is none.
+        """The rectangle with a margin on all sides: clipped at an edge, continued where the canvas wraps.
 
-        It may be longer than the canvas, whose latents it then meets more than once.
+        It may be longer than the canvas, and then covers latents more than once.
         """
         y, height = _grown(rect.y, rect.height, margin, self.height, self.wrap_y)
         x, width = _grown(rect.x, rect.width, margin, self.width, self.wrap_x)
@@ -66,7 +66,7 @@ class Topology:
     def intersect(self, span: Rect, area: Rect) -> Iterator[tuple[Slices, Slices]]:
         """Where a span meets an area: (slices of the span, slices of the area), piece by piece.
 
-        One piece at most on a sheet, up to four on a torus, more only for a span longer than the canvas.
+        One piece at most on a plane, up to four on a torus, more only for a span longer than the canvas.
         """
         rows = _runs((span.y, span.height), (area.y, area.height), self.height, self.wrap_y)
         cols = list(_runs((span.x, span.width), (area.x, area.width), self.width, self.wrap_x))
@@ -94,7 +94,7 @@ class Topology:
 
 
 def topology_of(grid: Grid) -> Topology:
-    """The surface that a grid of windows covers."""
+    """The topology of the canvas that a grid of windows covers."""
     return Topology(height=grid.height, width=grid.width, wrap_y=grid.rows.wraps, wrap_x=grid.cols.wraps)
 
 
@@ -106,7 +106,7 @@ def _grown(first: int, count: int, margin: int, length: int, wraps: bool) -> _Ru
 
 
 def _arc(arcs: list[_Run], length: int) -> _Run:
-    """The shortest arc of a ring that holds all arcs: what is left beside the widest gap between them."""
+    """The shortest arc of a periodic axis around all arcs: everything but the widest gap between them."""
     ordered = sorted((first % length, count) for first, count in arcs)
     end = max(first + count for first, count in ordered) - length
     widest, start = 0, 0

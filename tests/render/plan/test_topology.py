@@ -97,7 +97,7 @@ def test_windows_cover_a_ring_and_their_weights_sum_to_one(axis: Axis, data: st.
     for start, weights in zip(axis.starts(offset), axis.weights(offset), strict=True):
         assert weights.min() > 0
         np.add.at(total, np.arange(start, start + axis.window) % axis.length, weights)
-        assert 0 <= axis.place(start) <= axis.length - axis.window
+        assert 0 <= axis.conditioning_start(start) <= axis.length - axis.window
     np.testing.assert_allclose(total, 1.0, atol=1e-5)
     assert axis.count * axis.window >= axis.length + (axis.overlap if axis.count > 1 else 0)
 

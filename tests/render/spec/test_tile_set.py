@@ -106,7 +106,7 @@ def test_what_does_not_go_with_a_set_is_refused() -> None:
         spec_of(ROW, (512, 128), wrap="x")
     with pytest.raises(BadInput, match="dilated"):
         spec_of(ROW, (512, 128), dilated=0.5)
-    with pytest.raises(BadInput, match=r"width: 488 does not part into 4 equal tiles .* use e.g. 512"):
+    with pytest.raises(BadInput, match=r"width: 488 does not divide into 4 equal tiles .* use e.g. 512"):
         make_stages(spec_of(ROW, (488, 128)), ToyModel().info)
     assert make_stages(spec_of(ROW, (512, 128)), ToyModel().info)
 
