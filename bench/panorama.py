@@ -28,6 +28,7 @@ from render.models.folder import read_model_info
 from render.output.encode import Pixels
 from render.output.seams import score_image
 from render.plan.geometry import Axis, Grid
+from render.plan.plan import StagePlan
 from render.plan.stages import Stage
 from render.spec import Spec
 
@@ -99,7 +100,13 @@ def our_loop(model: Path, case: dict[str, Any], device: torch.device) -> tuple[S
     schedule = adapter.schedule(spec.sampler, spec.steps)
     text = adapter.encode_prompt(spec.prompt, "", True)
     canvas = first_canvas(stage, schedule, spec.seed, info.latent_channels, stage.grid.whole)
-    loop = StageLoop(spec=spec, stage=stage, schedule=schedule, adapter=adapter, texts=(text,), device=device)
+    loop = StageLoop(
+        plan=StagePlan(spec=spec, info=adapter.info, stage=stage),
+        schedule=schedule,
+        adapter=adapter,
+        texts=(text,),
+        device=device,
+    )
     return loop, canvas
 
 

@@ -53,13 +53,16 @@ class ImageReport:
 class Denoised:
     """All stages done; each rank holds its own part of the last one (or, in between, of the one so far)."""
 
-    plan: StagePlan
-    """Of the last stage, for the group that has finished it."""
     state: StageState
     scale: float
     """The latents times this are the decoder's input."""
     seconds: dict[str, float]
     """This rank's, by phase."""
+
+    @property
+    def plan(self) -> StagePlan:
+        """Of the last stage, for the group that has finished it."""
+        return self.state.plan
 
     @property
     def group(self) -> Group:
@@ -104,8 +107,7 @@ def render_latents(
         on_event(_stage_started(planned, len(plan.stages)))
         model = models[stage.index]
         loop = StageLoop(
-            spec=spec,
-            stage=stage,
+            plan=planned,
             schedule=model.schedule,
             adapter=model.adapter,
             texts=model.texts,
@@ -128,9 +130,7 @@ def render_latents(
             before_step=None if checkpoints is None else checkpoints.control_flags,
             after_step=None if checkpoints is None else partial(_grant, checkpoints, stage.index),
         )
-        # The state may be that of another group than the stage began with.
-        planned = planned.for_world_size(state.group.world_size)
-        done = Denoised(plan=planned, state=state, scale=model.schedule.final_scale, seconds=seconds)
+        done = Denoised(state=state, scale=model.schedule.final_scale, seconds=seconds)
     assert done is not None, "a cascade has at least one stage"
     return done
 

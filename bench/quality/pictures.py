@@ -216,12 +216,17 @@ def _denoised(spec: Spec, way: Way, adapter: Adapter, stages: Stages) -> Denoise
     stage = replace(make_stages(spec, adapter.info)[-1], first_step=0)
     schedule = adapter.schedule(spec.sampler, spec.steps)
     text = adapter.encode_prompt(spec.prompt, spec.negative_prompt, stage.passes == 2)
-    loop = StageLoop(spec=spec, stage=stage, schedule=schedule, adapter=adapter, texts=(text,), device=CPU)
+    loop = StageLoop(
+        plan=StagePlan(spec=spec, info=adapter.info, stage=stage),
+        schedule=schedule,
+        adapter=adapter,
+        texts=(text,),
+        device=CPU,
+    )
     area = stage.grid.whole
     canvas = first_canvas(stage, schedule, spec.seed, adapter.info.latent_channels, area)
-    planned = replace(make_plan(spec, adapter.info, 1).stages[-1], stage=stage)
     state = loop.run(canvas, SingleRankGroup())
-    return Denoised(plan=planned, state=state, scale=schedule.final_scale, seconds={})
+    return Denoised(state=state, scale=schedule.final_scale, seconds={})
 
 
 def _picture(files: dict[str, bytes], level: int, spec: Spec) -> Pixels:

@@ -87,8 +87,8 @@ def _place(window: Rect, layer: Layer, pixel: int) -> WindowPlace:
     return WindowPlace(
         picture_height=layer.grid.height * pixel,
         picture_width=layer.grid.width * pixel,
-        pixel_y=layer.grid.rows.place(window.y - layer.y) * pixel,
-        pixel_x=layer.grid.cols.place(window.x - layer.x) * pixel,
+        pixel_y=layer.grid.rows.conditioning_start(window.y - layer.y) * pixel,
+        pixel_x=layer.grid.cols.conditioning_start(window.x - layer.x) * pixel,
         height=window.height * pixel,
         width=window.width * pixel,
     )

@@ -28,6 +28,7 @@ from render.guidance.hook import GuidanceHook, ModelCall, StageContext, Step
 from render.guidance.hooks import HOOKS, GuidanceHooks
 from render.guidance.prediction_weights import condition_weights, stage_prompt_weights
 from render.models.adapter import Adapter
+from render.plan.plan import StagePlan
 from render.plan.stages import Stage
 from render.plan.tiling import Tiling
 from render.rect import Rect
@@ -73,14 +74,24 @@ Regroup = Callable[[int, Group], Group]
 class StageLoop:
     """Denoises the canvas of one stage. The constructor opens nothing; the group comes in as an argument."""
 
-    spec: Spec
-    stage: Stage
+    plan: StagePlan
+    """Of any world size; a group takes the one of its own."""
     schedule: NoiseSchedule
     adapter: Adapter
     texts: tuple[Any, ...]
     """The encoded prompts: the image's own, then those of its region prompts."""
     device: torch.device
     hooks: Sequence[type[GuidanceHook]] = HOOKS
+
+    @property
+    def spec(self) -> Spec:
+        """The spec of the image."""
+        return self.plan.spec
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that is denoised."""
+        return self.plan.stage
 
     def run(
         self,
@@ -92,7 +103,7 @@ class StageLoop:
         before_step: BeforeStep | None = None,
         after_step: AfterStep | None = None,
     ) -> StageState:
-        """Step `canvas`, which holds at least `tiling(group).boxes[group.rank]`, to the end of the stage.
+        """Step `canvas`, which holds at least the rank's box of the group's tiling, to the end of the stage.
 
         Returns the rank's state in the group that has finished the stage.
         Raises `RenderFailed` when the model returns numbers that are not finite.
@@ -111,10 +122,6 @@ class StageLoop:
                 after_step(state, flags)
         return state
 
-    def tiling(self, group: Group) -> Tiling:
-        """The stage dealt out to a group."""
-        return self.stage.tiling(group.world_size)
-
 
 @dataclass
 class StageState:
@@ -124,6 +131,8 @@ class StageState:
     canvas: InitVar[Canvas]
     group: Group
     steps_done: int = field(init=False)
+    plan: StagePlan = field(init=False)
+    """For the group's world size."""
     tiling: Tiling = field(init=False)
     area: Rect = field(init=False)
     """The part of the canvas that the rank holds, in latents."""
@@ -136,7 +145,8 @@ class StageState:
     def __post_init__(self, canvas: Canvas) -> None:
         loop, rank = self.loop, self.group.rank
         self.steps_done = canvas.step
-        self.tiling = loop.tiling(self.group)
+        self.plan = loop.plan.for_world_size(self.group.world_size)
+        self.tiling = self.plan.tiling
         self.area = self.tiling.boxes[rank]
         own = cut_out(canvas.planes, canvas.area, self.area, self.tiling.surface)
         planes = own.to(loop.device, copy=True)

@@ -37,9 +37,9 @@ class StagePlan:
     spec: Spec
     info: ModelInfo
     stage: Stage
-    below: Topology | None
+    below: Topology | None = None
     """The canvas of the stage below; None for the first stage."""
-    world_size: int
+    world_size: int = 1
 
     def for_world_size(self, world_size: int) -> StagePlan:
         """The same stage, dealt out to another number of ranks."""

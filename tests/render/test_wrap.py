@@ -26,7 +26,7 @@ from render.output.decode import decode_block
 from render.output.pyramid import publish_pyramid
 from render.output.pyramid_report import PyramidReport
 from render.plan.geometry import Rect
-from render.plan.plan import make_plan
+from render.plan.plan import StagePlan, make_plan
 from render.plan.stages import Stage, make_stages
 from render.plan.topology import Topology, topology_of
 from render.spec import BLENDS, Spec
@@ -115,8 +115,7 @@ def test_a_stopped_render_goes_on_with_other_ranks(blend: str) -> None:
 def _denoised(spec: Spec, stage: Stage, start: Canvas) -> Tensor:
     model = EvenModel()
     loop = StageLoop(
-        spec=spec,
-        stage=stage,
+        plan=StagePlan(spec=spec, info=model.info, stage=stage),
         schedule=model.schedule(spec.sampler, spec.steps),
         adapter=model,
         texts=(model.encode_prompt(spec.prompt, "", True),),

@@ -15,6 +15,7 @@ from render.denoise.upscaling import first_canvas
 from render.distributed import AllGatherHandle, Group, SingleRankGroup
 from render.guidance.hook import Evaluation, GuidanceHook, ModelCall, Predict, StageContext, Step
 from render.guidance.hooks import HOOKS
+from render.plan.plan import StagePlan
 from render.plan.stages import make_stages
 from render.spec import BLENDS, Spec
 from tests.render.denoise.test_stage_loop import spec_of
@@ -119,8 +120,7 @@ def last_stage(spec: Spec) -> tuple[StageLoop, Canvas]:
     stage = replace(make_stages(spec, model.info)[-1], first_step=0)
     schedule = model.schedule(spec.sampler, spec.steps)
     loop = StageLoop(
-        spec=spec,
-        stage=stage,
+        plan=StagePlan(spec=spec, info=model.info, stage=stage),
         schedule=schedule,
         adapter=model,
         texts=(0.1,),

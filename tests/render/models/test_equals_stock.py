@@ -17,6 +17,7 @@ from render.canvas import Canvas
 from render.denoise.stage_loop import StageLoop
 from render.distributed import SingleRankGroup
 from render.models import WindowPlace, load_adapter
+from render.plan.plan import StagePlan
 from render.plan.stages import make_stages
 from render.sampling.diffusers_schedule import noise_schedule, stock_scheduler
 from render.sampling.registry import SAMPLERS
@@ -68,7 +69,11 @@ def our_latents(adapter: Any, schedule: Any, sampler: str, guidance: float, nega
     assert stage.grid.windows == 1
     text = adapter.encode_prompt(PROMPT, negative, stage.passes == 2)
     loop = StageLoop(
-        spec=spec, stage=stage, schedule=schedule, adapter=adapter, texts=(text,), device=torch.device("cpu")
+        plan=StagePlan(spec=spec, info=adapter.info, stage=stage),
+        schedule=schedule,
+        adapter=adapter,
+        texts=(text,),
+        device=torch.device("cpu"),
     )
     generator = torch.Generator().manual_seed(3)
     drawn = patch(
