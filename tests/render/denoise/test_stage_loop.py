@@ -162,8 +162,7 @@ def test_a_canvas_between_two_steps_is_all_that_a_new_group_needs(blend: str, sa
 
     def run(until: int, canvas: Canvas, group: Group) -> Canvas:
         loop = StageLoop(
-            spec=spec,
-            stage=replace(stage, steps=until),
+            plan=StagePlan(spec=spec, info=ToyModel().info, stage=replace(stage, steps=until)),
             schedule=schedule,
             adapter=ToyModel(),
             texts=(0.1,),
