@@ -16,6 +16,7 @@ from render.distributed import AllGatherHandle, Group, SingleRankGroup
 from render.engine import render_latents
 from render.errors import RenderFailed
 from render.events import Event, StageStarted
+from render.plan.plan import StagePlan
 from render.plan.stages import make_stages
 from render.spec import BLENDS, SAMPLERS, Spec
 from render.spec.init_image import InitImage, open_image
