@@ -191,7 +191,7 @@ def test_every_stage_closes(blend: str, wrap: str, size: tuple[int, int]) -> Non
 
 def test_a_length_that_windows_cannot_close_is_refused() -> None:
     spec = Spec(prompt="a vase", width=56, height=512, wrap="x")
-    with pytest.raises(BadInput, match=r"width: 56 .*any multiple of 8 from 64 px on"):
+    with pytest.raises(BadInput, match=r"width: 56 .*use a multiple of 8 from 64 px on"):
         make_stages(spec, ToyModel().info)
     assert make_stages(spec.with_changes(wrap="y"), ToyModel().info)
     with pytest.raises(BadInput, match=r"wrap: .*use one of none, x, y, xy"):
