@@ -51,7 +51,9 @@ class Relay:
                 target.sendall(data)
         _shut(source)
         _shut(target)
-        self._open -= {source, target}
+        # Each of the two directions closes the end that it reads from.
+        self._open.discard(source)
+        source.close()
 
 
 def _shut(end: socket.socket) -> None:
