@@ -101,7 +101,7 @@ def _steps(folder: Path) -> Iterator[Row]:
 
 @contextmanager
 def _agent(folder: Path) -> Iterator[tuple[Path, Any]]:
-    """A process that listens as an agent does: its socket, and what tells its processor time."""
+    """A process that receives metrics as an agent does: yields its socket and its processor time."""
     process = subprocess.Popen([sys.executable, "-m", "bench.metrics", str(folder)], stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()

@@ -80,11 +80,6 @@ class Settings(BaseSettings):
     stop_s: Seconds = 15.0
     """Seconds that a stopping agent gives its ranks for their step and its checkpoint."""
 
-    def seconds(self, name: str, default: float) -> float:
-        """The length of time that a setting names."""
-        value: float = getattr(self, name)
-        return value
-
     @classmethod
     def settings_customise_sources(
         cls,

@@ -4,7 +4,7 @@ What the engine does on many ranks, without ranks: read this first, then `render
 
 1. The picture is composed at the model's native size, in a single tile.
 2. It is enlarged, covered with noise again, and cut into overlapping tiles of the native size.
-3. At each step every tile is denoised by itself, hears the others (CrossSpatialAttention), and all are
+3. At each step every tile is denoised by itself, attends to the others (CrossSpatialAttention), and all are
    fused with smooth weights. Then the sampler takes one step on the whole.
 4. The result is decoded.
 """
@@ -35,7 +35,7 @@ class MiniParallelDiffusion:
     """
 
     def __init__(self, base_model: str | Adapter = "builtin", num_tiles: int = 4, sync: float = 0.3) -> None:
-        """`num_tiles` is a square number: 4, 9, 16 ...; `sync` says how much tiles listen, 0 to 1."""
+        """`num_tiles` is a square number: 4, 9, 16 ...; `sync` is the strength of attention between them."""
         self.rows = math.isqrt(num_tiles)
         if num_tiles < 1 or self.rows**2 != num_tiles:
             raise ValueError(f"num_tiles {num_tiles} is not a square number; use 4, 9 or 16")
@@ -96,7 +96,7 @@ class MiniParallelDiffusion:
         )
         prediction = without + guidance * (with_prompt - without)
         denoised = to_denoised(prediction, tiles, sigma, self.model.prediction_type)
-        # Tiles listen while the picture is still noise; details are each tile's own business.
+        # Tiles attend to each other while the image is still noise; details are each tile's own.
         denoised = self.attention.sync(denoised, self.attention.strength * sigma**2 / (1 + sigma**2))
         fused = self._fuse(denoised, corners, x)
         return x + (x - fused) / sigma * (lower - sigma)

@@ -20,12 +20,11 @@ from jobs.cli.terminal import print_json, print_line, print_table
 from jobs.db.nodes import list_nodes, set_draining
 from jobs.farm import Farm, open_farm, open_images
 from jobs.formatting import plural
-from jobs.node.agent import STOP_S, Agent
+from jobs.node.agent import Agent
 from jobs.node.metrics_server import MetricsServer
 from jobs.node.network import smallest_vram_bytes
 from render.errors import BadInput
 from render.launch.hardware import gpu_count, processors
-from render.launch.request import CHECKPOINT_S, PATIENCE_S, WARM_S
 
 _metrics_option = click.option(
     "--metrics-address",
@@ -169,11 +168,7 @@ def _agent(farm: Farm, slots: int | None, broker_url: str | None) -> Agent:
 
 def _check(settings: Settings) -> None:
     """Raise for settings that would otherwise fail when they are first used."""
-    settings.seconds("checkpoint_s", CHECKPOINT_S)
-    settings.seconds("warm_s", WARM_S)
-    settings.seconds("store_patience_s", PATIENCE_S)
     check_reach(open_images(settings))
-    settings.seconds("stop_s", STOP_S)
     if settings.report_mail and not settings.smtp_url.get_secret_value():
         raise BadSetting("smtp_url", "", "is not set; mail needs one, such as smtp://user:password@host:587")
 

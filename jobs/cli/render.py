@@ -27,7 +27,7 @@ from render.events import Event, ImageDone, OnEvent, ignore_event
 from render.launch.hardware import processors
 from render.launch.rank_group import HUNG_S, RankGroup
 from render.launch.rendezvous_config import Rendezvous
-from render.launch.request import CHECKPOINT_S, PATIENCE_S, Request
+from render.launch.request import CHECKPOINT_S, Request
 from render.output.manifest import KEY, Manifest
 from render.plan.plan import make_plan
 
@@ -94,9 +94,9 @@ def render(
     _check_device(device)
     digest = spec.digest(info.digest)
     settings = read_settings({})
-    patience_s = settings.seconds("store_patience_s", PATIENCE_S)
+    patience_s = settings.store_patience_s
     place = out or str(Path("out") / digest[:16])
-    # In haste: what is wrong with a store should be said at once, not after minutes of patience.
+    # Without retries: a misconfigured store should fail at once, not after minutes.
     target = open_store(place, settings, field="out")
     _check_folder(target)
     done = finished_image(target, digest)

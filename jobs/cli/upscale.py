@@ -26,9 +26,7 @@ _RESIDUAL = "0.5"
 @click.argument("image", type=click.Path(path_type=Path))
 @click.option("--scale", default="2", show_default=True, help="2, 4 or 8 times as wide and high.")
 @click.option("--prompt", default=None, help="What the image shows. [the prompt in its metadata]")
-@click.option(
-    "--strength", default=_STRENGTH, show_default=True, help="How much may be repainted."
-)
+@click.option("--strength", default=_STRENGTH, show_default=True, help="How much may be repainted.")
 @click.option(
     "--skip-residual", default=_RESIDUAL, show_default=True, help="How firmly content is preserved."
 )

@@ -40,8 +40,6 @@ _OFFER_S = 0.6
 RENEW_S = 1.0
 _REPORT_S = 10.0
 """Between two looks for ended batches and closed queues, where reports are wanted."""
-STOP_S = 15.0
-"""The ranks of an agent that ends have so long for their step, unless CHORALE_STOP_S is set."""
 _log = logging.getLogger(__name__)
 
 
@@ -215,7 +213,7 @@ class Agent:
             sign_off(connection, self.name)
         for process in self._supervisors.values():
             process.send_signal(signal.SIGTERM)
-        end = time.monotonic() + self.farm.settings.seconds("stop_s", STOP_S)
+        end = time.monotonic() + self.farm.settings.stop_s
         for process in self._supervisors.values():
             try:
                 process.wait(max(0.1, end - time.monotonic()))

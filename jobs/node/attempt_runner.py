@@ -35,7 +35,7 @@ from render.events import Event, ImageDone, StageStarted, StepDone, TilesWritten
 from render.launch.hardware import gpu_count
 from render.launch.rank_group import RankGroup
 from render.launch.rendezvous_config import Rendezvous
-from render.launch.request import CHECKPOINT_S, PATIENCE_S, Request
+from render.launch.request import Request
 from render.models.model_paths import find_model_paths, model_info
 from render.output.manifest import Manifest
 from render.spec import Spec
@@ -178,7 +178,7 @@ class AttemptRunner:
         if spec.digest(info.digest) != part.digest:
             names = spec.model if spec.refiner is None else f"{spec.model} or {spec.refiner}"
             raise JobError(f"model {names} on node {part.node} is not the one that was submitted")
-        patience_s = self.farm.settings.seconds("store_patience_s", PATIENCE_S)
+        patience_s = self.farm.settings.store_patience_s
         images = open_images(self.farm.settings, patience_s=patience_s)
         self._check_folder()
         manifest = self._find_or_claim(images, spec.canonical_json(info.digest)) if part.place == 0 else None
@@ -194,7 +194,7 @@ class AttemptRunner:
             device="auto",
             out=images.within(part.folder).url(),
             patience_s=patience_s,
-            checkpoint_s=self.farm.settings.seconds("checkpoint_s", CHECKPOINT_S),
+            checkpoint_s=self.farm.settings.checkpoint_s,
             slots=part.slots,
             log=str(self._log.path),
             observer=OBSERVER,

@@ -27,7 +27,6 @@ from jobs.node.heartbeat import with_retry
 from jobs.numerics import local_numerics
 from render.launch.parent_death import die_with_parent
 from render.launch.rank_group import RankGroup
-from render.launch.request import WARM_S
 
 _POLL_S = 0.25
 """Between two looks for work while the group is idle."""
@@ -81,7 +80,7 @@ class _Supervisor:
 
     def _next(self, last: Assignment) -> Assignment | None:
         """Keep the group warm for a while, in case its slots get more work."""
-        end = time.monotonic() + self.farm.settings.seconds("warm_s", WARM_S)
+        end = time.monotonic() + self.farm.settings.warm_s
         while self._group is not None and self._group.alive() and not self._stopping:
             with contextlib.suppress(ServiceError):
                 with self.farm.database.read() as connection:

@@ -16,7 +16,7 @@ class Fault:
     """What happens to the next `times` requests with a method and a part of the path."""
 
     kind: str
-    """`status` answers so, `reset` cuts before the server hears of it, `lost answer` after it has done it,
+    """`status` answers so, `reset` cuts before the server receives it, `lost answer` after it has done it,
     `truncated` in the middle of the answer's body."""
     times: int = 1
     method: str = "PUT"

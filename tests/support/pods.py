@@ -152,7 +152,7 @@ class Cluster:
         return self.pods[-1]
 
     def shut_down(self) -> None:
-        """End all processes, and show what the pods have said, for who looks for the reason of a failure."""
+        """End all processes, and print the output of the pods, to show the reason of a failure."""
         for pod in self.pods:
             # By its group: some programs write over the variables by which we would know them.
             with contextlib.suppress(ProcessLookupError):
