@@ -18,7 +18,7 @@ from tests.support.network import Network, network
 from tests.support.services import postgres_server, redis_server
 from tests.support.sockets import OpenPort, open_ports
 
-IMAGE = ("a red vase", "--size", "512x384", "--steps", "16", "--strength", "1", "--ranks", "2", "--seed", "5")
+IMAGE = ("a red vase", "--size", "256x192", "--steps", "12", "--strength", "1", "--ranks", "2", "--seed", "5")
 STRANGER = Path(__file__).parent.parent.parent / "support" / "stranger.py"
 RANK, LAUNCHER = "render.launch.rank", "render.launch.launcher"
 
