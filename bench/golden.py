@@ -1,9 +1,9 @@
 """Compares two versions of the project by what they render: digests and roots of 24 specs, and old state.
 
-    python -m bench.golden render --tree /work/old --out old.json
+    python -m bench.golden render --tree ../old --out old.json
     python -m bench.golden render --tree . --out new.json
     python -m bench.golden compare old.json new.json
-    python -m bench.golden carry --old /work/old --new .
+    python -m bench.golden carry --old ../old --new .
 
 Only the command line and file formats are used, so that the versions may differ in all their modules. Both
 must run with the same Python environment on the same kind of machine, and with the same --models folder.
@@ -30,15 +30,15 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _models_option = click.option(
     "--models",
     type=click.Path(file_okay=False, path_type=Path),
-    default=Path("/work/golden_models"),
+    default=Path("out/golden"),
     show_default=True,
-    help="Where tiny models and pictures are built once and then kept.",
+    help="Where the tiny models and the init image are built once and kept.",
 )
 
 
 @click.group()
 def main() -> None:
-    """Does another version of the project render the same?"""
+    """Compare what two versions of the project render."""
 
 
 @main.command()
@@ -47,7 +47,7 @@ def main() -> None:
 @_models_option
 @click.option("--only", multiple=True, help="Render only the spec of this name. May repeat.")
 def render(tree: Path, out: Path, models: Path, only: tuple[str, ...]) -> None:
-    """Render all specs at 1 and 3 ranks; exit 1 where the number of ranks changes the picture."""
+    """Render all specs at 1 and 3 ranks; exit 1 if the number of ranks changes a root."""
     make_inputs(models.resolve())
     specs = golden_specs(models.resolve())
     chosen = only or tuple(specs)
@@ -57,9 +57,9 @@ def render(tree: Path, out: Path, models: Path, only: tuple[str, ...]) -> None:
         renderer = Tree.at(tree, Path(name) / "tree")
         for number, spec_name in enumerate(chosen, start=1):
             found[spec_name] = _rendered(renderer, spec_name, specs[spec_name], Path(name))
-            _say(f"{number}/{len(chosen)} {spec_name}: root {found[spec_name]['ranks1'][:16]}")
+            _log(f"{number}/{len(chosen)} {spec_name}: root {found[spec_name]['ranks1'][:16]}")
     out.write_text(json.dumps(found, indent=1) + "\n")
-    _say(f"{len(found)} specs in {time.monotonic() - started:.0f} s, in {out}")
+    _log(f"{len(found)} specs in {time.monotonic() - started:.0f} s, in {out}")
     uneven = [name for name, roots in found.items() if roots["ranks1"] != roots["ranks3"]]
     if uneven:
         raise click.ClickException(f"other roots at 3 ranks than at 1: {', '.join(uneven)}")
@@ -78,7 +78,7 @@ def _rendered(tree: Tree, name: str, values: dict[str, Any], folder: Path) -> di
             results[ranks] = tree.call(*words)
         except CommandFailed as exc:
             raise click.ClickException(f"{name} at {ranks} ranks: {exc}") from exc
-        _say(f"  {name} at {ranks} ranks: {time.monotonic() - started:.1f} s")
+        _log(f"  {name} at {ranks} ranks: {time.monotonic() - started:.1f} s")
         if results[ranks]["ranks"] != ranks:
             raise click.ClickException(f"{name}: rendered by {results[ranks]['ranks']} ranks, not {ranks}")
     digests = {result["digest"] for result in results.values()}
@@ -120,9 +120,9 @@ def _is_equal(ours: dict[str, Any], theirs: dict[str, Any], name: str, key: str)
 @click.option("--keep", type=click.Path(path_type=Path), help="Work in this new folder, and leave it there.")
 @click.option("--only", multiple=True, type=click.Choice(PARTS), help="Only this part. May repeat.")
 def carry(old: Path, new: Path, models: Path, keep: Path | None, only: tuple[str, ...]) -> None:
-    """Does the new version go on from what the old one has left? Exit 1 if not.
+    """Check that the new version continues from the state of the old one; exit 1 if not.
 
-    That is a farm with jobs in several states, renders that were stopped half way, and finished images.
+    The state is a farm with jobs in several states, renders stopped half way, and finished images.
     """
     make_inputs(models.resolve())
     failed = total = 0
@@ -140,7 +140,7 @@ def carry(old: Path, new: Path, models: Path, keep: Path | None, only: tuple[str
     sys.exit(1 if failed else 0)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     click.echo(text, err=True)
 
 

@@ -16,7 +16,7 @@ from bench.golden_tree import CommandFailed, Tree, end
 PARTS = ("images", "steps", "blocks", "farm")
 CHECKPOINT, BLOCKS = "work/checkpoint.safetensors", "work/block-*"
 CANCELLED = 4
-_PATIENCE_S = 600.0
+_PATIENCE_S = 1800.0
 _LOOK_S = 0.002
 _LONG: dict[str, Any] = {
     "prompt": "a red vase on a wooden table",

@@ -1,4 +1,4 @@
-"""The specs of `bench.golden` and the files that they name: a model with its refiner, pictures to start from.
+"""The specs of `bench.golden` and the files that they name: a model with its refiner, init images.
 
 Nothing here is imported from the tree that renders, so that any version of it can be given the same bytes.
 """
@@ -71,7 +71,7 @@ def _grids() -> dict[str, dict[str, Any]]:
 
 
 def _places() -> dict[str, dict[str, Any]]:
-    """Prompts for parts of the picture, sides that wrap, tile sets."""
+    """Region prompts, wrapped sides, tile sets."""
     bottle = "a blue bottle on a wooden table"
     boxes = [f"0,0,0.5,1: {_VASE}", f"0.5,0,0.5,1: {bottle}"]
     weighted = [
@@ -97,7 +97,7 @@ def _places() -> dict[str, dict[str, Any]]:
 
 
 def _pictures(folder: Path) -> dict[str, dict[str, Any]]:
-    """A picture to start from, and a refiner."""
+    """An init image, and a refiner."""
     init = {"prompt": "a blue vase on marble", "init": str(folder / PICTURE)}
     models = {"model": str(folder / BASE), "refiner": str(folder / REFINER)}
     return {

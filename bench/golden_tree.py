@@ -27,7 +27,7 @@ sys.meta_path[:] = [each for each in sys.meta_path if editable not in getattr(ea
 """
 """Without it, a module that a tree lacks would come from the checkout that the environment has installed."""
 _NOT_COPIED = ("out", "build", "dist")
-_GRACE_S = 90.0
+_GRACE_S = 300.0
 
 
 class CommandFailed(Exception):
@@ -47,10 +47,10 @@ class Tree:
         path, beside = scratch / "tree", scratch / "beside"
         shutil.copytree(checkout, path, ignore=partial(_ignored, checkout))
         project = _project(path)
-        told = beside / f"{project['name']}-{project['version']}.dist-info"
-        told.mkdir(parents=True)
+        dist_info = beside / f"{project['name']}-{project['version']}.dist-info"
+        dist_info.mkdir(parents=True)
         header = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-        (told / "METADATA").write_text(header)
+        (dist_info / "METADATA").write_text(header)
         (beside / "sitecustomize.py").write_text(_SITECUSTOMIZE)
         return cls(path=path, scratch=scratch)
 
