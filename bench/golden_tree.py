@@ -51,6 +51,7 @@ class Tree:
         dist_info.mkdir(parents=True)
         header = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
         (dist_info / "METADATA").write_text(header)
+        (dist_info / "entry_points.txt").write_text(_entry_points(project))
         (beside / "sitecustomize.py").write_text(_SITECUSTOMIZE)
         return cls(path=path, scratch=scratch)
 
@@ -135,6 +136,16 @@ def _ignored(checkout: Path, folder: str, names: list[str]) -> set[str]:
 def last_json(text: str) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
     return document
+
+
+def _entry_points(project: dict[str, Any]) -> str:
+    """The entry points of a `[project]` table, as an installed package states them."""
+    groups = project.get("entry-points", {})
+    sections = (
+        "\n".join([f"[{group}]", *(f"{n} = {v}" for n, v in names.items())])
+        for group, names in groups.items()
+    )
+    return "\n".join(sections) + "\n"
 
 
 def _project(path: Path) -> dict[str, Any]:
