@@ -125,8 +125,8 @@ class MiniParallelDiffusion:
         pixel = self.model.info.scale_factor
         picture, own = x.shape[-1] * pixel, self.tile * pixel
         return WindowPlace(
-            picture_height=picture,
-            picture_width=picture,
+            image_height=picture,
+            image_width=picture,
             pixel_y=corner[0] * pixel,
             pixel_x=corner[1] * pixel,
             height=own,

@@ -202,7 +202,7 @@ class _Unplaced:
         self, latents: Tensor, timestep: float, text: Any, places: Sequence[WindowPlace], *rest: Any
     ) -> Tensor:
         whole = [
-            replace(place, picture_height=place.height, picture_width=place.width, pixel_y=0, pixel_x=0)
+            replace(place, image_height=place.height, image_width=place.width, pixel_y=0, pixel_x=0)
             for place in places
         ]
         return self._adapter.predict(latents, timestep, text, whole, *rest)

@@ -15,7 +15,7 @@ from bench.quality.measures import shift_between
 from bench.quality.pictures import THUMB, Cache, SaveResult
 from bench.quality.rows import NATIVE_ROW, Prompt, Way
 from render.builtin.data import NATIVE
-from render.builtin.judge import HEADS, Judge, load_judge, right
+from render.builtin.judge import HEADS, Judge, is_correct, load_judge
 from render.output.encode import Pixels
 
 SHEETS = Path(__file__).parent / "sheets"
@@ -103,7 +103,7 @@ def _line(
     seen = np.stack([each.native for _, each in kept])
     scenes = [prompt.scene for prompt, _ in kept]
     one = np.mean([number == 1 for number in count(eyes.counter, seen, [each.product for each in scenes])])
-    verdicts = right(eyes.judge, seen, scenes)
+    verdicts = is_correct(eyes.judge, seen, scenes)
     together = np.logical_and.reduce(list(verdicts.values()))
     shares_right = [float(verdicts[head].mean()) for head in HEADS]
     shares = [f"{share:.1%}" for share in (one, *shares_right, together.mean())]

@@ -57,7 +57,7 @@ def load_judge() -> Judge:
 
 
 @torch.inference_mode()
-def right(judge: Judge, pixels: NDArray[np.uint8], scenes: list[Scene]) -> dict[str, NDArray[np.bool_]]:
+def is_correct(judge: Judge, pixels: NDArray[np.uint8], scenes: list[Scene]) -> dict[str, NDArray[np.bool_]]:
     """Per head, which of [B, 128, 128, 3] pixels show what their scene says."""
     answers = judge(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
     return {
@@ -86,8 +86,8 @@ def train(data: Path, epochs: int) -> None:
     whole = np.flatnonzero(group["place"][:, 0] == NATIVE)
     labels = _labels(group["caption"][whole])
     pixels = torch.from_numpy(group["pixels"][whole]).permute(0, 3, 1, 2)
-    kept = torch.arange(len(whole)) % HELD_OUT == 0
-    judge, order = Judge(), torch.nonzero(~kept).flatten()
+    held_out = torch.arange(len(whole)) % HELD_OUT == 0
+    judge, order = Judge(), torch.nonzero(~held_out).flatten()
     optimiser = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-3)
     steps = epochs * (len(order) // 64)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
@@ -106,11 +106,17 @@ def train(data: Path, epochs: int) -> None:
         click.echo(f"epoch {epoch + 1} of {epochs}: loss {float(loss.detach()):.4f}")
     judge.eval()
     with torch.inference_mode():
-        answers = judge(pixels[kept].float() / 255)
-    rates = {name: float((answers[name].argmax(1) == labels[name][kept]).float().mean()) for name in HEADS}
+        answers = judge(pixels[held_out].float() / 255)
+    rates = {
+        name: float((answers[name].argmax(1) == labels[name][held_out]).float().mean()) for name in HEADS
+    }
     FILE.parent.mkdir(exist_ok=True)
     save_file({name: value.half().contiguous() for name, value in judge.state_dict().items()}, FILE)
-    click.echo(json.dumps({"photographs": int((~kept).sum()), "held_out": int(kept.sum()), "right": rates}))
+    click.echo(
+        json.dumps(
+            {"photographs": int((~held_out).sum()), "held_out": int(held_out.sum()), "accuracy": rates}
+        )
+    )
 
 
 def _labels(captions: NDArray[Any]) -> dict[str, Tensor]:
@@ -150,7 +156,7 @@ def renders(
     pipeline.set_progress_bar_config(disable=True)
     judge, draw = load_judge(), np.random.default_rng(seed)
     scenes = [random_scene(draw) for _ in range(count)]
-    pictures, verdicts = [], []
+    images, correct = [], []
     for at in range(0, count, batch):
         part = scenes[at : at + batch]
         answer = pipeline(
@@ -163,12 +169,12 @@ def renders(
             output_type="np",
         )
         pixels = (answer.images * 255).round().astype(np.uint8)
-        pictures.append(pixels)
-        verdicts.append(right(judge, pixels, part))
-    rates = {name: float(np.concatenate([v[name] for v in verdicts]).mean()) for name in HEADS}
+        images.append(pixels)
+        correct.append(is_correct(judge, pixels, part))
+    rates = {name: float(np.concatenate([v[name] for v in correct]).mean()) for name in HEADS}
     if sheet is not None:
-        _write_sheet(np.concatenate(pictures)[:48], sheet)
-    click.echo(json.dumps({"count": count, "steps": steps, "guidance": guidance, "right": rates}))
+        _write_sheet(np.concatenate(images)[:48], sheet)
+    click.echo(json.dumps({"count": count, "steps": steps, "guidance": guidance, "accuracy": rates}))
 
 
 def prompt_of(scene: Scene) -> str:
@@ -183,10 +189,8 @@ def prompt_of(scene: Scene) -> str:
     return f"{article} {scene.colour} {scene.product} {backdrop[scene.backdrop]}"
 
 
-def _write_sheet(pictures: NDArray[np.uint8], target: Path, across: int = 8) -> None:
-    rows = [
-        np.concatenate(list(pictures[at : at + across]), axis=1) for at in range(0, len(pictures), across)
-    ]
+def _write_sheet(images: NDArray[np.uint8], target: Path, across: int = 8) -> None:
+    rows = [np.concatenate(list(images[at : at + across]), axis=1) for at in range(0, len(images), across)]
     Image.fromarray(np.concatenate(rows)).save(target, quality=88)
 
 

@@ -107,9 +107,7 @@ def loss_of(
 
 def _place(time_ids: Sequence[float]) -> WindowPlace:
     height, width, y, x, tall, wide = (int(value) for value in time_ids)
-    return WindowPlace(
-        picture_height=height, picture_width=width, pixel_y=y, pixel_x=x, height=tall, width=wide
-    )
+    return WindowPlace(image_height=height, image_width=width, pixel_y=y, pixel_x=x, height=tall, width=wide)
 
 
 def _batch(parts: Parts, draw: np.random.Generator, images: int) -> dict[str, Any]:

@@ -85,8 +85,8 @@ def make_call(context: StageContext, batch: Batch, step: Step) -> ModelCall:
 def _place(window: Rect, layer: Layer, pixel: int) -> WindowPlace:
     """Where a window lies in its layer's image. To the model, a region prompt is an image of its own."""
     return WindowPlace(
-        picture_height=layer.grid.height * pixel,
-        picture_width=layer.grid.width * pixel,
+        image_height=layer.grid.height * pixel,
+        image_width=layer.grid.width * pixel,
         pixel_y=layer.grid.rows.conditioning_start(window.y - layer.y) * pixel,
         pixel_x=layer.grid.cols.conditioning_start(window.x - layer.x) * pixel,
         height=window.height * pixel,

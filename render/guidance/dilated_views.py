@@ -176,7 +176,7 @@ class DilatedViews(GuidanceHook):
         pixel = self._context.adapter.info.scale_factor
         height, width = self._dilation.height * pixel, self._dilation.width * pixel
         return WindowPlace(
-            picture_height=height, picture_width=width, pixel_y=0, pixel_x=0, height=height, width=width
+            image_height=height, image_width=width, pixel_y=0, pixel_x=0, height=height, width=width
         )
 
 

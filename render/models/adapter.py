@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class WindowPlace:
     """Where a window lies in its image, in pixels: the image's size, and the window's corner and size."""
 
-    picture_height: int
-    picture_width: int
+    image_height: int
+    image_width: int
     pixel_y: int
     pixel_x: int
     height: int

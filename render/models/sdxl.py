@@ -57,11 +57,11 @@ def time_ids(place: WindowPlace, info: ModelInfo) -> tuple[float, ...]:
     one is described to it as one of the limit's size: its size and the corner shrink together, so that the
     window keeps its place, and the window itself stays what it always was in training.
     """
-    short_side = min(place.picture_height, place.picture_width)
+    short_side = min(place.image_height, place.image_width)
     shrink = 1.0
     if info.zoom_limit is not None:
         shrink = min(1.0, info.zoom_limit * info.native_size / short_side)
-    picture = (place.picture_height, place.picture_width, place.pixel_y, place.pixel_x)
+    picture = (place.image_height, place.image_width, place.pixel_y, place.pixel_x)
     return (*(value * shrink for value in picture), float(place.height), float(place.width))
 
 

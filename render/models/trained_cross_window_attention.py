@@ -173,8 +173,8 @@ def _features(place: WindowPlace, rows: int, cols: int) -> list[list[float]]:
     """[rows * cols, FEATURES]: the center of each cell as waves over the image, and the window's relative
     size."""
     extent = (
-        math.log2(place.height / place.picture_height),
-        math.log2(place.width / place.picture_width),
+        math.log2(place.height / place.image_height),
+        math.log2(place.width / place.image_width),
     )
 
     def waves(start: int, length: int, whole: int, count: int) -> list[list[float]]:
@@ -186,6 +186,6 @@ def _features(place: WindowPlace, rows: int, cols: int) -> list[list[float]]:
             )
         return features
 
-    down = waves(place.pixel_y, place.height, place.picture_height, rows)
-    across = waves(place.pixel_x, place.width, place.picture_width, cols)
+    down = waves(place.pixel_y, place.height, place.image_height, rows)
+    across = waves(place.pixel_x, place.width, place.image_width, cols)
     return [[*y, *x, *extent] for y in down for x in across]

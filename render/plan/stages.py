@@ -24,11 +24,11 @@ SHIFT_SHARE = 16
 
 ENLARGED = math.sqrt(2)
 """From this factor on an init image is enlarged rather than repainted."""
-LEAST_BOX_SHARE = 4
+MIN_BOX_SHARE = 4
 """A region prompt is used from the stage on where its shorter side is a quarter of a window: models cannot
 compose anything smaller."""
 LATENTS_PER_CALL = 4 * 64 * 64
-FEWEST_IN_CALL, MOST_IN_CALL = 4, 16
+MIN_WINDOWS_PER_CALL, MAX_WINDOWS_PER_CALL = 4, 16
 """Latents per model call, roughly, and the limits of its windows: small windows use a processor well only
 together, large ones fill its memory."""
 CALL_COST = 1
@@ -199,7 +199,7 @@ def _stage(spec: Spec, info: ModelInfo, index: int, width: int, height: int) -> 
         height=height,
         first_step=first_step,
         steps=spec.steps,
-        batch=_batch(grid, passes, _most_in_call(spec, native)),
+        batch=_batch(grid, passes, _max_windows_per_call(spec, native)),
         grid=grid,
         passes=passes,
         patches=_patches(spec, latent_height, latent_width, native),
@@ -224,10 +224,10 @@ def _ceil_div(whole: int, part: int) -> int:
     return -(-whole // part)
 
 
-def _most_in_call(spec: Spec, native: int) -> int:
+def _max_windows_per_call(spec: Spec, native: int) -> int:
     if spec.window_batch is not None:
         return spec.window_batch
-    return min(MOST_IN_CALL, max(FEWEST_IN_CALL, LATENTS_PER_CALL // (native * native)))
+    return min(MAX_WINDOWS_PER_CALL, max(MIN_WINDOWS_PER_CALL, LATENTS_PER_CALL // (native * native)))
 
 
 def _grid(height: int, width: int, native: int, moving: bool, wraps: tuple[bool, bool]) -> Grid:
@@ -258,7 +258,7 @@ def _patches(spec: Spec, height: int, width: int, native: int) -> tuple[Layer, .
             text=text,
         )
         for text, area in areas
-        if min(area.height, area.width) >= native / LEAST_BOX_SHARE
+        if min(area.height, area.width) >= native / MIN_BOX_SHARE
     )
 
 

@@ -8,7 +8,7 @@ from diffusers import StableDiffusionXLPipeline
 
 from render.builtin import WEIGHTS
 from render.builtin.data import random_scene
-from render.builtin.judge import load_judge, prompt_of, right
+from render.builtin.judge import is_correct, load_judge, prompt_of
 from render.builtin.studio import photo
 from render.models.folder import read_model_info
 
@@ -30,8 +30,8 @@ def test_facts() -> None:
 def test_the_judge_knows_studio_photographs() -> None:
     draw = np.random.default_rng(12_345)
     scenes = [random_scene(draw) for _ in range(100)]
-    verdict = right(load_judge(), np.stack([photo(scene, 128, 128) for scene in scenes]), scenes)
-    assert all(rate.mean() >= 0.97 for rate in verdict.values())
+    correct = is_correct(load_judge(), np.stack([photo(scene, 128, 128) for scene in scenes]), scenes)
+    assert all(rate.mean() >= 0.97 for rate in correct.values())
 
 
 def test_stock_diffusers_loads_and_renders() -> None:
@@ -49,6 +49,6 @@ def test_stock_diffusers_loads_and_renders() -> None:
         generator=torch.Generator().manual_seed(0),
         output_type="np",
     )
-    verdict = right(load_judge(), (answer.images * 255).round().astype(np.uint8), scenes)
+    correct = is_correct(load_judge(), (answer.images * 255).round().astype(np.uint8), scenes)
     # Guessing would be right in a sixth of the cases.
-    assert np.mean([rate.mean() for rate in verdict.values()]) >= 0.6, "prompts are followed"
+    assert np.mean([rate.mean() for rate in correct.values()]) >= 0.6, "prompts are followed"

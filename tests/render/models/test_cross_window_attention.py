@@ -17,7 +17,7 @@ from render.models.cross_window_attention import (
 from tests.render.models.tiny_folders import unet
 
 PLACES = [
-    WindowPlace(picture_height=128, picture_width=128, pixel_y=0, pixel_x=at, height=64, width=64)
+    WindowPlace(image_height=128, image_width=128, pixel_y=0, pixel_x=at, height=64, width=64)
     for at in (0, 32, 64)
 ]
 

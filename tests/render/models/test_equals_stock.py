@@ -25,7 +25,7 @@ from render.spec import Spec
 
 KINDS = ("sd-epsilon", "sd-v", "sdxl", "sdxl-second-only")
 PROMPT, NEGATIVE = "a red vase", "blue"
-PLACE = WindowPlace(picture_height=64, picture_width=64, pixel_y=0, pixel_x=0, height=64, width=64)
+PLACE = WindowPlace(image_height=64, image_width=64, pixel_y=0, pixel_x=0, height=64, width=64)
 
 
 def stock(folder: Path, sampler: str, **scheduler_config: Any) -> Any:
@@ -222,7 +222,7 @@ def test_a_batch_of_windows_is_the_windows_one_by_one(model_folders: dict[str, P
     adapter = loaded(model_folders["sdxl"])
     text = adapter.encode_prompt(PROMPT, "", True)
     places = [
-        WindowPlace(picture_height=256, picture_width=128, pixel_y=y, pixel_x=x, height=64, width=64)
+        WindowPlace(image_height=256, image_width=128, pixel_y=y, pixel_x=x, height=64, width=64)
         for y, x in ((0, 0), (64, 0), (192, 64))
     ]
     latents = torch.randn((3, 4, 8, 8), generator=torch.Generator().manual_seed(1))

@@ -240,11 +240,9 @@ def test_beyond_the_zoom_limit_a_window_keeps_its_place(model_folders: dict[str,
     from render.models.sdxl import time_ids
 
     info = replace(read_model_info(model_folders["sdxl"]), zoom_limit=16.0)
-    place = WindowPlace(
-        picture_height=2048, picture_width=4096, pixel_y=1024, pixel_x=512, height=64, width=64
-    )
+    place = WindowPlace(image_height=2048, image_width=4096, pixel_y=1024, pixel_x=512, height=64, width=64)
     assert time_ids(place, info) == (1024.0, 2048.0, 512.0, 256.0, 64.0, 64.0)
-    within = replace(place, picture_height=1024, pixel_y=960)
+    within = replace(place, image_height=1024, pixel_y=960)
     assert time_ids(within, info) == (1024.0, 4096.0, 960.0, 512.0, 64.0, 64.0)
     assert time_ids(place, replace(info, zoom_limit=None)) == (2048.0, 4096.0, 1024.0, 512.0, 64.0, 64.0)
 

@@ -80,9 +80,7 @@ def test_an_untrained_one_adds_nothing() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(("height", "width", "cells"), [(64, 64, 16), (128, 64, 32), (96, 160, 15)])
 def test_each_cell_attends_from_its_own_position(height: int, width: int, cells: int) -> None:
-    place = WindowPlace(
-        picture_height=512, picture_width=512, pixel_y=64, pixel_x=0, height=height, width=width
-    )
+    place = WindowPlace(image_height=512, image_width=512, pixel_y=64, pixel_x=0, height=height, width=width)
     attention = trained()
     keys, values = attention.project(torch.randn(1, 5, CHANNELS))
     added = attention(torch.ones(1, cells, CHANNELS), [place], keys, values)
