@@ -1,4 +1,4 @@
-"""Does hearing the whole canvas earn its cost? Dilated views and cross attention against neither.
+"""Is global context worth its cost? Dilated views and cross-window attention, compared with neither.
 
 The same prompts and seeds at four times the native size. Products are counted by their own pixels: a
 Gaussian of their colour and one of the backdrop's, both fitted to studio photographs, part the pixels, and

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.quality import counter
+from bench.quality import object_counter
 from bench.quality.measures import band_energies, shift_between, small
 from bench.quality.pictures import Cache, cost
 from bench.quality.rows import PLAIN, Way, known_ways, prompts
@@ -24,12 +24,12 @@ from render.models.folder import read_model_info, resolve_model
 def test_a_patch_is_what_hangs_together() -> None:
     drawn = np.zeros((12, 12), bool)
     drawn[0, :3] = drawn[2, 4] = drawn[10:, 10:] = True
-    assert sorted(map(len, counter.patches(drawn))) == [4, 4]
-    assert counter.patches(np.zeros((4, 4), bool)) == []
+    assert sorted(map(len, object_counter.patches(drawn))) == [4, 4]
+    assert object_counter.patches(np.zeros((4, 4), bool)) == []
 
 
 def test_the_counter_counts_photographs_with_one_product_and_with_two() -> None:
-    found = counter.shares(counter.load_counter(), 60, 123)
+    found = object_counter.shares(object_counter.load_object_counter(), 60, 123)
     assert found["one"] >= 0.95 and found["two"] >= 0.9 and found["grown together"] >= 0.85
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from bench.quality.counter import Counter, count, load_counter, shares
 from bench.quality.measures import shift_between
+from bench.quality.object_counter import ObjectCounter, count, load_object_counter, shares
 from bench.quality.pictures import THUMB, Cache, SaveResult
 from bench.quality.rows import NATIVE_ROW, Prompt, Way
 from render.builtin.data import NATIVE
@@ -36,12 +36,12 @@ HEADER = (
 class Eyes:
     """What looks at pictures."""
 
-    counter: Counter
+    counter: ObjectCounter
     judge: Judge
 
     @classmethod
     def open(cls) -> Eyes:
-        return cls(counter=load_counter(), judge=load_judge())
+        return cls(counter=load_object_counter(), judge=load_judge())
 
     def check(self) -> str:
         """One line on how far the counter can be trusted."""

@@ -2,10 +2,10 @@
 but studio photographs, alone and pasted together, and the connected patches of what it finds. Two products
 that have grown together are one patch, but higher or wider than the product ever is.
 
-    python -m bench.quality.counter train
-    python -m bench.quality.counter train --further --seed 6 --photographs 800 --steps 1400
-    python -m bench.quality.counter train --further --seed 7 --photographs 900 --steps 700 --rate 2e-3
-    python -m bench.quality.counter check --count 1000
+    python -m bench.quality.object_counter train
+    python -m bench.quality.object_counter train --further --seed 6 --photographs 800 --steps 1400
+    python -m bench.quality.object_counter train --further --seed 7 --photographs 900 --steps 700 --rate 2e-3
+    python -m bench.quality.object_counter check --count 1000
 
 The first of these saw colours evenly when the weights that are here were made, the second every other product
 pale.
@@ -31,7 +31,7 @@ from torch.nn import functional
 from render.builtin.data import NATIVE, random_scene
 from render.builtin.studio import Scene, mask, photo
 
-FILE = Path(__file__).parent / "counter.safetensors"
+FILE = Path(__file__).parent / "object_counter.safetensors"
 SMALLEST, SMALLEST_SHARE = 10, 0.15
 """Cells (2x2 px of 128) of a patch that counts, and its share of the largest one: less is a stain."""
 CERTAIN = 1.0
@@ -52,7 +52,7 @@ _EXTRAS = 3
 """Most products that are pasted into a photograph to train with."""
 
 
-class Counter(nn.Module):
+class ObjectCounter(nn.Module):
     """[B, 3, 128, 128] pixels in [0, 1] -> [B, 64, 64] logits of being a product's."""
 
     def __init__(self) -> None:
@@ -83,21 +83,21 @@ def _twice(x: Tensor) -> Tensor:
     return functional.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-def load_counter() -> Counter:
+def load_object_counter() -> ObjectCounter:
     """The trained one."""
-    counter = Counter()
+    counter = ObjectCounter()
     counter.load_state_dict({name: value.float() for name, value in load_file(FILE).items()})
     return counter.eval()
 
 
 @torch.inference_mode()
-def found(counter: Counter, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def found(counter: ObjectCounter, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """[B, 64, 64]: what of [B, 128, 128, 3] pictures is product."""
     answers = counter(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
     return np.asarray((answers > CERTAIN).numpy(), np.bool_)
 
 
-def count(counter: Counter, pixels: NDArray[np.uint8], products: Sequence[str]) -> list[int]:
+def count(counter: ObjectCounter, pixels: NDArray[np.uint8], products: Sequence[str]) -> list[int]:
     """Products in each of [B, 128, 128, 3] pictures that are to show one of `products`; 2 for what has grown
     together."""
     numbers = []
@@ -210,7 +210,7 @@ def train(photographs: int, steps: int, seed: int, rate: float, further: bool) -
         ],
         1,
     )
-    counter = load_counter().train() if further else Counter()
+    counter = load_object_counter().train() if further else ObjectCounter()
     optimiser = torch.optim.AdamW(counter.parameters(), lr=rate, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
     for step in range(steps):
@@ -231,10 +231,10 @@ def train(photographs: int, steps: int, seed: int, rate: float, further: bool) -
 @click.option("--seed", default=2077, show_default=True)
 def check(total: int, seed: int) -> None:
     """Print how many fresh photographs count as one product, and those with a second one as more."""
-    click.echo(json.dumps({"photographs": total, "right": shares(load_counter(), total, seed)}))
+    click.echo(json.dumps({"photographs": total, "right": shares(load_object_counter(), total, seed)}))
 
 
-def shares(counter: Counter, total: int, seed: int) -> dict[str, float]:
+def shares(counter: ObjectCounter, total: int, seed: int) -> dict[str, float]:
     """The shares of photographs that count as one, and of those with a second product set beside the first,
     or into its side, that count as two."""
     pixels, masks, scenes = drawn(total, seed)
