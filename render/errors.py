@@ -1,31 +1,31 @@
 """Every error that the engine raises on purpose.
 
     RenderError                the root: catch it and print its sentence
-      BadInput                 the user can mend it: names the field, the value and the fix
-        ModelNotUsable         a model folder that lacks parts, holds pickles or is of an unknown family
-      RenderFailed             the render could not be finished (NaN, a flat picture, out of memory)
+      BadInput                 the user can fix it: names the field, the value and the fix
+        ModelNotUsable         a model folder that lacks parts, has pickles or is of an unknown family
+      RenderFailed             the render could not be finished (NaN, a flat image, out of memory)
         GroupFailed            a group of ranks ended without an image; carries the failing rank's exit code
           GroupLost            ... and no rank reported an error: killed, crashed or hung
             PeersLost          ... because the group's other nodes are gone
       SinkError                tiles or checkpoints cannot be read or written
         SinkUnavailable        ... because the store does not answer, or denies access
-      RanksLost                other ranks of the group have gone away
-      RenderTimedOut           the time allowed for the render is over
+      RanksLost                other ranks of the group are gone
+      RenderTimedOut           the render's time limit was exceeded
       Cancelled                the render was stopped on request
         Stopped                ... after a step, with a checkpoint
 
-Each maps to one exit code of the command line, named in `EXIT_CODES`.
+Each maps to one exit code of the command line, listed in `EXIT_CODES`.
 """
 
 from __future__ import annotations
 
 
 class RenderError(Exception):
-    """Root of the engine's errors. Its text is one sentence for a person."""
+    """Root of the engine's errors. Its text is one sentence for the user."""
 
 
 class BadInput(RenderError):
-    """A value that cannot be used; `field` names it, the text says the value and the fix."""
+    """A value that cannot be used; `field` names it, the text gives the value and the fix."""
 
     def __init__(self, field: str, value: object, fix: str) -> None:
         self.field, self.value, self.fix = field, value, fix
@@ -37,14 +37,14 @@ class ModelNotUsable(BadInput):
 
 
 class RenderFailed(RenderError):
-    """The render broke off; nothing was published."""
+    """The render failed; nothing was published."""
 
 
 class GroupFailed(RenderFailed):
     """A group of ranks ended without an image.
 
-    `code` is the exit code of the rank that failed first. `outage` tells a store or a service that is away
-    from a fault of the job. `bad_input` is set where a rank refused a value.
+    `code` is the exit code of the rank that failed first. `outage` is set when a store or a service is
+    unavailable, which is no fault of the job. `bad_input` is set where a rank refused a value.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class GroupLost(GroupFailed):
 
 
 class PeersLost(GroupLost):
-    """The other nodes of a group are gone, or never came; nothing is wrong with this one."""
+    """The other nodes of a group are gone or never joined; this node is healthy."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text, 6)
@@ -74,11 +74,11 @@ class SinkUnavailable(SinkError):
 
 
 class RenderTimedOut(RenderError):
-    """The time allowed for the render is over; nothing was published."""
+    """The render's time limit was exceeded; nothing was published."""
 
 
 class RanksLost(RenderError):
-    """Other ranks of the group have gone away in the middle of a render."""
+    """Other ranks of the group are gone in the middle of a render."""
 
 
 class Cancelled(RenderError):
@@ -99,12 +99,12 @@ EXIT_CODES: dict[type[RenderError], int] = {
 
 
 def exit_code(error: RenderError) -> int:
-    """The documented exit code: a failed group's own, else that of the nearest ancestor in `EXIT_CODES`."""
+    """The documented exit code: a failed group's own, else that of the nearest base class in `EXIT_CODES`."""
     if isinstance(error, GroupFailed):
         return error.code
-    for ancestor in type(error).__mro__:
-        if ancestor in EXIT_CODES:
-            return EXIT_CODES[ancestor]
+    for base in type(error).__mro__:
+        if base in EXIT_CODES:
+            return EXIT_CODES[base]
     return 3
 
 

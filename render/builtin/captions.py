@@ -1,4 +1,4 @@
-"""Captions for scenes, in varied wording; torch-free."""
+"""Captions for scenes, in varied wording. No torch."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def caption(scene: Scene, draw: np.random.Generator) -> str:
     return f"{opening} {subject}{backdrop}"
 
 
-def all_words() -> list[str]:
-    """Every caption that the wording allows, roughly: the tokenizer's corpus."""
+def all_captions() -> list[str]:
+    """A sample of captions for every combination of attributes: the tokenizer's corpus."""
     draw = np.random.default_rng(0)
     from render.builtin.studio import BACKDROPS, COLOURS, MATERIALS, PRODUCTS
 

@@ -1,4 +1,4 @@
-"""The built-in model's parts, made new, and the folder that diffusers loads them from."""
+"""Creates the built-in model's untrained parts, and saves them as a folder in diffusers' format."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from diffusers import AutoencoderTiny, EulerDiscreteScheduler, StableDiffusionXL
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from render.builtin.captions import all_words
-from render.builtin.data import ZOOMS
+from render.builtin.captions import all_captions
+from render.builtin.data import MAX_ZOOM
 from render.models.folder import GUIDANCE_KEY, ZOOM_LIMIT_KEY
 
 LATENT_CHANNELS = 16
 GUIDANCE_SCALE = 2.0
-"""More puts halos around products."""
+"""A higher scale puts halos around products."""
 TEXT_LENGTH = 24
 TEXT_WIDTH = 96
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def new_tokenizer() -> CLIPTokenizer:
-    """Byte-pair tokens learned from the studio's captions: every word of ours is one token, any other
-    word falls apart into letters.
+    """Byte-pair tokens learned from the studio's captions: every word in them is one token, any other
+    word is split into letters.
 
-    The same ids in every process. `BpeTrainer` of tokenizers is not so: it numbers the letters that end a
-    word in the order of a randomly seeded hash map, and weights that go on under other ids misread "a".
+    The ids are the same in every process. Those of `BpeTrainer` (tokenizers) are not: it numbers the letters
+    that end a word in the order of a randomly seeded hash map, and trained weights depend on the ids.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = _learn_merges(sorted({word for text in all_words() for word in text.lower().split()}))
+    merges = _learn_merges(sorted({word for text in all_captions() for word in text.lower().split()}))
     # A letter at the end of a word is a token of its own; without it an unknown word would have no id.
     symbols = [_START, _END, *alphabet, *(letter + "</w>" for letter in alphabet)]
     symbols += ["".join(pair) for pair in merges]
@@ -51,7 +51,7 @@ def new_tokenizer() -> CLIPTokenizer:
 
 
 def _learn_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges (Sennrich et al. 2016) until each word is one token; ties go by the alphabet."""
+    """Byte-pair merges (Sennrich et al. 2016) until each word is one token; ties in alphabetical order."""
     split = [[*word[:-1], word[-1] + "</w>"] for word in words]
     merges: list[tuple[str, str]] = []
     while pairs := Counter(pair for symbols in split for pair in pairwise(symbols)):
@@ -89,7 +89,7 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
 
 
 def new_unet() -> UNet2DConditionModel:
-    """An SDXL-shaped UNet of toy width: text_time conditioning tells a window its place and zoom."""
+    """An SDXL-shaped UNet of toy width: `text_time` conditioning gives a window's position and zoom."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=LATENT_CHANNELS,
@@ -134,7 +134,7 @@ def new_scheduler() -> EulerDiscreteScheduler:
 
 
 def save_folder(target: Path, parts: Mapping[str, Any]) -> None:
-    """Write a complete StableDiffusionXLPipeline folder in place of `target`.
+    """Write a complete `StableDiffusionXLPipeline` folder and replace `target` with it.
 
     `parts` holds vae, unet, text_encoder_2, tokenizer_2 and scheduler.
     """
@@ -145,8 +145,8 @@ def save_folder(target: Path, parts: Mapping[str, Any]) -> None:
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     pipeline.save_pretrained(fresh, safe_serialization=True)
-    _say_of_itself(fresh)
-    # safetensors lets their owner alone read them; an agent may run as somebody else.
+    _add_index_keys(fresh)
+    # safetensors makes the files readable by their owner only; an agent may run as another user.
     for weights in fresh.rglob("*.safetensors"):
         weights.chmod(0o644)
     if target.exists():
@@ -155,16 +155,16 @@ def save_folder(target: Path, parts: Mapping[str, Any]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _say_of_itself(folder: Path) -> None:
-    """Tell the engine how far this model has been trained to zoom and how it is guided best; diffusers skips
-    such keys."""
+def _add_index_keys(folder: Path) -> None:
+    """Add the largest trained zoom and the default guidance scale to `model_index.json`; diffusers ignores
+    these keys."""
     index = folder / "model_index.json"
-    document = json.loads(index.read_text()) | {ZOOM_LIMIT_KEY: ZOOMS, GUIDANCE_KEY: GUIDANCE_SCALE}
+    document = json.loads(index.read_text()) | {ZOOM_LIMIT_KEY: MAX_ZOOM, GUIDANCE_KEY: GUIDANCE_SCALE}
     index.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
-    """[B, TEXT_LENGTH] token ids, as the pipeline makes them."""
+    """[B, TEXT_LENGTH] token ids, padded as in the pipeline."""
     answer = tokenizer(
         captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
     )

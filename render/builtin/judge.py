@@ -1,4 +1,4 @@
-"""A classifier that has seen nothing but studio photographs, and judges renders by what they show.
+"""A classifier trained on studio photographs, which checks what renders show.
 
 python -m render.builtin.judge train --data DIR
 python -m render.builtin.judge renders --count 300 --sheet render/builtin/contact_sheet.webp
@@ -29,7 +29,7 @@ from render.builtin.training import Parts
 FILE = Path(__file__).parent / "judge" / "judge.safetensors"
 HEADS = {"product": PRODUCTS, "colour": tuple(COLOURS), "backdrop": BACKDROPS}
 HELD_OUT = 7
-"""Every so-manieth photograph is kept from the judge's training, to test it."""
+"""Every seventh photograph is held out from training, for testing."""
 
 
 class Judge(nn.Module):
@@ -45,8 +45,8 @@ class Judge(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(64, len(words)) for name, words in HEADS.items()})
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        seen = self.body(pixels)
-        return {name: head(seen) for name, head in self.heads.items()}
+        features = self.body(pixels)
+        return {name: head(features) for name, head in self.heads.items()}
 
 
 def load_judge() -> Judge:
@@ -58,13 +58,13 @@ def load_judge() -> Judge:
 
 @torch.inference_mode()
 def is_correct(judge: Judge, pixels: NDArray[np.uint8], scenes: list[Scene]) -> dict[str, NDArray[np.bool_]]:
-    """Per head, which of [B, 128, 128, 3] pixels show what their scene says."""
-    answers = judge(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
+    """Per head, for [B, 128, 128, 3] pixels: whether each image shows its scene's attribute."""
+    logits = judge(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
     return {
         name: np.array(
             [
                 words[int(choice)] == getattr(scene, name)
-                for choice, scene in zip(answers[name].argmax(1), scenes, strict=True)
+                for choice, scene in zip(logits[name].argmax(1), scenes, strict=True)
             ]
         )
         for name, words in HEADS.items()
@@ -73,14 +73,14 @@ def is_correct(judge: Judge, pixels: NDArray[np.uint8], scenes: list[Scene]) -> 
 
 @click.group()
 def cli() -> None:
-    """Train the judge, and judge with it."""
+    """Train and use the judge."""
 
 
 @cli.command()
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--epochs", default=14, show_default=True)
 def train(data: Path, epochs: int) -> None:
-    """Train on whole studio photographs and print the rates on those held out."""
+    """Train on whole studio photographs and print the accuracy on those held out."""
     torch.manual_seed(0)
     group = Parts(data, sizes=[(NATIVE, NATIVE)]).groups[NATIVE, NATIVE]
     whole = np.flatnonzero(group["place"][:, 0] == NATIVE)
@@ -88,33 +88,33 @@ def train(data: Path, epochs: int) -> None:
     pixels = torch.from_numpy(group["pixels"][whole]).permute(0, 3, 1, 2)
     held_out = torch.arange(len(whole)) % HELD_OUT == 0
     judge, order = Judge(), torch.nonzero(~held_out).flatten()
-    optimiser = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-3)
     steps = epochs * (len(order) // 64)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for epoch in range(epochs):
         order = order[torch.randperm(len(order))]
         for at in range(0, len(order) - 63, 64):
             rows = order[at : at + 64]
             batch = _varied(pixels[rows].float() / 255)
-            answers = judge(batch)
-            losses = [functional.cross_entropy(answers[name], labels[name][rows]) for name in HEADS]
+            logits = judge(batch)
+            losses = [functional.cross_entropy(logits[name], labels[name][rows]) for name in HEADS]
             loss = torch.stack(losses).sum()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
         click.echo(f"epoch {epoch + 1} of {epochs}: loss {float(loss.detach()):.4f}")
     judge.eval()
     with torch.inference_mode():
-        answers = judge(pixels[held_out].float() / 255)
-    rates = {
-        name: float((answers[name].argmax(1) == labels[name][held_out]).float().mean()) for name in HEADS
+        logits = judge(pixels[held_out].float() / 255)
+    accuracy = {
+        name: float((logits[name].argmax(1) == labels[name][held_out]).float().mean()) for name in HEADS
     }
     FILE.parent.mkdir(exist_ok=True)
     save_file({name: value.half().contiguous() for name, value in judge.state_dict().items()}, FILE)
     click.echo(
         json.dumps(
-            {"photographs": int((~held_out).sum()), "held_out": int(held_out.sum()), "accuracy": rates}
+            {"photographs": int((~held_out).sum()), "held_out": int(held_out.sum()), "accuracy": accuracy}
         )
     )
 
@@ -128,7 +128,7 @@ def _labels(captions: NDArray[Any]) -> dict[str, Tensor]:
 
 
 def _varied(pixels: Tensor) -> Tensor:
-    """Mirror, soften and grain, so that the judge looks at shapes and colours, not at single pixels."""
+    """Mirror, soften and grain, so that the judge depends on shapes and colors, not on single pixels."""
     if torch.rand(()) < 0.5:
         pixels = pixels.flip(3)
     if torch.rand(()) < 0.5:
@@ -149,7 +149,7 @@ def _varied(pixels: Tensor) -> Tensor:
 def renders(
     count: int, steps: int, guidance: float, seed: int, batch: int, weights: Path, sheet: Path | None
 ) -> None:
-    """Render prompts drawn over all attributes at native size and print how many show what was asked."""
+    """Render prompts drawn over all attributes at native size and print the share that shows them."""
     from diffusers import StableDiffusionXLPipeline
 
     pipeline = StableDiffusionXLPipeline.from_pretrained(weights, dtype=torch.float32)
@@ -171,10 +171,10 @@ def renders(
         pixels = (answer.images * 255).round().astype(np.uint8)
         images.append(pixels)
         correct.append(is_correct(judge, pixels, part))
-    rates = {name: float(np.concatenate([v[name] for v in correct]).mean()) for name in HEADS}
+    accuracy = {name: float(np.concatenate([v[name] for v in correct]).mean()) for name in HEADS}
     if sheet is not None:
         _write_sheet(np.concatenate(images)[:48], sheet)
-    click.echo(json.dumps({"count": count, "steps": steps, "guidance": guidance, "accuracy": rates}))
+    click.echo(json.dumps({"count": count, "steps": steps, "guidance": guidance, "accuracy": accuracy}))
 
 
 def prompt_of(scene: Scene) -> str:
@@ -198,7 +198,7 @@ def _write_sheet(images: NDArray[np.uint8], target: Path, across: int = 8) -> No
 @click.option("--count", default=200, show_default=True)
 @click.option("--seed", default=2, show_default=True)
 def roundtrip(count: int, seed: int) -> None:
-    """Encode and decode photographs; PSNR in dB over the product's own pixels, and over all."""
+    """Encode and decode photographs; print the PSNR in dB over the product's pixels and over all."""
     from diffusers import AutoencoderTiny
 
     vae = AutoencoderTiny.from_pretrained(WEIGHTS, subfolder="vae", dtype=torch.float32).eval()

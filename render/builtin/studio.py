@@ -40,7 +40,7 @@ _TILT = 0.24  # how much of a circle's depth the raised camera shows
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What stands before the camera. Lengths in units of the picture's short side."""
+    """The contents of a photograph. Lengths are in units of the image's short side."""
 
     product: str
     colour: str
@@ -63,8 +63,8 @@ class _Layout:
     side: float
     warm: float
     horizon: float
-    """Where the table ends, below the picture's middle. Not one place for all: an edge that always lies on
-    the same line would stand on the same window border in every picture of a size."""
+    """Where the table ends, below the image's middle. It varies: an edge on a fixed line would lie on the
+    same window border in every image of a size."""
 
 
 def _layout(scene: Scene) -> _Layout:
@@ -87,7 +87,7 @@ def _layout(scene: Scene) -> _Layout:
 def photo(
     scene: Scene, height: int, width: int, crop: tuple[int, int, int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """[h, w, 3] sRGB pixels of the crop (y, x, h, w) of a picture of height x width pixels."""
+    """[h, w, 3] sRGB pixels of the crop (y, x, h, w) of an image of height x width pixels."""
     colour, _ = _render(scene, height, width, crop)
     return (np.clip(colour, 0, 1) * 255 + 0.5).astype(np.uint8)
 
@@ -95,7 +95,7 @@ def photo(
 def mask(
     scene: Scene, height: int, width: int, crop: tuple[int, int, int, int] | None = None
 ) -> NDArray[np.bool_]:
-    """[h, w] the product's own pixels."""
+    """[h, w], true at the product's pixels."""
     _, cover = _render(scene, height, width, crop)
     return cover > 0.5
 
@@ -336,7 +336,7 @@ def _parallelogram(
 def _shaded(
     scene: Scene, lay: _Layout, nx: Field, ny: Field, nz: Field, u: Field, v: Field, pixel: float
 ) -> NDArray[np.floating[Any]]:
-    """[h, w, 3] lit surface; (u, v) are places on the surface in picture units."""
+    """[h, w, 3] lit surface; (u, v) are places on the surface in image units."""
     base = np.array(COLOURS[scene.colour], np.float32)
     seed = (scene.seed * 31 + 7) % 10_007
     u, v = u.astype(np.float32), v.astype(np.float32)

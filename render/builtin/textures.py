@@ -1,4 +1,4 @@
-"""Hash-based noise that is the same at any resolution and shows no finer than a pixel."""
+"""Hash-based noise that is the same at any resolution and has no detail finer than a pixel."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def value_noise(x: Field, y: Field, seed: int) -> Field:
 def visible(frequency: float, footprint: Field | float) -> Field | float:
     """How much of a pattern of `frequency` cycles per unit a pixel of `footprint` units may show.
 
-    Falls from one at six pixels a cycle to nothing at three, as a lens does: a pattern that is drawn
-    right up to the sampling limit is noise to the eye, and to an autoencoder.
+    Falls from one at six pixels per cycle to zero at three, like a lens: a pattern drawn up to the
+    sampling limit looks like noise, and an autoencoder cannot reconstruct it.
     """
     return np.clip(2.0 - 6.0 * frequency * footprint, 0.0, 1.0)
 

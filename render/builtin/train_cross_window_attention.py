@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from render.builtin.folder import new_scheduler, tokens
-from render.builtin.train_unet import DROPOUT, Denoiser, encode_all, noise_of, noised_by, weighted_loss
+from render.builtin.train_unet import DROPOUT, Denoiser, add_noise, blurred_noise, encode_all, weighted_loss
 from render.builtin.training import Parts, Training
 from render.models.adapter import WindowPlace
 from render.models.cross_window_attention import cross_window_attention, cross_window_layers
@@ -28,13 +28,13 @@ from render.models.trained_cross_window_attention import TrainedContext, Trained
 WINDOWS = 8
 """Windows of each image, as drawn."""
 HEADS = 4
-ENTRIES = (0.12, 1.0)
-"""Range of strengths at which a stage starts: the stronger the noise, the more there is to agree on."""
-EARLIER = 80
-"""The tokens come from a step that is at most so many noise levels, of a thousand, before."""
+ENTRY_STRENGTHS = (0.12, 1.0)
+"""Range of a stage's strength: the stronger the noise, the more windows have to agree on."""
+MAX_TOKEN_AGE = 80
+"""The tokens come from a step that is at most this many timesteps, of a thousand, earlier."""
 
 
-class _Reached(Exception):
+class _LayerReached(Exception):
     """The network has reached the layer with cross-window attention."""
 
 
@@ -56,7 +56,7 @@ class WindowDenoiser:
     def predict(self, latents: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
         """[B, C, h, w] noised latents and the tokens to attend to -> v."""
         context = TrainedContext.of(self._attention, tokens, 1.0)
-        # Images take the place of conditions: a row attends to the tokens of its own image.
+        # Images are passed as conditions: a row attends to the tokens of its own image.
         images = [row // WINDOWS for row in range(len(latents))]
         with cross_window_attention(self._denoiser.unet, context, self._places, images):
             prediction: Tensor = self._denoiser(latents, timesteps, *self._inputs)
@@ -64,18 +64,18 @@ class WindowDenoiser:
 
     @torch.no_grad()
     def _layer_input(self, latents: Tensor, timesteps: Tensor) -> Tensor:
-        """[B, cells, channels]: the input of the layer with cross-window attention. The pass ends there."""
-        reached: list[Tensor] = []
+        """[B, cells, channels]: the input of the layer with cross-window attention; the pass ends there."""
+        layer_input: list[Tensor] = []
 
         def stop(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            reached.append(inputs[0])
-            raise _Reached
+            layer_input.append(inputs[0])
+            raise _LayerReached
 
         hook = cross_window_layers(self._denoiser.unet)[0].register_forward_pre_hook(stop)
         try:
             self._denoiser(latents, timesteps, *self._inputs)
-        except _Reached:
-            return reached[0].float()
+        except _LayerReached:
+            return layer_input[0].float()
         finally:
             hook.remove()
         raise AssertionError("the layer was not reached")
@@ -88,26 +88,28 @@ def loss_of(
     blank: Tensor,
     alphas: Tensor,
 ) -> Tensor:
-    """The UNet's own loss (`train_unet`), for windows that attend to the tokens of an earlier step."""
-    clean, below = (torch.from_numpy(rows[name]).float() for name in ("latents", "below"))
+    """The UNet's loss (`train_unet`) for windows that attend to the tokens of an earlier step."""
+    latents, below = (torch.from_numpy(rows[name]).float() for name in ("latents", "below"))
     ids, places = (torch.from_numpy(rows[name]) for name in ("ids", "place"))
-    images, last = len(clean) // WINDOWS, len(alphas) - 1
-    dropped, done, entries = torch.rand(3, images).repeat_interleave(WINDOWS, 1)
-    entries = ENTRIES[0] + entries * (ENTRIES[1] - ENTRIES[0])
+    images, last = len(latents) // WINDOWS, len(alphas) - 1
+    dropped, progress, strengths = torch.rand(3, images).repeat_interleave(WINDOWS, 1)
+    strengths = ENTRY_STRENGTHS[0] + strengths * (ENTRY_STRENGTHS[1] - ENTRY_STRENGTHS[0])
     ids = torch.where((dropped < DROPOUT)[:, None], blank, ids)
     windows = WindowDenoiser(denoiser, attention, ids, places)
-    newer = (done * entries * last).long()
-    older = (newer + torch.randint(EARLIER, ())).clamp(max=last)
+    timesteps = (progress * strengths * last).long()
+    token_timesteps = (timesteps + torch.randint(MAX_TOKEN_AGE, ())).clamp(max=last)
     sigmas = (1 / alphas - 1).sqrt()
-    noise = noise_of(clean, below, 1 / sigmas[(entries * last).long()])
-    tokens_before = windows.tokens(noised_by(clean, noise, alphas[older])[0], older)
-    noised, wanted = noised_by(clean, noise, alphas[newer])
-    return weighted_loss(windows.predict(noised, newer, tokens_before), wanted, alphas[newer])
+    noise = blurred_noise(latents, below, 1 / sigmas[(strengths * last).long()])
+    tokens_before = windows.tokens(add_noise(latents, noise, alphas[token_timesteps])[0], token_timesteps)
+    noised, target = add_noise(latents, noise, alphas[timesteps])
+    return weighted_loss(windows.predict(noised, timesteps, tokens_before), target, alphas[timesteps])
 
 
 def _place(time_ids: Sequence[float]) -> WindowPlace:
-    height, width, y, x, tall, wide = (int(value) for value in time_ids)
-    return WindowPlace(image_height=height, image_width=width, pixel_y=y, pixel_x=x, height=tall, width=wide)
+    height, width, y, x, window_height, window_width = (int(value) for value in time_ids)
+    return WindowPlace(
+        image_height=height, image_width=width, pixel_y=y, pixel_x=x, height=window_height, width=window_width
+    )
 
 
 def _batch(parts: Parts, draw: np.random.Generator, images: int) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def main(data: Path, state: Path, weights: Path, steps: int, images: int, rate: 
     alphas = new_scheduler().alphas_cumprod
     blank = tokens(tokenizer, [""])
     attention = TrainedCrossWindowAttention(cross_window_layers(unet)[0].to_k.in_features, HEADS)
-    # The name is that in training.log.csv.
+    # The stage's name in training.log.csv; version 0.1 called this attention a listener.
     training = Training("listener", attention, state, steps=steps, rate=rate, decay=0.999)
     for draw in training:
         with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):

@@ -32,12 +32,12 @@ from render.builtin.training import Average, Parts, Training
 
 DROPOUT = 0.1
 """Share of captions replaced by the empty one, for guidance."""
-LEAST_WEIGHT = 0.4
-"""Of a noise level's loss, as a share of a plain one's."""
-ENTERED = 0.75
-"""Share of crops that are trained as a later stage of the cascade meets them."""
-ENTRIES = (0.12, 0.5)
-"""Strengths at which those are entered."""
+MIN_WEIGHT = 0.4
+"""Smallest weight of a noise level's loss."""
+UPSCALED_SHARE = 0.75
+"""Share of crops that are trained like the input of a later stage of the cascade."""
+ENTRY_STRENGTHS = (0.12, 0.5)
+"""Range of that stage's strength."""
 
 
 class Denoiser(nn.Module):
@@ -70,24 +70,24 @@ def encode_all(parts: Parts, vae: Any, tokenizer: Any, device: str) -> None:
             with torch.autocast(device, torch.bfloat16):
                 latents.append(encoder(batch).half().cpu().numpy())
                 if crops:
-                    below.append(encoder(_from_below(batch, vae)).half().cpu().numpy())
+                    below.append(encoder(_upscaled_pixels(batch, vae)).half().cpu().numpy())
         places = group["place"].astype(np.float32)
-        # A crop's own latents, from those of what was drawn around it.
+        # Cut the crop's latents from those of the crop with its margin.
         corners = (group["place"][:, 2:4] - group["corner"]) // 8
-        tall, wide = group["place"][0, 4:6] // 8
-        windows = [(..., slice(y, y + tall), slice(x, x + wide)) for y, x in corners]
-        own, enlarged = (
+        window_height, window_width = group["place"][0, 4:6] // 8
+        windows = [(..., slice(y, y + window_height), slice(x, x + window_width)) for y, x in corners]
+        cropped, enlarged = (
             np.stack([each[window] for each, window in zip(np.concatenate(drawn), windows, strict=True)])
             for drawn in (latents, below or latents)
         )
         captions = [json.loads(text)[0] for text in group["caption"]]
         ids = tokens(tokenizer, captions).numpy()
         group.clear()
-        group["latents"], group["below"], group["place"], group["ids"] = own, enlarged, places, ids
+        group["latents"], group["below"], group["place"], group["ids"] = cropped, enlarged, places, ids
 
 
-def _from_below(pixels: Tensor, vae: Any) -> Tensor:
-    """[B, 3, H, W] photographs as the stage below hands them on: halved, decoded and enlarged again."""
+def _upscaled_pixels(pixels: Tensor, vae: Any) -> Tensor:
+    """[B, 3, H, W] photographs as a later stage gets them: halved, encoded, decoded and enlarged again."""
     small = vae.decoder(vae.encoder(functional.avg_pool2d(pixels, 2))).float()
     return functional.interpolate(small, scale_factor=2, mode="bicubic").clamp(-1, 1)
 
@@ -95,48 +95,49 @@ def _from_below(pixels: Tensor, vae: Any) -> Tensor:
 def loss_of(model: nn.Module, rows: dict[str, Any], blank: Tensor, alphas: Tensor, device: str) -> Tensor:
     """v-prediction with min-SNR weighting (Hang et al. 2023, gamma 5).
 
-    A later stage starts from the enlarged picture below, noised to its entry. A plain model takes that blur
-    for what the picture shows. Here most crops start from it too, and are to end at the true photograph: on
-    the way there the blur is left as a straight line of the noise level, as an ODE sampler leaves it.
+    A later stage starts from the enlarged image of the stage below, noised to its strength. A model that was
+    trained on sharp images alone takes the blur for content. Here most crops start from the blurred latents
+    too, with the sharp photograph as the target: the blur's share falls linearly with sigma, as along the
+    path of an ODE sampler.
     """
     clean, below, places = (torch.from_numpy(rows[name]).to(device) for name in ("latents", "below", "place"))
     ids = torch.from_numpy(rows["ids"]).to(device)
     count = len(clean)
     ids = torch.where((torch.rand(count, device=device) < DROPOUT)[:, None], blank, ids)
-    # Crops are entered at a strength below one, so their low noise levels matter most.
+    # Crops start at a strength below one, so their low noise levels matter most.
     whole = places[:, 0] * places[:, 1] == places[:, 4] * places[:, 5]
-    entered = ~whole & (torch.rand(count, device=device) < ENTERED)
-    entries = torch.empty(count, device=device).uniform_(*ENTRIES)
-    highest = torch.where(entered, entries, torch.where(whole, 1.0, 0.85))
+    upscaled = ~whole & (torch.rand(count, device=device) < UPSCALED_SHARE)
+    strengths = torch.empty(count, device=device).uniform_(*ENTRY_STRENGTHS)
+    highest = torch.where(upscaled, strengths, torch.where(whole, 1.0, 0.85))
     timesteps = (torch.rand(count, device=device) * highest * 1000).long()
     sigmas = (1 / alphas - 1).sqrt()
-    left = torch.where(entered, 1 / sigmas[(entries * 1000).long()], 0.0)
-    noise = noise_of(clean.float(), below.float(), left)
-    noised, wanted = noised_by(clean.float(), noise, alphas[timesteps])
-    return weighted_loss(model(noised, timesteps, ids, places), wanted, alphas[timesteps])
+    blur = torch.where(upscaled, 1 / sigmas[(strengths * 1000).long()], 0.0)
+    noise = blurred_noise(clean.float(), below.float(), blur)
+    noised, target = add_noise(clean.float(), noise, alphas[timesteps])
+    return weighted_loss(model(noised, timesteps, ids, places), target, alphas[timesteps])
 
 
-def noise_of(clean: Tensor, below: Tensor, left: Tensor) -> Tensor:
-    """Noise for [B, C, h, w] latents, with so much of the blur `below` in it as is `left`, [B].
+def blurred_noise(clean: Tensor, below: Tensor, blur: Tensor) -> Tensor:
+    """Noise for [B, C, h, w] latents, plus `blur`, [B], times the difference to the blurred latents `below`.
 
-    What is left of the blur is sigma over the entry's sigma; written so, it goes with the noise.
+    The blur's share is sigma over the sigma of the start. Added to the noise, it is scaled by sigma with it.
     """
-    return torch.randn_like(clean) + left[:, None, None, None] * (below - clean)
+    return torch.randn_like(clean) + blur[:, None, None, None] * (below - clean)
 
 
-def noised_by(clean: Tensor, noise: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, C, h, w] latents at their noise levels, and the v that a network is to find in them."""
+def add_noise(clean: Tensor, noise: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, C, h, w] latents at their noise levels, and the target v."""
     signal, spread = (part.sqrt()[:, None, None, None] for part in (alphas, 1 - alphas))
     return signal * clean + spread * noise, signal * noise - spread * clean
 
 
-def weighted_loss(answer: Tensor, wanted: Tensor, alphas: Tensor) -> Tensor:
+def weighted_loss(answer: Tensor, target: Tensor, alphas: Tensor) -> Tensor:
     """The squared error, min-SNR weighted."""
     snr = alphas / (1 - alphas)
-    # Alone it all but leaves out the high noise levels, where so small a picture gets its shape.
-    weight = (snr.clamp(max=5.0) / (snr + 1)).clamp(min=LEAST_WEIGHT)
-    per_sample = functional.mse_loss(answer.float(), wanted, reduction="none").mean((1, 2, 3))
-    # Divided by the weights' mean over the levels, so that the figure reads like a plain error.
+    # Min-SNR alone gives almost no weight to the high noise levels, where so small an image gets its shape.
+    weight = (snr.clamp(max=5.0) / (snr + 1)).clamp(min=MIN_WEIGHT)
+    per_sample = functional.mse_loss(answer.float(), target, reduction="none").mean((1, 2, 3))
+    # Divided by the mean weight over all levels, so that the loss is comparable to an unweighted one.
     return (per_sample * weight).mean() * 2
 
 
@@ -151,7 +152,7 @@ def weighted_loss(answer: Tensor, wanted: Tensor, alphas: Tensor) -> Tensor:
 @click.option("--publish", default=2000, show_default=True, help="Steps between weights written to OUT.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option(
-    "--begin-with", type=click.Path(path_type=Path, exists=True), help="Weights folder to go on from."
+    "--begin-with", type=click.Path(path_type=Path, exists=True), help="Weights folder to start from."
 )
 @click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
 def main(
@@ -171,7 +172,7 @@ def main(
     torch.manual_seed(0)
     vae = new_vae()
     vae.load_state_dict(torch.load(vae_state, weights_only=True)["average"])
-    # Weights that go on must read their prompts by the ids that they learned.
+    # Trained weights need the token ids that they were trained with.
     tokenizer = (
         new_tokenizer() if begin_with is None else CLIPTokenizer.from_pretrained(begin_with / "tokenizer_2")
     )
@@ -187,7 +188,7 @@ def main(
     blank = tokens(tokenizer, [""]).to(device)
     training = Training("unet", model, state, steps=steps, rate=rate, decay=0.9995)
     for draw in training:
-        # Attention this small is faster as plain products: flash attention's backward pass took a quarter.
+        # Small attention is faster without flash attention, whose backward pass took a quarter of the time.
         with (
             sdpa_kernel(SDPBackend.MATH),
             torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"),

@@ -1,4 +1,4 @@
-"""Trains the built-in autoencoder. Resumable; see MODEL_CARD.md for the whole recipe.
+"""Trains the built-in autoencoder. Resumable; see MODEL_CARD.md for all commands.
 
 python -m render.builtin.train_vae --data DIR --state FILE --steps 18000
 """
@@ -21,31 +21,34 @@ from render.builtin.folder import new_vae
 from render.builtin.training import Parts, Training
 
 CROP = 64
-"""Side of a training crop in pixels: edges and grain are local, and small crops make many steps."""
+"""Side of a training crop in pixels: edges and grain are local, and small crops allow many steps."""
 ON_PRODUCT = 0.7
-"""Share of the crops that hold a piece of the product; backdrops are smoother and learn by themselves."""
-AROUND = 8
-"""Pixels around a product that count as much as it does: that is where its colour must not be."""
+"""Share of the crops that contain a part of the product; backdrops are smoother and easier to learn."""
+PRODUCT_MARGIN = 8
+"""Pixels around a product with its weight in the loss: its color must not bleed there."""
 LATENT_NOISE = 0.03
-"""Spread of the noise on the latents, so that a decoder has seen latents that are not quite right. More noise
-teaches both networks to take what they see for the nearest thing that they know."""
-UNSURE, SOFT = 0.06, 0.2
-"""Most noise, and most of a blur, on the latents of a crop when the decoder is trained alone: what a UNet
-leaves is a little wrong, and a tenth softer than what an encoder makes."""
-RECOLOURED = 0.6
-"""Share of the crops whose colours are changed. The studio has few, and an autoencoder that has seen no
-others takes each soft tint for one of them: a dim highlight on red came out orange, more so at each stage."""
-CENTRED, CENTRED_TOGETHER = 1024, 32
-"""Photographs that the colours are centred on, and how many at a time."""
-KEPT = 3.0
-"""What it costs, with `--keep-latents`, to encode a photograph otherwise than before."""
+"""Standard deviation of the noise on the latents, so that the decoder tolerates inexact latents. With more
+noise both networks map their input to the nearest training example."""
+MAX_NOISE, MAX_BLUR = 0.06, 0.2
+"""Largest noise and blur on the latents when the decoder is trained alone: a UNet's latents are slightly
+wrong, and a tenth softer than an encoder's."""
+RECOLORED_SHARE = 0.6
+"""Share of the crops whose colors are changed. The studio has few colors, and an autoencoder trained on these
+alone maps each soft tint to one of them: a dim highlight on red came out orange, more so at each stage."""
+CENTERING_PHOTOS, CENTERING_BATCH = 1024, 32
+"""Photographs for centering the colors, and how many at a time."""
+KEEP_LATENTS_WEIGHT = 3.0
+"""Weight, with `--keep-latents`, of the difference to the latents of the initial encoder."""
 
 
-def as_a_unet_leaves_them(latents: Tensor) -> Tensor:
-    """[B, C, h, w] latents, each row more or less wrong and soft."""
-    wrong, soft = (torch.rand(len(latents), 1, 1, 1, device=latents.device) * most for most in (UNSURE, SOFT))
+def degrade_latents(latents: Tensor) -> Tensor:
+    """[B, C, h, w] latents with random noise and blur per row, like those of a UNet."""
+    noise, soft = (
+        torch.rand(len(latents), 1, 1, 1, device=latents.device) * maximum
+        for maximum in (MAX_NOISE, MAX_BLUR)
+    )
     blurred = functional.avg_pool2d(functional.pad(latents, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    return latents + (blurred - latents) * soft + torch.randn_like(latents) * wrong
+    return latents + (blurred - latents) * soft + torch.randn_like(latents) * noise
 
 
 def loss_of(
@@ -53,30 +56,30 @@ def loss_of(
     weight: Tensor,
     vae: Any,
     device: str,
-    former: nn.Module | None = None,
+    old_encoder: nn.Module | None = None,
     decoder_only: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Reconstruction of [B, 3, h, w] pixels in [0, 1]: L1 over a pyramid of details, products count more.
+    """Reconstruction of [B, 3, h, w] pixels in [0, 1]: L1 over a pyramid of details, weighted by `weight`.
 
-    Latents are held near zero mean and unit spread, where noise schedules expect them; those of the first
-    rows, which are plain photographs, near what a `former` encoder makes of them.
+    Latents are kept near zero mean and unit standard deviation, as noise schedules expect. Those of the first
+    rows, which are plain photographs, are kept near the output of `old_encoder`.
     """
-    # Only the networks run in half precision: poolings are slow in it on a CPU, and losses want the bits.
+    # Only the networks run in half precision: pooling is slow in it on a CPU, and losses need the precision.
     with torch.autocast(device, torch.bfloat16):
         latents = vae.encoder(pixels * 2 - 1)
         if decoder_only:
-            again = vae.decoder(as_a_unet_leaves_them(latents))
+            decoded = vae.decoder(degrade_latents(latents))
         else:
-            again = vae.decoder(latents + torch.randn_like(latents) * LATENT_NOISE)
+            decoded = vae.decoder(latents + torch.randn_like(latents) * LATENT_NOISE)
     latents = latents.float()
-    kept = torch.zeros((), device=pixels.device)
-    if former is not None:
-        plain = len(pixels) - round(len(pixels) * RECOLOURED)
+    drift = torch.zeros((), device=pixels.device)
+    if old_encoder is not None:
+        plain = len(pixels) - round(len(pixels) * RECOLORED_SHARE)
         with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
-            before = former(pixels[:plain] * 2 - 1).float()
-        kept = KEPT * functional.mse_loss(latents[:plain], before.clone())
+            old_latents = old_encoder(pixels[:plain] * 2 - 1).float()
+        drift = KEEP_LATENTS_WEIGHT * functional.mse_loss(latents[:plain], old_latents.clone())
     spread = (latents.mean((0, 2, 3)) ** 2 + (latents.std((0, 2, 3)) - 1) ** 2).mean()
-    error = ((again.float() + 1) / 2 - pixels).contiguous()
+    error = ((decoded.float() + 1) / 2 - pixels).contiguous()
     total = torch.zeros((), device=pixels.device)
     mse = (error**2 * weight).mean() / weight.mean()
     for _ in range(3):
@@ -85,18 +88,18 @@ def loss_of(
         total = total + (detail.abs() * weight).mean() * 2.0
         error, weight = coarse, functional.avg_pool2d(weight, 2)
     total = total + (error.abs() * weight).mean() * 2.0
-    return total + 15.0 * mse + 0.1 * spread + kept, mse
+    return total + 15.0 * mse + 0.1 * spread + drift, mse
 
 
-def recoloured(images: Tensor) -> Tensor:
-    """[B, 3, h, w] pixels in [0, 1]: the last rows in other colours, unevenly lit, and some of them soft."""
-    count = round(len(images) * RECOLOURED)
+def recolor(images: Tensor) -> Tensor:
+    """[B, 3, h, w] pixels in [0, 1]: the last rows with other colors and uneven light, some blurred."""
+    count = round(len(images) * RECOLORED_SHARE)
     plain, changed = images[:-count], images[-count:]
     mixing = torch.eye(3) + torch.randn(count, 3, 3) * 0.25
     mixing = mixing * torch.empty(count, 1, 1).uniform_(0.4, 1.4)
     changed = torch.einsum("bij,bjhw->bihw", mixing, changed - 0.5) + 0.5
     changed = changed + torch.randn(count, 3, 1, 1) * 0.1
-    # Slow tints, and glows about as wide as a highlight.
+    # Wide tints, and spots about as wide as a highlight.
     for side, spread in ((3, 0.12), (9, 0.12)):
         tint = torch.randn(count, 3, side, side) * spread * torch.rand(count, 1, 1, 1)
         changed = changed + functional.interpolate(tint, changed.shape[2:], mode="bicubic")
@@ -122,22 +125,22 @@ def crops(rows: dict[str, Any], draw: np.random.Generator) -> tuple[Tensor, Tens
         weights.append(mask[cut])
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
     products = torch.from_numpy(np.stack(weights)).float()[:, None]
-    return images, functional.max_pool2d(products, 2 * AROUND + 1, 1, AROUND) * 2 + 1
+    return images, functional.max_pool2d(products, 2 * PRODUCT_MARGIN + 1, 1, PRODUCT_MARGIN) * 2 + 1
 
 
-def centre(vae: Any, parts: Parts) -> Tensor:
-    """Shift the decoder's last biases until photographs come back as light as they went in.
+def center_colors(vae: Any, parts: Parts) -> Tensor:
+    """Shift the decoder's last biases so that decoded photographs have the mean color of the originals.
 
-    Networks that were trained in half precision return them about a grey level too dark in full precision,
-    and a cascade decodes at every stage. Returns the shift, [3], in shares of white.
+    Networks trained in half precision decode about a gray level too dark in full precision, and a cascade
+    decodes at every stage. Returns the shift, [3], in shares of white.
     """
     draw, errors = np.random.default_rng(0), []
     with torch.inference_mode():
-        for _ in range(CENTRED // CENTRED_TOGETHER):
-            rows = parts.batch(draw, CENTRED_TOGETHER)
+        for _ in range(CENTERING_PHOTOS // CENTERING_BATCH):
+            rows = parts.batch(draw, CENTERING_BATCH)
             pixels = torch.from_numpy(rows["pixels"]).permute(0, 3, 1, 2).float() / 255
-            again = vae.decoder(vae.encoder(pixels * 2 - 1)) / 2 + 0.5
-            errors.append((again - pixels).mean((0, 2, 3)))
+            decoded = vae.decoder(vae.encoder(pixels * 2 - 1)) / 2 + 0.5
+            errors.append((decoded - pixels).mean((0, 2, 3)))
         shift = -torch.stack(errors).mean(0)
         vae.decoder.layers[-1].bias += shift
     return shift
@@ -151,12 +154,15 @@ def centre(vae: Any, parts: Parts) -> Tensor:
 @click.option("--rate", default=1e-3, show_default=True, help="Highest learning rate.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option(
-    "--begin-with", type=click.Path(path_type=Path, exists=True), help="Weights folder to go on from."
+    "--begin-with", type=click.Path(path_type=Path, exists=True), help="Weights folder to start from."
 )
-@click.option("--decoder-only", is_flag=True, help="Keep the encoder, and so all latents, as they are.")
-@click.option("--keep-latents", is_flag=True, help="Keep the latents of photographs nearly as they are.")
+@click.option("--decoder-only", is_flag=True, help="Train the decoder only; latents do not change.")
+@click.option("--keep-latents", is_flag=True, help="Penalize changes of the latents of photographs.")
 @click.option(
-    "--share", default=1.0, show_default=True, help="How far to go from the first weights to the last."
+    "--share",
+    default=1.0,
+    show_default=True,
+    help="Interpolation from the initial weights (0) to the trained ones (1).",
 )
 def main(
     data: Path,
@@ -172,29 +178,29 @@ def main(
 ) -> None:
     """Train the autoencoder on crops of the drawn photographs.
 
-    With a `--share`, weights end between those it began with and the trained ones (WiSE-FT, Wortsman et al.
-    2022): a part of what the training brings for less of what it costs.
+    With a `--share` below 1 the result is interpolated between the initial and the trained weights (WiSE-FT,
+    Wortsman et al. 2022): a part of the gain at less of the loss.
     """
     torch.manual_seed(0)
     vae = new_vae() if begin_with is None else AutoencoderTiny.from_pretrained(begin_with, subfolder="vae")
     vae = vae.float().to(device).to(memory_format=torch.channels_last)
     if decoder_only:
         vae.encoder.requires_grad_(False)
-    former = copy.deepcopy(vae.encoder) if keep_latents else None
-    begun = {name: value.cpu().clone() for name, value in vae.state_dict().items()}
+    old_encoder = copy.deepcopy(vae.encoder) if keep_latents else None
+    initial = {name: value.cpu().clone() for name, value in vae.state_dict().items()}
     parts = Parts(data, sizes=[(NATIVE, NATIVE), (DRAWN, DRAWN)])
     training = Training("vae", vae, state, steps=steps, rate=rate, decay=0.9995)
     if training.step >= steps:
-        raise click.ClickException(f"{state} has had its {steps} steps")
+        raise click.ClickException(f"{state} has already run {steps} steps; use more --steps")
     for draw in training:
         pixels, weight = crops(parts.batch(draw, batch), draw)
-        pixels = recoloured(pixels).to(device).contiguous(memory_format=torch.channels_last)
-        loss, mse = loss_of(pixels, weight.to(device), vae, device, former, decoder_only)
+        pixels = recolor(pixels).to(device).contiguous(memory_format=torch.channels_last)
+        loss, mse = loss_of(pixels, weight.to(device), vae, device, old_encoder, decoder_only)
         training.descend(loss, figure=-10 * float(torch.log10(mse.detach())))
     trained = new_vae()
     last = training.average.weights
-    trained.load_state_dict({name: torch.lerp(begun[name], last[name].cpu(), share) for name in begun})
-    centre(trained, parts)
+    trained.load_state_dict({name: torch.lerp(initial[name], last[name].cpu(), share) for name in initial})
+    center_colors(trained, parts)
     training.average.load(trained.state_dict())
     training.save()
 

@@ -1,4 +1,4 @@
-"""What the trainings share: the parts on disk, the moving average, the saved state, the log."""
+"""Shared by the training commands: the data on disk, the moving average, the saved state, the log."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-KEEP_EVERY_S = 120
+SAVE_EVERY_S = 120
 LOG_EVERY = 100
-"""Steps over which a line of the log is the mean."""
+"""Steps that a line of the log averages over."""
 
 
 class Parts:
@@ -35,7 +35,7 @@ class Parts:
         }
 
     def batch(self, draw: np.random.Generator, count: int) -> dict[str, NDArray[Any]]:
-        """`count` rows of one size; sizes are drawn as often as they have rows."""
+        """`count` rows of one size; sizes are drawn in proportion to their rows."""
         sizes = list(self.groups)
         rows = np.array([len(self.groups[size]["place"]) for size in sizes], float)
         group = self.groups[sizes[int(draw.choice(len(sizes), p=rows / rows.sum()))]]
@@ -47,30 +47,30 @@ class Average:
     """Exponential moving average of a model's weights."""
 
     def __init__(self, model: torch.nn.Module, decay: float) -> None:
-        self.decay, self._seen = decay, 0
+        self.decay, self._updates = decay, 0
         self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
 
     def update(self, model: torch.nn.Module) -> None:
-        self._seen += 1
-        decay = min(self.decay, (1 + self._seen) / (10 + self._seen))
+        self._updates += 1
+        decay = min(self.decay, (1 + self._updates) / (10 + self._updates))
         state = model.state_dict()
         names = [name for name, value in state.items() if value.dtype.is_floating_point]
         with torch.no_grad():
-            # One call for all: a loop over hundreds of small tensors costs more than its arithmetic.
+            # One call for all tensors: a loop over hundreds of small ones costs more than its arithmetic.
             torch._foreach_lerp_(
                 [self.weights[name] for name in names], [state[name] for name in names], 1 - decay
             )
 
     def load(self, weights: dict[str, torch.Tensor]) -> None:
         self.weights = {name: value.clone() for name, value in weights.items()}
-        self._seen = 10_000
+        self._updates = 10_000
 
 
 class Training:
-    """A resumable run of optimiser steps: rate, moving average, state on disk, log.
+    """A resumable run of optimizer steps: rate, moving average, state on disk, log.
 
-    Iterating gives one random generator per step, so that a resumed run draws what an unbroken one would;
-    the body computes the loss and hands it to `descend`.
+    Iterating yields one random generator per step, so that a resumed run draws the same numbers as an
+    uninterrupted one; the loop's body computes the loss and passes it to `descend`.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Training:
         self.step = 0
         self._stage = stage
         trained = [weight for weight in model.parameters() if weight.requires_grad]
-        self._optimiser = torch.optim.AdamW(
+        self._optimizer = torch.optim.AdamW(
             trained, lr=rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
         )
         self._spent, self._started = 0.0, time.monotonic()
@@ -90,29 +90,29 @@ class Training:
             saved = torch.load(path, weights_only=True)
             model.load_state_dict(saved["model"])
             self.average.load(saved["average"])
-            self._optimiser.load_state_dict(saved["optimiser"])
+            self._optimizer.load_state_dict(saved["optimiser"])
             self.step, self._spent = saved["step"], saved["spent"]
 
     def __iter__(self) -> Iterator[np.random.Generator]:
-        kept = time.monotonic()
+        saved_at = time.monotonic()
         while self.step < self.steps:
             torch.manual_seed(self.step)
             yield np.random.default_rng(self.step)
             self.step += 1
-            if time.monotonic() - kept > KEEP_EVERY_S:
-                kept = time.monotonic()
+            if time.monotonic() - saved_at > SAVE_EVERY_S:
+                saved_at = time.monotonic()
                 self.save()
         self.save()
 
     def descend(self, loss: torch.Tensor, figure: float = float("nan")) -> None:
-        """One optimiser step; the rate climbs over 200 steps, holds, and falls over the last 55 %."""
-        left = 1 - self.step / self.steps
-        for group in self._optimiser.param_groups:
-            group["lr"] = self.rate * min(1, (self.step + 1) / 200) * max(0.01, min(1.0, left / 0.55))
-        self._optimiser.zero_grad()
+        """One optimizer step; the rate rises over 200 steps, stays, and falls over the last 55 %."""
+        remaining = 1 - self.step / self.steps
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.rate * min(1, (self.step + 1) / 200) * max(0.01, min(1.0, remaining / 0.55))
+        self._optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self._optimiser.step()
+        self._optimizer.step()
         self.average.update(self.model)
         self._recent.append((float(loss.detach()), figure))
         if len(self._recent) == LOG_EVERY:
@@ -125,15 +125,15 @@ class Training:
 
     @property
     def seconds(self) -> float:
-        """Seconds spent, those before a resume included."""
+        """Seconds spent, including those before a resume."""
         return self._spent + time.monotonic() - self._started
 
     def save(self) -> None:
-        """Write the state whole or not at all."""
+        """Write the state atomically."""
         state = {
             "model": self.model.state_dict(),
             "average": self.average.weights,
-            "optimiser": self._optimiser.state_dict(),
+            "optimiser": self._optimizer.state_dict(),
             "step": self.step,
             "spent": self.seconds,
         }

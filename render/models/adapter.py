@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowPlace:
-    """Where a window lies in its image, in pixels: the image's size, and the window's corner and size."""
+    """A window's position in its image, in pixels: the image's size, and the window's corner and size."""
 
     image_height: int
     image_width: int
@@ -29,7 +29,7 @@ class WindowPlace:
 
 
 class Adapter(Protocol):
-    """One loaded model. Constructors load nothing; `render.models.load_adapter` does."""
+    """One loaded model. Constructors load nothing; use `render.models.load_adapter`."""
 
     info: ModelInfo
     prediction_type: str
@@ -55,14 +55,14 @@ class Adapter(Protocol):
         """The network's predictions for a batch of evaluations: one forward of batch B, nothing combined.
 
         `latents` is [B, C, h, w], already scaled as the network expects it (x / sqrt(1 + sigma^2)).
-        `conditions` has the condition index of each row: with guidance 0 is without the prompt and 1 with it,
-        without guidance 0 is with it. It is the row of the text states that is used.
+        `conditions` has the condition index of each row: with guidance 0 is unconditional and 1
+        conditional, without guidance 0 is conditional. It selects the row of the text states.
         Returns [B, C, h, w] in float32.
         """
         ...
 
     def prepare_context(self, tokens: Tensor | None, strength: float, form: str) -> Any:
-        """What windows attend to at a step, ready for `predict_with_context`; computed once per step.
+        """The context that windows attend to, ready for `predict_with_context`; computed once per step.
 
         `tokens` is [conditions, N, token_width], or None where there are none. `strength` is the weight of
         all tokens together. `form` is one of `render.spec.ATTENTION_FORMS`.

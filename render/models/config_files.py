@@ -1,4 +1,4 @@
-"""The JSON files of a model folder, checked as they are read. No torch."""
+"""Reads and checks the JSON files of a model folder. No torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read_config(path: Path, part: str) -> dict[str, Any]:
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
-    """A JSON object of the folder; raises `ModelNotUsable` when it is missing or anything else."""
+    """A JSON object of the folder; raises `ModelNotUsable` when it is missing or not an object."""
     try:
         document = json.loads((path / name).read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
@@ -37,19 +37,21 @@ def whole_number(path: Path, config: dict[str, Any], part: str, key: str, defaul
 
 
 @overload
-def number(path: Path, index: dict[str, Any], key: str, least: float, default: float) -> float: ...
+def number(path: Path, index: dict[str, Any], key: str, minimum: float, default: float) -> float: ...
 @overload
-def number(path: Path, index: dict[str, Any], key: str, least: float, default: None) -> float | None: ...
-def number(path: Path, index: dict[str, Any], key: str, least: float, default: float | None) -> float | None:
-    """A number of at least `least` from `model_index.json`; raises `ModelNotUsable` for anything else."""
+def number(path: Path, index: dict[str, Any], key: str, minimum: float, default: None) -> float | None: ...
+def number(
+    path: Path, index: dict[str, Any], key: str, minimum: float, default: float | None
+) -> float | None:
+    """A number of at least `minimum` from `model_index.json`; raises `ModelNotUsable` for anything else."""
     value = index.get(key)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
-        raise unusable(path, f"has {key} {value!r} in model_index.json; it must be at least {least:g}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not minimum <= value < math.inf:
+        raise unusable(path, f"has {key} {value!r} in model_index.json; it must be at least {minimum:g}")
     return float(value)
 
 
 def unusable(path: Path, problem: str) -> ModelNotUsable:
-    """The error of a folder, with its problem and what to do."""
+    """The error for a folder; `problem` says what is wrong and what to do."""
     return ModelNotUsable("model", str(path), problem)

@@ -1,4 +1,4 @@
-"""A model folder, read without torch: where it is, whether it can be used, and what the plan must know.
+"""A model folder, read without torch: where it is, whether it can be used, and its `ModelInfo` for the plan.
 
 A folder has diffusers' layout: a `model_index.json` and one subfolder for each part of the pipeline.
 """
@@ -25,13 +25,14 @@ ZOOM_LIMIT_KEY = "_max_zoom"
 """In `model_index.json`: the largest zoom (in native sizes) that the model was trained on. diffusers
 ignores keys with a leading underscore, so the folder still loads in a stock pipeline."""
 GUIDANCE_KEY = "_guidance_scale"
-"""Beside it: the guidance scale that suits the model best, where that is not its family's."""
+"""In the same file: the model's default guidance scale, where it is not that of its family."""
 AESTHETICS_KEY = "requires_aesthetics_score"
 """In a refiner's `model_index.json`: its network takes an aesthetic score."""
 TRAINED_ATTENTION, OLD_TRAINED_ATTENTION = "cross_window_attention", "listener"
 """The part with trained cross-window attention, in models that have one
 (`render.models.trained_cross_window_attention`). Stock pipelines do not know it, so `model_index.json` does
-not list it. Models of version 0.1 have it under the old name, which their digests cover; both are read."""
+not list it. Models of version 0.1 have it in a folder `listener`. Their digests cover
+that name, so both names are read."""
 _TRAINED_ATTENTIONS = (TRAINED_ATTENTION, OLD_TRAINED_ATTENTION)
 _ATTENDING_MIDDLE = "UNetMidBlock2DCrossAttn"
 
@@ -64,14 +65,14 @@ def read_model_info(path: Path) -> ModelInfo:
 
 
 def read_refiner_info(path: Path) -> ModelInfo:
-    """The same of a refiner: a model that does the last steps of what another model has begun.
+    """The same for a refiner: a model that does the last steps after another model.
 
-    Raises `ModelNotUsable` for a folder that cannot be used, or that is not a refiner's.
+    Raises `ModelNotUsable` for a folder that cannot be used, or that is not a refiner.
     """
     return _read_refiner_info(path, _listing(path))
 
 
-# `listing` is the caches' key alone. Errors are not cached: such a folder is read again each time.
+# `listing` is only part of the cache's key. Errors are not cached: such a folder is read again each time.
 @lru_cache(maxsize=32)
 def _read_model_info(path: Path, listing: Listing) -> ModelInfo:
     return _model_info(path, *_inspect(path))
@@ -131,7 +132,7 @@ def _builtin_folder() -> Path:
 
 
 def _listing(path: Path) -> Listing:
-    """Every file below a folder with its size and its times, in nanoseconds; links are followed."""
+    """Every file below a folder with its size and its times in nanoseconds; links are followed."""
     listing = []
     for file in sorted(path.rglob("*")):
         with contextlib.suppress(OSError):
@@ -201,7 +202,7 @@ def _is_network(part: str) -> bool:
 
 
 def trained_attention_folder(path: Path) -> Path | None:
-    """Where a model's folder has its trained cross-window attention; None where it has none."""
+    """The subfolder with trained cross-window attention; None if the model has none."""
     folders = (path / name for name in _TRAINED_ATTENTIONS)
     return next((folder for folder in folders if folder.is_dir()), None)
 
@@ -231,7 +232,7 @@ def _sample_size(path: Path, unet: dict[str, Any]) -> int:
 
 
 def _token_width(unet: dict[str, Any]) -> int:
-    """The channels of the UNet's middle block, where that has self-attention
+    """The channels of the UNet's middle block if that has self-attention
     (see `render.models.cross_window_attention`); else 0."""
     channels = unet.get("block_out_channels", (320, 640, 1280, 1280))
     attends = unet.get("mid_block_type", _ATTENDING_MIDDLE) == _ATTENDING_MIDDLE

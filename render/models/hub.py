@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub: the local cache first, the network only when that is incomplete."""
+"""Models from the Hugging Face hub: the local cache first, the network only when the cache is incomplete."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from pathlib import Path
 
 from render.errors import ModelNotUsable
 
-WANTED = ("model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors")
-UNWANTED = ("*.*.safetensors", "safety_checker/*", "feature_extractor/*", "image_encoder/*", "*.msgpack")
+ALLOW_PATTERNS = ("model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors")
+IGNORE_PATTERNS = (
+    "*.*.safetensors",
+    "safety_checker/*",
+    "feature_extractor/*",
+    "image_encoder/*",
+    "*.msgpack",
+)
 """The first excludes variants such as `model.fp16.safetensors`, of which a folder may have several."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -23,7 +29,7 @@ def looks_like_hub_id(name: str) -> bool:
 
 
 def download(name: str, is_complete: Callable[[Path], bool]) -> Path:
-    """The folder of a hub id; `is_complete` checks whether the cached folder suffices.
+    """Return the folder of a hub id; `is_complete` checks whether the cached folder can be used.
 
     Raises `ModelNotUsable` when it is neither in the cache nor available from the hub.
     """
@@ -33,7 +39,7 @@ def download(name: str, is_complete: Callable[[Path], bool]) -> Path:
     fetched = _snapshot(name, local=False)
     if isinstance(fetched, Path):
         return fetched
-    if isinstance(cached, Path):  # read_model_info reports what it lacks
+    if isinstance(cached, Path):  # read_model_info reports what is missing
         return cached
     reason = str(fetched).strip().splitlines() or [type(fetched).__name__]
     raise ModelNotUsable(
@@ -48,20 +54,20 @@ def _snapshot(name: str, local: bool) -> Path | Exception:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    # OSError is the root of requests' and of the cache's own errors (LocalEntryNotFoundError among them).
-    known: tuple[type[Exception], ...] = (OSError, ValueError, HfHubHTTPError, HFValidationError)
-    # The hub's client has changed its HTTP library; errors of either may be raised.
+    # OSError is the base of requests' errors and of the cache's errors (such as LocalEntryNotFoundError).
+    expected: tuple[type[Exception], ...] = (OSError, ValueError, HfHubHTTPError, HFValidationError)
+    # Versions of the hub's client use different HTTP libraries.
     for library in ("httpx2", "httpx"):
         with contextlib.suppress(ImportError):
-            known = (*known, importlib.import_module(library).HTTPError)
+            expected = (*expected, importlib.import_module(library).HTTPError)
     try:
         folder = snapshot_download(
             name,
             local_files_only=local,
-            allow_patterns=list(WANTED),
-            ignore_patterns=list(UNWANTED),
+            allow_patterns=list(ALLOW_PATTERNS),
+            ignore_patterns=list(IGNORE_PATTERNS),
             etag_timeout=10.0,
         )
-    except known as exc:
+    except expected as exc:
         return exc
     return Path(folder)

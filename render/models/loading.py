@@ -1,4 +1,4 @@
-"""A model folder to diffusers' networks, in memory: safetensors only, every weight from the folder."""
+"""Loads diffusers' networks from a model folder: safetensors only, every weight from the folder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from render.models.folder import networks_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HAS_ACCELERATE = importlib.util.find_spec("accelerate") is not None
-"""With it diffusers fills a network in place while loading; without it, diffusers warns unless it is turned
-off."""
+"""With accelerate, diffusers loads weights in place (`low_cpu_mem_usage`); without it, that option
+has to be off or diffusers warns."""
 
 
 def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str, **unused: Any) -> Any:
-    """A stock pipeline from a local folder: safetensors only, no code from the folder, nothing fetched.
+    """A stock pipeline from a local folder: safetensors only, no code from it, no downloads.
 
-    Its networks are ours to call; its loop is not used. Raises `ModelNotUsable` when it does not load.
+    The adapter calls the networks; the pipeline's loop is not used. Raises `ModelNotUsable` when the folder
+    does not load.
     """
     try:
         with _quiet():
@@ -33,7 +34,7 @@ def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str,
             networks = {
                 part: _load_network(path, part, kind, dtype) for part, kind in kinds if part not in unused
             }
-            # Looked up here, since transformers warns of what is not installed at the first look.
+            # Looked up here: the first access makes transformers warn of packages that are not installed.
             pipeline_class = getattr(diffusers, class_name)
             pipeline = pipeline_class.from_pretrained(str(path), local_files_only=True, **networks, **unused)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as exc:
@@ -44,7 +45,7 @@ def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str,
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars, and no warnings: what they would warn of is checked here and is an error."""
+    """No progress bars and no warnings: the problems that they report are checked here and raise errors."""
     libraries: tuple[Any, ...] = (diffusers, transformers)
     levels = [library.utils.logging.get_verbosity() for library in libraries]
     for library in libraries:
@@ -60,7 +61,8 @@ def _quiet() -> Iterator[None]:
 def _load_network(path: Path, part: str, kind: tuple[str, str], dtype: str) -> Any:
     """One part's network, of (library, class) `kind`, in evaluation mode and with every weight from the file.
 
-    The libraries fill what a file lacks with random numbers and a warning: another picture on each rank.
+    For missing weights the libraries use random numbers and a warning, and each rank would render a
+    different image.
     """
     library, class_name = kind
     options = {"low_cpu_mem_usage": _HAS_ACCELERATE} if library == "diffusers" else {}

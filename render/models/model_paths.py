@@ -1,7 +1,7 @@
-"""The models that a spec names: the one that renders, and perhaps a refiner for the last steps. No torch.
+"""The models that a spec names: the base model, and optionally a refiner for the last steps. No torch.
 
 A refiner continues with the latents, the noise levels and the prediction type of the model, so the two must
-agree on these. Both decide the pixels: `ModelInfo.digest` of a pair is both digests.
+agree on these. Both decide the pixels: `ModelInfo.digest` of a pair consists of both digests.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TRAINING: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPaths:
-    """Where the models of a spec are on this machine."""
+    """The local folders of a spec's models."""
 
     model: Path
     refiner: Path | None = None
@@ -46,7 +46,7 @@ class ModelPaths:
 
 
 def find_model_paths(model: str, refiner: str | None) -> ModelPaths:
-    """The paths of what a spec names; raises `ModelNotUsable` when one is not to be had."""
+    """The paths of what a spec names; raises `ModelNotUsable` when one is not available."""
     if refiner is None:
         return ModelPaths(model=resolve_model(model))
     try:
@@ -56,7 +56,7 @@ def find_model_paths(model: str, refiner: str | None) -> ModelPaths:
 
 
 def model_info(paths: ModelPaths) -> ModelInfo:
-    """The model's info; with a refiner its digest is `MODEL+REFINER`, as `Spec.canonical_json` takes it.
+    """The model's info; with a refiner its digest is `MODEL+REFINER`, as `Spec.canonical_json` expects.
 
     Raises `ModelNotUsable` for a folder that cannot be used, and for a refiner that does not fit the
     model.
@@ -64,13 +64,13 @@ def model_info(paths: ModelPaths) -> ModelInfo:
     info = read_model_info(paths.model)
     if paths.refiner is None:
         return info
-    finisher = refiner_info(paths.refiner)
-    _check_pair(paths.model, info, paths.refiner, finisher)
-    return replace(info, digest=f"{info.digest}+{finisher.digest}")
+    refiner_details = refiner_info(paths.refiner)
+    _check_pair(paths.model, info, paths.refiner, refiner_details)
+    return replace(info, digest=f"{info.digest}+{refiner_details.digest}")
 
 
 def refiner_info(path: Path) -> ModelInfo:
-    """A refiner's own info; raises `ModelNotUsable` of the field `refiner`."""
+    """A refiner's info; raises `ModelNotUsable` with the field `refiner`."""
     try:
         return read_refiner_info(path)
     except ModelNotUsable as exc:
@@ -82,20 +82,22 @@ def _with_field(exc: ModelNotUsable, model: str, refiner: str) -> ModelNotUsable
 
 
 def _check_pair(model: Path, info: ModelInfo, refiner: Path, refiner_info: ModelInfo) -> None:
-    def refuse(what: str) -> ModelNotUsable:
+    def mismatch(what: str) -> ModelNotUsable:
         return ModelNotUsable("refiner", str(refiner), f"{what}; use a refiner made for {model}")
 
     if (refiner_info.latent_channels, refiner_info.scale_factor) != (info.latent_channels, info.scale_factor):
-        raise refuse(
+        raise mismatch(
             f"has {refiner_info.latent_channels} latent channels of {refiner_info.scale_factor} px, "
             f"the model {info.latent_channels} of {info.scale_factor} px"
         )
     if refiner_info.takes_guidance != info.takes_guidance:
-        raise refuse("takes guidance in another way than the model")
-    ours, theirs = (_training(path) for path in (model, refiner))
+        raise mismatch("takes guidance in another way than the model")
+    model_training, refiner_training = (_training(path) for path in (model, refiner))
     for name in _TRAINING:
-        if ours[name] != theirs[name]:
-            raise refuse(f"was trained with {name} {theirs[name]!r}, the model with {ours[name]!r}")
+        if model_training[name] != refiner_training[name]:
+            raise mismatch(
+                f"was trained with {name} {refiner_training[name]!r}, the model with {model_training[name]!r}"
+            )
 
 
 def _training(path: Path) -> dict[str, Any]:

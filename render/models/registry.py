@@ -21,17 +21,17 @@ class Family:
 
     name: str
     module: str
-    """Has `load(path, info, device, dtype) -> Adapter`; imported only when a model is loaded."""
+    """Defines `load(path, info, device, dtype) -> Adapter`; imported only when a model is loaded."""
     parts: Mapping[str, tuple[str, ...]]
-    """The parts that are used, each with its allowed classes; none means any class of diffusers."""
+    """The parts in use, each with its allowed classes; an empty tuple allows any class of diffusers."""
     guidance_scale: float
-    """The default of diffusers' own pipeline."""
+    """The default of diffusers' pipeline."""
     optional: tuple[str, ...] = ()
-    """Those of `parts` that may be null."""
+    """The names in `parts` that may be null."""
 
 
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts of stock folders that are neither read nor part of the digest."""
+"""Parts of stock folders that are not read and not part of the digest."""
 
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": Family(
@@ -69,4 +69,4 @@ REFINERS: dict[str, Family] = {
         _SDXL, name="sdxl-refiner", module="render.models.sdxl_refiner"
     ),
 }
-"""Models that do the last steps after another model; they render nothing by themselves."""
+"""Models that do the last steps after another model; they cannot render alone."""

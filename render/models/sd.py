@@ -12,7 +12,7 @@ from render.models.unet import TextStates, UNetAdapter, find_trained_attention
 
 
 class StableDiffusion(UNetAdapter):
-    """An SD 1.x or 2.x model; the UNet is told the text and nothing of the window's place."""
+    """An SD 1.x or 2.x model; the UNet is conditioned on the text alone, not on the window's position."""
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str, negative_prompt: str, guided: bool) -> TextStates:

@@ -1,4 +1,4 @@
-"""SDXL: one or two text encoders, pooled text, and coordinates by which a window knows its place."""
+"""SDXL: one or two text encoders, pooled text, and time ids with a window's position."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from render.models.unet import TextStates, UNetAdapter, find_trained_attention
 
 
 class StableDiffusionXL(UNetAdapter):
-    """An SDXL model, also one with only the second text encoder (as the built-in model is)."""
+    """An SDXL model, also one with only the second text encoder (like the built-in model)."""
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str, negative_prompt: str, guided: bool) -> TextStates:
         """Text states, ready for `predict`; computed once per image.
 
-        An empty negative prompt is none, so `force_zeros_for_empty_prompt` acts as in the stock pipeline.
+        An empty negative prompt is passed as None, so that `force_zeros_for_empty_prompt` works as in
+        diffusers.
         """
         conditional, unconditional, pooled, unconditional_pooled = self._pipeline.encode_prompt(
             prompt,
@@ -38,7 +39,7 @@ class StableDiffusionXL(UNetAdapter):
     def _added(
         self, text: TextStates, places: Sequence[WindowPlace], conditions: Sequence[int]
     ) -> dict[str, Tensor]:
-        # float32 whatever the networks' type: half precision would round the coordinates of a large picture.
+        # Always float32: half precision would round the coordinates of a large image.
         ids = torch.tensor(self._time_ids(text, places, conditions), dtype=torch.float32, device=self._device)
         assert text.pooled is not None
         return {"text_embeds": text.pooled[list(conditions)], "time_ids": ids}
@@ -46,23 +47,23 @@ class StableDiffusionXL(UNetAdapter):
     def _time_ids(
         self, text: TextStates, places: Sequence[WindowPlace], conditions: Sequence[int]
     ) -> list[tuple[float, ...]]:
-        """The numbers that each evaluation's network is told besides the text."""
+        """The time ids of each evaluation."""
         return [time_ids(place, self.info) for place in places]
 
 
 def time_ids(place: WindowPlace, info: ModelInfo) -> tuple[float, ...]:
-    """SDXL's micro-conditioning (arXiv 2307.01952, section 2.2): picture size, corner, crop size.
+    """SDXL's micro-conditioning (arXiv 2307.01952, section 2.2): image size, crop corner, crop size.
 
-    A model with a `zoom_limit` knows no picture whose short side is beyond that many native sizes. A larger
-    one is described to it as one of the limit's size: its size and the corner shrink together, so that the
-    window keeps its place, and the window itself stays what it always was in training.
+    A model with a `zoom_limit` was trained on images whose short side is at most that many native sizes. For
+    a larger image the image size and the corner are scaled down to the limit together, so that the window
+    keeps its relative position. The crop size stays as in training.
     """
     short_side = min(place.image_height, place.image_width)
     shrink = 1.0
     if info.zoom_limit is not None:
         shrink = min(1.0, info.zoom_limit * info.native_size / short_side)
-    picture = (place.image_height, place.image_width, place.pixel_y, place.pixel_x)
-    return (*(value * shrink for value in picture), float(place.height), float(place.width))
+    size_and_corner = (place.image_height, place.image_width, place.pixel_y, place.pixel_x)
+    return (*(value * shrink for value in size_and_corner), float(place.height), float(place.width))
 
 
 def load(path: Path, info: ModelInfo, device: torch.device, dtype: str) -> StableDiffusionXL:
@@ -76,7 +77,7 @@ def load(path: Path, info: ModelInfo, device: torch.device, dtype: str) -> Stabl
         image_encoder=None,
         add_watermarker=False,
     )
-    # SDXL's own autoencoder overflows in float16 and says so in its config.
+    # SDXL's own autoencoder overflows in float16; `force_upcast` in its config marks that.
     if dtype == "float16" and pipeline.vae.config.force_upcast:
         pipeline.vae.to(torch.float32)
     return StableDiffusionXL(pipeline, info, device, dtype, find_trained_attention(path, info, device, dtype))

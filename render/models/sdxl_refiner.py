@@ -1,6 +1,6 @@
-"""SDXL's refiner: one text encoder, and a score of how pleasing the picture is to be in place of its size.
+"""SDXL's refiner: one text encoder, and an aesthetic score in place of the crop size.
 
-It goes on from the latents of another model, in that model's frame, and needs no autoencoder of its own.
+It continues from the latents of another model, in that model's latent space, and needs no autoencoder.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from render.models.sdxl import StableDiffusionXL, time_ids
 from render.models.unet import TextStates
 
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
-"""What stock pipelines ask for with the prompt, and without it (arXiv 2307.01952, section 2.5)."""
+"""The stock pipelines' defaults with the prompt and without it (arXiv 2307.01952, section 2.5)."""
 
 
 class StableDiffusionXLRefiner(StableDiffusionXL):
-    """The second network of SDXL; `decode` and `encode` are the first one's."""
+    """The second network of SDXL; `decode` and `encode` are done by the first model."""
 
     def _time_ids(
         self, text: TextStates, places: Sequence[WindowPlace], conditions: Sequence[int]
     ) -> list[tuple[float, ...]]:
         prompted = len(text.states) - 1
-        scores = (AESTHETIC_SCORE if each == prompted else NEGATIVE_AESTHETIC_SCORE for each in conditions)
+        scores = (AESTHETIC_SCORE if row == prompted else NEGATIVE_AESTHETIC_SCORE for row in conditions)
         return [(*time_ids(place, self.info)[:4], score) for place, score in zip(places, scores, strict=True)]
 
 
 def load(path: Path, info: ModelInfo, device: torch.device, dtype: str) -> StableDiffusionXLRefiner:
-    """Load a folder of class `StableDiffusionXLImg2ImgPipeline`, but for its autoencoder.
+    """Load a folder of class `StableDiffusionXLImg2ImgPipeline` without its autoencoder.
 
     Raises `ModelNotUsable` when it does not load.
     """

@@ -1,6 +1,6 @@
-"""The weights of a model folder: are they safe and complete, and which digest names them? No torch.
+"""The weights of a model folder: whether they are safe and complete, and their digest. No torch.
 
-Only safetensors are ever read. A pickle can run any code when it is opened, so a folder that has one without
+Only safetensors are read. A pickle can run any code when it is opened, so a folder that has one without
 safetensors beside it is refused, and one that has both is read from the safetensors.
 """
 
@@ -30,7 +30,7 @@ def refuse_pickles(path: Path) -> None:
 
 
 def has_all_weights(part: Path) -> bool:
-    """Whether a part's folder has its weights, with every shard of a set."""
+    """Whether a part's folder has its weights, including every shard of a sharded checkpoint."""
     names = {file.name for file in _weight_files(part)}
     if any("-of-" not in name for name in names):
         return True
@@ -38,7 +38,7 @@ def has_all_weights(part: Path) -> bool:
 
 
 def weights_digest(path: Path, parts: tuple[str, ...]) -> str:
-    """SHA-256 over the sorted names and SHA-256s of every file of these parts that decides a pixel."""
+    """SHA-256 over the sorted names and SHA-256s of every file of these parts that affects pixels."""
     files = [path / "model_index.json"]
     for part in parts:
         files += [file for file in (path / part).iterdir() if file.name.endswith(_CONFIG_ENDINGS)]

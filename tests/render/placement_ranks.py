@@ -1,4 +1,4 @@
-"""Run by torchrun from test_placement: renders every case on this group and prints digests and roots."""
+"""Run by torchrun from test_placement: renders every case with this group and prints the roots."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ SIZES = {"wide": (448, 192), "tall": (192, 384), "square": (320, 320)}
 
 def cases() -> dict[str, Spec]:
     """Every blend with every sampler at a wide, a tall and a square size, in two stages; and every blend with
-    windows of an odd shape, on a torus, and with all that is heard of the whole canvas, in both forms."""
+    windows of an odd shape, with wrapped edges, and with both forms of cross-window attention."""
     combined = itertools.product(BLENDS, SAMPLERS, SIZES)
     plain = {
         f"{blend} {sampler} {name}": Spec(
@@ -37,14 +37,14 @@ def cases() -> dict[str, Spec]:
         )
         for blend, sampler, name in combined
     }
-    others = {}
+    special = {}
     for blend in BLENDS:
-        others[f"{blend} low"] = plain[f"{blend} euler wide"].with_changes(width=640, height=104)
-        others[f"{blend} wrap"] = plain[f"{blend} dpmpp-2m wide"].with_changes(wrap="xy")
+        special[f"{blend} low"] = plain[f"{blend} euler wide"].with_changes(width=640, height=104)
+        special[f"{blend} wrap"] = plain[f"{blend} dpmpp-2m wide"].with_changes(wrap="xy")
         square = plain[f"{blend} euler square"]
-        others[f"{blend} hearing"] = square.with_changes(dilated=0.7, cross_attention=1.0)
-        others[f"{blend} learned"] = square.with_changes(cross_attention=1.0, cross_attention_form="learned")
-    return plain | others
+        special[f"{blend} pooled"] = square.with_changes(dilated=0.7, cross_attention=1.0)
+        special[f"{blend} learned"] = square.with_changes(cross_attention=1.0, cross_attention_form="learned")
+    return plain | special
 
 
 def main() -> None:
@@ -52,9 +52,9 @@ def main() -> None:
     device = torch.device("cpu")
     group: Group = join(device) if "RANK" in os.environ else SingleRankGroup()
     adapter = load_adapter(WEIGHTS, device, "float32", read_model_info(WEIGHTS))
-    chosen = sys.argv[1:] or list(cases())
+    names = sys.argv[1:] or list(cases())
     roots = {}
-    for name in chosen:
+    for name in names:
         sink = MemorySink()
         roots[name] = render_image(cases()[name], adapter, group, sink, device=device).root
     if group.rank == 0:

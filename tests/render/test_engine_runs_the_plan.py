@@ -1,4 +1,4 @@
-"""The engine executes the plan: it lays nothing out itself, and reports what the plan has announced."""
+"""The engine executes the plan: it has no layout code, and its events match the plan's numbers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LAYOUT = {
     "DecodeLayout",
     "EnlargeLayout",
 }
-"""What lays an image out; the engine may name the types, and calls none of them."""
+"""The plan's layout functions and types; the engine may name the types, and calls none of them."""
 EXECUTORS = ("engine.py", "denoise", "output", "guidance", "launch")
 BOX = RegionPrompt(prompt="a blue bottle", x=0.4, y=0.1, width=0.5, height=0.8)
 ROW = ("a: ,x,,", "b: x,,,")
@@ -56,7 +56,7 @@ def spec_of(**changes: Any) -> Spec:
 
 
 def rendered(spec: Spec, ranks: int) -> list[tuple[list[Event], int]]:
-    """Per rank: the events of a render, and how many evaluations its model has seen, padding included."""
+    """Per rank: the events of a render, and the number of its model's evaluations, padding included."""
 
     def work(group: Group) -> tuple[list[Event], int]:
         events: list[Event] = []
@@ -69,7 +69,7 @@ def rendered(spec: Spec, ranks: int) -> list[tuple[list[Event], int]]:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 @pytest.mark.parametrize("case", CASES)
-def test_a_render_does_what_the_plan_says(case: str, ranks: int) -> None:
+def test_events_match_the_plan(case: str, ranks: int) -> None:
     spec = spec_of(**CASES[case])
     plan = make_plan(spec, ToyModel().info, ranks)
     for rank, (events, evaluations) in enumerate(rendered(spec, ranks)):
@@ -128,4 +128,6 @@ def test_only_the_plan_lays_out() -> None:
                 if isinstance(node, ast.Call):
                     called = node.func
                     label = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
-                    assert label not in {*LAYOUT, "tiling"}, f"{path}:{node.lineno} lays out by itself"
+                    assert label not in {*LAYOUT, "tiling"}, (
+                        f"{path}:{node.lineno} lays out an image; use the plan"
+                    )

@@ -1,4 +1,4 @@
-"""Events survive the socket between ranks and their group, and nothing else is taken for one."""
+"""Events are unchanged by the socket between ranks and their group, and anything else is refused."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ EVENTS = (
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.kind)
-def test_an_event_comes_back_as_it_was(event: Event) -> None:
+def test_an_event_is_unchanged_by_json(event: Event) -> None:
     assert from_json(event.to_json()) == event
 
 
-def test_each_class_has_a_kind_of_its_own() -> None:
+def test_each_class_has_its_own_kind() -> None:
     classes = Event.__subclasses__()
     assert {type(event) for event in EVENTS} == set(classes)
     assert len({each.kind for each in classes}) == len(classes)

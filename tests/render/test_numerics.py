@@ -1,4 +1,4 @@
-"""Unfinished work of version 0.1.0 is continued: its bits are those of numerics 1."""
+"""Unfinished work of version 0.1.0 is resumed: its bits are those of numerics 1."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_identity_names_the_numerics_and_no_release() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "wanted", "same"),
+    ("found", "expected", "same"),
     [
         (PREVIOUS, IDENTITY, True),
         (IDENTITY, IDENTITY, True),
@@ -32,8 +32,8 @@ def test_the_identity_names_the_numerics_and_no_release() -> None:
         (None, IDENTITY, False),
     ],
 )
-def test_only_the_same_numerics_go_on(found: object, wanted: str, same: bool) -> None:
-    assert same_numerics(found, wanted) is same
+def test_only_work_of_the_same_numerics_is_resumed(found: object, expected: str, same: bool) -> None:
+    assert same_numerics(found, expected) is same
 
 
 @pytest.mark.parametrize(("written", "accepted"), [(PREVIOUS, True), ("other chorale-0.1.0", False)])
@@ -44,5 +44,5 @@ def test_checkpoints_and_blocks_of_the_previous_release(written: str, accepted: 
     assert (found is not None) is accepted
     assert found is None or (found.stage == 1 and torch.equal(found.canvas.planes, checkpoint.canvas.planes))
     sink = MemorySink()
-    BlockJournal(sink, written).keep(area, {}, b"learned")
-    assert BlockJournal(sink, IDENTITY).find(area) == (({}, b"learned") if accepted else None)
+    BlockJournal(sink, written).save(area, {}, b"measured")
+    assert BlockJournal(sink, IDENTITY).load(area) == (({}, b"measured") if accepted else None)

@@ -1,4 +1,4 @@
-"""The identity of numerics changes with everything that decides bits, and with nothing else."""
+"""The identity of numerics changes with everything that affects bits, and with nothing else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ONE = Numerics(
 )
 
 
-def test_it_is_frozen() -> None:
+def test_it_is_stable() -> None:
     assert ONE.identity == "815958f56304"
 
 
@@ -48,5 +48,5 @@ def test_this_installation_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_is_found_without_torch() -> None:
     program = "import sys, jobs.numerics; jobs.numerics.local_numerics(); print('torch' in sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "False"
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "False"

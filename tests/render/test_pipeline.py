@@ -1,4 +1,4 @@
-"""The three Python faces, as the README documents them."""
+"""The three Python entry points, as documented in the README."""
 
 import doctest
 import importlib
@@ -32,7 +32,7 @@ def test_the_examples_in_docstrings_run(name: str) -> None:
     assert (failed, tried > 0) == (0, True)
 
 
-def test_the_package_names_its_faces_without_loading_torch() -> None:
+def test_the_package_lists_its_public_names_without_loading_torch() -> None:
     program = f"import sys, render; assert 'torch' not in sys.modules; print({sorted(render.__all__)!r})"
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
@@ -85,7 +85,7 @@ def test_two_modules_render_what_one_rank_of_the_command_renders(
         pipe.generate_image("a blue vase", resolution=(256, 192), out=tmp_path / "here")
 
 
-def test_calls_share_warm_ranks_which_end_with_the_pipeline(tmp_path: Path) -> None:
+def test_calls_share_ranks_which_end_with_the_pipeline(tmp_path: Path) -> None:
     others = group_pids()
     pipe = ParallelizedDiffusionPipeline("builtin", num_modules=1)
     pipe.set_progress_bar_config(disable=True)
@@ -98,7 +98,7 @@ def test_calls_share_warm_ranks_which_end_with_the_pipeline(tmp_path: Path) -> N
         return pipe.generate_image("a vase", out=tmp_path / str(number), on_event=on_event, **SMALL).root
 
     for number in range(2):
-        # Each in a thread of its own: the ranks must not end with the thread that has started them.
+        # Each in its own thread: the ranks must not end with the thread that started them.
         with ThreadPoolExecutor(1) as pool:
             seen.append((pool.submit(render, number).result(), group_pids() - others))
     assert len(loads) == 1 and seen[0] == seen[1] and seen[0][1]
@@ -197,13 +197,13 @@ def test_a_bad_number_of_modules_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-def test_an_image_is_1024_pixels_wide_and_high_unless_told(tmp_path: Path) -> None:
+def test_the_default_size_is_1024_by_1024(tmp_path: Path) -> None:
     pipe = ParallelizedDiffusionPipeline(num_modules=1)
     spec = pipe._job("a vase", {}, tmp_path).spec
     assert (spec.width, spec.height) == (1024, 1024)
 
 
-def test_attention_draws_tiles_together_and_keeps_their_detail() -> None:
+def test_attention_reduces_differences_between_tiles_and_keeps_their_detail() -> None:
     tiles = torch.randn((4, 8, 16, 16)) + torch.randn((4, 8, 1, 1)) * 0.3
     layer = CrossSpatialAttention(channels=8, cells=1, strength=0.5)
     synced = layer.sync(tiles)
@@ -222,12 +222,12 @@ def test_attention_does_not_depend_on_the_order_of_the_tiles() -> None:
 @pytest.mark.parametrize(
     "values", [{"channels": 0}, {"channels": 4, "cells": 0}, {"channels": 4, "strength": 2.0}]
 )
-def test_attention_that_cannot_be_is_refused(values: dict[str, float]) -> None:
+def test_invalid_attention_values_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"must be|is not from"):
         CrossSpatialAttention(**values)  # type: ignore[arg-type]
 
 
-def test_the_mini_version_takes_any_adapter_and_repeats_itself() -> None:
+def test_the_mini_version_takes_any_adapter_and_is_deterministic() -> None:
     mini = MiniParallelDiffusion(ToyModel(), num_tiles=9)
     one, two = (mini.generate("a red vase", steps=3, seed=5) for _ in range(2))
     assert one.size == (320, 320)

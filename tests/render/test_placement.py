@@ -1,4 +1,4 @@
-"""Promise 1: the pixels depend on the spec alone. One rank is the oracle."""
+"""Promise 1: the pixels depend on the spec alone. One rank is the reference."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def roots_of(ranks: int) -> dict[str, str]:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_any_number_of_ranks_gives_the_root_of_one(ranks: int) -> None:
-    oracle = roots_of(1)
-    assert len(set(oracle.values())) == len(cases()), "each case is its own picture"
-    different = {name for name, root in roots_of(ranks).items() if root != oracle[name]}
+    reference = roots_of(1)
+    assert len(set(reference.values())) == len(cases()), "every case renders a different image"
+    different = {name for name, root in roots_of(ranks).items() if root != reference[name]}
     assert not different

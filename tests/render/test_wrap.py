@@ -1,4 +1,4 @@
-"""Pictures whose sides join: no seam, no place on the canvas that is special, and any number of ranks."""
+"""Images that wrap: no seam, no special position on the canvas, and any number of ranks."""
 
 from dataclasses import replace
 from io import BytesIO
@@ -41,12 +41,12 @@ Image8 = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class EvenModel(ToyModel):
-    """Answers alike wherever a window lies."""
+    """Ignores the position of a window."""
 
-    def predict(self, latents: Tensor, *words: Any, **more: Any) -> Tensor:
-        timestep, text, places, passes, guidance = words
-        still = [replace(place, pixel_y=0, pixel_x=0) for place in places]
-        return super().predict(latents, timestep, text, still, passes, guidance)
+    def predict(self, latents: Tensor, *arguments: Any, **more: Any) -> Tensor:
+        timestep, text, places, passes, guidance = arguments
+        unmoved = [replace(place, pixel_y=0, pixel_x=0) for place in places]
+        return super().predict(latents, timestep, text, unmoved, passes, guidance)
 
 
 def spec_of(**changes: object) -> Spec:
@@ -69,7 +69,7 @@ def test_ranks_do_not_change_a_bit(blend: str, wrap: str) -> None:
 
 
 @pytest.mark.parametrize("blend", BLENDS)
-def test_ranks_do_not_change_a_bit_of_boxes_on_a_picture_to_start_from(blend: str, tmp_path: Path) -> None:
+def test_ranks_do_not_change_a_bit_with_boxes_and_an_init_image(blend: str, tmp_path: Path) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (160, 224, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "init.png")
     band = RegionPrompt(prompt="a table", x=0.0, y=0.5, width=1.0, height=0.5)
@@ -87,7 +87,7 @@ def test_ranks_do_not_change_a_bit_of_boxes_on_a_picture_to_start_from(blend: st
 
 
 @pytest.mark.parametrize("blend", BLENDS)
-def test_a_stopped_render_goes_on_with_other_ranks(blend: str) -> None:
+def test_a_stopped_render_resumes_with_other_ranks(blend: str) -> None:
     spec, sink = spec_of(blend=blend, sampler="dpmpp-2m"), MemorySink()
 
     def work(group: Group, last: int) -> str | None:
@@ -126,8 +126,8 @@ def _denoised(spec: Spec, stage: Stage, start: Canvas) -> Tensor:
 
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp-2m"])
-def test_moving_the_start_by_a_window_moves_the_picture(blend: str, sampler: str) -> None:
-    # Windows stand evenly then: every 12 latents, or every 15.
+def test_shifting_the_start_by_a_window_shifts_the_image(blend: str, sampler: str) -> None:
+    # With these sizes windows are evenly spaced: every 12 latents, or every 15.
     size = {"overlap": (480, 384), "shift": (480, 360)}[blend]
     spec = spec_of(blend=blend, sampler=sampler, width=size[0], height=size[1])
     stage = replace(make_stages(spec, ToyModel().info)[-1], first_step=0)
@@ -137,16 +137,18 @@ def test_moving_the_start_by_a_window_moves_the_picture(blend: str, sampler: str
     start = first_canvas(
         stage, model.schedule(sampler, spec.steps), spec.seed, 4, topology_of(stage.grid).whole
     )
-    still = _denoised(spec, stage, start)
-    turn = (2 * rows.length // rows.count, cols.length // cols.count)
-    moved = _denoised(spec, stage, replace(start, planes=start.planes.roll(turn, (-2, -1))))
-    torch.testing.assert_close(moved, still.roll(turn, (-2, -1)), rtol=0, atol=1e-4)
+    unmoved = _denoised(spec, stage, start)
+    shift = (2 * rows.length // rows.count, cols.length // cols.count)
+    moved = _denoised(spec, stage, replace(start, planes=start.planes.roll(shift, (-2, -1))))
+    torch.testing.assert_close(moved, unmoved.roll(shift, (-2, -1)), rtol=0, atol=1e-4)
     other = _denoised(spec, stage, replace(start, planes=start.planes.roll((1, 1), (-2, -1))))
-    assert (other.roll((-1, -1), (-2, -1)) - still).abs().max() > 1e-3, "only a whole window's move is none"
+    assert (other.roll((-1, -1), (-2, -1)) - unmoved).abs().max() > 1e-3, (
+        "only a shift by whole windows has no effect"
+    )
 
 
-@pytest.mark.parametrize("turn", [(0, 1), (13, 0), (29, 47)])
-def test_decoding_knows_no_edge(turn: tuple[int, int]) -> None:
+@pytest.mark.parametrize("shift", [(0, 1), (13, 0), (29, 47)])
+def test_decoding_is_periodic(shift: tuple[int, int]) -> None:
     canvas = Topology(height=40, width=56, wrap_y=True, wrap_x=True)
     latents = torch.randn((4, 40, 56), generator=torch.Generator().manual_seed(2))
     block, model = Rect(y=0, x=0, height=320, width=448), ToyModel()
@@ -155,14 +157,14 @@ def test_decoding_knows_no_edge(turn: tuple[int, int]) -> None:
         piece = LatentRegion(latents=planes, area=canvas.whole, canvas=canvas)
         return decode_block(model, piece, block, 16, CPU)
 
-    moved = decoded(latents.roll(turn, (1, 2)))
-    assert np.array_equal(moved, np.roll(decoded(latents), [8 * each for each in turn], axis=(0, 1)))
+    moved = decoded(latents.roll(shift, (1, 2)))
+    assert np.array_equal(moved, np.roll(decoded(latents), [8 * each for each in shift], axis=(0, 1)))
     sheet = LatentRegion(latents=latents, area=canvas.whole, canvas=replace(canvas, wrap_x=False))
     assert not np.array_equal(decode_block(model, sheet, block, 16, CPU), decoded(latents))
 
 
-@pytest.mark.parametrize("turn", [(0, 1), (7, 11)])
-def test_enlarging_knows_no_edge(turn: tuple[int, int]) -> None:
+@pytest.mark.parametrize("shift", [(0, 1), (7, 11)])
+def test_enlarging_is_periodic(shift: tuple[int, int]) -> None:
     spec = spec_of()
     plan = make_plan(spec, ToyModel().info, 1).stages[-1]
     small, large = plan.enlarging.below, plan.enlarging.canvas
@@ -174,33 +176,22 @@ def test_enlarging_knows_no_edge(turn: tuple[int, int]) -> None:
         pixels = pixels_of_previous_stage(piece, plan, ToyModel(), CPU)
         return enlarge(pixels, plan, ToyModel(), SingleRankGroup(), CPU, large.whole).latents
 
-    twice = [2 * each for each in turn]
-    torch.testing.assert_close(enlarged(latents.roll(turn, (1, 2))), enlarged(latents).roll(twice, (1, 2)))
+    twice = [2 * each for each in shift]
+    torch.testing.assert_close(enlarged(latents.roll(shift, (1, 2))), enlarged(latents).roll(twice, (1, 2)))
 
 
-def test_a_picture_to_start_from_is_scaled_around_its_edges(tmp_path: Path) -> None:
+def test_an_init_image_is_scaled_across_its_edges(tmp_path: Path) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (40, 64, 3), np.uint8)
     whole = Rect(y=0, x=0, height=80, width=128)
     scaled = []
-    for number, turn in enumerate([(0, 0), (10, 21)]):
+    for number, shift in enumerate([(0, 0), (10, 21)]):
         path = tmp_path / f"{number}.png"
-        Image.fromarray(np.roll(noise, turn, axis=(0, 1))).save(path)
+        Image.fromarray(np.roll(noise, shift, axis=(0, 1))).save(path)
         scaled.append(open_image(path).pixels(whole, 128, 80, wrap_x=True, wrap_y=True))
     assert np.abs(scaled[1].astype(int) - np.roll(scaled[0], (20, 42), axis=(0, 1))).max() <= 1
 
 
-def _picture(files: dict[str, bytes], width: int, height: int, side: int) -> Image8:
-    level = (max(width, height) - 1).bit_length()
-    picture = np.zeros((height, width, 3), np.uint8)
-    for key, data in files.items():
-        if key.startswith(f"image_files/{level}/"):
-            col, row = map(int, Path(key).stem.split("_"))
-            tile = np.asarray(Image.open(BytesIO(data)))
-            picture[row * side :, col * side :][: tile.shape[0], : tile.shape[1]] = tile
-    return picture
-
-
-def test_the_edge_is_measured_where_a_picture_wraps() -> None:
+def test_the_edge_is_measured_where_an_image_wraps() -> None:
     spec = spec_of(wrap="x", steps=2)
     piece = LatentRegion(
         latents=torch.randn((4, 40, 56), generator=torch.Generator().manual_seed(2)),
@@ -214,31 +205,31 @@ def test_the_edge_is_measured_where_a_picture_wraps() -> None:
         return publish_pyramid(piece, ToyModel(), plan, group, sink, device=CPU), sink.files
 
     report, files = publish(SingleRankGroup())
-    picture = _picture(files, spec).astype(int)
+    image = _image(files, spec).astype(int)
     at = report.columns.lines.borders.index(0)
     measured = report.columns.of(report.columns.lines.borders)[0][at]
-    assert measured == pytest.approx(np.abs(picture[:, 0] - picture[:, -1]).mean())
+    assert measured == pytest.approx(np.abs(image[:, 0] - image[:, -1]).mean())
     assert 0 not in report.rows.lines.all
     assert all(
         np.array_equal(other[0].columns.absolute, report.columns.absolute) for other in run_ranks(3, publish)
     )
 
 
-def _picture(files: dict[str, bytes], spec: Spec) -> Image8:
+def _image(files: dict[str, bytes], spec: Spec) -> Image8:
     level, side = (max(spec.width, spec.height) - 1).bit_length(), spec.tile_size
-    picture = np.zeros((spec.height, spec.width, 3), np.uint8)
+    image = np.zeros((spec.height, spec.width, 3), np.uint8)
     for key, data in files.items():
         if key.startswith(f"image_files/{level}/"):
             col, row = map(int, Path(key).stem.split("_"))
             tile = np.asarray(Image.open(BytesIO(data)))
-            picture[row * side :, col * side :][: tile.shape[0], : tile.shape[1]] = tile
-    return picture
+            image[row * side :, col * side :][: tile.shape[0], : tile.shape[1]] = tile
+    return image
 
 
-def _sharpness(picture: Image8) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Of the lines between latents, the picture's edge first: the step across each over the steps beside it,
-    which an outline raises alike. Of a seam only the first is large."""
-    steps = np.abs(picture - np.roll(picture, 1, axis=1).astype(int)).mean(axis=(0, 2))
+def _sharpness(image: Image8) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """For the lines between latents, with the image's edge first: the difference across each line over the
+    differences beside it. An outline raises both, a seam only the first."""
+    steps = np.abs(image - np.roll(image, 1, axis=1).astype(int)).mean(axis=(0, 2))
     beside = np.mean([np.roll(steps, away) for away in (-2, -1, 1, 2)], axis=0)
     return (steps / beside)[::8]
 
@@ -259,9 +250,9 @@ def test_wrapped_edges_join(blend: str, wrap: str) -> None:
     adapter, sink = load_adapter(WEIGHTS, CPU, "float32", read_model_info(WEIGHTS)), MemorySink()
     assert len(make_stages(spec, adapter.info)) == 2
     render_image(spec, adapter, SingleRankGroup(), sink, device=CPU)
-    edge, *controls = _sharpness(_picture(sink.files, spec))
+    edge, *controls = _sharpness(_image(sink.files, spec))
     if wrap == "x":
-        # One line beside others like it: as for every border, the largest of these is the measure.
+        # The edge must be no sharper than the sharpest other line between latents.
         assert edge <= 1.1 * np.max(controls)
     else:
-        assert edge > 4 * np.mean(controls), "a seam is found where there is one"
+        assert edge > 4 * np.mean(controls), "without wrap there is a seam"

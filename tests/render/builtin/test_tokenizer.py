@@ -6,7 +6,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from render.builtin import WEIGHTS
-from render.builtin.captions import all_words
+from render.builtin.captions import all_captions
 from render.builtin.folder import TEXT_LENGTH, new_tokenizer, tokens
 from render.builtin.studio import BACKDROPS, COLOURS, MATERIALS, PRODUCTS
 
@@ -45,7 +45,7 @@ def test_any_prompt_has_ids_within_the_vocabulary(shipped: CLIPTokenizer) -> Non
 
 def test_no_caption_loses_its_product(shipped: CLIPTokenizer) -> None:
     own = {shipped(word, add_special_tokens=False).input_ids[0] for word in PRODUCTS}
-    assert all(own & set(ids) for ids in tokens(shipped, sorted(set(all_words()))).tolist())
+    assert all(own & set(ids) for ids in tokens(shipped, sorted(set(all_captions()))).tolist())
 
 
 def test_made_twice_the_ids_are_the_same() -> None:
@@ -54,7 +54,7 @@ def test_made_twice_the_ids_are_the_same() -> None:
 
 def test_a_new_one_has_a_token_for_each_word() -> None:
     fresh = new_tokenizer()
-    words = sorted({word for text in all_words() for word in text.split()})
+    words = sorted({word for text in all_captions() for word in text.split()})
     assert all(len(fresh(word, add_special_tokens=False).input_ids) == 1 for word in words)
 
 

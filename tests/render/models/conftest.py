@@ -30,5 +30,5 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def refiner_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A refiner for the one called sdxl."""
+    """A refiner for the folder `sdxl`."""
     return save_refiner(tmp_path_factory.mktemp("refiner"))

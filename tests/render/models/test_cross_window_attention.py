@@ -1,4 +1,4 @@
-"""Cross-window attention: an oracle of repeated tokens, and a UNet that is left as it was."""
+"""Cross-window attention: compared with repeated tokens, and a UNet that is restored afterwards."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def inputs(batch: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def test_a_pooled_token_has_the_weight_of_the_tokens_that_it_stands_for() -> None:
+def test_a_pooled_token_has_the_weight_of_the_tokens_that_it_replaces() -> None:
     (attention,) = cross_window_layers(network())
     width = attention.to_k.in_features
     draw = torch.Generator().manual_seed(2)

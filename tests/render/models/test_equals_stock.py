@@ -1,4 +1,4 @@
-"""At native size with one window, an adapter and our step loop are the stock diffusers pipeline."""
+"""At native size with one window, an adapter and the engine's loop equal the stock diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ def our_latents(adapter: Any, schedule: Any, sampler: str, guidance: float, nega
         device=torch.device("cpu"),
     )
     generator = torch.Generator().manual_seed(3)
-    drawn = patch(
+    patched_noise = patch(
         "render.sampling.noise.normal",
         lambda *_: torch.randn((1, 4, 8, 8), generator=generator)[0].numpy(),
     )
-    with drawn:
+    with patched_noise:
         start = Canvas(step=0, planes=unit_noise() * schedule.initial_scale, area=stage.grid.whole)
         canvas = loop.run(start, SingleRankGroup()).gather()
     assert canvas.history == SAMPLERS[sampler].history
@@ -227,8 +227,8 @@ def test_a_batch_of_windows_is_the_windows_one_by_one(model_folders: dict[str, P
     ]
     latents = torch.randn((3, 4, 8, 8), generator=torch.Generator().manual_seed(1))
     together = adapter.predict(latents, 500.0, text, places, [0, 1, 1], 4.0)
-    for number, (place, turn) in enumerate(zip(places, [0, 1, 1], strict=True)):
-        alone = adapter.predict(latents[number : number + 1], 500.0, text, [place], [turn], 4.0)
+    for number, (place, condition) in enumerate(zip(places, [0, 1, 1], strict=True)):
+        alone = adapter.predict(latents[number : number + 1], 500.0, text, [place], [condition], 4.0)
         assert (together[number : number + 1] - alone).abs().max() <= 1e-5
     moved = adapter.predict(latents[:1], 500.0, text, [places[2]], [0], 4.0)
     assert (together[:1] - moved).abs().max() > 1e-4  # a window knows its place

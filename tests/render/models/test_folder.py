@@ -1,4 +1,4 @@
-"""What a model folder must be, and the one sentence that each bad one gets."""
+"""Which model folders are accepted, and the error for each that is not."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def folder(model_folders: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(model_folders["sdxl"], tmp_path / "model"))
 
 
-def test_facts_of_stable_diffusion(model_folders: dict[str, Path]) -> None:
+def test_model_info_of_stable_diffusion(model_folders: dict[str, Path]) -> None:
     info = read_model_info(model_folders["sd-v"])
     assert (info.family, info.latent_channels, info.scale_factor, info.native_size) == ("sd", 4, 8, 64)
     assert (info.decode_halo, info.zoom_limit) == (KL_HALO, None)
 
 
-def test_facts_of_sdxl_with_one_encoder_and_a_tiny_autoencoder(model_folders: dict[str, Path]) -> None:
+def test_model_info_of_sdxl_with_one_encoder_and_a_tiny_autoencoder(model_folders: dict[str, Path]) -> None:
     info = read_model_info(model_folders["sdxl-second-only"])
     assert (info.family, info.latent_channels, info.scale_factor, info.native_size) == ("sdxl", 4, 8, 64)
     assert info.decode_halo == tiny_decoder_halo((1, 1, 1, 1))
@@ -91,7 +91,7 @@ def missing_shard(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (remove("model_index.json"), "lacks model_index.json"),
         (remove("unet/diffusion_pytorch_model.safetensors"), "lacks unet/"),
@@ -112,17 +112,17 @@ def missing_shard(folder: Path) -> None:
     ],
 )
 def test_a_bad_folder_is_refused_in_one_sentence(
-    folder: Path, spoil: Callable[[Path], None], said: str
+    folder: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     read_model_info(folder)
     spoil(folder)
     with pytest.raises(ModelNotUsable) as caught:
         read_model_info(folder)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
     assert exit_code(caught.value) == 2
 
 
-def test_loading_says_nothing(model_folders: dict[str, Path]) -> None:
+def test_loading_prints_nothing(model_folders: dict[str, Path]) -> None:
     script = (
         "import sys, torch; from pathlib import Path; from render.models import load_adapter\n"
         "for folder in sys.argv[1:]: load_adapter(Path(folder), torch.device('cpu'), 'float32')"
@@ -159,17 +159,15 @@ def of_another_shape(file: Path) -> None:
     "part", ["unet/diffusion_pytorch_model", "text_encoder_2/model", "vae/diffusion_pytorch_model"]
 )
 @pytest.mark.parametrize("spoil", [lacking_a_weight, cut_short, of_another_shape])
-def test_weights_that_do_not_load_whole_are_refused(
-    folder: Path, part: str, spoil: Callable[[Path], None]
-) -> None:
-    # The libraries would fill the gaps with random numbers and go on.
+def test_incomplete_weights_are_refused(folder: Path, part: str, spoil: Callable[[Path], None]) -> None:
+    # The libraries would fill the gaps with random numbers and continue.
     spoil(folder / f"{part}.safetensors")
     with pytest.raises(ModelNotUsable, match="download it again") as caught:
         load_adapter(folder, torch.device("cpu"), "float32")
     assert "\n" not in str(caught.value)
 
 
-def test_the_digest_is_of_what_decides_pixels(folder: Path, tmp_path: Path) -> None:
+def test_the_digest_covers_the_files_that_affect_pixels(folder: Path, tmp_path: Path) -> None:
     digest = read_model_info(folder).digest
     (folder / "README.md").write_text("hello")
     (folder / "unet/diffusion_pytorch_model.fp16.safetensors").write_bytes(b"a variant that is not loaded")
@@ -189,7 +187,7 @@ def test_the_digest_is_of_what_decides_pixels(folder: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("blocks", [(1, 1, 1, 1), (3, 3, 3, 1), (2, 0, 1), (1,)])
-def test_the_tiny_decoders_halo_is_its_reach(blocks: tuple[int, ...]) -> None:
+def test_the_tiny_decoders_halo_is_its_receptive_field(blocks: tuple[int, ...]) -> None:
     halo, size = tiny_decoder_halo(blocks), 2 * tiny_decoder_halo(blocks) + 5
     widths = (2,) * len(blocks)
     vae = AutoencoderTiny(
@@ -200,7 +198,7 @@ def test_the_tiny_decoders_halo_is_its_reach(blocks: tuple[int, ...]) -> None:
     )
     with torch.no_grad():
         for parameter in vae.parameters():
-            parameter.fill_(0.11)  # positive, so that nothing cancels and no ReLU is shut
+            parameter.fill_(0.11)  # positive, so that nothing cancels and every ReLU is active
     factor, middle = 2 ** (len(blocks) - 1), size // 2
     latents = torch.ones((1, 4, 1, size), requires_grad=True)
     pixels = vae.decode(latents.double().float()).sample[..., middle * factor : (middle + 1) * factor]
@@ -218,7 +216,7 @@ def test_the_zoom_limit_comes_from_the_index_and_stock_diffusers_ignores_it(fold
         read_model_info(folder)
 
 
-def test_a_model_says_how_it_is_guided_best_and_a_spec_may_say_otherwise(folder: Path) -> None:
+def test_a_model_may_set_the_default_guidance_scale_and_a_spec_overrides_it(folder: Path) -> None:
     spec = Spec(prompt="x", width=64, height=64)
     assert spec.guidance(read_model_info(folder)) == 5.0
     edit(folder / "model_index.json", _guidance_scale=3)
@@ -233,7 +231,7 @@ def test_a_model_says_how_it_is_guided_best_and_a_spec_may_say_otherwise(folder:
         read_model_info(folder)
 
 
-def test_beyond_the_zoom_limit_a_window_keeps_its_place(model_folders: dict[str, Path]) -> None:
+def test_beyond_the_zoom_limit_a_window_keeps_its_relative_position(model_folders: dict[str, Path]) -> None:
     from dataclasses import replace
 
     from render.models import WindowPlace
@@ -252,13 +250,13 @@ def test_a_folder_is_read_again_when_a_file_in_it_has_changed(folder: Path) -> N
     before = _read_model_info.cache_info()
     assert read_model_info(folder) == info
     after = _read_model_info.cache_info()
-    assert (after.hits, after.misses) == (before.hits + 1, before.misses), "as long as it is the same"
+    assert (after.hits, after.misses) == (before.hits + 1, before.misses), "an unchanged folder is read once"
     file = folder / "unet/diffusion_pytorch_model.safetensors"
     times = file.stat()
     changed = bytearray(file.read_bytes())
     changed[-1] ^= 1
     file.write_bytes(changed)
-    # Of the same size, and as old as before by its own word.
+    # The size and the modification time are as before.
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert read_model_info(folder).digest != info.digest
     file.unlink()
@@ -271,10 +269,10 @@ def test_a_local_folder_resolves_to_itself(model_folders: dict[str, Path]) -> No
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "./no/such/folder", "/no/such/folder", "a/b/c", "../x/y"])
-def test_an_unknown_name_is_refused_without_asking_the_network(
+def test_an_unknown_name_is_refused_without_network_access(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "_snapshot", lambda name, local: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub, "_snapshot", lambda name, local: pytest.fail("called the hub"))
     with pytest.raises(ModelNotUsable, match="use builtin, a folder or a hub id"):
         resolve_model(name)
 
@@ -282,18 +280,18 @@ def test_an_unknown_name_is_refused_without_asking_the_network(
 def test_the_cache_comes_before_the_network(
     model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[bool] = []
+    local_flags: list[bool] = []
 
     def snapshot(name: str, local: bool) -> Path:
-        asked.append(local)
+        local_flags.append(local)
         return model_folders["sdxl"]
 
     monkeypatch.setattr(hub, "_snapshot", snapshot)
     assert resolve_model("owner/name") == model_folders["sdxl"]
-    assert asked == [True]
+    assert local_flags == [True]
 
 
-def test_a_cache_that_is_not_whole_asks_the_network(
+def test_an_incomplete_cache_is_completed_from_the_network(
     model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "_snapshot", lambda name, local: tmp_path if local else model_folders["sd-v"])

@@ -1,4 +1,4 @@
-"""A model and its refiner: equal to the stock pipelines, on any ranks, from any checkpoint."""
+"""A model and its refiner: equal to the stock pipelines, with any number of ranks, from any checkpoint."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def folders(model_folders: dict[str, Path], refiner_folder: Path) -> ModelPaths:
 
 @lru_cache
 def loaded(folders: ModelPaths, copy: int = 0) -> tuple[Adapter, Adapter | None]:
-    """Ranks that are threads need a copy each: a tokenizer is one thread's at a time."""
+    """Ranks that are threads need a copy each: a tokenizer is not thread-safe."""
     return load_models(folders, CPU, "float32", model_info(folders))
 
 
@@ -65,7 +65,7 @@ def spec_of(folders: ModelPaths, **values: Any) -> Spec:
 
 @contextmanager
 def stock_noise() -> Iterator[None]:
-    """The noise of a stock pipeline in place of ours, which knows its place."""
+    """Replace the engine's noise, which is keyed by position, with that of a stock pipeline."""
     generator = torch.Generator().manual_seed(3)
 
     def drawn(_seed: int, _stage: int, step: int, *_: Any) -> Any:
@@ -76,8 +76,8 @@ def stock_noise() -> Iterator[None]:
         yield
 
 
-def stock_hand_over(folders: ModelPaths, sampler: str, steps: int, guidance: float, start: float) -> Tensor:
-    words = {
+def stock_handover(folders: ModelPaths, sampler: str, steps: int, guidance: float, start: float) -> Tensor:
+    options = {
         "prompt": PROMPT,
         "negative_prompt": NEGATIVE,
         "num_inference_steps": steps,
@@ -86,13 +86,13 @@ def stock_hand_over(folders: ModelPaths, sampler: str, steps: int, guidance: flo
         "output_type": "latent",
     }
     base = stock(folders.model, sampler)
-    begun = base(height=64, width=64, latents=unit_noise(), denoising_end=start, **words).images
+    base_latents = base(height=64, width=64, latents=unit_noise(), denoising_end=start, **options).images
     refiner = stock_refiner(folders)
     refiner.scheduler = stock_scheduler(base.scheduler.config, sampler)
-    finished: Tensor = refiner(image=begun, denoising_start=start, **words).images
-    alone = base(height=64, width=64, latents=unit_noise(), **words).images
-    assert (finished - alone).abs().max() > 1e-3, "whose steps they are can be told"
-    return finished
+    refined: Tensor = refiner(image=base_latents, denoising_start=start, **options).images
+    alone = base(height=64, width=64, latents=unit_noise(), **options).images
+    assert (refined - alone).abs().max() > 1e-3, "the refiner changes the result"
+    return refined
 
 
 @lru_cache
@@ -108,7 +108,7 @@ def stock_refiner(folders: ModelPaths) -> Any:
     ("steps", "guidance", "start"), [(5, 4.0, 0.8), (5, 1.0, 0.5), (7, 4.0, 0.4), (16, 4.0, 0.7)]
 )
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
-def test_the_hand_over_is_the_stock_pipelines(
+def test_the_handover_equals_the_stock_pipelines(
     folders: ModelPaths, sampler: str, steps: int, guidance: float, start: float
 ) -> None:
     spec = spec_of(folders, sampler=sampler, steps=steps, guidance_scale=guidance, refiner_start=start)
@@ -116,7 +116,7 @@ def test_the_hand_over_is_the_stock_pipelines(
     with stock_noise():
         done = render_latents(spec, adapter, SingleRankGroup(), device=CPU, refiner=refiner)
     ours = done.gather(done.state.tiling.grid.whole).latents[None]
-    theirs = stock_hand_over(folders, sampler, steps, guidance, start)
+    theirs = stock_handover(folders, sampler, steps, guidance, start)
     assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.std()))
 
 
@@ -124,10 +124,10 @@ LARGE = {"width": 160, "height": 128, "steps": 6, "strength": 0.7, "refiner_star
 
 
 @pytest.mark.parametrize("attention", [0.0, 0.5])
-def test_ranks_and_checkpoints_around_the_hand_over_change_nothing(
+def test_ranks_and_checkpoints_around_the_handover_change_nothing(
     folders: ModelPaths, attention: float
 ) -> None:
-    # The sampler that looks back: what it has heard of the other network must not come out of a checkpoint.
+    # A multistep sampler: its history of the other network must not be restored from a checkpoint.
     spec = spec_of(folders, sampler="dpmpp-2m", cross_attention=attention, **LARGE)
     models = [loaded(folders, copy) for copy in range(3)]
     digest = spec.digest(model_info(folders).digest)
@@ -153,7 +153,7 @@ def test_ranks_and_checkpoints_around_the_hand_over_change_nothing(
             return None
 
     root = render(SingleRankGroup(), MemorySink(), 99)
-    # Six steps of the first stage; of the last one's four the first is the model's. 7 stops right after it.
+    # Six steps of the first stage; of the four of the last stage, the model does the first. 7 stops after it.
     for steps in (6, 7, 8) if attention == 0 else (7,):
         sink = MemorySink()
         assert set(run_ranks(2, lambda group: render(group, sink, steps - 1))) == {None}  # noqa: B023
@@ -168,7 +168,7 @@ def test_ranks_and_checkpoints_around_the_hand_over_change_nothing(
     assert alone.root != root
 
 
-def test_a_refiner_has_to_be_there_where_the_spec_names_one(folders: ModelPaths) -> None:
+def test_a_refiner_must_be_loaded_if_the_spec_names_one(folders: ModelPaths) -> None:
     adapter, _ = loaded(folders)
     with pytest.raises(ValueError, match="must be loaded if"):
         render_latents(spec_of(folders), adapter, SingleRankGroup(), device=CPU)
@@ -176,7 +176,7 @@ def test_a_refiner_has_to_be_there_where_the_spec_names_one(folders: ModelPaths)
         spec_of(folders).digest("of one model")
 
 
-def test_both_weights_are_in_the_digest_and_no_folder(folders: ModelPaths, tmp_path: Path) -> None:
+def test_the_digest_covers_both_weights_and_no_folder_names(folders: ModelPaths, tmp_path: Path) -> None:
     spec, info = spec_of(folders), model_info(folders)
     moved = ModelPaths(
         model=folders.model, refiner=Path(shutil.copytree(folders.refiner or "", tmp_path / "r"))
@@ -202,7 +202,7 @@ def other_channels(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (other_channels, "has 8 latent channels of 8 px, the model 4 of 8 px"),
         (
@@ -218,17 +218,17 @@ def other_channels(folder: Path) -> None:
         (lambda folder: (folder / "unet/config.json").unlink(), "lacks unet/"),
     ],
 )
-def test_a_refiner_that_cannot_go_on_is_refused(
-    folders: ModelPaths, tmp_path: Path, spoil: Callable[[Path], None], said: str
+def test_a_refiner_that_does_not_fit_the_model_is_refused(
+    folders: ModelPaths, tmp_path: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     spoiled = Path(shutil.copytree(folders.refiner or "", tmp_path / "refiner"))
     spoil(spoiled)
-    with pytest.raises(ModelNotUsable, match=said) as refusal:
+    with pytest.raises(ModelNotUsable, match=message) as refusal:
         model_info(find_model_paths(str(folders.model), str(spoiled)))
     assert refusal.value.field == "refiner"
 
 
-def test_each_model_has_its_own_place(folders: ModelPaths) -> None:
+def test_a_model_and_a_refiner_cannot_be_swapped(folders: ModelPaths) -> None:
     model, refiner = str(folders.model), str(folders.refiner)
     with pytest.raises(ModelNotUsable, match="and not a refiner"):
         model_info(find_model_paths(model, model))
@@ -241,7 +241,7 @@ def test_each_model_has_its_own_place(folders: ModelPaths) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"refiner_start": 0.0}, "refiner_start: 0.0 is out of range; use more than 0, less than 1"),
         ({"refiner_start": 1.0}, "refiner_start: 1.0 is out of range"),
@@ -252,12 +252,12 @@ def test_each_model_has_its_own_place(folders: ModelPaths) -> None:
         ({"refiner": 7}, "refiner: 7 is not text"),
     ],
 )
-def test_bad_values_get_a_sentence(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(BadInput, match=said):
+def test_bad_values_are_refused_in_one_sentence(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
         Spec.from_mapping({"prompt": "a vase"} | values)
 
 
-def test_a_model_without_a_step_is_said(folders: ModelPaths) -> None:
+def test_a_model_without_a_step_is_refused(folders: ModelPaths) -> None:
     adapter, refiner = loaded(folders)
     spec = spec_of(folders, steps=2, refiner_start=0.1)
     with pytest.raises(BadInput, match="leaves the model none of 2 steps"):
@@ -265,7 +265,7 @@ def test_a_model_without_a_step_is_said(folders: ModelPaths) -> None:
 
 
 @given(st.integers(1, 200), st.floats(0.01, 0.99))
-def test_a_step_belongs_to_one_of_the_two(steps: int, start: float) -> None:
+def test_every_step_belongs_to_the_model_or_the_refiner(steps: int, start: float) -> None:
     timesteps = tuple(999.0 * (steps - number) / steps for number in range(steps))
     schedule = NoiseSchedule(timesteps=timesteps, sigmas=(1.0,) * (steps + 1))
     step = refiner_step(schedule, start)
@@ -275,11 +275,21 @@ def test_a_step_belongs_to_one_of_the_two(steps: int, start: float) -> None:
     assert refiner_step(replace(schedule, trained_steps=2000), start / 2 + 0.5) == step
 
 
-def test_the_command_line_renders_with_two_ranks_and_refuses_half_a_pair(
+def test_the_command_line_renders_with_two_ranks_and_refuses_a_model_as_the_refiner(
     folders: ModelPaths, tmp_path: Path
 ) -> None:
-    words = (PROMPT, "--model", str(folders.model), "--size", "160x128", "--steps", "6", "--strength", "0.7")
-    refined = (*words, "--refiner", str(folders.refiner), "--refiner-start", "0.6", "--tile-size", "64")
+    options = (
+        PROMPT,
+        "--model",
+        str(folders.model),
+        "--size",
+        "160x128",
+        "--steps",
+        "6",
+        "--strength",
+        "0.7",
+    )
+    refined = (*options, "--refiner", str(folders.refiner), "--refiner-start", "0.6", "--tile-size", "64")
     two = chorale("render", *refined, "--ranks", "2", "--out", str(tmp_path / "two"), "--json")
     assert two.returncode == 0, two.stderr
     adapter, refiner = loaded(folders)
@@ -289,6 +299,6 @@ def test_the_command_line_renders_with_two_ranks_and_refuses_half_a_pair(
     example = ("--spec", "examples/refined.yaml", "--model", str(folders.model))
     dry = chorale("render", *example, "--refiner", str(folders.refiner), "--dry-run", "--json")
     assert (dry.returncode, len(last_json(dry.stdout)["digest"])) == (0, 64), dry.stderr
-    bad = chorale("render", *words, "--refiner", str(folders.model), "--out", str(tmp_path / "bad"))
+    bad = chorale("render", *options, "--refiner", str(folders.model), "--out", str(tmp_path / "bad"))
     assert (bad.returncode, (tmp_path / "bad").exists()) == (2, False)
     assert "and not a refiner" in bad.stderr and "Traceback" not in bad.stderr

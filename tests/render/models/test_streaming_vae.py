@@ -1,4 +1,4 @@
-"""An autoencoder that runs strip by strip gives what it gives in one piece."""
+"""An autoencoder that runs strip by strip gives the same result as in one piece."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def tiny_autoencoder() -> AutoencoderTiny:
 @pytest.mark.parametrize("rows", [1, 3, 8, 100])
 @pytest.mark.parametrize("size", [(1, 5), (7, 4), (20, 9)])
 @torch.no_grad()
-def test_strips_are_the_whole(size: tuple[int, int], rows: int) -> None:
+def test_strips_equal_the_whole(size: tuple[int, int], rows: int) -> None:
     vae = tiny_autoencoder()
     latents = torch.randn((2, 4, *size))
     whole = vae.decoder.layers(latents)
@@ -32,7 +32,7 @@ def test_strips_are_the_whole(size: tuple[int, int], rows: int) -> None:
     torch.testing.assert_close(run_streaming(vae.encoder.layers, pixels, rows * 8), whole, atol=1e-5, rtol=0)
 
 
-def test_layers_with_norms_do_not_fit() -> None:
+def test_layers_with_norms_are_not_supported() -> None:
     vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
     assert not can_stream(torch.nn.Sequential(*vae.decoder.children()))
     assert can_stream(tiny_autoencoder().decoder.layers)

@@ -1,4 +1,4 @@
-"""Trained cross-window attention: its arithmetic, its part of a model's folder, and its training."""
+"""Trained cross-window attention: its computation, its part of a model's folder, and its training."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ CHANNELS = 32
 
 
 def trained(channels: int = CHANNELS) -> TrainedCrossWindowAttention:
-    """One that adds something: random in place of trained."""
+    """With random output weights instead of trained ones: new ones are zero."""
     torch.manual_seed(3)
     attention = TrainedCrossWindowAttention(channels, 4).eval()
     torch.nn.init.normal_(attention.out.weight)
@@ -70,7 +70,7 @@ def test_a_window_attends_to_the_tokens_of_its_condition_and_their_places() -> N
 
 
 @torch.no_grad()
-def test_an_untrained_one_adds_nothing() -> None:
+def test_untrained_attention_adds_nothing() -> None:
     attention = TrainedCrossWindowAttention(CHANNELS, 4)
     states = torch.randn(3, 16, CHANNELS)
     added = attention(states, PLACES, *attention.project(torch.randn(3, 5, CHANNELS)))
@@ -129,19 +129,19 @@ def test_the_old_name_of_its_folder_is_read(folder: Path, tmp_path: Path) -> Non
         assert torch.equal(again[name], value), name
 
 
-@pytest.mark.parametrize("harm", ["no weights", "cut", "another width", "no config"])
-def test_a_broken_one_is_refused(harm: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["no weights", "cut", "another width", "no config"])
+def test_a_broken_part_is_refused(damage: str, tmp_path: Path) -> None:
     model = save_sd(tmp_path / "model", "epsilon", GENTLE_BETAS)
     trained().save(model)
     weights, config = (
         model / TRAINED_ATTENTION / "model.safetensors",
         model / TRAINED_ATTENTION / "config.json",
     )
-    if harm == "no weights":
+    if damage == "no weights":
         weights.unlink()
-    elif harm == "cut":
+    elif damage == "cut":
         weights.write_bytes(weights.read_bytes()[:100])
-    elif harm == "another width":
+    elif damage == "another width":
         config.write_text(json.dumps({"channels": 64, "heads": 4}))
     else:
         config.unlink()

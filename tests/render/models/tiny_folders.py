@@ -1,4 +1,4 @@
-"""Tiny random models in diffusers' folder format, of the families that we have adapters for."""
+"""Tiny random models in diffusers' folder format, of the families that have adapters."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 SAMPLE_SIZE = 8
 TOKENS = 16
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-"""Stable Diffusion's own."""
+"""Those of Stable Diffusion."""
 GENTLE_BETAS = {"beta_start": 0.0001, "beta_end": 0.002, "beta_schedule": "linear"}
-"""The largest sigma is 1.4 here. Random networks do not predict the noise, so with Stable Diffusion's own
-(sigma 14.6) an epsilon model leaves latents of 40 and more, where two float32 runs part by 1e-5 anyway."""
+"""The largest sigma is 1.4 here. Random networks do not predict the noise: with Stable Diffusion's betas
+(sigma 14.6) an epsilon model gives latents of 40 and more, where float32 rounding alone exceeds 1e-5."""
 
 
 def tokenizer() -> CLIPTokenizer:
     letters = "abcdefghijklmnopqrstuvwxyz"
-    words = [
+    vocabulary = [
         *letters,
         *(letter + "</w>" for letter in letters),
         "re",
@@ -38,7 +38,7 @@ def tokenizer() -> CLIPTokenizer:
         "<|endoftext|>",
     ]
     return CLIPTokenizer(
-        vocab={word: number for number, word in enumerate(words)},
+        vocab={token: number for number, token in enumerate(vocabulary)},
         merges=[("r", "e"), ("re", "d</w>")],
         model_max_length=TOKENS,
     )
@@ -59,7 +59,7 @@ def text_config(width: int) -> CLIPTextConfig:
     )
 
 
-def unet(text_width: int, **more: Any) -> UNet2DConditionModel:
+def unet(text_width: int, **options: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=SAMPLE_SIZE,
         in_channels=4,
@@ -71,11 +71,11 @@ def unet(text_width: int, **more: Any) -> UNet2DConditionModel:
         attention_head_dim=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        **more,
+        **options,
     )
 
 
-def kl_vae(**more: Any) -> AutoencoderKL:
+def kl_vae(**options: Any) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8, 16, 16),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -83,7 +83,7 @@ def kl_vae(**more: Any) -> AutoencoderKL:
         latent_channels=4,
         norm_num_groups=4,
         sample_size=64,
-        **more,
+        **options,
     )
 
 
@@ -98,13 +98,13 @@ def tiny_vae() -> AutoencoderTiny:
     )
 
 
-def save_sd(folder: Path, prediction_type: str, betas: dict[str, Any], **unet_more: Any) -> Path:
+def save_sd(folder: Path, prediction_type: str, betas: dict[str, Any], **unet_options: Any) -> Path:
     torch.manual_seed(1)
     pipeline = StableDiffusionPipeline(
         vae=kl_vae(),
         text_encoder=CLIPTextModel(text_config(16)),
         tokenizer=tokenizer(),
-        unet=unet(16, **unet_more),
+        unet=unet(16, **unet_options),
         scheduler=DDIMScheduler(
             **betas,
             prediction_type=prediction_type,
@@ -148,7 +148,7 @@ def save_sdxl(folder: Path, both_encoders: bool = True) -> Path:
 
 
 def save_refiner(folder: Path) -> Path:
-    """One for `save_sdxl`: the second text encoder alone, an aesthetic score in place of the size."""
+    """A refiner for `save_sdxl`: the second text encoder alone, an aesthetic score, no crop size."""
     torch.manual_seed(3)
     pipeline = StableDiffusionXLImg2ImgPipeline(
         vae=kl_vae(),

@@ -1,4 +1,4 @@
-"""The manifest: what is written, what is read back, and what is refused in one sentence."""
+"""The manifest: writing, reading back, and the errors for damaged files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FIELDS = {
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    """A manifest as it was written."""
+    """A manifest as it is written."""
     sink = MemorySink()
     spec = Spec(prompt="a vase", width=264, height=200, steps=2, tile_size=64)
     render_image(spec, ToyModel(), SingleRankGroup(), sink, device=CPU)
@@ -133,7 +133,7 @@ def without_a_tile(document: dict[str, Any]) -> object:
         replaced("schema", 10**400),
     ],
 )
-def test_a_damaged_manifest_is_one_sentence(
+def test_a_damaged_manifest_is_refused_in_one_sentence(
     document: dict[str, Any], spoil: Callable[[dict[str, Any]], object]
 ) -> None:
     with pytest.raises(BadInput) as caught:
@@ -143,19 +143,19 @@ def test_a_damaged_manifest_is_one_sentence(
 
 
 @pytest.mark.parametrize("data", [None, b"", b"{", b"\xff", b"[" * 100_000, b"9" * 5000])
-def test_what_is_no_json_is_one_sentence(data: bytes | None) -> None:
+def test_invalid_json_is_refused_in_one_sentence(data: bytes | None) -> None:
     with pytest.raises(BadInput, match=r"image: 'out/image' has") as caught:
         parse_manifest(data, "out/image")
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("there", [b"{", b"[]", b"{}", b'{"root": "other"}'])
-def test_another_image_is_not_replaced(document: dict[str, Any], there: bytes) -> None:
+@pytest.mark.parametrize("existing", [b"{", b"[]", b"{}", b'{"root": "other"}'])
+def test_another_image_is_not_replaced(document: dict[str, Any], existing: bytes) -> None:
     sink = MemorySink()
-    sink.files[KEY] = there
+    sink.files[KEY] = existing
     with pytest.raises(RenderFailed, match="another image"):
         write_manifest(parsed(document), sink)
-    assert sink.files[KEY] == there
+    assert sink.files[KEY] == existing
 
 
 def test_the_same_image_may_be_published_twice(document: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What is shown while an image is rendered: each finished stage, by rank 0, and nothing of it at the end."""
+"""Previews while an image is rendered: rank 0 writes one per finished stage and deletes it at the end."""
 
 import io
 
@@ -19,7 +19,7 @@ SPEC = Spec(prompt="a red vase", width=448, height=320, steps=3, tile_size=64)
 
 
 class WatchedSink(MemorySink):
-    """Remembers each preview that was put."""
+    """Records each preview that is put."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def render(ranks: int, sink: MemorySink) -> str:
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_each_stage_is_shown_and_forgotten(ranks: int) -> None:
+def test_each_stage_has_a_preview_that_is_deleted_at_the_end(ranks: int) -> None:
     sink = WatchedSink()
     root = render(ranks, sink)
     sizes = [Image.open(io.BytesIO(data)).size for data in sink.previews]
@@ -50,14 +50,14 @@ def test_each_stage_is_shown_and_forgotten(ranks: int) -> None:
     assert root == render(1, MemorySink())
 
 
-def test_previews_are_the_same_whatever_the_ranks() -> None:
+def test_previews_do_not_depend_on_the_number_of_ranks() -> None:
     alone, together = WatchedSink(), WatchedSink()
     render(1, alone)
     render(3, together)
     assert alone.previews[0] == together.previews[0]
 
 
-def test_a_sink_that_refuses_previews_stops_nothing() -> None:
+def test_a_failing_preview_does_not_stop_the_render() -> None:
     class Refusing(MemorySink):
         def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
             if key == UNFINISHED_PREVIEW:

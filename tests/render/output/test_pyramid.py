@@ -1,4 +1,4 @@
-"""The pyramid: numpy over the whole picture is the oracle, one rank the other."""
+"""The pyramid: compared with numpy over the whole image, and with one rank."""
 
 import io
 import json
@@ -44,26 +44,24 @@ def plan_of(spec: Spec, ranks: int = 1) -> Plan:
 
 
 def level_of(files: dict[str, bytes], level: int, width: int, height: int, side: int) -> np.ndarray:
-    picture = np.zeros((height, width, 3), np.uint8)
+    image = np.zeros((height, width, 3), np.uint8)
     for key, data in files.items():
         if key.startswith(f"image_files/{level}/"):
             col, row = map(int, Path(key).stem.split("_"))
             tile = np.array(Image.open(io.BytesIO(data)))
-            picture[row * side : row * side + tile.shape[0], col * side : col * side + tile.shape[1]] = tile
-    return picture
+            image[row * side : row * side + tile.shape[0], col * side : col * side + tile.shape[1]] = tile
+    return image
 
 
-def box(picture: np.ndarray) -> np.ndarray:
-    """(a + b + c + d + 2) >> 2 over the whole picture, edges repeated."""
-    p = np.pad(picture, ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)), mode="edge").astype(
-        int
-    )
+def box(image: np.ndarray) -> np.ndarray:
+    """(a + b + c + d + 2) >> 2 over the whole image, edges repeated."""
+    p = np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge").astype(int)
     return ((p[0::2, 0::2] + p[1::2, 0::2] + p[0::2, 1::2] + p[1::2, 1::2] + 2) >> 2).astype(np.uint8)
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 @pytest.mark.parametrize("tile", [64, 512])
-def test_every_level_is_the_box_of_the_one_below(width: int, height: int, tile: int) -> None:
+def test_every_level_is_the_box_filter_of_the_next_larger_one(width: int, height: int, tile: int) -> None:
     spec = Spec(prompt="x", width=width, height=height, tile_size=tile)
     model, latents, sink = ToyModel(), latents_for(spec), MemorySink()
     report = publish_pyramid(latents, model, plan_of(spec), SingleRankGroup(), sink, device=CPU)
@@ -103,7 +101,7 @@ def test_ranks_do_not_change_a_byte(width: int, height: int, ranks: int) -> None
 
 
 @pytest.mark.parametrize("form", ["png", "webp", "jpeg"])
-def test_pictures_say_what_they_are(form: str) -> None:
+def test_images_are_marked_as_generated(form: str) -> None:
     spec = Spec(prompt="a red vase & more", width=512, height=512, format=form)
     sink = MemorySink()
     publish_pyramid(latents_for(spec), ToyModel(), plan_of(spec), SingleRankGroup(), sink, device=CPU)
@@ -125,7 +123,7 @@ def image(tmp_path: Path) -> Path:
     return tmp_path / "image"
 
 
-def test_verify_finds_what_was_done_to_a_picture(image: Path) -> None:
+def test_verify_finds_altered_missing_and_extra_files(image: Path) -> None:
     assert verify_image(LocalStore(image), read_manifest(image)).passes
     tile = image / "image_files/9/1_1.png"
     data = bytearray(tile.read_bytes())
@@ -171,7 +169,7 @@ def test_an_impossible_target_is_refused(image: Path, tmp_path: Path, name: str)
         export_image(image, read_manifest(image), tmp_path / name)
 
 
-def test_a_flat_picture_is_not_published() -> None:
+def test_a_flat_image_is_not_published() -> None:
     class Flat(ToyModel):
         def decode(self, latents: torch.Tensor) -> torch.Tensor:
             return super().decode(latents) * 0
@@ -184,7 +182,7 @@ def test_a_flat_picture_is_not_published() -> None:
     assert "manifest.json" not in sink.files
 
 
-def test_a_sink_that_fails_fails_the_render() -> None:
+def test_a_failing_sink_fails_the_render() -> None:
     class Full(MemorySink):
         def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
             if "/9/" in key:

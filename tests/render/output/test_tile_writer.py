@@ -1,4 +1,4 @@
-"""Tiles are stored concurrently through bounded queues, journal entries after the tiles that they list."""
+"""Tiles are stored concurrently through bounded queues, and journal entries after their tiles."""
 
 from __future__ import annotations
 
