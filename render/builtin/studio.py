@@ -144,9 +144,9 @@ def _backdrop(scene: Scene, lay: _Layout, x: Field, y: Field, pixel: float) -> N
         wall = _mix((0.70, 0.66, 0.60), (0.86, 0.83, 0.78), glow)
         plank = np.floor(gz * 1.6)
         grain = fractal(gx * 1.1 + plank * 7.3, gz * 12.0, seed, 1.6, 9, near * 9, 0.70)
-        rings = np.sin((gz * 9 + 0.9 * value_noise(gx * 0.9 + plank * 3.1, gz * 1.7, seed + 3)) * 9)
-        rings = rings * visible(14.0, near)
-        tone = 0.5 + 0.28 * grain + 0.16 * rings
+        growth = np.sin((gz * 9 + 0.9 * value_noise(gx * 0.9 + plank * 3.1, gz * 1.7, seed + 3)) * 9)
+        growth = growth * visible(14.0, near)
+        tone = 0.5 + 0.28 * grain + 0.16 * growth
         floor = _mix((0.36, 0.20, 0.10), (0.72, 0.48, 0.28), tone)
         gap = np.abs((gz * 1.6) % 1.0 - 0.5)
         floor = floor * (1 - 0.55 * np.clip((gap - 0.485) / (0.012 + near * 1.6), 0, 1))[..., None]
@@ -256,9 +256,9 @@ def _with_handle(
     hx, hy = lay.side * half * 0.62, lay.base - half * 0.98
     ex, ey = (dx - hx) / 0.72, y - hy
     distance = np.hypot(ex, ey)
-    ring, thick = half * 0.46, half * 0.105
-    off = (distance - ring) / thick
-    behind = np.clip((thick - np.abs(distance - ring)) / pixel + 0.5, 0, 1)
+    loop, thick = half * 0.46, half * 0.105
+    off = (distance - loop) / thick
+    behind = np.clip((thick - np.abs(distance - loop)) / pixel + 0.5, 0, 1)
     nz = np.sqrt(np.maximum(1 - off * off, 0))
     direction = 1 / np.maximum(distance, 1e-6)
     handle = _shaded(scene, lay, off * ex * direction, off * ey * direction, nz, ex, y - lay.base, pixel)
@@ -349,8 +349,8 @@ def _shaded(
             extra = 0.10 * np.minimum(dots, 1)
     elif scene.material == "wood":
         grain = fractal(u * 7, v * 0.9, seed, 5.0, 8, pixel * 7, 0.72)
-        rings = np.sin((u * 24 + 1.6 * value_noise(u * 5, v * 3, seed + 2)) * 6.0) * visible(24.0, pixel)
-        tone = 0.93 + 0.30 * grain + 0.14 * rings
+        growth = np.sin((u * 24 + 1.6 * value_noise(u * 5, v * 3, seed + 2)) * 6.0) * visible(24.0, pixel)
+        tone = 0.93 + 0.30 * grain + 0.14 * growth
         extra = 0.035 * (grain + 0.4) if scene.colour == "black" else extra
         gloss, hard = 0.16, 18.0
     else:

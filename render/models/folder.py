@@ -30,8 +30,8 @@ AESTHETICS_KEY = "requires_aesthetics_score"
 """In a refiner's `model_index.json`: its network takes an aesthetic score."""
 TRAINED_ATTENTION, OLD_TRAINED_ATTENTION = "cross_window_attention", "listener"
 """The part with trained cross-window attention, in models that have one
-(`render.models.trained_cross_window_attention`). Stock pipelines do not know it, so `model_index.json` does
-not list it. Models of version 0.1 have it in a folder `listener`. Their digests cover
+(`render.models.trained_cross_window_attention`). Stock pipelines ignore it, so `model_index.json` does not
+list it. Models of version 0.1 have it in a folder `listener`. Their digests cover
 that name, so both names are read."""
 _TRAINED_ATTENTIONS = (TRAINED_ATTENTION, OLD_TRAINED_ATTENTION)
 _ATTENDING_MIDDLE = "UNetMidBlock2DCrossAttn"
@@ -162,7 +162,9 @@ def _inspect(
     for name, entry in index.items():
         foreign = isinstance(entry, list) and name not in (*family.parts, *UNUSED_PARTS)
         if foreign and not name.startswith("_") and any(entry):
-            raise unusable(path, f"has a part {name!r} that {family.name} does not know; use a stock folder")
+            raise unusable(
+                path, f"has a part {name!r} that {family.name} does not support; use a stock folder"
+            )
     attention = trained_attention_folder(path)
     if attention is not None:
         _check_files(path, attention.name)

@@ -20,7 +20,8 @@ SIZES = {"wide": (448, 192), "tall": (192, 384), "square": (320, 320)}
 
 def cases() -> dict[str, Spec]:
     """Every blend with every sampler at a wide, a tall and a square size, in two stages; and every blend with
-    windows of an odd shape, with wrapped edges, and with both forms of cross-window attention."""
+    windows of an odd shape, with wrapped edges, with dilated views, and with both forms of
+    cross-window attention."""
     combined = itertools.product(BLENDS, SAMPLERS, SIZES)
     plain = {
         f"{blend} {sampler} {name}": Spec(

@@ -55,7 +55,7 @@ def unit_noise() -> Tensor:
 
 
 def our_latents(adapter: Any, schedule: Any, sampler: str, guidance: float, negative: str) -> Tensor:
-    """The engine's own loop with one window, on the stock pipeline's noise in place of its keyed one."""
+    """The engine's own loop with one window, with the stock pipeline's noise instead of the engine's."""
     spec = Spec(
         prompt=PROMPT,
         negative_prompt=negative,
@@ -103,12 +103,14 @@ def stock_latents(pipeline: Any, steps: int, guidance: float, negative: str | No
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 @pytest.mark.parametrize("kind", KINDS)
-def test_latents_equal_the_stock_pipelines(model_folders: dict[str, Path], kind: str, sampler: str) -> None:
+def test_latents_equal_those_of_the_stock_pipeline(
+    model_folders: dict[str, Path], kind: str, sampler: str
+) -> None:
     adapter = loaded(model_folders[kind])
     ours = our_latents(adapter, adapter.schedule(sampler, 5), sampler, 4.0, NEGATIVE)
     theirs = stock_latents(stock(model_folders[kind], sampler), 5, 4.0, NEGATIVE)
     assert theirs.std() > 0.1
-    # A random model's latents can be wider than the unit ones that the bound is meant for.
+    # A random model's latents can have a larger deviation than the 1 that the bound is for.
     assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.std()))
 
 
@@ -137,7 +139,7 @@ def test_without_negative_prompt(model_folders: dict[str, Path], kind: str, guid
 def test_every_spacing_of_timesteps(
     model_folders: dict[str, Path], sampler: str, spacing: str, steps: int
 ) -> None:
-    # 7 and 16 do not divide 1000: there a stock DDIM lands beside its next timestep.
+    # 7 and 16 do not divide 1000: there a stock DDIM does not land on its next timestep.
     adapter = loaded(model_folders["sd-v"])
     pipeline = stock(model_folders["sd-v"], sampler, timestep_spacing=spacing)
     schedule = noise_schedule(pipeline.scheduler.config, sampler, steps)
@@ -155,7 +157,7 @@ def test_a_distilled_model_takes_the_guidance_as_an_input(model_folders: dict[st
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("kind", ["sd-v", "sdxl", "sdxl-second-only"])
-def test_half_precision_is_near_and_answers_in_float32(
+def test_half_precision_is_close_and_returns_float32(
     model_folders: dict[str, Path], kind: str, dtype: str
 ) -> None:
     exact, half = loaded(model_folders[kind]), load_adapter(model_folders[kind], torch.device("cpu"), dtype)
@@ -173,7 +175,7 @@ def predict_and_decode(adapter: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_decode_equals_the_stock_pipelines(model_folders: dict[str, Path], kind: str) -> None:
+def test_decode_equals_that_of_the_stock_pipeline(model_folders: dict[str, Path], kind: str) -> None:
     adapter = loaded(model_folders[kind])
     ours = adapter.decode(our_latents(adapter, adapter.schedule("ddim", 2), "ddim", 4.0, NEGATIVE))
     pipeline = stock(model_folders[kind], "ddim")
@@ -191,7 +193,7 @@ def test_decode_equals_the_stock_pipelines(model_folders: dict[str, Path], kind:
 
 
 @pytest.mark.parametrize("kind", ["sd-epsilon", "sdxl"])
-def test_encode_is_what_image_to_image_starts_from(
+def test_encode_equals_the_start_of_stock_image_to_image(
     model_folders: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from diffusers import AutoPipelineForImage2Image
@@ -209,7 +211,7 @@ def test_encode_is_what_image_to_image_starts_from(
     monkeypatch.setattr(pipeline.vae, "encode", mode_instead_of_a_sample)
     timestep = torch.tensor([0])
     extra = {"add_noise": False} if kind == "sdxl" else {}
-    if kind == "sd-epsilon":  # it always adds noise; at abar = 1 that is none
+    if kind == "sd-epsilon":  # it always adds noise, of weight zero at alphas_cumprod 1
         pipeline.scheduler.alphas_cumprod[0] = 1.0
     with torch.no_grad():
         theirs = pipeline.prepare_latents(
@@ -218,7 +220,7 @@ def test_encode_is_what_image_to_image_starts_from(
     assert (adapter.encode(pixels) - theirs).abs().max() <= 1e-5
 
 
-def test_a_batch_of_windows_is_the_windows_one_by_one(model_folders: dict[str, Path]) -> None:
+def test_a_batch_of_windows_equals_single_windows(model_folders: dict[str, Path]) -> None:
     adapter = loaded(model_folders["sdxl"])
     text = adapter.encode_prompt(PROMPT, "", True)
     places = [
@@ -231,6 +233,6 @@ def test_a_batch_of_windows_is_the_windows_one_by_one(model_folders: dict[str, P
         alone = adapter.predict(latents[number : number + 1], 500.0, text, [place], [condition], 4.0)
         assert (together[number : number + 1] - alone).abs().max() <= 1e-5
     moved = adapter.predict(latents[:1], 500.0, text, [places[2]], [0], 4.0)
-    assert (together[:1] - moved).abs().max() > 1e-4  # a window knows its place
+    assert (together[:1] - moved).abs().max() > 1e-4  # the window's position matters
     prompted = adapter.predict(latents[:1], 500.0, text, [places[0]], [1], 4.0)
-    assert (together[:1] - prompted).abs().max() > 1e-4  # and its pass
+    assert (together[:1] - prompted).abs().max() > 1e-4  # and so does its condition
