@@ -72,10 +72,10 @@ def _large_size(draw: np.random.Generator, max_zoom: float) -> Size:
 
 def _crop(draw: np.random.Generator, size: Size) -> Crop:
     """A window of the native size, more often near the middle."""
-    centre = draw.normal(0.5, 0.14, 2) if draw.random() < 0.7 else draw.random(2)
+    center = draw.normal(0.5, 0.14, 2) if draw.random() < 0.7 else draw.random(2)
     y, x = (
         int(np.clip(at * side - NATIVE / 2, 0, side - NATIVE)) // 8 * 8
-        for at, side in zip(centre, size, strict=True)
+        for at, side in zip(center, size, strict=True)
     )
     return y, x, NATIVE, NATIVE
 

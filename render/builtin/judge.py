@@ -33,7 +33,7 @@ HELD_OUT = 7
 
 
 class Judge(nn.Module):
-    """[B, 3, 128, 128] pixels in [0, 1] -> logits of product, colour and backdrop."""
+    """[B, 3, 128, 128] pixels in [0, 1] -> logits of product, color and backdrop."""
 
     def __init__(self) -> None:
         super().__init__()

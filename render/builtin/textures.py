@@ -47,25 +47,25 @@ def fractal(
     total, amplitude = np.zeros_like(x), 1.0
     for octave in range(octaves):
         rate = frequency * 2.0**octave
-        seen = visible(rate, footprint)
-        if np.max(seen) > 0:
-            total += np.float32(amplitude) * seen * value_noise(x * rate, y * rate, seed + octave)
+        visibility = visible(rate, footprint)
+        if np.max(visibility) > 0:
+            total += np.float32(amplitude) * visibility * value_noise(x * rate, y * rate, seed + octave)
         amplitude *= gain
     return total
 
 
 def speckle(x: Field, y: Field, seed: int, frequency: float, share: float, footprint: Field | float) -> Field:
     """Round dots, one possible per cell, in `share` of the cells: coverage in [0, 1]."""
-    seen = visible(frequency * 0.9, footprint)
-    if np.max(seen) <= 0:
+    visibility = visible(frequency * 0.9, footprint)
+    if np.max(visibility) <= 0:
         return np.full_like(x, share * 0.2)
     sx, sy = x * frequency, y * frequency
     fx, fy = np.floor(sx), np.floor(sy)
     ix, iy = fx.astype(np.int32), fy.astype(np.int32)
-    there = _hash(ix, iy, seed) < share
+    present = _hash(ix, iy, seed) < share
     size = 0.12 + 0.26 * _hash(ix, iy, seed + 1)
     cx, cy = 0.4 + 0.2 * _hash(ix, iy, seed + 2), 0.4 + 0.2 * _hash(ix, iy, seed + 3)
     distance = np.hypot(sx - fx - cx, sy - fy - cy)
     edge = np.maximum(footprint * frequency, 0.06)
-    dots = there * np.clip((size - distance) / edge + 0.5, 0, 1)
-    return (dots * seen + (1 - seen) * share * 0.2).astype(np.float32)
+    dots = present * np.clip((size - distance) / edge + 0.5, 0, 1)
+    return (dots * visibility + (1 - visibility) * share * 0.2).astype(np.float32)

@@ -31,8 +31,8 @@ AESTHETICS_KEY = "requires_aesthetics_score"
 TRAINED_ATTENTION, OLD_TRAINED_ATTENTION = "cross_window_attention", "listener"
 """The part with trained cross-window attention, in models that have one
 (`render.models.trained_cross_window_attention`). Stock pipelines ignore it, so `model_index.json` does not
-list it. Models of version 0.1 have it in a folder `listener`. Their digests cover
-that name, so both names are read."""
+list it. Models of version 0.1 have it in a folder `listener`. Their digests cover that name, so both names
+are read."""
 _TRAINED_ATTENTIONS = (TRAINED_ATTENTION, OLD_TRAINED_ATTENTION)
 _ATTENDING_MIDDLE = "UNetMidBlock2DCrossAttn"
 

@@ -46,7 +46,7 @@ class ModelPaths:
 
 
 def find_model_paths(model: str, refiner: str | None) -> ModelPaths:
-    """The paths of what a spec names; raises `ModelNotUsable` when one is not available."""
+    """The folders of the models that a spec names; raises `ModelNotUsable` when one is not available."""
     if refiner is None:
         return ModelPaths(model=resolve_model(model))
     try:

@@ -1,4 +1,4 @@
-"""SDXL's refiner: one text encoder, and an aesthetic score in place of the crop size.
+"""SDXL's refiner: one text encoder, and an aesthetic score instead of the crop size.
 
 It continues from the latents of another model, in that model's latent space, and needs no autoencoder.
 """

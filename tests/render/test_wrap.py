@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 Image8 = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-class EvenModel(ToyModel):
+class PositionlessModel(ToyModel):
     """Ignores the position of a window."""
 
     def predict(self, latents: Tensor, *arguments: Any, **more: Any) -> Tensor:
@@ -113,7 +113,7 @@ def test_a_stopped_render_resumes_with_other_ranks(blend: str) -> None:
 
 
 def _denoised(spec: Spec, stage: Stage, start: Canvas) -> Tensor:
-    model = EvenModel()
+    model = PositionlessModel()
     loop = StageLoop(
         plan=StagePlan(spec=spec, info=model.info, stage=stage),
         schedule=model.schedule(spec.sampler, spec.steps),
@@ -133,7 +133,7 @@ def test_shifting_the_start_by_a_window_shifts_the_image(blend: str, sampler: st
     stage = replace(make_stages(spec, ToyModel().info)[-1], first_step=0)
     rows, cols = stage.grid.rows, stage.grid.cols
     assert rows.length % rows.count == cols.length % cols.count == 0 and min(rows.count, cols.count) > 2
-    model = EvenModel()
+    model = PositionlessModel()
     start = first_canvas(
         stage, model.schedule(sampler, spec.steps), spec.seed, 4, topology_of(stage.grid).whole
     )
