@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-from render.launch.hardware import RANK_ENVIRONMENT
+from render.launch.rank_environment import RANK_ENVIRONMENT
 
 
 def run_case(case: dict[str, Any], ranks: int = 1, prefix: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from bench.table import Row
 from infra.database import Database
 from jobs.db.tables import members
 from render.events import Event, ModelLoaded
-from render.launch.hardware import RANK_ENVIRONMENT
+from render.launch.rank_environment import RANK_ENVIRONMENT
 from render.launch.rank_group import RankGroup
 from render.launch.request import Request
 from render.models.folder import read_model_info, resolve_model

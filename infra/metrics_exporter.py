@@ -9,10 +9,10 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from socket import gaierror
 from typing import Any
 
+import psutil
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -25,7 +25,6 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from infra.errors import BadSetting
-from infra.gpus import Gpus
 from infra.metrics import (
     BUILD,
     DEVICE_GAUGES,
@@ -41,15 +40,22 @@ Value = tuple[str, Mapping[str, str], float]
 Measure = tuple[str, dict[str, str], list[float]]
 """Name, labels without `node`, and values: increments, observations, or a gauge's last value."""
 
+Reading = tuple[str, int, float]
+"""Name of a series, the slot, and its value."""
+
 DEFAULT_ADDRESS = "127.0.0.1:9464"
 OFF = "off"
 
 
 class MetricsExporter:
-    """All series of one node. `farm` returns the farm-wide ones at each scrape and must be quick."""
+    """All series of one node. `farm` and `gpus` are read at each scrape and must be quick."""
 
     def __init__(
-        self, node: str, device: str, farm: Callable[[], Iterable[Value]] = tuple, gpus: Gpus | None = None
+        self,
+        node: str,
+        device: str,
+        farm: Callable[[], Iterable[Value]] = tuple,
+        gpus: Callable[[], Iterable[Reading]] = tuple,
     ) -> None:
         self.node = node
         self.registry = CollectorRegistry(auto_describe=False)
@@ -61,10 +67,9 @@ class MetricsExporter:
         for reason in RESTART_REASONS:
             # Prometheus sees no increase in a counter that first appears at 1.
             self._measured["chorale_group_restarts_total"].labels(node=node, reason=reason)
-        read = (gpus or Gpus()).read
 
         def devices() -> Iterator[Value]:
-            return ((name, {"node": node, "slot": str(slot)}, value) for name, slot, value in read())
+            return ((name, {"node": node, "slot": str(slot)}, value) for name, slot, value in gpus())
 
         ProcessCollector(registry=self.registry)
         self.registry.register(self._ranks)
@@ -184,5 +189,5 @@ class _RankGauges(Collector):
 
     def _running(self) -> Iterator[Value]:
         for (name, slot), (pid, value) in sorted(self._last.items()):
-            if Path(f"/proc/{pid}").exists():
+            if psutil.pid_exists(pid):
                 yield name, {"node": self.node, "slot": slot}, value

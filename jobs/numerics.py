@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infra.gpus import gpu_names
+from render.launch.gpus import gpu_names
 from render.numerics import Numerics, cpu_kind, numerics_of
 
 

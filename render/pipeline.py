@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from render.errors import BadInput, GroupFailed
 from render.events import Event, OnEvent, StepDone, ignore_event
-from render.launch.hardware import processors
+from render.launch.gpus import processors
 from render.launch.rank_group import RankGroup
 from render.launch.request import LATENTS_KEY, Request
 from render.model_info import ModelInfo

@@ -80,7 +80,7 @@ def _cuda() -> Finding:
 
 
 def _driver() -> Finding:
-    from infra.gpus import driver_version
+    from render.launch.gpus import driver_version
 
     version = driver_version()
     missing = "NVML is not installed (NVIDIA's driver brings it); there are no GPU metrics"

@@ -22,9 +22,8 @@ from jobs.farm import Farm, open_farm, open_images
 from jobs.formatting import plural
 from jobs.node.agent import Agent
 from jobs.node.metrics_server import MetricsServer
-from jobs.node.network import smallest_vram_bytes
 from render.errors import BadInput
-from render.launch.hardware import gpu_count, processors
+from render.launch.gpus import processors, smallest_memory_bytes, visible_gpus
 
 _metrics_option = click.option(
     "--metrics-address",
@@ -147,7 +146,7 @@ def _drain(farm: Farm, as_json: bool, node: str, draining: bool) -> None:
 
 
 def _agent(farm: Farm, slots: int | None, broker_url: str | None) -> Agent:
-    settings, gpus = farm.settings, gpu_count()
+    settings, gpus = farm.settings, visible_gpus()
     _check(settings)
     name = settings.node or socket.gethostname()
     if "/" in name or not name.strip():
@@ -161,7 +160,7 @@ def _agent(farm: Farm, slots: int | None, broker_url: str | None) -> Agent:
         device=device,
         home=default_home() / "logs",
         metrics=MetricsServer(farm, name, device, settings.metrics_address),
-        vram_bytes=smallest_vram_bytes() if gpus else None,
+        vram_bytes=smallest_memory_bytes() if gpus else None,
         broker_url=broker_url,
     )
 

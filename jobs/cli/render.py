@@ -24,7 +24,7 @@ from jobs.node.shutdown_signals import ShutdownSignals
 from jobs.numerics import local_numerics
 from render.errors import BadInput, GroupFailed
 from render.events import Event, ImageDone, OnEvent, ignore_event
-from render.launch.hardware import processors
+from render.launch.gpus import processors
 from render.launch.rank_group import HUNG_S, RankGroup
 from render.launch.rendezvous_config import Rendezvous
 from render.launch.request import CHECKPOINT_S, Request

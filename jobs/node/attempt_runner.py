@@ -32,7 +32,7 @@ from jobs.numerics import local_numerics
 from jobs.scheduler.warm_reuse import finish_and_take_next
 from render.errors import GroupFailed, GroupLost, Stopped
 from render.events import Event, ImageDone, StageStarted, StepDone, TilesWritten
-from render.launch.hardware import gpu_count
+from render.launch.gpus import visible_gpus
 from render.launch.rank_group import RankGroup
 from render.launch.rendezvous_config import Rendezvous
 from render.launch.request import Request
@@ -201,7 +201,8 @@ class AttemptRunner:
             # A group of one node stays; the ranks of several would have to agree on what comes next.
             last=part.nodes > 1,
         )
-        gpus = part.slots if gpu_count() else None
+        visible = visible_gpus()
+        gpus = tuple(visible[slot].selector for slot in part.slots) if visible else None
         group = self.group or RankGroup(len(part.slots), rendezvous=rendezvous, gpus=gpus)
         stays = False
         try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from infra.database import Database
 from infra.errors import ServiceError
@@ -20,20 +21,24 @@ from jobs.errors import LostRace
 HEARTBEAT_S = 1.0
 PATIENCE_S = 30.0
 """The database may be away for so long before a supervisor gives its part up."""
+_RETRY_S = 0.5
 Result = TypeVar("Result")
 
 
 def with_retry(database: Database, work: Callable[[Connection], Result]) -> Result:
     """Call `work` in one transaction, and again while the database is away, for up to `PATIENCE_S`."""
-    end = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            with database.write() as connection:
-                return work(connection)
-        except ServiceError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.5)
+
+    @retry(
+        retry=retry_if_exception_type(ServiceError),
+        wait=wait_fixed(_RETRY_S),
+        stop=stop_after_delay(PATIENCE_S),
+        reraise=True,
+    )
+    def transaction() -> Result:
+        with database.write() as connection:
+            return work(connection)
+
+    return transaction()
 
 
 @dataclass

@@ -12,6 +12,7 @@ from jobs.farm import Farm
 from jobs.farm_metrics import FarmMetrics
 from jobs.node.metrics_client import SOCKET, metrics_path
 from render.launch.event_channel import DatagramReceiver
+from render.launch.gpus import read_gpus
 from render.launch.group_directory import GroupDirectory
 
 _RECEIVE_S = 0.5
@@ -40,7 +41,7 @@ class MetricsServer(contextlib.ExitStack):
         """Raises `BadSetting` when a required address cannot be served."""
         if self._address == OFF:
             return self
-        exporter = MetricsExporter(self._node, self._device, FarmMetrics(self._farm.database))
+        exporter = MetricsExporter(self._node, self._device, FarmMetrics(self._farm.database), read_gpus)
         try:
             url, close = exporter.serve(self._address)
         except AddressTaken:

@@ -1,23 +1,12 @@
-"""What memory its GPUs and which network interfaces this machine has, asked without importing torch."""
+"""The network interfaces of this machine."""
 
 from __future__ import annotations
 
 import fcntl
 import socket
 import struct
-import subprocess
 
 _SIOCGIFADDR = 0x8915
-
-
-def smallest_vram_bytes() -> int | None:
-    """Bytes of the smallest GPU, by the driver's own tool; None without an answer."""
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-        return min(int(line) for line in answer.split()) * 2**20
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None
 
 
 def interface_of(address: str) -> str | None:

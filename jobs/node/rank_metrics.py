@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import psutil
+
 from jobs.node.metrics_client import MetricsClient
 from render.events import CheckpointSaved, Event, ImageDone, StageStarted, StepDone, TilesWritten
 from render.launch.observer import RankContext
@@ -15,7 +17,6 @@ from render.sink import SinkCall
 
 OBSERVER = "jobs.node.rank_metrics:observe_rank"
 """What a request names for its ranks to be measured."""
-_PAGE_BYTES = resource.getpagesize()
 
 
 def observe_rank(context: RankContext) -> RankMetrics:
@@ -118,7 +119,7 @@ class RankMetrics:
     def _record_memory(self) -> None:
         for name, taken in self.context.device_memory().items():
             self.client.record(f"chorale_vram_{name}_bytes", taken, slot=self._slot)
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
+        resident = psutil.Process().memory_info().rss
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self.client.record("chorale_rank_resident_bytes", resident, slot=self._slot)
         self.client.record("chorale_rank_resident_peak_bytes", max(peak, resident), slot=self._slot)

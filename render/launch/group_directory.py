@@ -7,6 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import psutil
+
 _PREFIX = "chorale-group-"
 
 
@@ -45,5 +47,5 @@ def remove_stale_group_directories() -> None:
     """Remove the directories of processes that were killed before they could."""
     for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         pid = directory.name.removeprefix(_PREFIX).partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(directory, ignore_errors=True)

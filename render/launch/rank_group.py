@@ -15,6 +15,7 @@ from pathlib import Path
 from render.errors import BadInput, GroupFailed, GroupLost, PeersLost, RenderTimedOut, Stopped
 from render.events import Event, ImageDone, OnEvent, RankFailed, RankStarted, RankStopped, ignore_event
 from render.launch.event_channel import EventReceiver
+from render.launch.gpus import VISIBLE
 from render.launch.group_directory import (
     GroupDirectory,
     events_path,
@@ -22,8 +23,8 @@ from render.launch.group_directory import (
     rendezvous_path,
     request_path,
 )
-from render.launch.hardware import RANK_ENVIRONMENT
 from render.launch.launcher import PEERS_LOST
+from render.launch.rank_environment import RANK_ENVIRONMENT
 from render.launch.rendezvous_config import SECRET_VARIABLE, Rendezvous
 from render.launch.request import Request
 
@@ -42,8 +43,8 @@ class RankGroup:
     """A group that torchrun starts on this machine, alone or with those of other nodes.
 
     It renders one image after another until it is closed, and starts nothing before the first. `gpus` are
-    the numbers of the GPUs to use, where those are not all. A group without an event for `hung_s` seconds
-    is taken to hang.
+    the GPUs to use, as CUDA_VISIBLE_DEVICES takes them; None for all. A group without an event for `hung_s`
+    seconds is taken to hang.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class RankGroup:
         ranks: int,
         *,
         rendezvous: Rendezvous | None = None,
-        gpus: tuple[int, ...] | None = None,
+        gpus: tuple[str, ...] | None = None,
         hung_s: float = HUNG_S,
     ) -> None:
         self.ranks, self._rendezvous = ranks, rendezvous or Rendezvous()
@@ -96,13 +97,13 @@ class RankGroup:
 
 
 def _start(
-    directory: Path, ranks: int, rendezvous: Rendezvous, gpus: tuple[int, ...] | None, log: Path
+    directory: Path, ranks: int, rendezvous: Rendezvous, gpus: tuple[str, ...] | None, log: Path
 ) -> subprocess.Popen[bytes]:
     launcher = [sys.executable, "-m", "render.launch.launcher", str(os.getpid()), str(ranks), str(directory)]
     # The secret goes by a file: command lines are for everybody to read, and ranks inherit the environment.
     rendezvous.write(rendezvous_path(directory))
     inherited = {name: value for name, value in os.environ.items() if name != SECRET_VARIABLE}
-    chosen = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
+    chosen = {} if gpus is None else {VISIBLE: ",".join(gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     environment = inherited | RANK_ENVIRONMENT | rendezvous.environment() | {"PYTHONUNBUFFERED": "1"} | chosen
 
     def start() -> subprocess.Popen[bytes]:
@@ -123,7 +124,7 @@ class _RunningGroup:
     """A started group: its processes, and the directory where it gets requests and sends events."""
 
     def __init__(
-        self, ranks: int, rendezvous: Rendezvous, gpus: tuple[int, ...] | None, hung_s: float
+        self, ranks: int, rendezvous: Rendezvous, gpus: tuple[str, ...] | None, hung_s: float
     ) -> None:
         self._rendezvous, self._hung_s = rendezvous, hung_s
         self._group_directory = GroupDirectory()

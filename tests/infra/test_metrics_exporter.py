@@ -8,24 +8,20 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-import pynvml
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from infra.errors import BadSetting
-from infra.gpus import Gpus
 from infra.metrics import FARM_GAUGES, MEASURED, RANK_GAUGES, Series, every_series, names
 from infra.metrics_exporter import MetricsExporter, Value, parse_address
 
 
-class TwoGpus(Gpus):
-    """What a driver would say of two devices."""
-
-    def read(self) -> Iterator[tuple[str, int, float]]:
-        for number in range(2):
-            yield "chorale_vram_used_bytes", number, 3e9
-            yield "chorale_vram_total_bytes", number, 8e10
-            yield "chorale_gpu_utilization_ratio", number, 0.5
+def two_gpus() -> Iterator[tuple[str, int, float]]:
+    """What a driver would report of two devices."""
+    for number in range(2):
+        yield "chorale_vram_used_bytes", number, 3e9
+        yield "chorale_vram_total_bytes", number, 8e10
+        yield "chorale_gpu_utilization_ratio", number, 0.5
 
 
 def labels_of(series: Series) -> dict[str, str]:
@@ -56,7 +52,7 @@ def value(exporter: MetricsExporter, name: str, **labels: str) -> float | None:
 
 
 def test_metrics_shows_the_names_of_the_table_and_no_others() -> None:
-    exporter = MetricsExporter("n1", "cuda", farm, TwoGpus())
+    exporter = MetricsExporter("n1", "cuda", farm, two_gpus)
     exporter.record(
         [(series.name, labels_of(series), [1.0]) for series in MEASURED + RANK_GAUGES], os.getpid()
     )
@@ -106,14 +102,6 @@ def test_restarts_begin_at_nothing_so_that_the_first_is_seen() -> None:
     assert value(exporter, "chorale_group_restarts_total", node="n1", reason="lost") == 0
     exporter.count_lost("n2")
     assert value(exporter, "chorale_group_restarts_total", node="n2", reason="lost") == 1
-
-
-def test_without_a_driver_there_are_no_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent() -> None:
-        raise pynvml.NVMLError_LibraryNotFound
-
-    monkeypatch.setattr(pynvml, "nvmlInit", absent)
-    assert list(Gpus().read()) == []
 
 
 @pytest.mark.parametrize(

@@ -43,3 +43,9 @@ int nvmlDeviceGetUtilizationRates(device *handle, utilization *out) {
     out->memory = 99;
     return SUCCESS;
 }
+
+int nvmlDeviceGetUUID(device *handle, char *text, unsigned length) {
+    static const char *const uuids[4] = {"GPU-aaaa0000", "GPU-bbbb1111", "GPU-cccc2222", "GPU-dddd3333"};
+    strncpy(text, uuids[handle->number], length);
+    return SUCCESS;
+}
