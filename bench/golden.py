@@ -128,9 +128,9 @@ def carry(old: Path, new: Path, models: Path, keep: Path | None, only: tuple[str
     failed = total = 0
     with tempfile.TemporaryDirectory(prefix="carry-") as name:
         folder = Path(name) if keep is None else keep.resolve()
-        leaving, going_on = Tree.at(old, folder / "old"), Tree.at(new, folder / "new")
+        old_tree, new_tree = Tree.at(old, folder / "old"), Tree.at(new, folder / "new")
         try:
-            for check in carry_checks(leaving, going_on, models.resolve(), folder, only or PARTS):
+            for check in carry_checks(old_tree, new_tree, models.resolve(), folder, only or PARTS):
                 total += 1
                 failed += not check.holds
                 click.echo(f"{'ok' if check.holds else 'FAILED':<6}  {check.name}: {check.detail}")

@@ -108,7 +108,7 @@ def _pictures(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _ties() -> dict[str, dict[str, Any]]:
-    """What windows hear of the whole canvas and of the stage below."""
+    """Hooks that steer by the whole canvas and by the previous stage."""
     learned = {"cross_attention": 1.0, "cross_attention_form": "learned"}
     return {
         "dilated-pooled": {"dilated": 0.7, "cross_attention": 1, "blend": "shift", **_SQUARE},

@@ -111,7 +111,7 @@ class GroupRendezvous(RendezvousHandler):
         return 0
 
     def shutdown(self) -> bool:
-        """Close the relay; on the host after the other nodes have said goodbye to the store."""
+        """Close the relay; on the host after the other nodes have left the store."""
         if self._loop is not None:
             # Stop in this order: a reply of the store may still be on its way to another node.
             if self._relay is not None:
