@@ -176,12 +176,25 @@ def test_a_folder_that_is_not_ours_is_left_alone(
     assert (empty_folder / "mine" / "letter.txt").read_text() == "dear"
 
 
+THEIRS = {
+    "digest": "0" * 64,
+    "root": "0" * 64,
+    "width": 1,
+    "height": 1,
+    "tile_size": 64,
+    "levels": [[1, 1]],
+    "format": "png",
+    "tiles": {"image_files/0/0_0.png": {"sha256": "0" * 64, "bytes": 1}},
+}
+"""Another image's manifest, or the marker of its folder."""
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "spec.json"])
 def test_another_specs_folder_is_refused(
     name: str, empty_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (empty_folder / "theirs").mkdir()
-    (empty_folder / "theirs" / name).write_text(json.dumps({"digest": "0" * 64, "tiles": {}, "root": ""}))
+    (empty_folder / "theirs" / name).write_text(json.dumps(THEIRS))
     code, errors = run(["render", "a red vase", "--out", "theirs"], capsys)
     assert code == 2
     assert "another spec's" in errors
@@ -202,7 +215,7 @@ def test_a_cuda_request_without_cuda_is_refused(capsys: pytest.CaptureFixture[st
         pytest.skip("this machine has CUDA")
     code, errors = run(["render", "a red vase", "--device", "cuda"], capsys)
     assert code == 2
-    assert "no CUDA device" in errors
+    assert "needs a CUDA device" in errors
 
 
 def test_more_ranks_than_windows_work_with_fewer(capsys: pytest.CaptureFixture[str]) -> None:
