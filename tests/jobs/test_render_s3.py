@@ -112,7 +112,7 @@ WRONG = {
         {"AWS_ACCESS_KEY_ID": "studio:guest", "AWS_SECRET_ACCESS_KEY": "guest-secret-key"},
         "denies access",
     ),
-    "endpoint down": ({"CHORALE_S3_ENDPOINT_URL": "http://127.0.0.1:9"}, "does not answer"),
+    "endpoint down": ({"CHORALE_S3_ENDPOINT_URL": "http://127.0.0.1:9"}, "does not respond correctly"),
     "no TLS there": ({"CHORALE_S3_ENDPOINT_URL": "https"}, "TLS connection failed"),
 }
 
@@ -247,4 +247,4 @@ def test_a_store_that_does_not_heed_conditions_is_told_apart(moto: Bucket) -> No
         environment["CHORALE_S3_CONDITIONAL_WRITES"] = "no"
         checked = chorale("store", "check", bucket.fresh_url(), **environment)
         (finding,) = [each for each in checked["findings"] if each["name"] == "conditional writes"]
-        assert (finding["works"], finding["detail"]) == (True, "served by reading back")
+        assert (finding["works"], finding["detail"]) == (True, "replaced by reading back")

@@ -63,7 +63,7 @@ def test_a_farm_renders_into_a_bucket_whatever_dies_and_tells_no_secret(
         farm.kill("render.launch.rank")
         proxy.cut()
         wait_until(
-            lambda: any("does not answer" in (each["reason"] or "") for each in farm.job()["events"]), 120
+            lambda: any("does not respond" in (each["reason"] or "") for each in farm.job()["events"]), 120
         )
         proxy.mend()
         done = farm.wait("done", 200)
