@@ -113,7 +113,7 @@ def _write(kept: Cache, chosen: Sequence[Way], asked: Sequence[Prompt], wanted: 
         side = NATIVE * times
         title = f"Quality at {times} times the native side ({side}x{side})"
         sheet = write_sheet(kept, chosen, asked, times)
-        notes = [f"{kept.steps} steps, weights {kept.adapter.facts.digest[:12]}. {trust} {WANTED}", ""]
+        notes = [f"{kept.steps} steps, weights {kept.adapter.info.digest[:12]}. {trust} {WANTED}", ""]
         link = [] if sheet is None else ["", f"![The first of each row](quality/sheets/{sheet.name})"]
         text = as_markdown(title, f"make bench-quality ARGS={words!r}", [*notes, *lines, *link])
         write_section(title, text)

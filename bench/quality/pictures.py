@@ -130,7 +130,7 @@ class Cache:
 
     def coded(self, prompt: Prompt, times: int) -> list[float]:
         """The same of these photographs after the autoencoder: more than it keeps no picture can show."""
-        name = f"{prompt.number}-{times}-{PHOTOGRAPHS}-{self.adapter.facts.digest[:12]}-{_VERSION}.json"
+        name = f"{prompt.number}-{times}-{PHOTOGRAPHS}-{self.adapter.info.digest[:12]}-{_VERSION}.json"
         return _remembered(
             self.folder / "coded" / name,
             lambda: [band_energies(_coded(p, self.adapter), NATIVE) for p in _photographs(prompt, times)],
@@ -147,7 +147,7 @@ class Cache:
 
     def _key(self, spec: Spec, way: Way) -> str:
         kind = ("cascade" if way.cascade else "plain") + ("" if way.placed else "-unplaced")
-        return f"{spec.digest(self.adapter.facts.digest)}-{kind}-{_VERSION}"
+        return f"{spec.digest(self.adapter.info.digest)}-{kind}-{_VERSION}"
 
     def _base(self, key: str) -> Path:
         return self.folder / key[:2] / key

@@ -108,4 +108,4 @@ def test_no_repr_tells_a_secret(bucket: Bucket) -> None:
     request = Request(spec={}, folders=ModelPaths(model=Path("m")), info=info, device="cpu", out=store.url())
     store.put("a", b"", "text/plain")
     shown = repr((settings, store, store.within("x"), request, make_client(store._store._store.options)))
-    assert not re.search("planted|secret", shown) and bucket.name in shown
+    assert not re.search("planted|studio-secret", shown) and bucket.name in shown
