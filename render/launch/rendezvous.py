@@ -48,6 +48,7 @@ from render.launch.store_relay import (
 if TYPE_CHECKING:
     from render.launch.group_tls import GroupTls
 
+_AFTER_HOST_S = 5.0
 _DRAIN_S = 2.0
 """The host, done, waits so long until the others have closed their connections to the store."""
 
@@ -221,7 +222,8 @@ async def _join(config: Rendezvous, tls: GroupTls) -> tuple[int, int]:
     """(rank, nodes) of this node, once the host has started the group."""
     reason = "it does not answer"
     try:
-        async with asyncio.timeout(config.join_s):
+        # Longer than the host, which names the nodes that are missing: one that has left would be named, too.
+        async with asyncio.timeout(config.join_s + _AFTER_HOST_S):
             while True:
                 try:
                     return await _ask_to_join(config, tls)
