@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from render.launch.group_tls import GroupTls
 
 _AFTER_HOST_S = 5.0
+"""A node that joins waits so much longer than the host."""
 _DRAIN_S = 2.0
 """The host, done, waits so long until the others have closed their connections to the store."""
 

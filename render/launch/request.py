@@ -16,8 +16,6 @@ LATENTS_KEY = "latents.safetensors"
 """Where a request for latents puts them in its sink: one tensor `latents`, float32 [C, h, w]."""
 PATIENCE_S = 120.0
 """A render waits so long for a store that is away, unless CHORALE_STORE_PATIENCE_S is set."""
-WARM_S = 20.0
-"""A group without work keeps its model loaded for so long, unless CHORALE_WARM_S is set."""
 
 
 @dataclass(frozen=True, kw_only=True)
