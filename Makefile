@@ -3,12 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check docs bench bench-quality chaos k8s clean
+.PHONY: demo test test-all check docs bench bench-quality chaos k8s clean
 
 demo: $(READY)  ## a small farm renders a picture with two ranks, verifies it; OPEN=1 shows it in a browser
 	@OPEN=$(OPEN) $(BIN)/python examples/demo.py
 
-test: $(READY)  ## the whole test suite
+test: $(READY)  ## the test suite, without the long tail
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+test-all: $(READY)  ## every test
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(READY)  ## style and types
