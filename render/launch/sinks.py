@@ -14,8 +14,8 @@ GROUP = "chorale.sinks"
 
 def open_sink(url: str, *, patience_s: float, observer: SinkObserver | None = None) -> Sink:
     """The sink at `url`; a path without a scheme is a folder, as with `file`. Raises `BadInput`."""
-    scheme, separator, _ = url.partition("://")
-    opener = find_opener(scheme if separator else "file")
+    scheme = url.partition("://")[0] if "://" in url else "file"
+    opener = find_opener(scheme)
     if opener is None:
         raise BadInput("out", url, f"has no sink; install a package with an entry point {GROUP} {scheme}")
     return opener(url, patience_s=patience_s, observer=observer)
