@@ -1,14 +1,14 @@
-"""The init image of image-to-image: checked once, then read by areas, so that no rank holds it whole."""
+"""The init image of image-to-image, and its mask: checked once, then read by areas (`image_pixels`)."""
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
@@ -16,19 +16,24 @@ from pydantic.dataclasses import dataclass
 from render.errors import BadInput, RenderFailed
 from render.rect import Rect
 from render.spec.fields import Text, problem
+from render.spec.image_checks import KINDS, LARGEST_SIDE, check_header, loader_of
+from render.spec.image_pixels import file_digest, full_scale, reason, scaled_image, vips
 from render.spec.validation import CONFIG, Checked
 
 if TYPE_CHECKING:
     import numpy as np
-    import pyvips
     from numpy.typing import NDArray
 
-LARGEST_SIDE = 131_072
-LARGEST_AREA = 2**32
-"""Pixels; above it an image is more likely a mistake, or a decompression bomb, than a photograph."""
+logger = logging.getLogger(__name__)
 SHAPE_TOLERANCE = 0.02
 """An init image's aspect ratio may differ this much from the image's; it is stretched to fit."""
-_LOADERS = ("pngload", "jpegload", "webpload", "tiffload")
+_ENDINGS = {
+    "pngload": (".png",),
+    "jpegload": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "webpload": (".webp",),
+    "tiffload": (".tif", ".tiff"),
+    "heifload": (".avif", ".heic", ".heif"),
+}
 
 
 def _check_digest(text: str) -> str:
@@ -52,13 +57,28 @@ class InitImage(Checked):
     height: Annotated[_Side, Field(description="Height in pixels, orientation applied.")]
 
     @classmethod
-    def from_any(cls, value: Any) -> InitImage:
+    def from_any(cls, value: Any) -> Self:
         """From a path, which is read then, or from names and values. Raises `BadInput`."""
-        if isinstance(value, InitImage):
+        if isinstance(value, cls):
             return value
         if isinstance(value, str):
-            return open_image(Path(value))
-        return cls.from_values(value, "is not a path; name a png, jpeg, webp or tiff")
+            return cls.open(Path(value))
+        return cls.from_values(value, f"is not a path; name a {KINDS}")
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Decode an image once from its first byte to its last, and describe it.
+
+        Raises `BadInput` for a file that is broken, enormous, animated, of several pages, in CMYK without a
+        profile, of floating-point numbers, or not an image.
+        """
+        sides = _opened(cls.part_of, path, *_state(cls.part_of, path))
+        return cls(path=str(path), digest=sides.digest, width=sides.width, height=sides.height)
+
+    @classmethod
+    def is_transparent(cls, path: Path) -> bool:
+        """Whether any pixel of the image is transparent, in part or fully. Raises `BadInput` as `open`."""
+        return _opened(cls.part_of, path, *_state(cls.part_of, path)).transparent
 
     @property
     def canvas_size(self) -> dict[str, int]:
@@ -84,106 +104,78 @@ class InitImage(Checked):
         import numpy as np
 
         try:
-            scaled = _scaled(self, width, height, wrap_x, wrap_y)
+            scaled = scaled_image(self.path, self.digest, self.part_of, width, height, wrap_x, wrap_y)
             # Not numpy(): it would decode the whole image first.
             cut = scaled.crop(area.x, area.y, area.width, area.height).write_to_memory()
-        except _vips().Error as exc:
-            raise RenderFailed(f"init: {self.path} cannot be read ({_reason(exc)}); restore it") from exc
+        except (vips().Error, OSError) as exc:
+            raise RenderFailed(
+                f"{self.part_of}: {self.path} cannot be read ({reason(exc)}); restore it"
+            ) from exc
         return np.frombuffer(cut, np.uint8).reshape(area.height, area.width, 3)
 
 
 def open_image(path: Path) -> InitImage:
-    """Decode an image (png, jpeg, webp or tiff) once from its first byte to its last, and describe it.
+    """See `InitImage.open`."""
+    return InitImage.open(path)
 
-    Raises `BadInput` for a file that is broken, enormous, animated, in CMYK, or not an image.
-    """
+
+class _Opened(NamedTuple):
+    digest: str
+    width: int
+    height: int
+    """Upright."""
+    transparent: bool
+
+
+def _state(field: str, path: Path) -> tuple[int, int]:
+    """(time of the last change in nanoseconds, bytes) of a file."""
     try:
         found = path.stat()
     except OSError as exc:
-        raise _unreadable(path, exc) from exc
+        raise _unreadable(field, path, exc) from exc
     except ValueError as exc:
-        raise BadInput("init", str(path), "is not a path; check its characters") from exc
+        raise BadInput(field, str(path), "is not a path; check its characters") from exc
     if not stat.S_ISREG(found.st_mode):
-        raise BadInput("init", str(path), "is not a file; name a png, jpeg, webp or tiff")
-    return _opened(path, found.st_mtime_ns, found.st_size)
+        raise BadInput(field, str(path), f"is not a file; name a {KINDS}")
+    if not found.st_size:
+        raise BadInput(field, str(path), f"is empty; name a {KINDS}")
+    return found.st_mtime_ns, found.st_size
 
 
 @lru_cache(maxsize=64)
-def _opened(path: Path, changed: int, size: int) -> InitImage:
+def _opened(field: str, path: Path, changed: int, size: int) -> _Opened:
     """Cached for as long as the file is unchanged: the rows of a batch often share one image."""
-    digest = _digest(path)
-    with _refusing(path):
-        image = _vips().Image.new_from_file(str(path), access="sequential", fail_on="error")
-        _check(path, image)
-        # Decodes the last line too: a truncated file is found now, not after hours.
-        image.avg()
-    upright = image.get("orientation") if image.get_typeof("orientation") else 1
-    sides = (image.width, image.height) if upright < 5 else (image.height, image.width)
-    return InitImage(path=str(path), digest=digest, width=sides[0], height=sides[1])
-
-
-def _check(path: Path, image: Any) -> None:
-    loader = image.get("vips-loader").removesuffix("_source").removesuffix("_buffer")
-    if loader not in _LOADERS:
-        raise BadInput("init", str(path), "is not a png, jpeg, webp or tiff; convert it to one of them")
-    if image.get_typeof("n-pages") and image.get("n-pages") > 1 and loader != "tiffload":
-        raise BadInput("init", str(path), "is animated; save one of its frames as a png")
-    if image.interpretation == "cmyk":
-        raise BadInput("init", str(path), "is in CMYK; convert it to sRGB first")
-    if max(image.width, image.height) > LARGEST_SIDE or image.width * image.height > LARGEST_AREA:
-        size = f"{image.width}x{image.height}"
-        raise BadInput("init", str(path), f"is {size} pixels; use at most {LARGEST_SIDE} a side")
-
-
-@lru_cache(maxsize=4)
-def _scaled(source: InitImage, width: int, height: int, wrap_x: bool, wrap_y: bool) -> pyvips.Image:
-    """The whole image at a size, as a lazy pipeline that libvips evaluates for the areas that are read."""
-    vips = _vips()
-    if _digest(Path(source.path)) != source.digest:
-        raise RenderFailed(f"init: {source.path} has changed since the job was submitted; restore it")
-    image = vips.Image.new_from_file(source.path, access="random").autorot()
-    if image.hasalpha():
-        image = image.flatten(background=255)
-    if image.get_typeof("icc-profile-data"):
-        image = image.icc_transform("srgb", embedded=True)
-    image = image.colourspace("srgb").cast("uchar")
-    kernel = "cubic" if width > source.width else "lanczos3"
-    # The middle copy of three: its neighbors are itself.
-    across, down = 3 if wrap_x else 1, 3 if wrap_y else 1
-    if wrap_x or wrap_y:
-        image = image.replicate(across, down)
-    scaled = image.resize(width / source.width, vscale=height / source.height, kernel=kernel)
-    # libvips rounds its own sizes by half a pixel; no line may be left empty.
-    whole = scaled.gravity("north-west", across * width, down * height, extend="copy")
-    return whole.crop(across // 2 * width, down // 2 * height, width, height)
-
-
-def _digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_digest(path)
     except OSError as exc:
-        raise _unreadable(path, exc) from exc
+        raise _unreadable(field, path, exc) from exc
+    with _refusing(field, path):
+        image = vips().Image.new_from_file(str(path), access="sequential", fail_on="error", revalidate=True)
+        check_header(field, path, image)
+        # Decodes the last line too: a truncated file is found now, not after hours.
+        statistics = image.stats()
+        lowest = statistics(0, image.bands)[0]
+    _tell_misnamed(field, path, loader_of(image))
+    upright = image.get("orientation") if image.get_typeof("orientation") else 1
+    width, height = (image.width, image.height) if upright < 5 else (image.height, image.width)
+    transparent = bool(image.hasalpha()) and lowest < full_scale(image)
+    return _Opened(digest, width, height, transparent)
 
 
-def _unreadable(path: Path, exc: OSError) -> BadInput:
-    return BadInput("init", str(path), f"cannot be read ({exc.strerror}); check the path")
+def _tell_misnamed(field: str, path: Path, loader: str) -> None:
+    endings = _ENDINGS[loader]
+    if path.suffix and path.suffix.lower() not in endings:
+        kind = loader.removesuffix("load")
+        logger.warning("%s: %s is a %s file by its content, and is read as one", field, path, kind)
+
+
+def _unreadable(field: str, path: Path, exc: OSError) -> BadInput:
+    return BadInput(field, str(path), f"cannot be read ({exc.strerror}); check the path")
 
 
 @contextmanager
-def _refusing(path: Path) -> Iterator[None]:
+def _refusing(field: str, path: Path) -> Iterator[None]:
     try:
         yield
-    except _vips().Error as exc:
-        raise BadInput("init", str(path), f"is not a valid image ({_reason(exc)}); save it again") from exc
-
-
-def _reason(exc: Exception) -> str:
-    return str(exc).strip().splitlines()[-1].strip()
-
-
-def _vips() -> Any:
-    # Not at module level: every command would pay for the import.
-    import pyvips
-
-    return pyvips
+    except vips().Error as exc:
+        raise BadInput(field, str(path), f"is not a valid image ({reason(exc)}); save it again") from exc

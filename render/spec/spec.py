@@ -21,7 +21,8 @@ from pydantic.dataclasses import dataclass
 from render.errors import BadInput
 from render.spec.fields import NO_FLAG, Filled, OneOf, Shown, SpecField, Text
 from render.spec.files import expand_size
-from render.spec.init_image import LARGEST_SIDE, InitImage
+from render.spec.image_checks import KINDS, LARGEST_SIDE
+from render.spec.init_image import InitImage
 from render.spec.region_prompt import EXAMPLE as REGION_EXAMPLE
 from render.spec.region_prompt import RegionPrompt
 from render.spec.tile_set import EXAMPLE as TILE_EXAMPLE
@@ -233,8 +234,8 @@ class Spec(Checked):
         InitImage | None,
         BeforeValidator(_init_image, json_schema_input_type=str | InitImage | None),
         Field(
-            description="Image to start from (image to image): png, jpeg, webp or tiff. The result gets its "
-            "size unless another is given.",
+            description=f"Image to start from (image to image): {KINDS}. The result gets its size unless "
+            "another is given.",
             examples=["vase.webp"],
         ),
         Shown(label="Init image", group=COMPOSITION, default="none", local=True),

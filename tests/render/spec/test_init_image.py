@@ -64,7 +64,7 @@ def _save(path: Path, kind: str) -> Path:
     [
         ("animated", "is animated"),
         ("cmyk", "is in CMYK"),
-        ("gif", "is not a png, jpeg, webp or tiff"),
+        ("gif", "is not a png, jpeg, webp, tiff or avif"),
         ("cut short", "is not a valid image"),
         ("text", "is not a valid image"),
         ("enormous", "is 131080x8 pixels; use at most 131072 a side"),
