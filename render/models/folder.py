@@ -14,8 +14,8 @@ from typing import Any
 
 from render.errors import ModelNotUsable
 from render.model_info import ModelInfo
+from render.models.autoencoders.geometry import autoencoder_geometry
 from render.models.config_files import number, read_json, unusable, whole_number
-from render.models.decoder_geometry import decoder_geometry
 from render.models.hub import download, looks_like_hub_id
 from render.models.registry import FAMILIES, REFINERS, UNUSED_PARTS, Family
 from render.models.weights import has_all_weights, refuse_pickles, weights_digest
@@ -88,8 +88,8 @@ def _read_refiner_info(path: Path, listing: Listing) -> ModelInfo:
 
 def _model_info(path: Path, index: dict[str, Any], family: Family, parts: tuple[str, ...]) -> ModelInfo:
     unet, vae = read_json(path, "unet/config.json"), read_json(path, "vae/config.json")
-    scale_factor, halo = decoder_geometry(path, index["vae"][1], vae)
-    channels = whole_number(path, vae, "vae", "latent_channels", 4)
+    autoencoder = autoencoder_geometry(path, index["vae"][1], vae)
+    channels = autoencoder.latent_channels
     in_channels = whole_number(path, unet, "unet", "in_channels", 4)
     if in_channels != channels:
         raise unusable(
@@ -98,10 +98,10 @@ def _model_info(path: Path, index: dict[str, Any], family: Family, parts: tuple[
     return ModelInfo(
         family=family.name,
         latent_channels=channels,
-        scale_factor=scale_factor,
-        native_size=_sample_size(path, unet) * scale_factor,
+        scale_factor=autoencoder.scale_factor,
+        native_size=_sample_size(path, unet) * autoencoder.scale_factor,
         digest=weights_digest(path, parts),
-        decode_halo=halo,
+        decode_halo=autoencoder.decode_halo,
         guidance_scale=number(path, index, GUIDANCE_KEY, 0.0, family.guidance_scale),
         takes_guidance=unet.get("time_cond_proj_dim") is not None,
         zoom_limit=number(path, index, ZOOM_LIMIT_KEY, 1.0, None),

@@ -165,7 +165,7 @@ def test_half_precision_is_close_and_returns_float32(
         assert other.dtype == torch.float32
         assert (one - other).abs().max() <= 0.1 * one.abs().max()
     upcast = dtype == "float16" and kind == "sdxl"
-    assert half._vae.dtype == (torch.float32 if upcast else getattr(torch, dtype))
+    assert half.autoencoder._network.dtype == (torch.float32 if upcast else getattr(torch, dtype))
 
 
 def predict_and_decode(adapter: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from render.errors import ModelNotUsable, exit_code
 from render.models import hub, load_adapter, read_model_info, resolve_model
-from render.models.decoder_geometry import KL_HALO, tiny_decoder_halo
+from render.models.autoencoders.geometry import KL_HALO, tiny_decoder_halo
 from render.models.folder import _read_model_info
 from render.plan.stages import make_stages
 from render.spec import Spec

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
-from render.models.streaming_vae import can_stream, run_streaming
+from render.models.autoencoders.streaming import can_stream, run_streaming
 
 
 def tiny_autoencoder() -> AutoencoderTiny:

@@ -1,0 +1,119 @@
+"""An autoencoder's geometry from its configuration: channels, pixels per latent, decode halo. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from render.models.config_files import unusable, whole_number
+
+KL_HALO = 18
+"""Latents around a decode tile of an `AutoencoderKL`. The convolutions of its four levels reach 18 latents;
+its group norms and its one attention see the whole tile, so a tiled decode is close, never exact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderGeometry:
+    """What the plan needs to know of an autoencoder."""
+
+    latent_channels: int
+    """Channels of the canvas."""
+    scale_factor: int
+    """Pixels per latent of the canvas."""
+    decode_halo: int
+    """Latents around a decode tile that its pixels depend on (or, for global norms, that hide its edge)."""
+
+
+def autoencoder_geometry(path: Path, class_name: str, vae: dict[str, Any]) -> AutoencoderGeometry:
+    """The geometry of the autoencoder of a folder, from its class and configuration.
+
+    Raises `ModelNotUsable` for a configuration that is not understood.
+    """
+    reader = _READERS.get(class_name)
+    if reader is None:
+        raise unusable(path, f"has a vae of class {class_name}; use one with an {' or '.join(_READERS)}")
+    return reader(path, vae)
+
+
+def _tiny(path: Path, vae: dict[str, Any]) -> AutoencoderGeometry:
+    blocks = tuple(vae.get("num_decoder_blocks", (3, 3, 3, 1)))
+    factor = whole_number(path, vae, "vae", "upsampling_scaling_factor", 2)
+    smooth = vae.get("upsample_fn", "nearest") != "nearest"
+    if factor != 2 or not blocks or not all(isinstance(count, int) for count in blocks):
+        raise unusable(path, "has a vae whose decoder does not double at each level; use another model")
+    return AutoencoderGeometry(
+        latent_channels=whole_number(path, vae, "vae", "latent_channels", 4),
+        scale_factor=2 ** (len(blocks) - 1),
+        decode_halo=tiny_decoder_halo(blocks, smooth),
+    )
+
+
+def _kl(path: Path, vae: dict[str, Any]) -> AutoencoderGeometry:
+    levels = _list(path, vae, "block_out_channels")
+    return AutoencoderGeometry(
+        latent_channels=whole_number(path, vae, "vae", "latent_channels", 4),
+        scale_factor=2 ** (len(levels) - 1),
+        decode_halo=KL_HALO,
+    )
+
+
+def _flux2(path: Path, vae: dict[str, Any]) -> AutoencoderGeometry:
+    levels, patch = _list(path, vae, "block_out_channels"), vae.get("patch_size", [2, 2])
+    if not (isinstance(patch, list) and len(patch) == 2 and patch[0] == patch[1] and patch[0] in (1, 2, 4)):
+        raise unusable(path, f"has patch_size {patch!r} in vae/config.json; it must be [2, 2]")
+    return AutoencoderGeometry(
+        latent_channels=whole_number(path, vae, "vae", "latent_channels", 32) * patch[0] ** 2,
+        scale_factor=2 ** (len(levels) - 1) * patch[0],
+        decode_halo=KL_HALO,
+    )
+
+
+def _qwen_image(path: Path, vae: dict[str, Any]) -> AutoencoderGeometry:
+    levels = _list(path, vae, "dim_mult", [1, 2, 4, 4])
+    return AutoencoderGeometry(
+        latent_channels=whole_number(path, vae, "vae", "z_dim", 16),
+        scale_factor=2 ** (len(levels) - 1),
+        decode_halo=KL_HALO,
+    )
+
+
+def _dc(path: Path, vae: dict[str, Any]) -> AutoencoderGeometry:
+    levels = _list(path, vae, "encoder_block_out_channels", [128, 256, 512, 512, 1024, 1024])
+    return AutoencoderGeometry(
+        latent_channels=whole_number(path, vae, "vae", "latent_channels", 32),
+        scale_factor=2 ** (len(levels) - 1),
+        decode_halo=KL_HALO,
+    )
+
+
+def _list(path: Path, vae: dict[str, Any], key: str, default: list[int] | None = None) -> list[Any]:
+    levels = vae.get(key, default)
+    if not isinstance(levels, list) or not levels:
+        raise unusable(path, f"has no {key} in vae/config.json; download the model again")
+    return levels
+
+
+_READERS: dict[str, Callable[[Path, dict[str, Any]], AutoencoderGeometry]] = {
+    "AutoencoderDC": _dc,
+    "AutoencoderKL": _kl,
+    "AutoencoderKLFlux2": _flux2,
+    "AutoencoderKLQwenImage": _qwen_image,
+    "AutoencoderTiny": _tiny,
+}
+
+
+def tiny_decoder_halo(blocks: tuple[int, ...], smooth: bool = False) -> int:
+    """How many latents beside its own an `AutoencoderTiny`'s pixel depends on, in each direction.
+
+    `blocks` is the number of residual blocks at each level. The reach is traced back from the leftmost pixel
+    of a latent: each 3x3 convolution reaches one further (three to a block), each doubling halves the
+    distance, rounded outwards (`smooth`: an interpolating doubling reads one more neighbor). The decoder has
+    no norms and no attention, so the reach is finite and exact.
+    """
+    reach = 1 + 3 * blocks[-1]
+    for count in reversed(blocks[:-1]):
+        reach = -(-(reach + 1) // 2) + (1 if smooth else 0)
+        reach += 3 * count
+    return reach + 1
