@@ -24,6 +24,7 @@ from jobs.cli.render import render
 from jobs.cli.report import estimate_command, report
 from jobs.cli.schema import schema
 from jobs.cli.serve import serve
+from jobs.cli.simulate import simulate
 from jobs.cli.store import store
 from jobs.cli.submit import submit_command
 from jobs.cli.terminal import print_json
@@ -73,7 +74,7 @@ cli.add_section(
     retry,
     priority,
 )
-cli.add_section("Batches and queues", batches, queues, estimate_command, report)
+cli.add_section("Batches and queues", batches, queues, estimate_command, simulate, report)
 cli.add_section("Nodes and farm", up, agent, nodes, drain, undrain, serve, store, gc, migrate, doctor)
 cli.add_section("Kubernetes", k8s)
 

@@ -162,7 +162,7 @@ def _submit_chunk(
 def _job_row(item: BatchItem, options: JobOptions) -> dict[str, Any]:
     spec = item.spec
     info, weights = _models(spec.model, spec.refiner)
-    least, most = (options.ranks, options.ranks) if options.ranks else (1, _useful_ranks(spec, info))
+    least, most = (options.ranks, options.ranks) if options.ranks else (1, useful_ranks(spec, info))
     digest = spec.digest(info.digest)
     return {
         # 64 bits of the digest distinguish the images of a farm and are short enough to type.
@@ -176,8 +176,8 @@ def _job_row(item: BatchItem, options: JobOptions) -> dict[str, Any]:
         "priority": options.priority,
         "least_ranks": least,
         "most_ranks": most,
-        "memory": [(ranks, above + weights) for ranks, above in _memory(_geometry(spec), info, least, most)],
-        "work": float(_shape(_geometry(spec), info)[1]),
+        "memory": [(ranks, above + weights) for ranks, above in _memory(geometry(spec), info, least, most)],
+        "work": float(_shape(geometry(spec), info)[1]),
         "state": "queued",
         "not_before": options.not_before,
         "deadline": options.deadline,
@@ -196,9 +196,9 @@ def _weights(folder: Path) -> list[Path]:
     return list(folder.rglob("*.safetensors"))
 
 
-def _useful_ranks(spec: Spec, info: ModelInfo) -> int:
+def useful_ranks(spec: Spec, info: ModelInfo) -> int:
     """The largest useful group: each rank should evaluate at least a few windows per step."""
-    return min(MAX_AUTO_RANKS, max(1, _shape(_geometry(spec), info)[0] // 8))
+    return min(MAX_AUTO_RANKS, max(1, _shape(geometry(spec), info)[0] // 8))
 
 
 @lru_cache(maxsize=256)
@@ -216,7 +216,7 @@ def _shape(spec: Spec, info: ModelInfo) -> tuple[int, int]:
     return plan.stages[-1].tiling.evaluations, plan.work
 
 
-def _geometry(spec: Spec) -> Spec:
+def geometry(spec: Spec) -> Spec:
     """The spec without the fields that differ from row to row and do not change the plan."""
     return spec.with_changes(prompt="x", negative_prompt="", seed=0)
 
