@@ -26,7 +26,8 @@ _BACKOFF_S = 2.0
 """Delay before the next attempt; doubles with each attempt."""
 _MAX_DOUBLINGS = 5
 
-Tally = Literal["attempts", "losses", "outages"]
+Tally = Literal["attempts", "losses", "outages", "node", "permanent"]
+"""What a failed attempt counts as, see `fail`."""
 
 
 def publish(connection: Connection, assignment: Assignment) -> None:
@@ -92,24 +93,29 @@ def fail(
     """End an attempt without an image; queue its job again, or fail it after too many attempts.
 
     `tally` is what the attempt counts as: a failure that is the job's own fault ("attempts"), a loss with its
-    node or an outage, of which many more are allowed, or None for a stop on request. `never_met` means that
-    the group was never complete. Does nothing if the attempt has ended; leaves a cancelled job as it is.
+    node or an outage, of which many more are allowed, or None for a stop on request. A "permanent" failure
+    would be the same everywhere and fails the job at once; one of the "node" (which lacks the job's model)
+    does when no other node is up that has not failed it yet. `never_met` means that the group was never
+    complete. Does nothing if the attempt has ended; leaves a cancelled job as it is.
     """
     # The job is locked before the attempt, as everywhere, so that two transactions never wait for each other.
     wanted = select(jobs, attempts.c.fence.label("own")).join(attempts, attempts.c.job == jobs.c.id)
     row = connection.execute(wanted.where(attempts.c.id == attempt).with_for_update(of=jobs)).one()
     if not _end(connection, attempt, reason, node) or row.state not in HOLDING or row.fence != row.own:
         return
-    tries, losses = row.attempts + (tally == "attempts"), row.losses + (tally in ("losses", "outages"))
+    own = tally in ("attempts", "node", "permanent")
+    tries, losses = row.attempts + own, row.losses + (tally in ("losses", "outages"))
     counts = {"attempts": tries, "losses": losses}
     # Outages pass, so they never fail a job.
-    if tries >= MAX_ATTEMPTS or (losses >= MAX_LOSSES and tally == "losses"):
-        text = f"gave up after {tries + losses} attempts: {reason}"
+    hopeless = tally == "permanent" or (tally == "node" and not _other_nodes(connection, row, node))
+    if hopeless or tries >= MAX_ATTEMPTS or (losses >= MAX_LOSSES and tally == "losses"):
+        tried = tries + losses
+        text = f"gave up after {tried} attempt{'' if tried == 1 else 's'}: {reason}"
         change_state(connection, row.id, row.state, "failed", text, expected_fence=row.own, **counts)
         return
     # The job of a lost node continues on another one at once; after anything else it waits.
     doublings = min(tries + losses, _MAX_DOUBLINGS)
-    delay = _BACKOFF_S * 2**doublings if never_met or tally in ("attempts", "outages") else 0.0
+    delay = _BACKOFF_S * 2**doublings if never_met or tally in ("attempts", "outages", "node") else 0.0
     not_before = now() + delay
     change_state(
         connection,
@@ -121,6 +127,14 @@ def fail(
         not_before=not_before,
         **counts,
     )
+
+
+def _other_nodes(connection: Connection, row: Any, node: str | None) -> bool:
+    """Whether a node is up on which a job has not failed since it was submitted or tried again."""
+    failed = select(attempts.c.failed_node).where(attempts.c.job == row.id, attempts.c.fence < row.fence)
+    recent = connection.execute(failed.order_by(attempts.c.fence.desc()).limit(row.attempts))
+    up = select(nodes.c.name).where(nodes.c.lease_until > now(), nodes.c.draining.is_(False))
+    return bool(set(connection.execute(up).scalars()) - set(recent.scalars()) - {node})
 
 
 def sweep(connection: Connection) -> list[str]:

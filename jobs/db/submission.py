@@ -22,7 +22,7 @@ from jobs.db.state_machine import change_state
 from jobs.db.tables import batches, entries, events, jobs
 from render.errors import BadInput
 from render.model_info import ModelInfo
-from render.models.model_paths import find_model_paths, model_info
+from render.models.model_paths import absolute_name, find_model_paths, model_info
 from render.plan.plan import make_plan
 from render.spec import Spec
 
@@ -160,7 +160,7 @@ def _submit_chunk(
 
 
 def _job_row(item: BatchItem, options: JobOptions) -> dict[str, Any]:
-    spec = item.spec
+    spec = _resolved(item.spec)
     info, weights = _models(spec.model, spec.refiner)
     least, most = (options.ranks, options.ranks) if options.ranks else (1, useful_ranks(spec, info))
     digest = spec.digest(info.digest)
@@ -182,6 +182,14 @@ def _job_row(item: BatchItem, options: JobOptions) -> dict[str, Any]:
         "not_before": options.not_before,
         "deadline": options.deadline,
     }
+
+
+def _resolved(spec: Spec) -> Spec:
+    """The spec with the full paths of its models: agents run in other folders than whoever submits."""
+    names = {"model": spec.model, "refiner": spec.refiner}
+    found = {field: absolute_name(name) for field, name in names.items() if name is not None}
+    changed = {field: name for field, name in found.items() if name != names[field]}
+    return spec.with_changes(**changed) if changed else spec
 
 
 @lru_cache(maxsize=32)

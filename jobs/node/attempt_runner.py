@@ -30,7 +30,7 @@ from jobs.node.progress_snapshot import ProgressSnapshot
 from jobs.node.rank_metrics import OBSERVER
 from jobs.numerics import local_numerics
 from jobs.scheduler.warm_reuse import finish_and_take_next
-from render.errors import GroupFailed, GroupLost, Stopped
+from render.errors import BadInput, GroupFailed, GroupLost, Stopped
 from render.events import Event, ImageDone, StageStarted, StepDone, TilesWritten
 from render.launch.gpus import visible_gpus
 from render.launch.rank_group import RankGroup
@@ -48,6 +48,10 @@ _log = logging.getLogger(__name__)
 
 class Superseded(JobError):
     """This supervisor no longer holds the attempt."""
+
+
+class WrongModel(JobError):
+    """The job's model is another one on this node."""
 
 
 @dataclass
@@ -104,11 +108,13 @@ class AttemptRunner:
                 self._fail(exc, _last_line(exc), None, "outages")
         except (ServiceError, StoreError, OSError) as exc:
             self._fail(exc, f"{type(exc).__name__}: {exc}".splitlines()[0], None, "outages")
+        except (BadInput, WrongModel) as exc:
+            # This node lacks the model, or has another one under its name.
+            self._fail(exc, f"node {self.claimed.node}: {exc}", self.claimed.node, "node")
         except (GroupFailed, JobError) as exc:
+            tally = _tally(exc)
             # What the ranks need and is away is not their node's fault, nor the job's.
-            outage = isinstance(exc, GroupFailed) and exc.outage
-            node = None if outage else self.claimed.node
-            self._fail(exc, str(exc), node, "outages" if outage else "attempts")
+            self._fail(exc, str(exc), None if tally == "outages" else self.claimed.node, tally)
         except Exception as exc:
             _log.exception("attempt %s failed", self.claimed.attempt, extra=self._fields())
             self._fail(exc, f"{type(exc).__name__}: {exc}".splitlines()[0], self.claimed.node)
@@ -177,7 +183,7 @@ class AttemptRunner:
         info = model_info(folders)
         if spec.digest(info.digest) != part.digest:
             names = spec.model if spec.refiner is None else f"{spec.model} or {spec.refiner}"
-            raise JobError(f"model {names} on node {part.node} is not the one that was submitted")
+            raise WrongModel(f"model {names} is not the one that was submitted")
         patience_s = self.farm.settings.store_patience_s
         images = open_images(self.farm.settings, patience_s=patience_s)
         self._check_folder()
@@ -319,6 +325,14 @@ class AttemptRunner:
                 connection, part.job, "placing", "rendering", reason, expected_fence=part.fence
             ),
         )
+
+
+def _tally(exc: Exception) -> Tally:
+    """What an attempt of which the ranks report a failure counts as."""
+    if isinstance(exc, GroupFailed) and exc.outage:
+        return "outages"
+    # The digest of the spec and of its models was checked: any other node would refuse the same.
+    return "permanent" if isinstance(exc, GroupFailed) and exc.bad_input is not None else "attempts"
 
 
 def _last_line(exc: Exception) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from render.errors import ModelNotUsable
+from render.models.safetensors_file import file_problem, is_lfs_pointer
 
 
 def read_config(path: Path, part: str) -> dict[str, Any]:
@@ -21,7 +22,11 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
         document = json.loads((path / name).read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise unusable(path, f"lacks {name}; use a folder in diffusers' format") from exc
+    except PermissionError as exc:
+        raise unusable(path, f"has the file {name} {file_problem(path / name)}") from exc
     except (OSError, ValueError, RecursionError) as exc:
+        if is_lfs_pointer(path / name):
+            raise unusable(path, f"has the file {name} {file_problem(path / name)}") from exc
         raise unusable(path, f"has an unreadable {name}; download the model again") from exc
     if not isinstance(document, dict):
         raise unusable(path, f"has a {name} that is not a JSON object; download the model again")

@@ -6,6 +6,7 @@ A folder has diffusers' layout: a `model_index.json` and one subfolder for each 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
@@ -17,8 +18,8 @@ from render.model_info import ModelInfo
 from render.models.autoencoders.geometry import autoencoder_geometry
 from render.models.config_files import number, read_json, unusable, whole_number
 from render.models.hub import download, looks_like_hub_id
-from render.models.registry import FAMILIES, REFINERS, UNUSED_PARTS, Family
-from render.models.weights import has_all_weights, refuse_pickles, weights_digest
+from render.models.registry import BASES, FAMILIES, REFINERS, UNUSED_PARTS, Family
+from render.models.weights import PICKLES, check_pointers, check_weights, refuse_pickles, weights_digest
 
 BUILTIN = "builtin"
 ZOOM_LIMIT_KEY = "_max_zoom"
@@ -47,12 +48,38 @@ def resolve_model(name: str) -> Path:
     """
     if name == BUILTIN:
         return _builtin_folder()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
+    if (found := local_path(name)) is not None:
+        return found
     if looks_like_hub_id(name):
         return download(name, _is_complete)
+    if "://" in name:
+        raise ModelNotUsable("model", name, _url_advice(name))
     raise ModelNotUsable("model", name, "is not a folder on this machine; use builtin, a folder or a hub id")
+
+
+def local_path(name: str) -> Path | None:
+    """The folder of that name on this machine; None if there is none. Raises `ModelNotUsable` for a file."""
+    folder = Path(name)
+    try:
+        with contextlib.suppress(RuntimeError):  # ~name of no user
+            folder = folder.expanduser()
+        if folder.is_dir():
+            return folder
+        if not folder.is_file():
+            return None
+    except OSError as exc:
+        raise ModelNotUsable("model", name, f"cannot be read ({exc.strerror}); check the path") from exc
+    if folder.suffix.lower() in PICKLES:
+        fix = "is a pickle, which can run any code when it is opened; convert it to safetensors"
+        raise ModelNotUsable("model", name, fix)
+    raise ModelNotUsable("model", name, "is a file; give a folder in diffusers' format")
+
+
+def _url_advice(name: str) -> str:
+    hub = re.match(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", name)
+    if hub is not None:
+        return f"is a URL; write {hub[1]}, the model's id on the hub"
+    return "is a URL, which is not downloaded; download the model and give its folder"
 
 
 def read_model_info(path: Path) -> ModelInfo:
@@ -174,6 +201,8 @@ def _inspect(
 
 def _family(path: Path, index: dict[str, Any], families: Mapping[str, Family]) -> Family:
     name = index.get("_class_name")
+    if families is not REFINERS and name in BASES and not index.get(AESTHETICS_KEY):
+        name = BASES[name]
     if isinstance(name, str) and name in families:
         return families[name]
     if name in REFINERS:
@@ -219,7 +248,9 @@ def _check_files(path: Path, part: str) -> None:
     elif not (folder / "config.json").is_file():
         wanted, found = "config.json", False
     else:
-        wanted, found = "a whole set of safetensors", has_all_weights(folder)
+        check_weights(path, part)
+        return
+    check_pointers(path, part)
     if not found:
         raise unusable(path, f"lacks {part}/ with {wanted}; download the model again")
 

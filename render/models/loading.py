@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from render.errors import ModelNotUsable
 from render.models.folder import networks_of
+from render.models.weights import loadable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HAS_ACCELERATE = importlib.util.find_spec("accelerate") is not None
@@ -67,14 +68,15 @@ def _load_network(path: Path, part: str, kind: tuple[str, str], dtype: str) -> A
     library, class_name = kind
     options = {"low_cpu_mem_usage": _HAS_ACCELERATE} if library == "diffusers" else {}
     network_class = getattr({"diffusers": diffusers, "transformers": transformers}[library], class_name)
-    network, report = network_class.from_pretrained(
-        str(path / part),
-        dtype=DTYPES[dtype],
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-        **options,
-    )
+    with loadable(path / part) as folder:
+        network, report = network_class.from_pretrained(
+            str(folder),
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelNotUsable(

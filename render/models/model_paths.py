@@ -13,7 +13,7 @@ from typing import Any
 from render.errors import ModelNotUsable
 from render.model_info import ModelInfo
 from render.models.config_files import read_config
-from render.models.folder import read_model_info, read_refiner_info, resolve_model
+from render.models.folder import BUILTIN, local_path, read_model_info, read_refiner_info, resolve_model
 
 _TRAINING: dict[str, Any] = {
     "prediction_type": "epsilon",
@@ -53,6 +53,16 @@ def find_model_paths(model: str, refiner: str | None) -> ModelPaths:
         return ModelPaths(model=resolve_model(model), refiner=resolve_model(refiner))
     except ModelNotUsable as exc:
         raise _with_field(exc, model, refiner) from exc
+
+
+def absolute_name(name: str) -> str:
+    """A model's name as it means the same everywhere on this machine: of a local folder, its full path.
+
+    Raises `ModelNotUsable`.
+    """
+    if name == BUILTIN or (found := local_path(name)) is None:
+        return name
+    return str(found.absolute())
 
 
 def model_info(paths: ModelPaths) -> ModelInfo:

@@ -70,3 +70,12 @@ REFINERS: dict[str, Family] = {
     ),
 }
 """Models that do the last steps after another model; they cannot render alone."""
+
+BASES = {
+    "StableDiffusionImg2ImgPipeline": "StableDiffusionPipeline",
+    "StableDiffusionInpaintPipeline": "StableDiffusionPipeline",
+    "StableDiffusionXLImg2ImgPipeline": "StableDiffusionXLPipeline",
+    "StableDiffusionXLInpaintPipeline": "StableDiffusionXLPipeline",
+}
+"""Classes whose folders may hold a text-to-image model that was saved after another use: they are read as the
+family's own class, unless the folder asks for an aesthetics score, as refiners do."""

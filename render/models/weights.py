@@ -1,4 +1,5 @@
-"""The weights of a model folder: whether they are safe and complete, and their digest. No torch.
+"""The weights of a model folder: which files they are, whether they are safe and complete, and their digest.
+No torch.
 
 Only safetensors are read. A pickle can run any code when it is opened, so a folder that has one without
 safetensors beside it is refused, and one that has both is read from the safetensors.
@@ -6,17 +7,53 @@ safetensors beside it is refused, and one that has both is read from the safeten
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from render.models.config_files import unusable
+from render.models.safetensors_file import file_problem, is_lfs_pointer, read_header
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors")
+_WEIGHTS = re.compile(
+    r"(?P<stem>diffusion_pytorch_model|model)"
+    r"(\.(?P<variant>\w+))?(-(?P<shard>\d{5})-of-(?P<shards>\d{5}))?(\.(?P<late>\w+))?\.safetensors"
+)
+"""With or without a variant, whole or a shard; libraries write the variant before or after the number."""
+_PREFERRED = ("", "fp16", "bf16")
+"""The variants in order of preference; others follow in the order of their names."""
 _CONFIG_ENDINGS = (".json", ".txt", ".model")
+
+
+@dataclass(frozen=True)
+class WeightSet:
+    """The files that hold a part's weights in one variant."""
+
+    variant: str
+    files: tuple[Path, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is one file, or has every shard."""
+        shards = [match for file in self.files if (match := _WEIGHTS.fullmatch(file.name))["shard"]]
+        if len(shards) < len(self.files):
+            return True
+        return any(len(shards) == int(match["shards"]) for match in shards)
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with its first damaged file, after the file's name; None if all are sound."""
+        for file in self.files:
+            if (problem := file_problem(file)) is not None:
+                return f"{file.parent.name}/{file.name} {problem}"
+        return None
 
 
 def refuse_pickles(path: Path) -> None:
@@ -26,34 +63,110 @@ def refuse_pickles(path: Path) -> None:
             continue
         if not any(file.parent.glob("*.safetensors")):
             name = file.relative_to(path).as_posix()
-            raise unusable(path, f"has the pickle {name} and no safetensors beside it; convert it first")
+            raise unusable(
+                path, f"has the pickle {name} and no safetensors beside it; convert it to safetensors first"
+            )
 
 
-def has_all_weights(part: Path) -> bool:
-    """Whether a part's folder has its weights, including every shard of a sharded checkpoint."""
-    names = {file.name for file in _weight_files(part)}
-    if any("-of-" not in name for name in names):
-        return True
-    return any(len(names) == int(name.rsplit("-of-")[1][:5]) for name in names)
+def check_weights(path: Path, part: str) -> None:
+    """Raise `ModelNotUsable` unless a part's folder has a whole and sound set of weights."""
+    whole = [each for each in _weight_sets(path / part) if each.is_whole]
+    if not whole:
+        raise unusable(path, f"lacks {part}/ with a whole set of safetensors; download the model again")
+    problems = [each.problem for each in whole]
+    if None not in problems:
+        raise unusable(path, f"has the file {problems[0]}")
+
+
+def check_pointers(path: Path, part: str) -> None:
+    """Raise `ModelNotUsable` for a configuration file of a part that is a git-lfs pointer."""
+    for file in _config_files(path / part):
+        if is_lfs_pointer(file):
+            raise unusable(path, f"has the file {part}/{file.name} {file_problem(file)}")
+
+
+def weight_files(part: Path) -> tuple[Path, ...]:
+    """The files that a part's weights are read from; of several variants, the first usable one."""
+    sets = [each for each in _weight_sets(part) if each.is_whole]
+    usable = next((each for each in sets if each.problem is None), None)
+    return () if usable is None else usable.files
+
+
+@contextlib.contextmanager
+def loadable(part: Path) -> Iterator[Path]:
+    """A folder with a part's configuration and weights under the names that the libraries look for.
+
+    It is the part's own where they are named so. For a variant, and for shards without their index, it is a
+    temporary one of links.
+    """
+    files = weight_files(part)
+    if all(_has_stock_name(file) for file in files):
+        yield part
+        return
+    with tempfile.TemporaryDirectory(prefix="chorale-weights-") as name:
+        folder = Path(name)
+        for config in _config_files(part):
+            if not config.name.endswith(".index.json"):
+                (folder / config.name).symlink_to(config.resolve())
+        _link_weights(folder, files)
+        yield folder
 
 
 def weights_digest(path: Path, parts: tuple[str, ...]) -> str:
     """SHA-256 over the sorted names and SHA-256s of every file of these parts that affects pixels."""
     files = [path / "model_index.json"]
     for part in parts:
-        files += [file for file in (path / part).iterdir() if file.name.endswith(_CONFIG_ENDINGS)]
-        files += _weight_files(path / part)
-    lines = sorted((file.relative_to(path).as_posix(), _file_sha256(file)) for file in files)
+        files += [*_config_files(path / part), *weight_files(path / part)]
+    lines = sorted((file.relative_to(path).as_posix(), file_sha256(file)) for file in files)
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
 
 
-def _weight_files(part: Path) -> list[Path]:
-    return sorted(file for file in part.glob("*.safetensors") if _WEIGHTS.fullmatch(file.name))
-
-
-def _file_sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
+    """The SHA-256 of a file; one that has not changed is read once in a process."""
     stat = file.stat()
     return _hash_once(str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def _config_files(part: Path) -> list[Path]:
+    if not part.is_dir():
+        return []
+    return [file for file in part.iterdir() if file.name.endswith(_CONFIG_ENDINGS)]
+
+
+def _weight_sets(part: Path) -> list[WeightSet]:
+    sets: dict[str, list[Path]] = {}
+    for file in sorted(part.glob("*.safetensors")):
+        if (match := _WEIGHTS.fullmatch(file.name)) is not None:
+            sets.setdefault(match["variant"] or match["late"] or "", []).append(file)
+    found = [WeightSet(variant, tuple(files)) for variant, files in sets.items()]
+    return sorted(found, key=lambda each: (_rank_of(each.variant), each.variant))
+
+
+def _rank_of(variant: str) -> int:
+    return _PREFERRED.index(variant) if variant in _PREFERRED else len(_PREFERRED)
+
+
+def _has_stock_name(file: Path) -> bool:
+    match = _WEIGHTS.fullmatch(file.name)
+    assert match is not None, "only such files are weights"
+    if match["variant"] or match["late"]:
+        return False
+    return match["shard"] is None or file.with_name(f"{match['stem']}.safetensors.index.json").is_file()
+
+
+def _link_weights(folder: Path, files: tuple[Path, ...]) -> None:
+    match = _WEIGHTS.fullmatch(files[0].name)
+    assert match is not None
+    stem, single = match["stem"], next((file for file in files if "-of-" not in file.name), None)
+    if single is not None:
+        (folder / f"{stem}.safetensors").symlink_to(single.resolve())
+        return
+    index: dict[str, Any] = {"metadata": {}, "weight_map": {}}
+    for number, file in enumerate(files, 1):
+        name = f"{stem}-{number:05}-of-{len(files):05}.safetensors"
+        (folder / name).symlink_to(file.resolve())
+        index["weight_map"] |= dict.fromkeys(read_header(file), name)
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 @lru_cache(maxsize=1024)

@@ -10,7 +10,7 @@ from jobs.db.claims import attempt_ages, claim, make_ready, next_offer, release,
 from jobs.db.commands import apply_command
 from jobs.db.heartbeats import heartbeat
 from jobs.db.nodes import register, set_draining
-from jobs.db.outcomes import MAX_ATTEMPTS, fail, finish
+from jobs.db.outcomes import MAX_ATTEMPTS, Tally, fail, finish
 from jobs.db.queues import set_queue
 from jobs.db.records import Assignment, PlacedGroup
 from jobs.db.reservations import reserve
@@ -357,3 +357,45 @@ def test_each_attempt_has_a_secret_of_its_own_until_it_ends(farm: Database) -> N
             assert connection.execute(left).scalar_one() is None
             connection.execute(update(jobs).values(not_before=None))
     assert secrets[0] != secrets[1]
+
+
+def fail_next(farm: Database, job: str, tally: Tally) -> str:
+    """Place a job, and fail its attempt; returns the node."""
+    with farm.write() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == job).values(not_before=None))
+    dispatch(farm, "a")
+    with farm.write() as connection:
+        row = connection.execute(
+            select(attempts.c.id, members.c.node)
+            .join(members, members.c.attempt == attempts.c.id)
+            .where(attempts.c.job == job, attempts.c.ended.is_(None))
+        ).one()
+        fail(connection, row.id, "lacks weights", row.node, tally)
+    return str(row.node)
+
+
+def test_what_would_fail_everywhere_is_tried_once(farm: Database) -> None:
+    (job,) = submit_jobs(farm)
+    fail_next(farm, job, "permanent")
+    row = job_of(farm, job)
+    assert (row.state, row.reason) == ("failed", "gave up after 1 attempt: lacks weights")
+
+
+def test_a_node_without_the_model_leaves_the_job_to_the_others_and_fails_it_when_none_is_left(
+    farm: Database,
+) -> None:
+    (job,) = submit_jobs(farm)
+    tried = [fail_next(farm, job, "node")]
+    assert job_of(farm, job).state == "queued", "another node may have it"
+    while job_of(farm, job).state == "queued":
+        tried.append(fail_next(farm, job, "node"))
+    assert set(tried) == {"a", "b"} and len(tried) <= 3
+    assert job_of(farm, job).state == "failed"
+
+
+def test_on_the_only_node_a_missing_model_fails_the_job_at_once(farm: Database) -> None:
+    (job,) = submit_jobs(farm)
+    with farm.write() as connection:
+        set_draining(connection, "b", True)
+    fail_next(farm, job, "node")
+    assert job_of(farm, job).state == "failed"

@@ -1,11 +1,16 @@
 """The same image items for twice is one job."""
 
+import shutil
+from pathlib import Path
+
+import pytest
 from sqlalchemy import func, select
 
 from infra.database import Database
 from jobs.db.state_machine import change_state
 from jobs.db.submission import BatchItem, JobOptions, Receipt, expand_variations, submit
 from jobs.db.tables import entries, events, jobs
+from render.models import resolve_model
 from render.spec import Spec
 
 OPTIONS = JobOptions(owner="me", queue="night")
@@ -94,3 +99,14 @@ def test_a_fixed_number_of_ranks_is_a_gang(database: Database) -> None:
     with database.read() as connection:
         row = connection.execute(select(jobs)).one()
     assert (row.least_ranks, row.most_ranks, row.queue) == (3, 3, "default")
+
+
+def test_a_relative_model_is_resolved_when_its_job_is_submitted(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(resolve_model("builtin"), tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    submit_items(database, [BatchItem(row=1, custom_id="a", spec=Spec(prompt="x", model="./model"))])
+    with database.read() as connection:
+        row = connection.execute(select(jobs)).one()
+    assert row.model == row.spec["model"] == str(tmp_path / "model")
