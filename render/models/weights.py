@@ -42,10 +42,8 @@ class WeightSet:
     @property
     def is_whole(self) -> bool:
         """Whether it is one file, or has every shard."""
-        shards = [match for file in self.files if (match := _WEIGHTS.fullmatch(file.name))["shard"]]
-        if len(shards) < len(self.files):
-            return True
-        return any(len(shards) == int(match["shards"]) for match in shards)
+        totals = [int(file.name.rsplit("-of-")[1][:5]) for file in self.files if "-of-" in file.name]
+        return len(totals) < len(self.files) or len(totals) in totals
 
     @property
     def problem(self) -> str | None:
