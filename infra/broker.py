@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 from kombu import Connection
 from kombu.exceptions import OperationalError
@@ -32,6 +33,18 @@ def check_broker_url(url: str) -> str:
             redact_url(url),
             "has an unknown scheme; use redis://host:6379/0 or amqp://host",
         )
+    try:
+        parsed = urlsplit(url)
+        mistaken = parsed.port == 0 or ("@" in parsed.path and parsed.scheme != "redis+socket")
+    except ValueError:
+        # Part of a password was taken for the port.
+        mistaken = True
+    if mistaken:
+        escapes = "write the characters / @ # ? and : of a password as %2F %40 %23 %3F and %3A"
+        raise BadSetting("broker_url", redact_url(url), f"cannot be split into its parts; {escapes}")
+    if "password" in parse_qs(parsed.query) and parsed.scheme != "redis+socket":
+        fix = "has its password after the ?; use redis://:PASSWORD@host:6379/0"
+        raise BadSetting("broker_url", redact_url(url), fix)
     return url
 
 

@@ -6,6 +6,7 @@ agree on leases.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +15,24 @@ from functools import cache, partial
 from inspect import signature
 from typing import Any
 
-from sqlalchemy import Connection, Double, Engine, Table, bindparam, create_engine, event
+from sqlalchemy import URL, Connection, Double, Engine, Table, bindparam, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    DisconnectionError,
+    IntegrityError,
+    NoSuchModuleError,
+    PendingRollbackError,
+    ProgrammingError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from infra.database_url import parse_database_url, shown_database_url
 from infra.errors import BadSetting, DatabaseUnreachable
 from infra.settings import redact_url
 
@@ -34,6 +47,11 @@ _POSTGRES: dict[str, Any] = {
     # A machine that loses power in the middle of a transaction must not hold the farm's locks for hours.
     "options": "-c idle_in_transaction_session_timeout=15s -c lock_timeout=10s",
 }
+_READ_ONLY = "25006"
+"""SQLSTATE of a server that only reads: one that is being replaced, or a replica."""
+_ABSENT = frozenset({"42501", "42P01", "3D000", "3F000", "42703"})
+"""SQLSTATEs of statements that are right, in a database that is not (yet): no privilege, table, database,
+schema or column, as while a backup is restored."""
 
 
 class now(FunctionElement[float]):
@@ -67,7 +85,12 @@ class Database:
             ) from exc
 
     def __repr__(self) -> str:
-        return f"Database({self.engine.url.render_as_string(hide_password=True)!r})"
+        return f"Database({self.shown_url!r})"
+
+    @property
+    def shown_url(self) -> str:
+        """The URL without its secrets."""
+        return shown_database_url(self.engine.url)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -124,16 +147,17 @@ def _insert(connection: Connection, table: Table) -> Any:
     return dialect.insert(table)
 
 
-def _engine(url: str) -> Engine:
-    if url.startswith("postgresql://"):
-        url = url.replace("postgresql://", "postgresql+psycopg://", 1)
-    if not url.startswith("sqlite"):
+def _engine(text: str) -> Engine:
+    url = parse_database_url(text)
+    if url.get_backend_name() != "sqlite":
         engine = create_engine(url, pool_pre_ping=True, connect_args=_POSTGRES)
         # Before SQLAlchemy inspects the server: it fails on the encodings that are refused here.
         event.listen(engine, "connect", partial(_refuse_other_encodings, engine), insert=True)
+        event.listen(engine, "handle_error", _leave_read_only_server)
         return engine
     engine = create_engine(url, connect_args={"timeout": _BUSY_S})
-    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "connect", partial(_prepare_sqlite, url))
+    event.listen(engine, "checkout", partial(_check_sqlite_file, url))
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
@@ -142,17 +166,39 @@ def _refuse_other_encodings(engine: Engine, connection: Any, record: object) -> 
     """Prompts and names are in all languages; a database with another encoding cannot hold some of them."""
     encoding = connection.info.parameter_status("server_encoding")
     if encoding not in (None, "UTF8"):
-        where = engine.url.render_as_string(hide_password=True)
         fix = "create one for the farm with: createdb --encoding UTF8 --template template0 NAME"
-        raise BadSetting("database_url", where, f"has the encoding {encoding}; {fix}")
+        raise BadSetting(
+            "database_url", shown_database_url(engine.url), f"has the encoding {encoding}; {fix}"
+        )
 
 
-def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
+def _leave_read_only_server(context: ExceptionContext) -> None:
+    """Connect anew after this error: behind the same name there may be a server that writes by now."""
+    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+        context.is_disconnect = True
+
+
+def _prepare_sqlite(url: URL, connection: sqlite3.Connection, record: Any) -> None:
     # `_begin_sqlite` begins transactions; the driver would begin them too late.
     connection.isolation_level = None
     _use_wal(connection)
     for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+    record.info["file"] = _file_identity(url)
+
+
+def _check_sqlite_file(url: URL, connection: object, record: Any, proxy: object) -> None:
+    """Connect anew where the file was deleted or replaced: the old one is open, but nobody else sees it."""
+    if record.info.get("file") != _file_identity(url):
+        raise DisconnectionError("the file was replaced")
+
+
+def _file_identity(url: URL) -> tuple[int, int] | None:
+    try:
+        found = os.stat(url.database or "")
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
@@ -176,18 +222,24 @@ def _begin_sqlite(connection: Connection) -> None:
 
 @contextmanager
 def _translated(database: Database) -> Iterator[None]:
-    """The one place where the driver's errors are translated; programming errors pass unchanged."""
+    """The one place where the driver's errors are translated.
+
+    Errors of the statement or of its values pass unchanged: they are mistakes in this program. All others
+    are the database's, also those that no one has seen yet.
+    """
     try:
         yield
-    except (OperationalError, InterfaceError) as exc:
-        raise _unreachable(database, exc) from exc
     except DBAPIError as exc:
-        if exc.connection_invalidated:
-            raise _unreachable(database, exc) from exc
-        raise
+        mistaken = isinstance(exc, (ProgrammingError, IntegrityError, DataError))
+        absent = getattr(exc.orig, "sqlstate", None) in _ABSENT
+        if mistaken and not absent and not exc.connection_invalidated:
+            raise
+        raise _unreachable(database, exc.orig) from exc
+    except (PoolTimeout, DisconnectionError, PendingRollbackError) as exc:
+        raise _unreachable(database, exc) from exc
 
 
-def _unreachable(database: Database, exc: DBAPIError) -> DatabaseUnreachable:
-    reason = str(exc.orig).strip().splitlines()[0] if str(exc.orig).strip() else type(exc.orig).__name__
-    where = database.engine.url.render_as_string(hide_password=True)
+def _unreachable(database: Database, cause: BaseException | None) -> DatabaseUnreachable:
+    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    where = database.shown_url
     return DatabaseUnreachable(f"the database {where} does not answer ({reason}); check CHORALE_DATABASE_URL")

@@ -54,6 +54,9 @@ def _farm(name: str, help: str, *labels: str) -> Series:
 RESTART_REASONS = ("broke_off", "failed", "lost", "outage", "stopped")
 """Died without an error, reported an error, lost with its node, a service unreachable, stopped."""
 
+NODE_CHECKS = ("home", "temporary", "memory", "clock", "store", "gpu", "start")
+"""What a node checks before it takes jobs; `start` fails when a supervisor could not be started."""
+
 MEASURED = (
     _counter("chorale_images_total", "Finished images, counted on the node of rank 0.", "model"),
     _counter("chorale_pixels_total", "Pixels decoded by the slot's rank.", "slot", "model"),
@@ -124,7 +127,13 @@ DEVICE_GAUGES = (
 FARM_GAUGES = (
     _farm("chorale_database_up", "1 if this agent could read the farm's database recently."),
     _farm("chorale_node_up", "1 for a node that is up, 0 for one that was lost within the last day.", "node"),
-    _farm("chorale_slots", "Slots of nodes that are up and not draining.", "node"),
+    _farm(
+        "chorale_node_unhealthy",
+        "1 if a check of this node fails, so that it takes no jobs; 0 if it passes.",
+        "node",
+        "reason",
+    ),
+    _farm("chorale_slots", "Slots of nodes that are up, healthy and not draining.", "node"),
     _farm("chorale_slots_free", "Slots of those nodes that no group holds.", "node"),
     _farm("chorale_queue_depth", "Queued jobs.", "queue"),
     _farm("chorale_queue_running", "Jobs in placing, rendering or publishing.", "queue"),

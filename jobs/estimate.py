@@ -21,7 +21,7 @@ def estimate(connection: Connection) -> list[dict[str, Any]]:
     """For each queue with work: jobs, jobs of unknown duration, slot hours, the end, whether it fits into the
     time window, and the number of missed deadlines. Times are seconds since the epoch."""
     moment = connection.execute(select(now())).scalar_one()
-    slots = sum(node["slots"] for node in list_nodes(connection) if node["up"] and not node["draining"])
+    slots = sum(node["slots"] for node in list_nodes(connection) if node["state"] == "up")
     known, tallies = read_rates(connection), defaultdict[str, _Tally](_Tally)
     # The database adds up: there may be a hundred thousand jobs.
     active = jobs.c.state.not_in((*ENDED, "paused"))

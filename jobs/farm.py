@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from infra.database import Database
 from infra.settings import Settings, default_home
@@ -20,7 +20,7 @@ class Farm:
 
     settings: Settings
     database: Database
-    url: str
+    url: str = field(repr=False)
     """URL of the database, for child processes."""
 
 
@@ -37,14 +37,28 @@ def open_images(settings: Settings, *, patience_s: float = 0.0, observe: Observe
     return open_store(url, settings, patience_s=patience_s, observe=observe)
 
 
+def restore_embedded(farm: Farm) -> None:
+    """Make the embedded database again if its folder was deleted. Leaves every other database alone.
+
+    Raises `OSError`, `ServiceError`.
+    """
+    if farm.url != _embedded_url():
+        return
+    default_home().mkdir(parents=True, exist_ok=True)
+    upgrade(farm.database)
+
+
+def _embedded_url() -> str:
+    return f"sqlite:///{default_home() / 'farm.db'}"
+
+
 @contextmanager
 def open_farm(settings: Settings) -> Iterator[Farm]:
     """Open the farm that the settings name; without a database URL, open or create the embedded one."""
     url = settings.database_url.get_secret_value()
     if not url:
-        home = default_home()
-        home.mkdir(parents=True, exist_ok=True)
-        url = f"sqlite:///{home / 'farm.db'}"
+        default_home().mkdir(parents=True, exist_ok=True)
+        url = _embedded_url()
     database = Database(url)
     try:
         upgrade(database)

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, func, select
 
 from infra.database import Database, now
 from infra.errors import ServiceError
+from infra.metrics import NODE_CHECKS
 from infra.metrics_exporter import Value
 from jobs.db.nodes import list_nodes
 from jobs.db.queues import list_queues
@@ -90,7 +91,10 @@ def _nodes(connection: Connection, moment: float) -> Iterator[Value]:
         name = node["name"]
         if node["up"]:
             yield _value("chorale_node_up", 1, node=name)
-            if not node["draining"]:
+            failed = {problem["check"] for problem in node["problems"]}
+            for check in NODE_CHECKS:
+                yield _value("chorale_node_unhealthy", check in failed, node=name, reason=check)
+            if node["state"] == "up":
                 yield _value("chorale_slots", node["slots"], node=name)
                 yield _value("chorale_slots_free", max(0, node["slots"] - node["used"]), node=name)
         elif 0 < moment - node["lease_until"] < _FORGET_S:

@@ -130,7 +130,7 @@ def _database(settings: Settings) -> str:
     database = Database(url)
     try:
         with database.read():
-            return database.engine.url.render_as_string(hide_password=True)
+            return database.shown_url
     finally:
         database.close()
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import signal
 import socket
+from collections.abc import Iterator
+from pathlib import Path
 
 import click
 from pydantic import SecretStr
@@ -87,7 +91,13 @@ def up(slots: int | None, port: int, board: bool, metrics_address: str | None) -
     settings = read_settings({"metrics_address": metrics_address}).model_copy(
         update={"database_url": SecretStr("")}
     )
-    with open_farm(settings) as farm, embedded_redis(default_home() / "broker") as broker_url:
+    with (
+        _only_one(default_home()),
+        open_farm(settings) as farm,
+        embedded_redis(default_home() / "broker") as broker_url,
+    ):
+        if board:
+            _check_port(port)
         made = _agent(farm, slots, broker_url)
         images = open_images(settings).url()
         print_line(f"Farm with {plural(made.slots, 'slot')}; images are written to {images}", error=True)
@@ -99,7 +109,7 @@ def up(slots: int | None, port: int, board: bool, metrics_address: str | None) -
 @click.command(epilog=examples("chorale nodes"))
 @farm_options
 def nodes(farm: Farm, as_json: bool) -> None:
-    """List the nodes: state, slots in use and device."""
+    """List the nodes: state, slots in use, device, and why an unhealthy one takes no jobs."""
     with farm.database.read() as connection:
         known = list_nodes(connection)
     if as_json:
@@ -108,13 +118,14 @@ def nodes(farm: Farm, as_json: bool) -> None:
     rows = [
         (
             node["name"],
-            _state(node["up"], node["draining"]),
+            node["state"],
             f"{node['used']}/{node['slots']}",
             node["device"],
+            "; ".join(problem["text"] for problem in node["problems"]) or "-",
         )
         for node in known
     ]
-    print_table("nodes", ("node", "state", "slots", "device"), rows)
+    print_table("nodes", ("node", "state", "slots", "device", "problem"), rows)
 
 
 @click.command(epilog=examples("chorale drain n1"))
@@ -165,6 +176,30 @@ def _agent(farm: Farm, slots: int | None, broker_url: str | None) -> Agent:
     )
 
 
+@contextlib.contextmanager
+def _only_one(home: Path) -> Iterator[None]:
+    """Raise `BadInput` if another `chorale up` has this home; its broker and its node would be ours."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "up.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            fix = "is in use by another chorale up; stop that one, or set XDG_DATA_HOME to another folder"
+            raise BadInput("home", str(home), fix) from exc
+        yield
+
+
+def _check_port(port: int) -> None:
+    """Raise `BadInput` if the board cannot have its port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as exc:
+            fix = f"is not available ({exc.strerror}); use another one, 0 for any, or --no-board"
+            raise BadInput("port", port, fix) from exc
+
+
 def _check(settings: Settings) -> None:
     """Raise for settings that would otherwise fail when they are first used."""
     check_reach(open_images(settings))
@@ -176,7 +211,3 @@ def _run(made: Agent) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, made.stop)
     made.run()
-
-
-def _state(up: bool, draining: bool) -> str:
-    return "down" if not up else "draining" if draining else "up"

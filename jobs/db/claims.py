@@ -17,15 +17,15 @@ NO_FAILURE = ("stopped", "the job is")
 """Prefixes of the reasons of attempts that ended because of a command or a time window."""
 
 
-def unclaimed(connection: Connection, node: str) -> list[str]:
-    """The active attempts that wait for a supervisor on this node."""
+def unclaimed(connection: Connection, node: str) -> dict[str, tuple[int, ...]]:
+    """The active attempts that wait for a supervisor on this node, oldest first, each with its slots."""
     statement = (
-        select(members.c.attempt)
+        select(members.c.attempt, members.c.slots)
         .join(attempts, attempts.c.id == members.c.attempt)
         .where(members.c.node == node, members.c.claimed_by.is_(None), attempts.c.ended.is_(None))
         .order_by(attempts.c.created)
     )
-    return list(connection.execute(statement).scalars())
+    return {row.attempt: tuple(row.slots) for row in connection.execute(statement)}
 
 
 def claim(

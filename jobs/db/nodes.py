@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import ColumnElement, Connection, insert, select, update
 
-from infra.database import built_once, now
+from infra.database import built_once, insert_unless_there, now
 from jobs.db.tables import attempts, members, nodes
 from render.errors import BadInput
 
@@ -15,26 +16,64 @@ LEASE_S = 6.0
 """Nothing is placed on a node that has not renewed its lease for so long."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """The agent that holds a node's lease."""
+
+    agent: str | None
+    """Its identity; None for one of version 0.2 or older."""
+    address: str
+    lease_until: float
+
+
 def register(connection: Connection, name: str, **info: Any) -> None:
-    """Insert or update a node: address, slots, device, numerics, vram_bytes. Starts its lease."""
+    """Insert or update a node: address, slots, device, numerics, vram_bytes, agent, problems. Starts its
+    lease, whoever holds it."""
     values = info | {"lease_until": now() + LEASE_S}
     if connection.execute(update(nodes).where(nodes.c.name == name).values(**values)).rowcount == 0:
         connection.execute(insert(nodes).values(name=name, **values))
 
 
-def renew(connection: Connection, name: str) -> None:
-    """Renew the node's lease."""
-    connection.execute(*_renewed(name=name))
+def take_lease(connection: Connection, name: str, agent: str, **info: Any) -> Holder | None:
+    """Register a node, unless another agent of this name holds its lease. Returns that one."""
+    values = info | {"agent": agent, "lease_until": now() + LEASE_S}
+    free = (nodes.c.agent == agent) | (nodes.c.lease_until < now())
+    if connection.execute(update(nodes).where(nodes.c.name == name, free).values(**values)).rowcount == 1:
+        return None
+    row = {"name": name, "draining": False} | values
+    connection.execute(insert_unless_there(connection, nodes).values(**row))
+    held = connection.execute(
+        select(nodes.c.agent, nodes.c.address, nodes.c.lease_until).where(nodes.c.name == name)
+    ).one()
+    if held.agent == agent:
+        return None
+    return Holder(agent=held.agent, address=held.address, lease_until=held.lease_until)
+
+
+def renew(connection: Connection, name: str, agent: str, problems: list[dict[str, str]]) -> bool | None:
+    """Renew the lease of the node, and record its problems. Returns whether it is draining.
+
+    None if the node's row is gone or another agent holds its lease.
+    """
+    row = connection.execute(*_renewed(name=name, agent=agent, problems=problems)).one_or_none()
+    return None if row is None else bool(row.draining)
 
 
 @built_once
-def _renewed(name: Any) -> Any:
-    return update(nodes).where(nodes.c.name == name).values(lease_until=now() + LEASE_S)
+def _renewed(name: Any, agent: Any, problems: Any) -> Any:
+    ours = (nodes.c.agent == agent) | nodes.c.agent.is_(None) | (nodes.c.lease_until < now())
+    renewed = update(nodes).where(nodes.c.name == name, ours)
+    values = {"lease_until": now() + LEASE_S, "agent": agent, "problems": problems}
+    return renewed.values(**values).returning(nodes.c.draining)
 
 
-def sign_off(connection: Connection, name: str) -> None:
+def sign_off(connection: Connection, name: str, agent: str) -> None:
     """End the lease of a node that shuts down in order; nothing more is placed on it."""
-    connection.execute(update(nodes).where(nodes.c.name == name).values(lease_until=0.0))
+    connection.execute(update(nodes).where(_held_by(name, agent)).values(lease_until=0.0))
+
+
+def _held_by(name: str, agent: str) -> ColumnElement[bool]:
+    return (nodes.c.name == name) & (nodes.c.agent == agent)
 
 
 def set_draining(connection: Connection, name: str, draining: bool) -> None:
@@ -44,7 +83,8 @@ def set_draining(connection: Connection, name: str, draining: bool) -> None:
 
 
 def list_nodes(connection: Connection) -> list[dict[str, Any]]:
-    """All nodes by name, each with its slots in use and whether its lease is current."""
+    """All nodes by name, each with its slots in use, whether its lease is current (`up`), and its `state`:
+    up, draining, unhealthy (with `problems`) or down."""
     held = (
         select(members.c.node, members.c.slots)
         .join(attempts, attempts.c.id == members.c.attempt)
@@ -53,7 +93,15 @@ def list_nodes(connection: Connection) -> list[dict[str, Any]]:
     used = Counter[str]()
     for row in connection.execute(held):
         used[row.node] += len(row.slots)
+    columns = [column for column in nodes.c if column.name != "agent"]
     found = connection.execute(
-        select(nodes, (nodes.c.lease_until > now()).label("up")).order_by(nodes.c.name)
+        select(*columns, (nodes.c.lease_until > now()).label("up")).order_by(nodes.c.name)
     )
-    return [dict(row._mapping) | {"up": bool(row.up), "used": used[row.name]} for row in found]
+    return [_node(row, used[row.name]) for row in found]
+
+
+def _node(row: Any, used: int) -> dict[str, Any]:
+    # What was wrong with a node that is down may be mended by now.
+    problems = (row.problems or []) if row.up else []
+    state = "down" if not row.up else "unhealthy" if problems else "draining" if row.draining else "up"
+    return dict(row._mapping) | {"up": bool(row.up), "problems": problems, "state": state, "used": used}

@@ -134,6 +134,10 @@ nodes = Table(
     Column("draining", Boolean, nullable=False, default=False),
     # Identity of what decides bits (`render.numerics`); None for a node of version 0.1.
     Column("numerics", String(32)),
+    # Identity of the agent process; None for one of version 0.2 or older.
+    Column("agent", String(64)),
+    # Why nothing is placed on it: [{"check": name, "text": sentence}]. None or empty for a healthy node.
+    Column("problems", JSON),
     Column("lease_until", Double, nullable=False),
 )
 
@@ -153,6 +157,8 @@ attempts = Table(
     Column("secret", String(64)),
     # Of the image in the store; None means the digest, as version 0.1 named it.
     Column("folder", String(128)),
+    # The attempt before it, where a warm group of several nodes goes on with this one.
+    Column("follows", String(32)),
     UniqueConstraint("job", "fence"),
 )
 

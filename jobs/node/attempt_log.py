@@ -25,10 +25,12 @@ class AttemptLog:
         self.write(f"attempt {part.fence} of job {part.job}: slots {list(part.slots)} of node {part.node}")
 
     def write(self, text: str) -> None:
-        """Append a line."""
+        """Append a line, if that is possible: an image does not depend on its log."""
         moment = datetime.now().astimezone().isoformat(timespec="seconds")
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{moment} {text}\n")
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"{moment} {text}\n")
 
     def collect(self, images: Store) -> None:
         """Copy the log to where those of all nodes are; a log that cannot be copied stays where it is."""

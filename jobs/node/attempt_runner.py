@@ -24,6 +24,7 @@ from jobs.image_store import adopt_checkpoint, claim, find_finished, finished_im
 from jobs.input_assets import download_input
 from jobs.node.attempt_log import AttemptLog
 from jobs.node.attempt_metrics import AttemptMetrics
+from jobs.node.health_checks import local_problem
 from jobs.node.heartbeat import Heartbeat, with_retry
 from jobs.node.network import interface_of
 from jobs.node.progress_snapshot import ProgressSnapshot
@@ -134,8 +135,14 @@ class AttemptRunner:
 
     def _fail(self, exc: Exception, reason: str, node: str | None, tally: Tally | None = "attempts") -> None:
         self._metrics.on_failure(exc)
-        with contextlib.suppress(OSError):
-            self._log.write(f"ended: {reason}")
+        # What fails on an unhealthy node is not the job's fault.
+        if tally == "attempts" and (problem := local_problem(self.logs)) is not None:
+            reason, node, tally = (
+                f"{reason}; node {self.claimed.node} is unhealthy: {problem}",
+                None,
+                "outages",
+            )
+        self._log.write(f"ended: {reason}")
         with_retry(
             self.farm.database,
             lambda connection: fail(connection, self.claimed.attempt, reason, node, tally),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -13,16 +14,17 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixe
 
 from infra.database import Database
 from infra.errors import ServiceError
-from jobs.db.heartbeats import heartbeat
+from jobs.db.heartbeats import Verdict, heartbeat
 from jobs.db.outcomes import publish
 from jobs.db.records import Assignment
-from jobs.errors import LostRace
+from jobs.errors import JobError
 
 HEARTBEAT_S = 1.0
 PATIENCE_S = 30.0
 """The database may be away for so long before a supervisor gives its part up."""
 _RETRY_S = 0.5
 Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
 
 
 def with_retry(database: Database, work: Callable[[Connection], Result]) -> Result:
@@ -66,21 +68,32 @@ class Heartbeat:
         self._stopped.set()
 
     def _run(self) -> None:
+        """Nothing ends this thread but its end: without it the lease runs out while the ranks go on, and
+        another group is placed on their slots."""
         answered_at = time.monotonic()
         while not self._stopped.wait(HEARTBEAT_S) and self.lost is None:
             try:
-                with self.database.write() as connection:
-                    verdict = heartbeat(connection, self.part, self.progress, self.live)
-                    if self.publishing and verdict == "continue":
-                        publish(connection, self.part)
-            except LostRace as exc:
+                verdict = self._beat()
+            except JobError as exc:
                 self.lost = str(exc)
-                continue
-            except ServiceError as exc:
+            except Exception as exc:
+                # An error that nobody has foreseen is the database's until proven otherwise.
+                if not isinstance(exc, ServiceError):
+                    _log.exception("a heartbeat failed", extra={"attempt": self.part.attempt})
                 if time.monotonic() - answered_at > PATIENCE_S:
                     self.lost = str(exc)
-                continue
-            answered_at = time.monotonic()
-            self.stopping = self.stopping or verdict == "stop"
-            if verdict == "abandon":
-                self.lost = f"attempt {self.part.attempt} is over, or its job went another way"
+            else:
+                answered_at = time.monotonic()
+                self._take(verdict)
+
+    def _beat(self) -> Verdict:
+        with self.database.write() as connection:
+            verdict = heartbeat(connection, self.part, self.progress, self.live)
+            if self.publishing and verdict == "continue":
+                publish(connection, self.part)
+        return verdict
+
+    def _take(self, verdict: Verdict) -> None:
+        self.stopping = self.stopping or verdict == "stop"
+        if verdict == "abandon":
+            self.lost = f"attempt {self.part.attempt} is over, or its job went another way"

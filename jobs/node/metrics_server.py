@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import threading
+from pathlib import Path
 
 from infra.metrics_exporter import DEFAULT_ADDRESS, OFF, AddressTaken, MetricsExporter, parse_address
 from jobs.farm import Farm
@@ -16,6 +17,7 @@ from render.launch.gpus import read_gpus
 from render.launch.group_directory import GroupDirectory
 
 _RECEIVE_S = 0.5
+_RETRY_S = 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -65,18 +67,33 @@ class MetricsServer(contextlib.ExitStack):
     def _open(self, exporter: MetricsExporter) -> None:
         directory = GroupDirectory()
         self.callback(directory.close)
-        receiver = DatagramReceiver(metrics_path(directory.path))
-        self.callback(receiver.close)
-        self._exporter, self.environment = exporter, {SOCKET: str(receiver.path)}
-        thread = threading.Thread(
-            target=self._receive, args=(receiver, exporter), daemon=True, name="metrics"
-        )
+        path = metrics_path(directory.path)
+        self._exporter, self.environment = exporter, {SOCKET: str(path)}
+        thread = threading.Thread(target=self._run, args=(path, exporter), daemon=True, name="metrics")
         thread.start()
         self.callback(thread.join)
         self.callback(self._closing.set)
 
-    def _receive(self, receiver: DatagramReceiver, exporter: MetricsExporter) -> None:
+    def _run(self, path: Path, exporter: MetricsExporter) -> None:
+        """Nothing ends this thread but the server's end."""
+        told = ""
         while not self._closing.is_set():
+            try:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                receiver = DatagramReceiver(path)
+                try:
+                    self._receive(receiver, exporter)
+                finally:
+                    receiver.close()
+            except Exception as exc:
+                if str(exc) != told:
+                    _log.warning("no metrics of ranks are received (%s)", exc)
+                told = str(exc)
+                self._closing.wait(_RETRY_S)
+
+    def _receive(self, receiver: DatagramReceiver, exporter: MetricsExporter) -> None:
+        """Until the socket is gone, for instance with the temporary folder."""
+        while not self._closing.is_set() and receiver.path.exists():
             try:
                 message = receiver.receive(_RECEIVE_S)
                 if message is not None:

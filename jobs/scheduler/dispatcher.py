@@ -64,8 +64,11 @@ def decide(connection: Connection, moment: float | None = None) -> Decision:
     return place(up, running, _pending_jobs(connection, closed, up, rates), rules)
 
 
-def nodes_up(connection: Connection) -> list[Node]:
-    up = select(nodes).where(nodes.c.lease_until > now(), nodes.c.draining.is_(False)).order_by(nodes.c.name)
+def nodes_up(connection: Connection, *, usable: bool = True) -> list[Node]:
+    """The nodes that are up; with `usable` without those that are draining or unhealthy."""
+    up = select(nodes).where(nodes.c.lease_until > now()).order_by(nodes.c.name)
+    if usable:
+        up = up.where(nodes.c.draining.is_(False))
     return [
         Node(
             name=row.name,
@@ -75,6 +78,7 @@ def nodes_up(connection: Connection) -> list[Node]:
             vram_bytes=None if row.vram_bytes is None else int(row.vram_bytes),
         )
         for row in connection.execute(up)
+        if not (usable and row.problems)
     ]
 
 

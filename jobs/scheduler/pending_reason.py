@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from infra.database import now
+from jobs.db.nodes import list_nodes
 from jobs.db.queues import queue_rules
 from jobs.db.rates import read_rates
 from jobs.db.tables import jobs
@@ -24,7 +25,21 @@ def pending_reason(connection: Connection, job: str) -> str | None:
     if row.not_before is not None and row.not_before > moment:
         return f"its start time, {datetime.fromtimestamp(row.not_before).astimezone():%Y-%m-%d %H:%M %Z}"
     up = nodes_up(connection)
-    return _queue_reason(connection, row.queue, moment) or (_node_reason(row, up) if up else "a node")
+    return _queue_reason(connection, row.queue, moment) or (
+        _node_reason(row, up) if up else _absence(connection)
+    )
+
+
+def _absence(connection: Connection) -> str:
+    """What is missing where no node takes jobs."""
+    there = [node for node in list_nodes(connection) if node["up"]]
+    if not there:
+        return "a node"
+    unhealthy = [node for node in there if node["problems"]]
+    if not unhealthy:
+        return "a node that is not draining"
+    first = unhealthy[0]
+    return f"a healthy node ({first['name']}: {first['problems'][0]['text']})"
 
 
 def _queue_reason(connection: Connection, name: str, moment: float) -> str | None:

@@ -1,14 +1,19 @@
 """What a database can do to us comes as one sentence."""
 
+import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
+from infra.broker import reach_broker
 from infra.database import Database
-from infra.errors import BadSetting, DatabaseUnreachable
+from infra.errors import BadSetting, BrokerUnreachable, DatabaseUnreachable
 from tests.support.services import free_port
 
 
@@ -39,3 +44,92 @@ def test_many_processes_may_open_a_new_database_at_once(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'new.db'}"
     openers = [subprocess.Popen([sys.executable, "-c", code, url], stderr=subprocess.PIPE) for _ in range(5)]
     assert [opener.communicate()[1] for opener in openers] == [b""] * 5
+
+
+SECRET = "tops3cret"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://me:{SECRET}@127.0.0.1:1/farm",
+        f"postgresql://me:a/{SECRET}@127.0.0.1:1/farm",
+        f"postgresql://me:{SECRET}%2Fb@127.0.0.1:1/farm",
+        f"postgresql://me:a@{SECRET}@127.0.0.1:1/farm",
+        f"postgresql://me/x:{SECRET}@127.0.0.1:1/farm",
+        f"postgresql://me:1/{SECRET}@127.0.0.1:1/farm",
+        f"postgresql://127.0.0.1:1/farm?user=me&password={SECRET}",
+        f"postgresql://me@127.0.0.1:1/farm?sslpassword={SECRET}",
+        f"postgresql:///farm?host=127.0.0.1&port=1&passfile={SECRET}",
+        f"postgresql://me:{SECRET}@127.0.0.1:port/farm",
+        f"mysql://me:{SECRET}@127.0.0.1/farm",
+    ],
+)
+def test_no_form_of_a_url_shows_its_password(url: str) -> None:
+    def use() -> None:
+        database = Database(url)
+        assert SECRET not in repr(database)
+        with database.read() as connection:
+            connection.execute(text("select 1"))
+
+    with pytest.raises((BadSetting, DatabaseUnreachable)) as caught:
+        use()
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://:a/{SECRET}@127.0.0.1:1/0",
+        f"redis://:1/{SECRET}@127.0.0.1:1/0",
+        f"amqp://me:{SECRET}/b@127.0.0.1:1//",
+        f"redis://:a#{SECRET}@127.0.0.1:1/0",
+        f"redis://127.0.0.1:1/0?password={SECRET}",
+        f"redis://:a@{SECRET}@127.0.0.1:1/0",
+    ],
+)
+def test_no_form_of_a_brokers_url_shows_its_password(url: str) -> None:
+    with pytest.raises((BadSetting, BrokerUnreachable)) as caught:
+        reach_broker(url)
+    assert SECRET not in str(caught.value)
+
+
+def test_every_error_of_the_driver_is_the_databases_or_a_mistake_of_ours() -> None:
+    database, passed = Database("sqlite://"), set()
+    for error in vars(psycopg.errors).values():
+        state = getattr(error, "sqlstate", None)
+        if not isinstance(error, type) or not issubclass(error, psycopg.Error) or state is None:
+            continue
+        try:
+            with database.read():
+                raise DBAPIError.instance("select", {}, error("a reason"), psycopg.Error)
+        except DatabaseUnreachable:
+            continue
+        except DBAPIError:
+            passed.add(state if state.startswith("42") else state[:2])
+    for state in ("25006", "25P02", "40001", "53100", "57P01", "58030", "XX001", "42501", "42P01"):
+        assert state not in passed and state[:2] not in passed, state
+    # Values, constraints, and statements that are wrong: a retry would not help.
+    assert {"22", "23", "42601"} <= passed
+
+
+def test_a_file_that_is_replaced_is_opened_anew(tmp_path: Path) -> None:
+    """A restored copy: whoever holds the old file open would go on with what nobody else sees."""
+    path = tmp_path / "home" / "farm.db"
+    path.parent.mkdir()
+    database = Database(f"sqlite:///{path}")
+
+    def names() -> list[str]:
+        with database.read() as connection:
+            return list(connection.execute(text("select name from sqlite_master")).scalars())
+
+    with database.write() as connection:
+        connection.execute(text("create table old (x)"))
+    shutil.rmtree(path.parent)
+    with pytest.raises(DatabaseUnreachable, match="unable to open"):
+        names()
+    path.parent.mkdir()
+    with sqlite3.connect(path) as other:
+        other.execute("create table new (x)")
+    assert names() == ["new"]
+    database.close()

@@ -29,7 +29,7 @@ WANTED_ALERTS = {
     "ChoraleNodeLost",
     "ChoraleDeadlineAtRisk",
 }
-SERIES_WITHOUT_A_PANEL = {"chorale_database_up", "chorale_model_seconds_total"}
+SERIES_WITHOUT_A_PANEL = {"chorale_database_up", "chorale_model_seconds_total", "chorale_node_unhealthy"}
 """An alert and a rule are enough."""
 
 

@@ -86,7 +86,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, moto: Bucket) -> Home:
             bucket.put(entry.key, folder.get(entry.key), "application/octet-stream")
     assert made.run("queues", "overnight").returncode == 0
     made.done = made.submit("a done vase")
-    farm = start("up", "--slots", "1", **made.environment, CHORALE_NODE="n1")
+    farm = start("up", "--slots", "1", "--port", "0", **made.environment, CHORALE_NODE="n1")
     try:
         finished = made.run("wait", made.done[0], "--timeout", "100")
         assert finished.returncode == 0, finished.stderr

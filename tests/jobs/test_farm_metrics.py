@@ -46,11 +46,15 @@ def moment(database: Database) -> float:
         return float(connection.execute(select(now())).scalar_one())
 
 
+SICK = [{"check": "home", "text": "home: /x is full"}]
+
+
 def test_queues_nodes_and_slots_are_counted(database: Database) -> None:
     with database.write() as connection:
         for name in ("a", "b", "gone", "lost", "old"):
-            register(connection, name, address="127.0.0.1", slots=2, device="cpu", vram_bytes=None)
-        sign_off(connection, "gone")
+            register(connection, name, address="127.0.0.1", slots=2, device="cpu", agent=name)
+        register(connection, "sick", address="127.0.0.1", slots=2, device="cpu", problems=SICK)
+        sign_off(connection, "gone", "gone")
         set_draining(connection, "b", True)
         for name, ago in (("lost", HOUR), ("old", 48 * HOUR)):
             away = update(nodes).where(nodes.c.name == name).values(lease_until=now() - ago)
@@ -65,6 +69,9 @@ def test_queues_nodes_and_slots_are_counted(database: Database) -> None:
     assert of(gauges, "node_up", "gone") is None and of(gauges, "node_up", "old") is None
     assert (of(gauges, "slots", "a"), of(gauges, "slots_free", "a")) == (2, 0)
     assert of(gauges, "slots", "b") is None, "it takes nothing more"
+    assert (of(gauges, "node_up", "sick"), of(gauges, "slots", "sick")) == (1, None)
+    assert of(gauges, "node_unhealthy", "sick", "home") == 1
+    assert [of(gauges, "node_unhealthy", *each) for each in (("sick", "gpu"), ("a", "home"))] == [0, 0]
     assert (of(gauges, "queue_depth", "night"), of(gauges, "queue_running", "night")) == (1, 2)
     oldest = of(gauges, "queue_oldest_seconds", "night")
     assert oldest is not None and HOUR <= oldest < HOUR + 600

@@ -83,7 +83,7 @@ def test_brokers_that_lose_tasks_are_refused(url: str) -> None:
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv (util-linux)")
 def test_the_embedded_redis_ends_with_a_farm_that_is_killed(tmp_path: Path) -> None:
-    farm = start("up", "--slots", "1", XDG_DATA_HOME=str(tmp_path))
+    farm = start("up", "--slots", "1", "--port", "0", XDG_DATA_HOME=str(tmp_path))
     path = tmp_path / "chorale" / "broker" / "redis.sock"
 
     def answers() -> bool:
