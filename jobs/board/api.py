@@ -17,9 +17,10 @@ from jobs.db.nodes import list_nodes, set_draining
 from jobs.db.queries import Filter, count_jobs, job_ids, list_batches, show_job
 from jobs.db.queues import DEFAULT_PRIORITY, set_queue
 from jobs.db.state_machine import STATES
-from jobs.db.submission import MAX_RANKS, JobOptions, parse_moment
+from jobs.db.submission import JobOptions, parse_moment
 from jobs.estimate import estimate
 from jobs.logs import LogReader
+from jobs.ranks import MAX_RANKS
 
 WHO = "the board"
 State = Literal["queued", "placing", "rendering", "publishing", "done", "paused", "failed", "cancelled"]

@@ -27,7 +27,8 @@ from jobs.db.leases import lock_placement
 from jobs.db.nodes import set_draining
 from jobs.db.queries import Filter, job_ids, show_job
 from jobs.db.queues import set_queue
-from jobs.db.submission import JobOptions, parse_moment, parse_ranks, submit
+from jobs.db.submission import JobOptions, parse_moment, submit
+from jobs.ranks import parse_ranks
 from render.errors import BadInput
 
 _FIELDS, _SHOWN = 60, 8

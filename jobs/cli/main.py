@@ -8,29 +8,8 @@ from typing import Any
 import click
 
 from infra.logging import FORMATS, configure_logging
-from jobs.cli.doctor import doctor
-from jobs.cli.download import download_command
-from jobs.cli.export import export
-from jobs.cli.gc import gc
 from jobs.cli.help import WIDTH, CommandGroup, examples
-from jobs.cli.jobs import cancel, list_command, pause, priority, resume, retry, show
-from jobs.cli.k8s import k8s
-from jobs.cli.logs import logs
-from jobs.cli.migrate import migrate
-from jobs.cli.nodes import agent, drain, nodes, undrain, up
-from jobs.cli.plan import plan
-from jobs.cli.queues import batches, queues
-from jobs.cli.render import render
-from jobs.cli.report import estimate_command, report
-from jobs.cli.schema import schema
-from jobs.cli.serve import serve
-from jobs.cli.simulate import simulate
-from jobs.cli.store import store
-from jobs.cli.submit import submit_command
 from jobs.cli.terminal import print_json
-from jobs.cli.upscale import upscale
-from jobs.cli.verify import verify
-from jobs.cli.watch import wait, watch
 from jobs.errors import BAD_INPUT, CANCELLED, KNOWN, exit_code
 from jobs.formatting import printable
 
@@ -59,24 +38,54 @@ def cli(log_format: str | None, verbose: int) -> None:
     configure_logging(log_format, verbose)
 
 
-cli.add_section("One image", render, upscale, plan, verify, export, download_command, schema)
-cli.add_section(
-    "Jobs",
-    submit_command,
-    list_command,
-    show,
-    watch,
-    wait,
-    logs,
-    cancel,
-    pause,
-    resume,
-    retry,
-    priority,
-)
-cli.add_section("Batches and queues", batches, queues, estimate_command, simulate, report)
-cli.add_section("Nodes and farm", up, agent, nodes, drain, undrain, serve, store, gc, migrate, doctor)
-cli.add_section("Kubernetes", k8s)
+_COMMANDS = {
+    "One image": {
+        "render": "jobs.cli.render:render",
+        "upscale": "jobs.cli.upscale:upscale",
+        "plan": "jobs.cli.plan:plan",
+        "verify": "jobs.cli.verify:verify",
+        "export": "jobs.cli.export:export",
+        "download": "jobs.cli.download:download_command",
+        "schema": "jobs.cli.schema:schema",
+    },
+    "Jobs": {
+        "submit": "jobs.cli.submit:submit_command",
+        "list": "jobs.cli.jobs:list_command",
+        "show": "jobs.cli.jobs:show",
+        "watch": "jobs.cli.watch:watch",
+        "wait": "jobs.cli.watch:wait",
+        "logs": "jobs.cli.logs:logs",
+        "cancel": "jobs.cli.jobs:cancel",
+        "pause": "jobs.cli.jobs:pause",
+        "resume": "jobs.cli.jobs:resume",
+        "retry": "jobs.cli.jobs:retry",
+        "priority": "jobs.cli.jobs:priority",
+    },
+    "Batches and queues": {
+        "batches": "jobs.cli.queues:batches",
+        "queues": "jobs.cli.queues:queues",
+        "estimate": "jobs.cli.report:estimate_command",
+        "simulate": "jobs.cli.simulate:simulate",
+        "report": "jobs.cli.report:report",
+    },
+    "Nodes and farm": {
+        "up": "jobs.cli.nodes:up",
+        "agent": "jobs.cli.nodes:agent",
+        "nodes": "jobs.cli.nodes:nodes",
+        "drain": "jobs.cli.nodes:drain",
+        "undrain": "jobs.cli.nodes:undrain",
+        "serve": "jobs.cli.serve:serve",
+        "store": "jobs.cli.store:store",
+        "gc": "jobs.cli.gc:gc",
+        "migrate": "jobs.cli.migrate:migrate",
+        "doctor": "jobs.cli.doctor:doctor",
+    },
+    "Kubernetes": {
+        "k8s": "jobs.cli.k8s:k8s",
+    },
+}
+for _heading, _places in _COMMANDS.items():
+    cli.add_section(_heading, _places)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -10,8 +10,8 @@ from jobs.cli.group_options import whole
 from jobs.cli.help import examples
 from jobs.cli.spec_options import spec_options, take_spec
 from jobs.cli.terminal import print_json, print_line, print_table
-from jobs.db.submission import MAX_RANKS
 from jobs.formatting import plural, size
+from jobs.ranks import MAX_RANKS
 from render.plan.plan import Plan, StagePlan, make_plan
 
 

@@ -17,11 +17,11 @@ from jobs.cli.group_options import await_manifest, group_options, resolve_host, 
 from jobs.cli.help import examples
 from jobs.cli.progress import RenderProgress
 from jobs.cli.spec_options import spec_options, take_spec
-from jobs.db.submission import parse_ranks
 from jobs.errors import BAD_INPUT
 from jobs.image_store import claim, discard_other_numerics, disclaim, finished_image, published_image
 from jobs.node.shutdown_signals import ShutdownSignals
 from jobs.numerics import local_numerics
+from jobs.ranks import parse_ranks
 from render.errors import BadInput, GroupFailed
 from render.events import Event, ImageDone, OnEvent, ignore_event
 from render.launch.gpus import processors

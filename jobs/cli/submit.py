@@ -15,18 +15,11 @@ from jobs.cli.farm_options import farm_options, whoami
 from jobs.cli.help import examples
 from jobs.cli.spec_options import given_values, spec_options
 from jobs.cli.terminal import print_json, print_line
-from jobs.db.submission import (
-    BatchItem,
-    JobOptions,
-    Receipt,
-    expand_variations,
-    parse_moment,
-    parse_ranks,
-    submit,
-)
+from jobs.db.submission import BatchItem, JobOptions, Receipt, expand_variations, parse_moment, submit
 from jobs.farm import Farm, open_images
 from jobs.formatting import plural
 from jobs.input_assets import upload_inputs
+from jobs.ranks import parse_ranks
 from render.errors import BadInput
 from render.models.model_paths import find_model_paths, model_info
 from render.spec import Spec

@@ -28,7 +28,6 @@ from render.spec import Spec
 
 MAX_AUTO_RANKS = 64
 """Beyond this the borders cost more than another rank gains."""
-MAX_RANKS = 1024
 _CHUNK_ROWS = 400
 _OPTION_COLUMNS = (
     "owner",
@@ -52,13 +51,6 @@ class JobOptions:
     ranks: int | None = None
     not_before: float | None = None
     deadline: float | None = None
-
-
-def parse_ranks(text: str) -> int | None:
-    """Parse `auto` (None) or a number of ranks; raises `BadInput`."""
-    if text != "auto" and not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_RANKS):
-        raise BadInput("ranks", text, f"is not auto or a whole number from 1 to {MAX_RANKS}")
-    return None if text == "auto" else int(text)
 
 
 def parse_moment(name: str, text: str | None) -> float | None:

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jobs.db.submission import JobOptions, parse_ranks
+from jobs.db.submission import JobOptions
 from jobs.db.time_window import TimeWindow
+from jobs.ranks import parse_ranks
 from jobs.simulation.workload import ModelTimes
 from render.errors import BadInput
 from render.spec import Spec, expand_size

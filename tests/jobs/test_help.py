@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import click
@@ -95,3 +97,14 @@ def test_bad_arguments_end_with_2_and_one_sentence(
     error = capsys.readouterr().err
     assert ended.value.code == 2
     assert error.startswith("chorale: ") and sentence in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["render", "verify", "export", "plan", "schema"])
+def test_a_command_without_a_farm_imports_no_database_and_no_broker(name: str) -> None:
+    program = (
+        "import sys; from jobs.cli.main import cli; "
+        f"assert cli.commands['{name}'].name == '{name}'; "
+        "print([each for each in ('sqlalchemy', 'alembic', 'celery', 'torch') if each in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
