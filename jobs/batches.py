@@ -21,6 +21,7 @@ import yaml
 from jobs.db.submission import BatchItem
 from render.errors import BadInput
 from render.models.model_paths import find_model_paths, model_info
+from render.plan.stages import check_sampler
 from render.spec import Spec, beside, expand_size
 
 ENDINGS = (".csv", ".jsonl", ".yaml", ".yml")
@@ -123,7 +124,7 @@ def check_batch(reader: BatchReader) -> tuple[int, list[BadRow]]:
         if isinstance(row, BadRow):
             bad.append(row)
             continue
-        problem = problem_of(row.spec.model, row.spec.refiner)
+        problem = problem_of(*_model_fields(row.spec))
         if problem is None:
             good += 1
         else:
@@ -135,14 +136,18 @@ def batch_items(reader: BatchReader) -> Iterator[BatchItem]:
     """The good rows, ready for `jobs.db.submission.submit`."""
     problem_of = cache(models_problem)
     for row in reader:
-        if isinstance(row, Row) and problem_of(row.spec.model, row.spec.refiner) is None:
+        if isinstance(row, Row) and problem_of(*_model_fields(row.spec)) is None:
             yield BatchItem(row=row.line, custom_id=row.custom_id, spec=row.spec)
 
 
-def models_problem(model: str, refiner: str | None) -> str | None:
-    """Why a model or its refiner cannot be used, in one sentence; None if both can."""
+def _model_fields(spec: Spec) -> tuple[str, str | None, str, int]:
+    return spec.model, spec.refiner, spec.sampler, spec.steps
+
+
+def models_problem(model: str, refiner: str | None, sampler: str, steps: int) -> str | None:
+    """Why a model, its refiner or the sampler with them cannot be used, in one sentence; None if all can."""
     try:
-        model_info(find_model_paths(model, refiner))
+        check_sampler(model, sampler, steps, model_info(find_model_paths(model, refiner)))
     except BadInput as exc:
         return str(exc)
     return None

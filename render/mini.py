@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from render.guidance.cross_spatial_attention import CrossSpatialAttention
 from render.models import Adapter, NoiseSchedule, WindowPlace, load_adapter, read_model_info, resolve_model
-from render.sampling.samplers import input_scale, to_denoised
+from render.sampling.samplers import to_denoised
 
 Corner = tuple[int, int]
 """(y, x) of a tile on the canvas, in latents."""
@@ -68,7 +68,8 @@ class MiniParallelDiffusion:
 
         def denoise(latents: Tensor, first_step: int) -> Tensor:
             noise = torch.randn(latents.shape, generator=draw)
-            x = latents + noise * schedule.sigmas[first_step]
+            level = schedule.level(first_step)
+            x = latents * level.alpha + noise * level.sigma
             for step in range(first_step, steps):
                 x = self._step(x, step, schedule, text, guidance)
             return x
@@ -83,10 +84,10 @@ class MiniParallelDiffusion:
 
     def _step(self, x: Tensor, step: int, schedule: NoiseSchedule, text: object, guidance: float) -> Tensor:
         """One Euler step on the whole canvas [C, H, W]; the tiles only predict."""
-        sigma, lower = schedule.sigmas[step], schedule.sigmas[step + 1]
+        level, lower = schedule.level(step), schedule.level(step + 1)
         corners = self._corners(x)
         tiles = torch.stack([self._cut(x, corner) for corner in corners])
-        scaled = tiles * input_scale(sigma)
+        scaled = tiles * level.input_scale
         places = [self._place(x, corner) for corner in corners]
         without, with_prompt = (
             self.model.predict(
@@ -95,11 +96,12 @@ class MiniParallelDiffusion:
             for turn in (0, 1)
         )
         prediction = without + guidance * (with_prompt - without)
-        denoised = to_denoised(prediction, tiles, sigma, self.model.prediction_type)
+        denoised = to_denoised(prediction, tiles, level, self.model.prediction_type)
         # Tiles attend to each other while the image is still noise; details are each tile's own.
-        denoised = self.attention.sync(denoised, self.attention.strength * sigma**2 / (1 + sigma**2))
+        denoised = self.attention.sync(denoised, self.attention.strength * level.noise_share)
         fused = self._fuse(denoised, corners, x)
-        return x + (x - fused) / sigma * (lower - sigma)
+        noise = (x - fused * level.alpha) / level.sigma
+        return fused * lower.alpha + noise * lower.sigma
 
     def _fuse(self, tiles: Tensor, corners: list[Corner], like: Tensor) -> Tensor:
         """The weighted mean of all tiles at every latent; weights fall off smoothly to a tile's edge."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from render.spec import SAMPLERS
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
@@ -30,3 +32,13 @@ class ModelInfo:
     """Numbers by which a window tells all others of itself under one condition; 0 when it cannot."""
     has_cross_window_attention: bool = False
     """Whether it brings a trained cross attention (`render.models.trained_cross_window_attention`)."""
+    samplers: tuple[str, ...] = SAMPLERS
+    """Those that can step the noise that it was trained on (`render.sampling.scheduler_config`)."""
+    most_steps: int = 1000
+    """Noise levels that it was trained on."""
+    most_lcm_steps: int = 50
+    """Levels of the distillation that `lcm` steps through."""
+
+    def __post_init__(self) -> None:
+        # From JSON it comes as a list.
+        object.__setattr__(self, "samplers", tuple(self.samplers))

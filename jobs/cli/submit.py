@@ -22,6 +22,7 @@ from jobs.input_assets import upload_inputs
 from jobs.ranks import parse_ranks
 from render.errors import BadInput
 from render.models.model_paths import find_model_paths, model_info
+from render.plan.plan import make_plan
 from render.spec import Spec
 
 _SHOWN = 20
@@ -85,7 +86,7 @@ def submit_command(
         name = source.name
     else:
         spec = Spec.from_mapping(given_values(options))
-        model_info(find_model_paths(spec.model, spec.refiner))
+        make_plan(spec, model_info(find_model_paths(spec.model, spec.refiner)), 1)
         items = iter([BatchItem(row=1, custom_id="image", spec=spec)])
         good, bad, name = 1, [], spec.prompt[:80]
     if variations > 1:

@@ -16,7 +16,6 @@ from render.models.adapter import WindowPlace
 from render.plan.geometry import Layer
 from render.plan.tiling import Tiling
 from render.rect import Rect
-from render.sampling.samplers import input_scale
 
 Batch = list[Evaluation]
 
@@ -73,7 +72,7 @@ def make_call(context: StageContext, batch: Batch, step: Step) -> ModelCall:
         layer=layer,
         x=x,
         windows=windows,
-        latents=x * input_scale(step.sigma),
+        latents=x * step.level.input_scale,
         timestep=step.timestep,
         text=context.texts[layer.text],
         places=[_place(window, layer, context.adapter.info.scale_factor) for window in windows],

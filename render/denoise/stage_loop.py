@@ -137,7 +137,7 @@ class StageState:
     area: Rect = field(init=False)
     """The part of the canvas that the rank holds, in latents."""
     sampler_state: SamplerState = field(init=False)
-    """[C, area.height, area.width] tensors in the variance-exploding frame."""
+    """[C, area.height, area.width] tensors at the noise level of the step."""
     reference: Reference | None = field(init=False)
     """What the stage started from; None where no hook needs it."""
     hooks: GuidanceHooks = field(init=False)
@@ -236,8 +236,8 @@ class StageState:
 
     def _begin_step(self, times: StepTimes) -> Step:
         index, schedule = self.steps_done, self.loop.schedule
-        sigma, timestep = schedule.sigmas[index], schedule.timesteps[index]
-        step = Step(index=index, sigma=sigma, timestep=timestep, x=self.sampler_state.x)
+        level, timestep = schedule.level(index), schedule.timesteps[index]
+        step = Step(index=index, level=level, timestep=timestep, x=self.sampler_state.x)
         step.x = self.hooks.adjust_latents(step, step.x)
         self.sampler_state = SamplerState(step.x, self.sampler_state.history)
         self.hooks.before_step(step)
@@ -270,7 +270,7 @@ class StageState:
     def _advance(self, step: Step, prediction: Tensor) -> None:
         """Step the sampler's state on the fused prediction."""
         loop = self.loop
-        denoised = to_denoised(prediction, step.x, step.sigma, loop.adapter.prediction_type)
+        denoised = to_denoised(prediction, step.x, step.level, loop.adapter.prediction_type)
         del prediction
         sampler = find_sampler(loop.spec.sampler)
         self.sampler_state = sampler.step(

@@ -48,7 +48,9 @@ def next_canvas(
     With `has_reference` the latents before the noise, and the region's colors, stay beside them.
     """
     noise = stage_noise(stage, seed, INITIAL, len(enlarged.latents), enlarged.area)
-    noised = noise.mul_(schedule.sigmas[stage.first_step]).add_(enlarged.latents)
+    level = schedule.level(stage.first_step)
+    kept = enlarged.latents if level.alpha == 1.0 else enlarged.latents * level.alpha
+    noised = noise.mul_(level.sigma).add_(kept)
     planes = [noised]
     if has_reference:
         assert enlarged.colors is not None, "a reference has colors"

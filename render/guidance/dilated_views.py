@@ -32,7 +32,8 @@ from render.plan.decay import Span, decayed_strength, raised_cosine
 from render.plan.dilation import Dilation, uses_views
 from render.plan.tiling import Tiling
 from render.rect import Rect
-from render.sampling.samplers import input_scale, to_denoised
+from render.sampling.process import NoiseLevel
+from render.sampling.samplers import to_denoised
 
 _SIGMA, _LAST_SIGMA_SHARE = 0.8, 0.01
 """Standard deviation of the blur in latents at a stage's first step, and the share of it at the last one."""
@@ -73,7 +74,7 @@ class DilatedViews(GuidanceHook):
         first = step == self._context.stage.first_step
         if not first or self._canvas is not None or not self._used_at(step):
             return
-        region = self._region_of(x, self._context.schedule.sigmas[step])
+        region = self._region_of(x, self._context.schedule.level(step))
         messages = all_gather_fp16(group, region.flatten())
         self._canvas = unpack_canvas(messages.reshape(len(messages), *region.shape), self._context.tiling)
 
@@ -92,7 +93,7 @@ class DilatedViews(GuidanceHook):
         """Flat float16: the predictions of own views, then the own region of the canvas."""
         parts = [] if self._own is None else [self._own.flatten()]
         if self._sends_canvas_at(step.index):
-            parts.append(self._region_of(step.x, step.sigma).flatten())
+            parts.append(self._region_of(step.x, step.level).flatten())
         return torch.cat(parts) if parts else None
 
     def unpack(self, step: Step, messages: Tensor | None) -> None:
@@ -125,9 +126,9 @@ class DilatedViews(GuidanceHook):
     def _sends_canvas_at(self, step: int) -> bool:
         return sends_canvas(self._context.spec, self._context.stage, step)
 
-    def _region_of(self, x: Tensor, sigma: float) -> Tensor:
+    def _region_of(self, x: Tensor, level: NoiseLevel) -> Tensor:
         context = self._context
-        return pack_region(x * input_scale(sigma), context.tiling, context.rank)
+        return pack_region(x * level.input_scale, context.tiling, context.rank)
 
     def _evaluate(self, step: Step) -> Tensor:
         """[max views per rank, C, h, w] float16: the estimates of x0 of this rank's views; the rest is 0."""
@@ -148,7 +149,7 @@ class DilatedViews(GuidanceHook):
         noise level at which the canvas was sent."""
         context, size, conditions = self._context, self._context.stage.view_batch, self._context.tiling.passes
         sent = max(step.index - 1, context.stage.first_step)
-        sigma = context.schedule.sigmas[sent]
+        level = context.schedule.level(sent)
         rows = [(view, condition) for view in range(len(views)) for condition in range(conditions)]
         sums = torch.zeros_like(views)
         for start in range(0, len(rows), size):
@@ -170,7 +171,7 @@ class DilatedViews(GuidanceHook):
                 )
             for (view, condition), prediction in zip(batch, predictions, strict=False):
                 sums[view] += prediction * context.condition_weights[condition]
-        return to_denoised(sums, views / input_scale(sigma), sigma, context.adapter.prediction_type)
+        return to_denoised(sums, views / level.input_scale, level, context.adapter.prediction_type)
 
     def _whole_image(self) -> WindowPlace:
         pixel = self._context.adapter.info.scale_factor

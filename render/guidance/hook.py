@@ -47,6 +47,7 @@ from render.plan.stages import Stage
 from render.plan.tiling import Tiling
 from render.plan.token_sources import TokenSource
 from render.rect import Rect
+from render.sampling.process import NoiseLevel
 from render.sampling.schedule import NoiseSchedule
 from render.spec import Spec
 
@@ -113,10 +114,11 @@ class Step:
     """One step of the sampler on what this rank holds."""
 
     index: int
-    sigma: float
+    level: NoiseLevel
+    """The noise level of `x`."""
     timestep: float
     x: Tensor
-    """[C, area.height, area.width] latents in the variance-exploding frame, after `adjust_latents`."""
+    """[C, area.height, area.width] latents, after `adjust_latents`."""
     model_calls: int = 0
     """Model calls that hooks have made on their own."""
     model_seconds: float = 0.0
@@ -141,7 +143,7 @@ class ModelCall:
     """The evaluations that count. The batch is filled up to B with copies of the last one."""
     layer: Layer
     x: Tensor
-    """[B, C, h, w] latents of the windows in the variance-exploding frame."""
+    """[B, C, h, w] latents of the windows."""
     windows: Sequence[Rect]
     """The B windows, in latents."""
     latents: Tensor
@@ -234,7 +236,7 @@ class GuidanceHook:
         return prediction
 
     def adjust_denoised(self, step: Step, denoised: Tensor) -> Tensor:
-        """Change the estimate of x0 [C, area.height, area.width], in the variance-exploding frame."""
+        """Change the estimate of x0 [C, area.height, area.width]."""
         return denoised
 
     def decoder_planes(self) -> Tensor | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from render.guidance.hook import GuidanceHook, ModelCall, StageContext, Step
 from render.plan.stages import Stage
+from render.sampling.process import NoiseLevel
 from render.sampling.samplers import denoised_slope, to_denoised
 from render.spec import Spec
 
@@ -47,18 +48,18 @@ class ILVR(GuidanceHook):
             return prediction
         reference = torch.stack([context.cut(self._reference, window) for window in call.windows])
         kind, strength = context.adapter.prediction_type, context.spec.ilvr
-        return apply_ilvr(prediction, call.x, reference, step.sigma, kind, strength)
+        return apply_ilvr(prediction, call.x, reference, step.level, kind, strength)
 
 
 def apply_ilvr(
-    prediction: Tensor, x: Tensor, reference: Tensor, sigma: float, prediction_type: str, strength: float
+    prediction: Tensor, x: Tensor, reference: Tensor, level: NoiseLevel, prediction_type: str, strength: float
 ) -> Tensor:
     """The prediction [B, C, h, w] for windows with the latents `x`, changed so that the low frequencies of x0
     move by `strength` (0 to 1) to those of `reference`. Each window by itself, so that ranks agree."""
-    missing = reference - to_denoised(prediction, x, sigma, prediction_type)
+    missing = reference - to_denoised(prediction, x, level, prediction_type)
     vertical, horizontal = (low_pass_matrix(length, LOW_PASS_SIGMA).to(x.device) for length in x.shape[2:])
     low = vertical @ missing @ horizontal.T
-    return prediction + low * (strength / denoised_slope(sigma, prediction_type))
+    return prediction + low * (strength / denoised_slope(level, prediction_type))
 
 
 @lru_cache(maxsize=64)

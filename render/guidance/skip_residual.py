@@ -14,6 +14,7 @@ from render.guidance.hook import GuidanceHook, StageContext, Step
 from render.plan.decay import decayed_strength
 from render.plan.stages import Stage
 from render.sampling.noise import INITIAL, stage_noise
+from render.sampling.process import NoiseLevel
 from render.spec import Spec
 
 
@@ -39,14 +40,17 @@ class SkipResidual(GuidanceHook):
 
     def adjust_latents(self, step: Step, x: Tensor) -> Tensor:
         strength = decayed_strength(self._spec.skip_residual, self._stage, step.index)
-        return apply_skip_residual(x, self._reference, self._noise, step.sigma, strength)
+        return apply_skip_residual(x, self._reference, self._noise, step.level, strength)
 
 
-def apply_skip_residual(x: Tensor, reference: Tensor, noise: Tensor, sigma: float, strength: float) -> Tensor:
-    """[C, h, w] latents, blended by `strength` with `reference` noised to `sigma`.
+def apply_skip_residual(
+    x: Tensor, reference: Tensor, noise: Tensor, level: NoiseLevel, strength: float
+) -> Tensor:
+    """[C, h, w] latents, blended by `strength` with `reference` noised to `level`.
 
     Elementwise, so that ranks get the same bits for latents that they share.
     """
     if strength == 0.0:
         return x
-    return x * (1.0 - strength) + (noise * sigma + reference) * strength
+    kept = reference if level.alpha == 1.0 else reference * level.alpha
+    return x * (1.0 - strength) + (noise * level.sigma + kept) * strength

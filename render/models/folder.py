@@ -16,10 +16,11 @@ from typing import Any
 from render.errors import ModelNotUsable
 from render.model_info import ModelInfo
 from render.models.autoencoders.geometry import autoencoder_geometry
-from render.models.config_files import number, read_json, unusable, whole_number
+from render.models.config_files import number, read_config, read_json, unusable, whole_number
 from render.models.hub import download, looks_like_hub_id
 from render.models.registry import BASES, FAMILIES, REFINERS, UNUSED_PARTS, Family
 from render.models.weights import PICKLES, check_pointers, check_weights, refuse_pickles, weights_digest
+from render.sampling.scheduler_config import NoiseKind, TrainedNoise, trained_noise
 
 BUILTIN = "builtin"
 ZOOM_LIMIT_KEY = "_max_zoom"
@@ -122,6 +123,7 @@ def _model_info(path: Path, index: dict[str, Any], family: Family, parts: tuple[
         raise unusable(
             path, f"has a unet of {in_channels} input channels for {channels}; use a text-to-image model"
         )
+    noise = _trained_noise(path, index)
     return ModelInfo(
         family=family.name,
         latent_channels=channels,
@@ -134,6 +136,9 @@ def _model_info(path: Path, index: dict[str, Any], family: Family, parts: tuple[
         zoom_limit=number(path, index, ZOOM_LIMIT_KEY, 1.0, None),
         token_width=_token_width(unet),
         has_cross_window_attention=any(part in _TRAINED_ATTENTIONS for part in parts),
+        samplers=noise.samplers,
+        most_steps=noise.most_steps,
+        most_lcm_steps=noise.most_lcm_steps,
     )
 
 
@@ -166,6 +171,21 @@ def _listing(path: Path) -> Listing:
             stat = file.stat()
             listing.append((str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     return tuple(listing)
+
+
+def _trained_noise(path: Path, index: dict[str, Any]) -> TrainedNoise:
+    config = read_config(path, "scheduler") | {"_class_name": index["scheduler"][1]}
+    try:
+        noise = trained_noise(config)
+    except ValueError as exc:
+        raise unusable(path, f"has a scheduler {exc}") from exc
+    if noise.kind is NoiseKind.TRIGFLOW:
+        raise unusable(path, "has the scheduler SCMScheduler, which no UNet was trained for; use another")
+    if config.get("use_dynamic_shifting"):
+        raise unusable(
+            path, "has a scheduler with use_dynamic_shifting, which UNets do not have; set a shift"
+        )
+    return noise
 
 
 def _is_complete(path: Path) -> bool:

@@ -21,7 +21,9 @@ from render.models.trained_cross_window_attention import (
     load_trained_attention,
 )
 from render.sampling.diffusers_schedule import noise_schedule
+from render.sampling.process import EPSILON
 from render.sampling.schedule import NoiseSchedule
+from render.sampling.scheduler_config import NoiseKind, trained_noise
 from render.spec import POOLED
 
 
@@ -55,7 +57,13 @@ class UNetAdapter:
         trained_attention: TrainedCrossWindowAttention | None = None,
     ) -> None:
         self.info, self._trained_attention = info, trained_attention
-        self.prediction_type = str(pipeline.scheduler.config.get("prediction_type", "epsilon"))
+        scheduler = pipeline.scheduler
+        self._scheduler_config = dict(scheduler.config) | {"_class_name": type(scheduler).__name__}
+        noise = trained_noise(self._scheduler_config)
+        self.prediction_type = noise.prediction_type
+        # EDM's `epsilon` is the velocity with the other sign (see `render.sampling.scheduler_config`).
+        config_type = self._scheduler_config.get("prediction_type", EPSILON)
+        self._reversed = noise.kind is NoiseKind.EDM and config_type == EPSILON
         self._pipeline, self._device, self._dtype = pipeline, device, DTYPES[dtype]
         self._unet = pipeline.unet
         # A refiner has none: it works on the model's latents.
@@ -68,7 +76,7 @@ class UNetAdapter:
 
     def schedule(self, sampler: str, steps: int) -> NoiseSchedule:
         """The sigmas and timesteps that the stock diffusers scheduler of this sampler would use."""
-        return noise_schedule(self._pipeline.scheduler.config, sampler, steps)
+        return noise_schedule(self._scheduler_config, sampler, steps)
 
     @torch.no_grad()
     def predict(
@@ -89,7 +97,7 @@ class UNetAdapter:
             added_cond_kwargs=self._added(text, places, conditions),
             return_dict=False,
         )[0].float()
-        return prediction
+        return -prediction if self._reversed else prediction
 
     def prepare_context(self, tokens: Tensor | None, strength: float, form: str) -> Context:
         """What windows attend to at a step, from [conditions, N, token_width]; see

@@ -115,6 +115,7 @@ def make_stages(spec: Spec, info: ModelInfo) -> tuple[Stage, ...]:
             spec.cross_attention_form,
             f"needs a model with trained cross-window attention, which {spec.model} lacks; use {POOLED}",
         )
+    check_sampler(spec.model, spec.sampler, spec.steps, info)
     _check_closes("height", spec.height, spec.wrap_y, info)
     _check_closes("width", spec.width, spec.wrap_x, info)
     sizes = _sizes(spec, info)
@@ -135,6 +136,18 @@ def make_stages(spec: Spec, info: ModelInfo) -> tuple[Stage, ...]:
         stages.append(replace(stage, enlarges=below, composes=texts - begun))
         begun = texts
     return tuple(stages)
+
+
+def check_sampler(model: str, sampler: str, steps: int, info: ModelInfo) -> None:
+    """Raise `BadInput` for a sampler that cannot step the model's noise, and for more steps than the model
+    has noise levels."""
+    if sampler not in info.samplers:
+        raise BadInput(
+            "sampler", sampler, f"cannot step the noise of {model}; use {', '.join(info.samplers)}"
+        )
+    most = min(info.most_steps, info.most_lcm_steps) if sampler == "lcm" else info.most_steps
+    if steps > most:
+        raise BadInput("steps", steps, f"do not fit the {sampler} sampler; use at most {most}")
 
 
 def _check_closes(name: str, pixels: int, wraps: bool, info: ModelInfo) -> None:

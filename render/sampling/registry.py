@@ -12,8 +12,7 @@ from typing import Any
 from render.errors import BadInput
 from render.sampling import samplers
 from render.sampling.samplers import SamplerState, SamplerStep
-from render.sampling.schedule import NoiseSchedule
-from render.sampling.schedule_readers import read_ddim, read_dpmpp, read_euler, read_lcm
+from render.sampling.schedule_readers import Reader, read_ddim, read_dpmpp, read_euler, read_lcm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +22,9 @@ class Sampler:
     name: str
     step: Callable[[SamplerStep], SamplerState]
     scheduler: str
-    """The diffusers scheduler class that its schedule is read from."""
-    read: Callable[[Any, int], NoiseSchedule]
+    """The diffusers scheduler class that its schedule is read from, for models trained on betas; the folder's
+    own class serves the others (`render.sampling.diffusers_schedule`)."""
+    read: Reader
     """Reads the prepared scheduler; see `render.sampling.schedule_readers`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Configuration of the scheduler that takes precedence over the model folder's own."""

@@ -1,9 +1,8 @@
-"""Samplers: one step from sigma to a lower sigma, as small pure functions in the variance-exploding frame.
+"""Samplers: one step from a noise level to a lower one, as small pure functions over (alpha, sigma).
 
 The symbols are those of Karras et al., "Elucidating the Design Space of Diffusion-Based Generative
-Models" (arXiv 2206.00364): x = x0 + sigma * n, and `denoised` is D(x; sigma), the model's estimate of x0.
-Schedulers in the variance-preserving frame (x_vp = x / sqrt(1 + sigma^2)) take the same steps in other
-coordinates.
+Models" (arXiv 2206.00364), with a factor on x0: x = alpha * x0 + sigma * n, and `denoised` is D(x), the
+model's estimate of x0. Which alpha goes with a sigma: `render.sampling.process`.
 
 Every rank repeats these operations on the areas that it shares with its neighbours. So they are plain
 elementwise multiplications and additions with Python floats. Reductions and fused operations are not allowed
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from render.errors import BadInput
+from render.sampling.process import NoiseLevel
 from render.sampling.schedule import NoiseSchedule
 
 _SIGMA_DATA = 0.5
@@ -38,71 +37,57 @@ class SamplerState:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerStep:
-    """The inputs of step `index`, which goes from `schedule.sigmas[index]` to the next sigma."""
+    """The inputs of step `index`, which goes from `schedule.level(index)` to the next level."""
 
     index: int
     schedule: NoiseSchedule
     state: SamplerState
     denoised: Tensor
-    """D(x; sigma), of x's shape."""
+    """D(x), the estimate of x0, of x's shape."""
     noise: Tensor | None = None
     """Unit noise of x's shape; stochastic samplers need it, the others ignore it."""
 
     @property
-    def sigma(self) -> float:
-        return self.schedule.sigmas[self.index]
+    def level(self) -> NoiseLevel:
+        """The level of x."""
+        return self.schedule.level(self.index)
 
     @property
-    def sigma_next(self) -> float:
-        return self.schedule.sigmas[self.index + 1]
+    def next_level(self) -> NoiseLevel:
+        """The level that the step leads to."""
+        return self.schedule.level(self.index + 1)
 
 
-def input_scale(sigma: float) -> float:
-    """The factor on x at the input of the network."""
-    return 1.0 / math.sqrt(1.0 + sigma * sigma)
+def to_denoised(prediction: Tensor, x: Tensor, level: NoiseLevel, prediction_type: str) -> Tensor:
+    """The network's prediction -> its estimate of x0, same shape; see `NoiseLevel.denoised_terms`."""
+    of_x, of_prediction = level.denoised_terms(prediction_type)
+    term = prediction if of_prediction == 1.0 else prediction * of_prediction
+    if of_x == 0.0:
+        return term
+    return (x if of_x == 1.0 else x * of_x) + term
 
 
-def to_denoised(prediction: Tensor, x: Tensor, sigma: float, prediction_type: str) -> Tensor:
-    """The network's prediction -> its estimate of x0, same shape.
-
-    `epsilon` is the noise (arXiv 2006.11239), `v_prediction` the velocity (arXiv 2202.00512, appendix D).
-    Raises `BadInput` for an unknown prediction type.
-    """
-    term = prediction * denoised_slope(sigma, prediction_type)
-    if prediction_type == "epsilon":
-        return x + term
-    if prediction_type == "v_prediction":
-        return x * (1.0 / (1.0 + sigma * sigma)) + term
-    return term
-
-
-def denoised_slope(sigma: float, prediction_type: str) -> float:
+def denoised_slope(level: NoiseLevel, prediction_type: str) -> float:
     """The derivative of the estimate of x0 with respect to the prediction."""
-    if prediction_type == "epsilon":
-        return -sigma
-    if prediction_type == "v_prediction":
-        return -sigma * input_scale(sigma)
-    if prediction_type == "sample":
-        return 1.0
-    raise BadInput("prediction_type", prediction_type, "is unknown; use epsilon, v_prediction or sample")
+    return level.denoised_terms(prediction_type)[1]
 
 
 def euler(step: SamplerStep) -> SamplerState:
     """See `euler_step`."""
-    return SamplerState(euler_step(step.state.x, step.denoised, step.sigma, step.sigma_next))
+    return SamplerState(euler_step(step.state.x, step.denoised, step.level, step.next_level))
 
 
 def euler_ancestral(step: SamplerStep) -> SamplerState:
     """See `euler_ancestral_step`."""
-    x = euler_ancestral_step(step.state.x, step.denoised, step.sigma, step.sigma_next, step.noise)
+    x = euler_ancestral_step(step.state.x, step.denoised, step.level, step.next_level, step.noise)
     return SamplerState(x)
 
 
 def ddim(step: SamplerStep) -> SamplerState:
     """See `ddim_step`."""
-    landings = step.schedule.landings
-    landing = landings[step.index] if landings else step.sigma_next
-    return SamplerState(ddim_step(step.state.x, step.denoised, step.sigma, landing, step.sigma_next))
+    landings, next_level = step.schedule.landings, step.next_level
+    landing = next_level.at(landings[step.index]) if landings else next_level
+    return SamplerState(ddim_step(step.state.x, step.denoised, step.level, landing, next_level))
 
 
 def dpmpp_2m(step: SamplerStep) -> SamplerState:
@@ -113,81 +98,116 @@ def dpmpp_2m(step: SamplerStep) -> SamplerState:
     history = step.state.history if index not in (0, schedule.restart) else ()
     earlier = None
     if history and not (index == steps - 1 and steps < _SHORT_SCHEDULE):
-        earlier = (history[0], schedule.sigmas[index - 1])
-    x = dpmpp_2m_step(step.state.x, step.denoised, step.sigma, step.sigma_next, earlier)
+        earlier = (history[0], schedule.level(index - 1))
+    x = dpmpp_2m_step(step.state.x, step.denoised, step.level, step.next_level, earlier)
     return SamplerState(x, (step.denoised,))
 
 
 def lcm(step: SamplerStep) -> SamplerState:
     """See `lcm_step`."""
-    boundary = step.schedule.timesteps[step.index] * step.schedule.timestep_scaling
-    x = lcm_step(step.state.x, step.denoised, step.sigma, step.sigma_next, boundary, step.noise)
+    scaling = step.schedule.timestep_scaling
+    boundary = None if scaling is None else step.schedule.timesteps[step.index] * scaling
+    x = lcm_step(step.state.x, step.denoised, step.level, step.next_level, boundary, step.noise)
     return SamplerState(x)
 
 
-def euler_step(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """Algorithm 2 of arXiv 2206.00364 without churn.
+def euler_step(x: Tensor, denoised: Tensor, level: NoiseLevel, next_level: NoiseLevel) -> Tensor:
+    """Algorithm 2 of arXiv 2206.00364 without churn, for any alpha.
 
-    x + (sigma' - sigma) * (x - D) / sigma, written as a weighted sum so that no large numbers are subtracted.
+    alpha' * D + sigma' * (x - alpha * D) / sigma, written as a weighted sum so that no large numbers are
+    subtracted. With alpha = 1 that is Karras' step, with alpha = 1 - sigma that of flow matching, with
+    alpha^2 = 1 - sigma^2 equation 12 of DDIM.
     """
-    ratio = sigma_next / sigma
-    return x * ratio + denoised * (1.0 - ratio)
+    ratio = next_level.sigma / level.sigma
+    return x * ratio + denoised * (next_level.alpha - level.alpha * ratio)
 
 
-def ddim_step(x: Tensor, denoised: Tensor, sigma: float, landing: float, sigma_next: float) -> Tensor:
+def ddim_step(
+    x: Tensor, denoised: Tensor, level: NoiseLevel, landing: NoiseLevel, next_level: NoiseLevel
+) -> Tensor:
     """Equation 12 of "Denoising Diffusion Implicit Models" (arXiv 2010.02502) with eta = 0.
 
-    In this frame that is Euler's step. Where the stock scheduler does not land on the next timestep, it
-    continues as if it had: the variance-preserving tensor stays and its sigma is read anew, hence `landing`.
+    That is Euler's step. Where the stock scheduler does not land on the next timestep, it continues as if it
+    had: the network's input stays and its sigma is read anew, hence `landing`.
     """
-    landed = euler_step(x, denoised, sigma, landing)
-    if landing == sigma_next:
+    landed = euler_step(x, denoised, level, landing)
+    if landing == next_level:
         return landed
-    return landed * (input_scale(landing) / input_scale(sigma_next))
+    return landed * (landing.input_scale / next_level.input_scale)
 
 
 def euler_ancestral_step(
-    x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, noise: Tensor | None
+    x: Tensor, denoised: Tensor, level: NoiseLevel, next_level: NoiseLevel, noise: Tensor | None
 ) -> Tensor:
-    """Euler down to sigma_down, then noise up to sigma': the ancestral step of arXiv 2006.11239 with a
-    learned mean, in the form of k-diffusion."""
+    """Euler down to sigma_down = sigma'^2 / sigma, then noise up to sigma': the ancestral step of arXiv
+    2006.11239 with a learned mean, in the form of k-diffusion; for other alphas in that of ComfyUI."""
+    sigma, sigma_next = level.sigma, next_level.sigma
     variance = sigma_next**2 * max(0.0, sigma**2 - sigma_next**2) / sigma**2
-    sigma_up = math.sqrt(variance)
     sigma_down = math.sqrt(max(0.0, sigma_next**2 - variance))
-    down = euler_step(x, denoised, sigma, sigma_down)
+    down_level = level.at(sigma_down)
+    down = euler_step(x, denoised, level, down_level)
+    ratio = next_level.alpha / down_level.alpha
+    if ratio == 1.0:
+        sigma_up = math.sqrt(variance)
+    else:
+        down = down * ratio
+        sigma_up = math.sqrt(max(0.0, sigma_next**2 - (sigma_down * ratio) ** 2))
     return down if sigma_up == 0.0 else down + _required(noise) * sigma_up
 
 
 def dpmpp_2m_step(
-    x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, earlier: tuple[Tensor, float] | None
+    x: Tensor,
+    denoised: Tensor,
+    level: NoiseLevel,
+    next_level: NoiseLevel,
+    earlier: tuple[Tensor, NoiseLevel] | None,
 ) -> Tensor:
     """Algorithm 2 of "DPM-Solver++" (arXiv 2211.01095), multistep of second order, midpoint.
 
-    `earlier` is the previous denoised prediction and its sigma. Without it, or when the step ends at
-    sigma 0 where the step in lambda = -log(sigma) is infinite, the step is of first order.
+    `earlier` is the previous denoised prediction and its level. The step is of first order without it, or
+    where a step in lambda = log(alpha / sigma) is infinite: to sigma 0, and from alpha 0.
     """
-    if earlier is None or sigma_next == 0.0:
-        return euler_step(x, denoised, sigma, sigma_next)
-    denoised_before, sigma_before = earlier
-    h, h_before = math.log(sigma / sigma_next), math.log(sigma_before / sigma)
-    if h_before <= 0.0:  # two steps at one sigma: nothing to extrapolate from
-        return euler_step(x, denoised, sigma, sigma_next)
+    if earlier is None or next_level.sigma == 0.0 or level.alpha == 0.0:
+        return euler_step(x, denoised, level, next_level)
+    denoised_before, level_before = earlier
+    h, h_before = _log_step(level, next_level), _log_step(level_before, level)
+    # Two steps at one sigma, or the one before from alpha 0: nothing to extrapolate from.
+    if h_before <= 0.0 or math.isinf(h_before):
+        return euler_step(x, denoised, level, next_level)
     weight = h / (2.0 * h_before)
     extrapolated = denoised * (1.0 + weight) - denoised_before * weight
-    return euler_step(x, extrapolated, sigma, sigma_next)
+    return euler_step(x, extrapolated, level, next_level)
 
 
 def lcm_step(
-    x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, boundary: float, noise: Tensor | None
+    x: Tensor,
+    denoised: Tensor,
+    level: NoiseLevel,
+    next_level: NoiseLevel,
+    boundary: float | None,
+    noise: Tensor | None,
 ) -> Tensor:
     """Multistep consistency sampling, algorithm 1 of "Latent Consistency Models" (arXiv 2310.04378).
 
-    `boundary` is the scaled timestep of the boundary condition c_skip * x_vp + c_out * D.
+    `boundary` is the scaled timestep of the boundary condition c_skip * x + c_out * D, where x is the
+    network's input; without it the estimate is D, as for consistency models of flow matching and TrigFlow.
     """
-    spread = boundary**2 + _SIGMA_DATA**2
-    c_skip, c_out = _SIGMA_DATA**2 / spread, boundary / math.sqrt(spread)
-    consistent = x * (c_skip * input_scale(sigma)) + denoised * c_out
-    return consistent if sigma_next == 0.0 else consistent + _required(noise) * sigma_next
+    consistent = denoised
+    if boundary is not None:
+        spread = boundary**2 + _SIGMA_DATA**2
+        c_skip, c_out = _SIGMA_DATA**2 / spread, boundary / math.sqrt(spread)
+        consistent = x * (c_skip * level.input_scale) + denoised * c_out
+    if next_level.sigma == 0.0:
+        return consistent
+    kept = consistent if next_level.alpha == 1.0 else consistent * next_level.alpha
+    return kept + _required(noise) * next_level.sigma
+
+
+def _log_step(level: NoiseLevel, next_level: NoiseLevel) -> float:
+    """The step in lambda = log(alpha / sigma)."""
+    if level.alpha == 0.0:
+        return math.inf
+    return math.log((next_level.alpha * level.sigma) / (next_level.sigma * level.alpha))
 
 
 def _required(noise: Tensor | None) -> Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from render.sampling.process import NoiseLevel, NoiseProcess
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseSchedule:
-    """The steps of one sampler in the variance-exploding frame: x = x0 + sigma * noise.
+    """The steps of one sampler over x = alpha * x0 + sigma * noise; alpha follows from sigma and `process`.
 
     `sigmas` has one more entry than `timesteps`. The last entry is where the final step lands: 0, or the
     model's own smallest sigma for a DDIM that does not set alpha to one.
@@ -15,6 +17,9 @@ class NoiseSchedule:
 
     timesteps: tuple[float, ...]
     sigmas: tuple[float, ...]
+    process: NoiseProcess = NoiseProcess.EXPLODING
+    data_deviation: float = 1.0
+    """See `NoiseLevel.data_deviation`."""
     initial_scale: float = 1.0
     """Unit noise times this is the latent that a render from pure noise starts with (step 0)."""
     final_scale: float = 1.0
@@ -26,5 +31,10 @@ class NoiseSchedule:
     """Number of noise levels that the model was trained on; timesteps count them."""
     restart: int | None = None
     """The step before which multistep samplers drop their history, because another network takes over."""
-    timestep_scaling: float = 10.0
-    """Steepness of a consistency model's boundary condition; only `lcm` reads it."""
+    timestep_scaling: float | None = 10.0
+    """Steepness of a consistency model's boundary condition, which only `lcm` reads; None where the network's
+    estimate of x0 is taken as it is."""
+
+    def level(self, index: int) -> NoiseLevel:
+        """The noise level of an entry of `sigmas`."""
+        return NoiseLevel(self.sigmas[index], self.process, self.data_deviation)

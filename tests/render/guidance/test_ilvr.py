@@ -9,6 +9,7 @@ from render.distributed import SingleRankGroup
 from render.engine import render_image, render_latents
 from render.guidance.ilvr import LOW_PASS_SIGMA, apply_ilvr
 from render.plan.stages import make_stages
+from render.sampling.process import NoiseLevel
 from render.sampling.samplers import to_denoised
 from render.spec import Spec
 from render.spec.init_image import InitImage
@@ -30,15 +31,16 @@ def test_low_frequencies_are_replaced_by_those_of_the_reference_and_high_ones_st
 ) -> None:
     x, prediction = torch.randn(1, 2, 64, 64), torch.randn(1, 2, 64, 64)
     slow, fast = wave(64, 32.0), wave(64, 2.5)
-    before = to_denoised(prediction, x, sigma, kind)
+    level = NoiseLevel(sigma)
+    before = to_denoised(prediction, x, level, kind)
     for added, period in ((slow, 32.0), (fast, 2.5)):
-        adjusted = apply_ilvr(prediction, x, before + added, sigma, kind, 1.0)
-        change = (to_denoised(adjusted, x, sigma, kind) - before)[..., 8:-8, 8:-8]
+        adjusted = apply_ilvr(prediction, x, before + added, level, kind, 1.0)
+        change = (to_denoised(adjusted, x, level, kind) - before)[..., 8:-8, 8:-8]
         gain = float((change * added[..., 8:-8, 8:-8]).sum() / added[..., 8:-8, 8:-8].square().sum())
         # The gain of a Gaussian for a wave of this period.
         assert gain == pytest.approx(math.exp(-2 * (math.pi * LOW_PASS_SIGMA / period) ** 2), abs=0.02)
-    half = apply_ilvr(prediction, x, before + slow, sigma, kind, 0.5)
-    whole = apply_ilvr(prediction, x, before + slow, sigma, kind, 1.0)
+    half = apply_ilvr(prediction, x, before + slow, level, kind, 0.5)
+    whole = apply_ilvr(prediction, x, before + slow, level, kind, 1.0)
     torch.testing.assert_close(half - prediction, (whole - prediction) / 2, rtol=1e-3, atol=1e-3)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ def stock(folder: Path, sampler: str, **scheduler_config: Any) -> Any:
     pipeline = stock_loaded(folder)
     original = DiffusionPipeline.load_config(folder)["scheduler"][1]
     config = dict(getattr(diffusers, original).load_config(folder / "scheduler")) | scheduler_config
-    pipeline.scheduler = stock_scheduler(config, sampler)
+    pipeline.scheduler = stock_scheduler(config | {"_class_name": original}, sampler)
     return pipeline
 
 
@@ -145,6 +147,23 @@ def test_every_spacing_of_timesteps(
     schedule = noise_schedule(pipeline.scheduler.config, sampler, steps)
     ours = our_latents(adapter, schedule, sampler, 4.0, NEGATIVE)
     assert (ours - stock_latents(pipeline, steps, 4.0, NEGATIVE)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp-2m"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_a_model_trained_with_edm_noise(
+    model_folders: dict[str, Path], tmp_path: Path, sampler: str, kind: str
+) -> None:
+    folder = shutil.copytree(model_folders["sdxl"], tmp_path / "edm")
+    config = {"_class_name": "EDMEulerScheduler", "sigma_max": 8.0, "prediction_type": kind}
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(config))
+    index = json.loads((folder / "model_index.json").read_text()) | {
+        "scheduler": ["diffusers", config["_class_name"]]
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    ours = our_latents(loaded(folder), loaded(folder).schedule(sampler, 5), sampler, 4.0, NEGATIVE)
+    theirs = stock_latents(stock(folder, sampler), 5, 4.0, NEGATIVE)
+    assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.std()))
 
 
 def test_a_distilled_model_takes_the_guidance_as_an_input(model_folders: dict[str, Path]) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from render.errors import BadInput
 from render.sampling import registry
+from render.sampling.process import NoiseLevel
 from render.sampling.registry import find_sampler
-from render.sampling.samplers import SamplerState, SamplerStep, input_scale, to_denoised
+from render.sampling.samplers import SamplerState, SamplerStep, to_denoised
 from render.sampling.schedule import NoiseSchedule
 from render.spec import SAMPLERS
 
@@ -79,13 +80,14 @@ def test_a_perfect_prediction_keeps_the_noise_level(sampler: str) -> None:
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_to_denoised_removes_the_noise(kind: str) -> None:
     truth, noise, sigma = draw(1, 4, 8, 8), draw(1, 4, 8, 8, seed=1), 3.7
-    scale = input_scale(sigma)
+    level = NoiseLevel(sigma)
+    scale = level.input_scale
     prediction = {
         "epsilon": noise,
         "v_prediction": noise * scale - truth * (sigma * scale),
         "sample": truth,
     }[kind]
-    assert (to_denoised(prediction, truth + noise * sigma, sigma, kind) - truth).abs().max() < 1e-5
+    assert (to_denoised(prediction, truth + noise * sigma, level, kind) - truth).abs().max() < 1e-5
 
 
 @settings(max_examples=60, deadline=None)
@@ -118,6 +120,6 @@ def test_unknown_names_are_bad_input() -> None:
     with pytest.raises(BadInput, match="sampler"):
         step("heun", 0, SCHEDULE, SamplerState(x), x)
     with pytest.raises(BadInput, match="prediction_type"):
-        to_denoised(x, x, 1.0, "flow")
+        to_denoised(x, x, NoiseLevel(1.0), "velocity")
     with pytest.raises(ValueError, match="needs noise"):
         step("lcm", 0, SCHEDULE, SamplerState(x), x)
