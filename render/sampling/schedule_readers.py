@@ -2,8 +2,9 @@
 scheduler.
 
 Schedulers of models that were trained on betas are of two kinds. Euler's step x = x0 + sigma * noise; the
-others step x_vp = sqrt(abar) * x0 + sqrt(1 - abar) * noise. With sigma = sqrt((1 - abar) / abar) the second is
-the first divided by sqrt(1 + sigma^2), so the exploding process serves both, except where abar is nearly 0.
+others step x_vp = sqrt(abar) * x0 + sqrt(1 - abar) * noise. With sigma = sqrt((1 - abar) / abar) the second
+is the first divided by sqrt(1 + sigma^2), so the exploding process serves both, except where abar is nearly
+0.
 
 A reader takes a scheduler on which `set_timesteps` was called, and the number of steps.
 """
