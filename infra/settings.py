@@ -70,6 +70,10 @@ class Settings(BaseSettings):
     tokens_file: str = ""
     group_secret: SecretStr = SecretStr("")
     """Shared by the machines of `chorale render --nnodes`; a farm makes one for every attempt."""
+    image_hosts: str = ""
+    """Hosts (and s3://BUCKET) from which rows of a batch may name images, separated by commas."""
+    image_max_mib: Annotated[float, Field(gt=0, le=4096, allow_inf_nan=False)] = 64.0
+    """Largest image that is downloaded for a row, in MiB."""
     report_webhook: SecretStr = SecretStr("")
     report_mail: str = ""
     smtp_url: SecretStr = SecretStr("")
@@ -114,6 +118,7 @@ def _bad_setting(exc: ValidationError, given: Mapping[str, str]) -> BadSetting:
     if Settings.model_fields[name].annotation is SecretStr:
         return BadSetting(name, "(hidden)", "is not text; put it in quotes")
     value = given.get(name) or os.environ.get(f"CHORALE_{name.upper()}") or f"in {FILE}"
-    seconds = Settings.model_fields[name].annotation is float
-    problem = "is not a number of seconds; use e.g. 30" if seconds else "is not text; put it in quotes"
+    number = Settings.model_fields[name].annotation is float
+    unit = "seconds; use e.g. 30" if name.endswith("_s") else "MiB; use e.g. 64"
+    problem = f"is not a number of {unit}" if number else "is not text; put it in quotes"
     return BadSetting(name, value, problem)

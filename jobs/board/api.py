@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
+from starlette.responses import JSONResponse
 
+from jobs.board.batch_upload import json_defaults, keep_upload, take_batch
 from jobs.board.board import Board
 from jobs.board.spec_body import SpecBody, spec_values
 from jobs.db.board_queries import Cursor, attempts_of, batch_rows, page_jobs, show_batch
@@ -15,12 +17,14 @@ from jobs.db.commands import VERBS, apply_command, apply_to_all, set_priority
 from jobs.db.leases import lock_placement
 from jobs.db.nodes import list_nodes, set_draining
 from jobs.db.queries import Filter, count_jobs, job_ids, list_batches, show_job
-from jobs.db.queues import DEFAULT_PRIORITY, set_queue
+from jobs.db.queues import DEFAULT_PRIORITY, check_exists, set_queue
 from jobs.db.state_machine import STATES
 from jobs.db.submission import JobOptions, parse_moment
 from jobs.estimate import estimate
+from jobs.intake.error_report import grouped_errors
 from jobs.logs import LogReader
-from jobs.ranks import MAX_RANKS
+from jobs.ranks import MAX_RANKS, parse_ranks
+from render.errors import BadInput
 
 WHO = "the board"
 State = Literal["queued", "placing", "rendering", "publishing", "done", "paused", "failed", "cancelled"]
@@ -63,6 +67,12 @@ class Selection(_Strict):
     batch: Name | None = None
     queue: Name | None = None
 
+    def check(self, connection: Connection) -> None:
+        """Raise `BadInput` for an unknown batch or queue, and for none."""
+        if self.batch is None and self.queue is None:
+            raise BadInput("batch", None, "is missing; give a batch or a queue")
+        check_exists(connection, self.batch, self.queue)
+
 
 class Priority(_Strict):
     priority: int = Field(ge=0, le=100)
@@ -88,6 +98,8 @@ def _board(request: Request) -> Board:
 
 Here = Annotated[Board, Depends(_board)]
 Text = Annotated[str | None, Query(max_length=200)]
+FormText = Annotated[str, Form(description="Prompt of every row, with {COLUMN} for a column.")]
+FormName = Annotated[str, Form(min_length=1, max_length=64, pattern=r"^[\w .@/+-]+$")]
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "Invalid value; `error` names it and the fix."},
     404: {"description": "Not found."},
@@ -116,6 +128,7 @@ def list_jobs(
     wanted = Filter(states=tuple(state or ()), queue=queue, owner=owner, batch=batch, search=search)
     cursor = Cursor.parse(after) if after else None
     with board.farm.database.read() as connection:
+        check_exists(connection, batch or None, queue or None)
         page = page_jobs(connection, wanted, limit, after=cursor)
         counts = None if search else count_jobs(connection, wanted)
     return {"jobs": page.jobs, "counts": counts, "next": str(page.older) if page.older else None}
@@ -123,12 +136,13 @@ def list_jobs(
 
 @router.post("/jobs", tags=["jobs"], status_code=201)
 def submit_image(board: Here, image: Image) -> dict[str, Any]:
-    """Submit an image. An image that was submitted before gets no second job."""
+    """Submit an image. An image that was submitted before gets no second job.
+
+    `{red|blue}` in a prompt makes an image of each alternative; `job` is the first one, `jobs` are all.
+    """
     terms = image.terms()
     receipt = board.submit(spec_values(image), terms)
-    with board.farm.database.read() as connection:
-        (row,) = batch_rows(connection, receipt.batch, 1)
-    return asdict(receipt) | {"queue": terms.queue, "job": row["id"]}
+    return receipt.to_dict() | {"queue": terms.queue, "job": receipt.jobs[0][1]}
 
 
 @router.get("/jobs/{job}", tags=["jobs"])
@@ -162,10 +176,9 @@ def change_job(board: Here, job: str, verb: Verb) -> dict[str, Any]:
 @router.post("/jobs/{verb}", tags=["jobs"])
 def change_jobs(board: Here, verb: Verb, many: Selection) -> dict[str, Any]:
     """Cancel, pause, resume or retry all jobs of a batch or queue that are in a state that allows it."""
-    if many.batch is None and many.queue is None:
-        return {"verb": verb, "jobs": 0, "state": VERBS[verb][1]}
     wanted = Filter(states=VERBS[verb][0], batch=many.batch, queue=many.queue)
     with board.farm.database.read() as connection:
+        many.check(connection)
         chosen = job_ids(connection, wanted)
     done = apply_to_all(board.farm.database, verb, chosen, WHO)
     return {"verb": verb, "jobs": done, "state": VERBS[verb][1]}
@@ -200,6 +213,66 @@ def batches(board: Here, limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> di
     """List the newest batches and their jobs by state."""
     with board.farm.database.read() as connection:
         return {"batches": list_batches(connection, limit)}
+
+
+@router.post("/batches", tags=["farm"], status_code=201)
+def submit_batch(
+    board: Here,
+    file: Annotated[UploadFile, File(description="A .csv, .tsv, .xlsx, .jsonl or .yaml file.")],
+    template: FormText = "",
+    id_column: Annotated[str, Form(description="Column with the custom ids; custom_id unless given.")] = "",
+    map: Annotated[str, Form(description="COLUMN=NAME, one per line.")] = "",
+    ignore: Annotated[str, Form(description="Columns to ignore, separated by commas.")] = "",
+    encoding: Annotated[str, Form(description="Encoding of a text file; found unless given.")] = "",
+    sheet: Annotated[str, Form(description="Sheet of a workbook; the first one unless given.")] = "",
+    grid: Annotated[str, Form(description="FIELD=VALUE,VALUE, one per line.")] = "",
+    seeds: Annotated[int, Form(ge=1, le=1000, description="Images of each row.")] = 1,
+    variations: Annotated[int, Form(ge=1, le=1000, description="Variations of each image.")] = 1,
+    defaults: Annotated[str, Form(description="Fields of the spec for rows without a value, as JSON.")] = "",
+    queue: FormName = "default",
+    owner: FormName = WHO,
+    priority: Annotated[int | None, Form(ge=0, le=100)] = None,
+    ranks: Annotated[str, Form(description="Ranks of each group, or auto.")] = "auto",
+    not_before: Annotated[str, Form(description="Earliest start.")] = "",
+    deadline: Annotated[str, Form(description="When it should be done.")] = "",
+    dry_run: Annotated[bool, Form(description="Check everything and queue nothing.")] = False,
+) -> Any:
+    """Submit a batch file: a row for each image, as with `chorale submit`. All rows are queued, or none is.
+
+    `preview` has the first images, `notes` what was found while reading. A file with bad rows is answered
+    with status 400 and `errors`, the kinds of problems with their first lines.
+    """
+    options = JobOptions(
+        owner=owner,
+        queue=queue,
+        priority=priority,
+        ranks=parse_ranks(ranks),
+        not_before=parse_moment("not_before", not_before),
+        deadline=parse_moment("deadline", deadline),
+    )
+    form = json_defaults(defaults) | {
+        "template": template,
+        "id_column": id_column,
+        "map": map,
+        "ignore": ignore,
+        "encoding": encoding,
+        "sheet": sheet,
+        "grid": grid,
+        "seeds": seeds,
+        "variations": variations,
+    }
+    upload = keep_upload(board, file.filename or "", file.file)
+    try:
+        checked, receipt = take_batch(board, upload, form, options, dry_run)
+    finally:
+        board.uploads.drop(upload)
+    found = {"rows": checked.images, "same": checked.same, "notes": checked.notes, "preview": checked.preview}
+    if checked.bad:
+        refusal = str(checked.refusal(upload.name, "nothing was queued"))
+        return JSONResponse({"error": refusal, "errors": grouped_errors(checked.bad)}, 400)
+    if receipt is None:
+        return JSONResponse({"dry_run": True, **found})
+    return found | receipt.to_dict() | {"queue": queue}
 
 
 @router.get("/batches/{batch}", tags=["farm"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 _ORDER = ("get", "post", "put")
+_BODIES = ("application/json", "multipart/form-data")
 
 
 def groups(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -31,7 +32,8 @@ def _operation(document: dict[str, Any], path: str, method: str, operation: dict
         }
         for given in operation.get("parameters", ())
     ]
-    body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+    content = operation.get("requestBody", {}).get("content", {})
+    body = next((content[kind]["schema"] for kind in _BODIES if kind in content), None)
     return {
         "method": method.upper(),
         "path": path,

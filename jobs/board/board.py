@@ -13,19 +13,21 @@ from sqlalchemy import select
 from infra.errors import StoreError
 from infra.store.base import Store
 from jobs.board.access import Access
+from jobs.board.uploads import Uploads
 from jobs.db.board_queries import is_known_model, queue_rates
 from jobs.db.folders import image_folder
 from jobs.db.queries import find_job
 from jobs.db.queues import list_queues
-from jobs.db.submission import BatchItem, JobOptions, Receipt, submit
+from jobs.db.submission import JobOptions, Preparation, Receipt, insert_batch
 from jobs.db.tables import jobs
 from jobs.errors import UnknownJob
 from jobs.estimate import estimate
 from jobs.farm import Farm, open_images
+from jobs.intake.batch import check_model_folders, check_single
+from jobs.intake.options import IntakeOptions
 from render.errors import BadInput
 from render.models.folder import BUILTIN
 from render.sink import UNFINISHED_PREVIEW
-from render.spec import Spec
 
 Value = TypeVar("Value")
 _ESTIMATE_S = 15.0
@@ -42,6 +44,7 @@ class Board:
     access: Access
     ending: threading.Event = field(default_factory=threading.Event)
     """Set when the board stops; event streams end then."""
+    uploads: Uploads = field(default_factory=Uploads)
     _cache: dict[str, tuple[float, Any]] = field(default_factory=dict)
     _locks: dict[str, threading.Lock] = field(default_factory=dict)
     _done: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -97,34 +100,31 @@ class Board:
         except StoreError:
             return None
 
-    def submit(self, values: dict[str, Any], options: JobOptions) -> Receipt:
-        """Queue one image; raises `BadInput`."""
+    def submit(
+        self, values: dict[str, Any], options: JobOptions, intake: IntakeOptions | None = None
+    ) -> Receipt:
+        """Queue one image, or each that its prompt's wildcards stand for; raises `BadInput`."""
         if isinstance(values.get("init"), str):
             raise BadInput("init", values["init"][:120], "is a file; submit this image with chorale submit")
-        spec = Spec.from_mapping(values)
-        self.check_models(spec)
-        items = iter([BatchItem(row=1, custom_id="image", spec=spec)])
-        return submit(self.farm.database, items, spec.prompt[:80], options)
+        with Preparation(options) as prepared:
+            check_single(values, intake or IntakeOptions(), prepared, self.check_models)
+            return insert_batch(self.farm.database, prepared, str(values.get("prompt"))[:80])
 
-    def check_models(self, spec: Spec) -> None:
+    def check_models(self, model: str, refiner: str | None) -> None:
         """Raise `BadInput` for a model that no job of this farm has used, and for any refiner.
 
         A web page must not make the server read other files or download models.
         """
-        model = spec.model
-        if spec.refiner is not None:
+        if refiner is not None:
             raise BadInput(
-                "refiner",
-                spec.refiner[:120],
-                "cannot be set on the board; submit this image with chorale submit",
+                "refiner", refiner[:120], "cannot be set on the board; submit this image with chorale submit"
             )
-        if model == BUILTIN:
-            return
-        with self.farm.database.read() as connection:
-            if not is_known_model(connection, model):
-                raise BadInput(
-                    "model", model[:120], "is new to this farm; submit its first image with chorale submit"
-                )
+        if model != BUILTIN:
+            with self.farm.database.read() as connection:
+                if not is_known_model(connection, model):
+                    fix = "is new to this farm; submit its first image with chorale submit"
+                    raise BadInput("model", model[:120], fix)
+        check_model_folders(model, refiner)
 
     def _queues(self) -> list[dict[str, Any]]:
         with self.farm.database.read() as connection:

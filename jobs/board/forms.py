@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -14,26 +12,30 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
-from jobs.batches import BadRow, BatchReader, batch_items, check_batch
 from jobs.board import pages
 from jobs.board.api import WHO
+from jobs.board.batch_upload import keep_upload, take_batch
 from jobs.board.board import Board
 from jobs.board.middleware import cookie_line
 from jobs.board.spec_form import entered_values, kept_values
 from jobs.board.templating import page
-from jobs.db.board_queries import batch_rows
+from jobs.board.uploads import Upload
 from jobs.db.commands import VERBS, apply_command, apply_to_all
 from jobs.db.leases import lock_placement
 from jobs.db.nodes import set_draining
 from jobs.db.queries import Filter, job_ids, show_job
 from jobs.db.queues import set_queue
-from jobs.db.submission import JobOptions, parse_moment, submit
+from jobs.db.submission import JobOptions, parse_moment
+from jobs.formatting import plural
+from jobs.intake.open_table import ENDINGS
+from jobs.intake.options import is_random, parse_options
 from jobs.ranks import parse_ranks
 from render.errors import BadInput
 
-_FIELDS, _SHOWN = 60, 8
-_ENDINGS = (".csv", ".jsonl")
-"""Not YAML: aliases let a few lines expand to more than any memory holds."""
+_FIELDS = 60
+_NOTICE = 600
+"""Characters of a notice, which is part of an address."""
+_NOTHING = "nothing was queued. Correct it and choose it again"
 
 router = APIRouter(include_in_schema=False)
 Handler = Callable[[Board, Request, dict[str, Any]], Response]
@@ -121,12 +123,15 @@ async def submit_one(request: Request) -> Response:
 def _submit_one(board: Board, request: Request, form: dict[str, Any]) -> Response:
     try:
         original = _original(board, form["of"]) if form.get("of") else {}
-        receipt = board.submit(kept_values(original, form) | entered_values(form), _job_options(form))
+        intake = parse_options(seed=form.get("seed"))
+        entered = {name: value for name, value in form.items() if not (name == "seed" and is_random(value))}
+        values = kept_values(original, form) | entered_values(entered)
+        receipt = board.submit(values, _job_options(form), intake)
     except BadInput as exc:
         return pages.form_page(request, form, str(exc))
-    with board.farm.database.read() as connection:
-        (row,) = batch_rows(connection, receipt.batch, 1)
-    return _redirect(f"/jobs/{row['id']}", "" if receipt.new else "this image was submitted before")
+    if len(receipt.jobs) > 1:
+        return _redirect(f"/batches/{receipt.batch}")
+    return _redirect(f"/jobs/{receipt.jobs[0][1]}", "" if receipt.new else "this image was submitted before")
 
 
 def _original(board: Board, job: str) -> dict[str, Any]:
@@ -143,43 +148,32 @@ async def submit_many(request: Request) -> Response:
 
 
 def _submit_many(board: Board, request: Request, form: dict[str, Any]) -> Response:
+    """Check the whole file, then queue it if that was asked for; the page keeps what was entered."""
+    shown = {name: value for name, value in form.items() if isinstance(value, str)}
     try:
-        batch = _submitted_batch(board, form)
+        upload = _upload(board, form)
+        shown |= {"upload": upload.token, "upload_name": upload.name}
+        dry_run = form.get("action") == "check"
+        checked, receipt = take_batch(board, upload, shown, _job_options(form), dry_run)
     except BadInput as exc:
-        shown = {name: value for name, value in form.items() if isinstance(value, str)}
         return pages.form_page(request, shown, str(exc), part="batch")
-    return _redirect(f"/batches/{batch}")
+    if receipt is not None:
+        return _redirect(f"/batches/{receipt.batch}", "; ".join(checked.notes)[:_NOTICE])
+    error = None
+    if checked.bad:
+        error = str(BadInput("file", upload.name, f"has {plural(len(checked.bad), 'bad row')}; {_NOTHING}"))
+    return pages.form_page(request, shown, error, part="batch", checked=checked)
 
 
-def _submitted_batch(board: Board, form: dict[str, Any]) -> str:
-    """Check the whole file, then queue it; raises `BadInput`, and nothing is queued then."""
+def _upload(board: Board, form: dict[str, Any]) -> Upload:
+    """The file of this form, or the one that it has sent before."""
     file = form.get("file")
-    if not isinstance(file, UploadFile) or not file.filename:
-        raise BadInput("file", None, f"is missing; choose a {' or '.join(_ENDINGS)}")
-    options, name = _job_options(form), Path(file.filename).name[:200]
-    if Path(name).suffix.lower() not in _ENDINGS:
-        raise BadInput("file", name, f"is not {' or '.join(_ENDINGS)}; chorale submit takes YAML too")
-    with tempfile.TemporaryDirectory(prefix="chorale-batch-") as folder:
-        path = Path(folder) / f"batch{Path(name).suffix.lower()}"
-        path.write_bytes(file.file.read())
-        reader = BatchReader(
-            path=path,
-            template=form.get("template") or None,
-            defaults={name: value for name, value in entered_values(form).items() if name != "prompt"},
-            ignored=frozenset(name.strip() for name in form.get("ignore", "").split(",") if name.strip()),
-            names_files=False,
-        )
-        for row in reader:
-            if not isinstance(row, BadRow):
-                board.check_models(row.spec)
-        good, bad = check_batch(reader)
-        if bad:
-            lines = "; ".join(f"line {row.line}: {row.problem}" for row in bad[:_SHOWN])
-            more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-            raise BadInput("file", name, f"has {len(bad)} bad rows, so nothing was queued: {lines}{more}")
-        if not good:
-            raise BadInput("file", name, "has no rows; write one per image")
-        return submit(board.farm.database, batch_items(reader), name, options).batch
+    if isinstance(file, UploadFile) and file.filename:
+        return keep_upload(board, file.filename, file.file)
+    kept = board.uploads.get(form.get("upload") or "")
+    if kept is None:
+        raise BadInput("file", None, f"is missing; choose a file with one of {', '.join(ENDINGS)}")
+    return kept
 
 
 @router.post("/login")
@@ -218,14 +212,11 @@ def _verb(form: dict[str, Any]) -> str:
 
 def _job_options(form: dict[str, Any]) -> JobOptions:
     priority = form.get("priority")
-    queue = form.get("queue") or "default"
-    if len(queue) > 64:
-        raise BadInput("queue", queue[:64], "has more than 64 characters; use a shorter name")
-    if priority and not (priority.isascii() and priority.isdigit() and int(priority) <= 100):
+    if priority and not (priority.isascii() and priority.isdigit() and int(priority[:9]) <= 100):
         raise BadInput("priority", priority[:40], "is not a whole number from 0 to 100")
     return JobOptions(
-        owner=(form.get("owner") or WHO)[:128],
-        queue=queue,
+        owner=form.get("owner") or WHO,
+        queue=form.get("queue") or "default",
         priority=int(priority) if priority else None,
         ranks=parse_ranks(form.get("ranks") or "auto"),
         not_before=parse_moment("not_before", form.get("not_before")),

@@ -19,7 +19,7 @@ from jobs.board.access import COOKIE, SESSION_S, Access, Role, Session, is_loopb
 LARGEST_BODY = 1 << 20
 LARGEST_UPLOAD = 16 << 20
 """Bytes of a request body; a batch file is an upload."""
-_UPLOADS = ("/submit/batch",)
+_UPLOADS = ("/submit/batch", "/api/v1/batches")
 _TOO_LARGE = "the request is too large"
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _PUBLIC = ("/healthz", "/login", "/static/")

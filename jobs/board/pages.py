@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from infra.errors import StoreError
 from jobs.board import api_docs
+from jobs.board.batch_upload import TEXTS
 from jobs.board.board import Board
 from jobs.board.images import manifest_key
 from jobs.board.live_pages import live_page
@@ -35,6 +36,9 @@ from jobs.db.nodes import list_nodes
 from jobs.db.queries import Filter, count_jobs, list_batches, show_job
 from jobs.db.state_machine import HOLDING, STATES
 from jobs.db.tables import attempts, jobs, members
+from jobs.intake.batch import CheckedBatch
+from jobs.intake.error_report import error_lines
+from jobs.intake.open_table import ENDINGS
 from jobs.logs import LogReader
 from jobs.scheduler.pending_reason import pending_reason
 from render.errors import BadInput
@@ -296,8 +300,14 @@ def submit_form(request: Request, job: str = "") -> Response:
     return form_page(request, values, None)
 
 
-def form_page(request: Request, values: dict[str, Any], error: str | None, part: str = "image") -> Response:
-    """The form with its values and an error."""
+def form_page(
+    request: Request,
+    values: dict[str, Any],
+    error: str | None,
+    part: str = "image",
+    checked: CheckedBatch | None = None,
+) -> Response:
+    """The form with its values and an error, or what a checked batch comes to."""
     board: Board = request.app.state.board
     with board.farm.database.read() as connection:
         models = {BUILTIN, *known_models(connection)} | ({values["model"]} if values.get("model") else set())
@@ -307,6 +317,9 @@ def form_page(request: Request, values: dict[str, Any], error: str | None, part:
         "kept": kept_labels(values),
         "error": error,
         "part": part,
+        "checked": checked,
+        "error_lines": error_lines(checked.bad) if checked else [],
+        "endings": ",".join(ENDINGS),
         "queue_names": sorted({queue["name"] for queue in board.queues()} | {"default"}),
     }
     return page(request, "submit.html", given, 200 if error is None else 400)
@@ -320,9 +333,11 @@ _JOB_DEFAULTS: dict[str, Any] = {
     "priority": "",
     "not_before": "",
     "deadline": "",
-    "template": "",
-    "ignore": "",
     "of": "",
+    "upload": "",
+    "upload_name": "",
+    "seed": "",
+    **dict.fromkeys(TEXTS, ""),
 }
 
 

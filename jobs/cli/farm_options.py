@@ -1,4 +1,4 @@
-"""What the commands of the farm share: which farm, which user, and that a batch or a queue exists."""
+"""What the commands of the farm share: which farm, and which user."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-from sqlalchemy import Connection
 
 from infra.settings import read_settings
-from jobs.db.board_queries import show_batch
-from jobs.db.queues import list_queues
 from jobs.farm import open_farm
-from render.errors import BadInput
 
 Command = Callable[..., Any]
 
@@ -38,11 +34,3 @@ def whoami() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return "unknown"
-
-
-def check_exists(connection: Connection, batch: str | None, queue: str | None) -> None:
-    """Raise `BadInput` for a batch or a queue that the farm does not know."""
-    if batch is not None:
-        show_batch(connection, batch)
-    if queue is not None and queue not in {known["name"] for known in list_queues(connection)}:
-        raise BadInput("queue", queue, "is unknown; chorale queues shows the known ones")

@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from jobs.cli.farm_options import check_exists, farm_options, whoami
+from jobs.cli.farm_options import farm_options, whoami
 from jobs.cli.help import examples
 from jobs.cli.terminal import print_json, print_line, print_table
 from jobs.db.commands import VERBS, apply_command, apply_to_all, set_priority
 from jobs.db.leases import lock_placement
 from jobs.db.queries import Filter, count_jobs, find_job, job_ids, list_jobs, show_job
+from jobs.db.queues import check_exists
 from jobs.db.state_machine import STATES
 from jobs.farm import Farm
 from jobs.formatting import age, counts_by_state, percent, plural
@@ -98,8 +99,10 @@ def _verb_command(verb: str, text: str) -> click.Command:
     def command(
         farm: Farm, as_json: bool, ids: tuple[str, ...], batch: str | None, queue: str | None, **options: Any
     ) -> None:
-        if not ids and batch is None and queue is None and not options.get("failed"):
-            raise click.UsageError(f"Name the jobs to {verb}, or give --batch or --queue")
+        many = batch is not None or queue is not None or bool(options.get("failed"))
+        if bool(ids) == many:
+            either = ", not both" if ids else ""
+            raise click.UsageError(f"Name the jobs to {verb}, or give --batch or --queue{either}")
         if ids:
             with farm.database.write() as connection:
                 lock_placement(connection)

@@ -12,7 +12,7 @@ from jobs.cli.farm_options import farm_options
 from jobs.cli.help import examples
 from jobs.cli.terminal import print_json, print_line, print_table
 from jobs.db.queries import list_batches
-from jobs.db.queues import delete_queue, list_queues, set_queue
+from jobs.db.queues import check_exists, delete_queue, list_queues, set_queue
 from jobs.farm import Farm
 from jobs.formatting import age, counts_by_state, plural
 from jobs.results import write_results
@@ -46,6 +46,9 @@ def queues(farm: Farm, as_json: bool, name: str | None, delete: bool, **options:
             if delete:
                 delete_queue(connection, name)
             else:
+                if set(rules) <= {"paused"}:
+                    # A misspelled name must not make a queue: one is made by giving it rules.
+                    check_exists(connection, None, name)
                 set_queue(connection, name, rules)
     with farm.database.read() as connection:
         known = list_queues(connection)

@@ -31,6 +31,8 @@ from render.launch.request import CHECKPOINT_S, Request
 from render.output.manifest import KEY, Manifest
 from render.plan.plan import make_plan
 
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".avif", ".heic", ".psd")
+
 
 @click.command(
     epilog=examples(
@@ -95,7 +97,7 @@ def render(
     digest = spec.digest(info.digest)
     settings = read_settings({})
     patience_s = settings.store_patience_s
-    place = out or str(Path("out") / digest[:16])
+    place = _folder(out) or str(Path("out") / digest[:16])
     # Without retries: a misconfigured store should fail at once, not after minutes.
     target = open_store(place, settings, field="out")
     _check_folder(target)
@@ -201,6 +203,17 @@ def _check_device(device: str) -> None:
         from render.distributed import choose_device
 
         choose_device(device)
+
+
+def _folder(out: str | None) -> str | None:
+    """`--out`; refused where it names one picture, since an image is a folder of tiles."""
+    if out is None or not out.lower().endswith(_PICTURES) or Path(out).is_dir():
+        return out
+    folder = out[: out.rindex(".")]
+    fix = (
+        f"names a file, and an image is a folder of tiles; use --out {folder}, then: chorale export {folder} "
+    )
+    raise BadInput("out", out, f"{fix}{Path(out).name}")
 
 
 def _check_folder(target: Store) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from jobs.cli.farm_options import check_exists, farm_options
+from jobs.cli.farm_options import farm_options
 from jobs.cli.help import examples
 from jobs.cli.terminal import print_json, print_line, print_table
+from jobs.db.queues import check_exists
 from jobs.estimate import estimate
 from jobs.farm import Farm
 from jobs.formatting import plural

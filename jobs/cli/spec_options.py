@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from jobs.intake.open_table import batch_file
+from render.errors import BadInput
 from render.model_info import ModelInfo
 from render.models.model_paths import ModelPaths, find_model_paths, model_info
 from render.spec import GROUPS, Spec, SpecField, expand_size, read_spec_file
@@ -61,6 +63,9 @@ def take_spec(options: dict[str, Any]) -> tuple[Spec, ModelPaths, ModelInfo]:
 
     Takes its own options out of `options`. Raises `BadInput` for anything that cannot be rendered.
     """
+    prompt = options.get("prompt")
+    if prompt and batch_file(prompt) is not None:
+        raise BadInput("prompt", prompt, "is a batch file; give it to chorale submit")
     spec = Spec.from_mapping(given_values(options))
     folders = find_model_paths(spec.model, spec.refiner)
     return spec, folders, model_info(folders)

@@ -3,30 +3,70 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from jobs.batches import ENDINGS, BadRow, BatchReader, batch_items, check_batch
 from jobs.cli.farm_options import farm_options, whoami
 from jobs.cli.help import examples
 from jobs.cli.spec_options import given_values, spec_options
 from jobs.cli.terminal import print_json, print_line
-from jobs.db.submission import BatchItem, JobOptions, Receipt, expand_variations, parse_moment, submit
+from jobs.db.submission import JobOptions, Preparation, Receipt, insert_batch, parse_moment
 from jobs.farm import Farm, open_images
 from jobs.formatting import plural
 from jobs.input_assets import upload_inputs
+from jobs.intake.batch import CheckedBatch, check_batch, check_single
+from jobs.intake.batch_reader import BatchReader
+from jobs.intake.error_report import error_lines, grouped_errors
+from jobs.intake.open_table import batch_file
+from jobs.intake.options import IntakeOptions, is_random, parse_options
+from jobs.intake.raw_rows import Reading
+from jobs.intake.row_images import RowImages
 from jobs.ranks import parse_ranks
 from render.errors import BadInput
-from render.models.model_paths import find_model_paths, model_info
-from render.plan.plan import make_plan
-from render.spec import Spec
 
-_SHOWN = 20
-"""Maximum number of invalid rows that are printed; the errors file holds all."""
+_SHOWN_JOBS = 10
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def intake_options(command: Command) -> Command:
+    """Add the options that say how rows become images."""
+    options = [
+        click.option("--template", help="Prompt of every row, with {COLUMN} for a column of the batch."),
+        click.option("--id-column", help="Column with the custom ids, e.g. SKU. [custom_id]"),
+        click.option(
+            "--map", "column_map", multiple=True, help="COLUMN=NAME, e.g. Colour=color; may repeat."
+        ),
+        click.option("--ignore", default="", help="Columns of the batch to ignore, separated by commas."),
+        click.option("--encoding", help="Encoding of a text file, e.g. cp1252. [found]"),
+        click.option("--sheet", help="Sheet of a workbook. [the first one]"),
+        click.option(
+            "--grid",
+            multiple=True,
+            help="FIELD=VALUE,VALUE: each image with each value, e.g. steps=20,30; may repeat.",
+        ),
+        click.option(
+            "--seeds",
+            type=click.IntRange(1, 1000),
+            default=1,
+            show_default=True,
+            help="Number of images of each row, with its seed and the next ones.",
+        ),
+        click.option(
+            "--variations",
+            type=click.IntRange(1, 1000),
+            default=1,
+            show_default=True,
+            help="Number of variations of each image: same composition, different details.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command(
@@ -34,6 +74,7 @@ _SHOWN = 20
     epilog=examples(
         'chorale submit "a red vase on marble" --size 2048x2048 --queue overnight',
         'chorale submit examples/catalog.csv --template "a {color} {product} {place}" --size 512x512',
+        'chorale submit feed.xlsx --id-column SKU --template "a {Colour} {Title}" --seeds 2 --dry-run',
     ),
 )
 @spec_options
@@ -43,60 +84,44 @@ _SHOWN = 20
 @click.option("--ranks", default="auto", show_default=True, help="Ranks per job, or auto.")
 @click.option("--not-before", default=None, help="Earliest start, e.g. 2026-11-21T22:00+01:00.")
 @click.option("--deadline", default=None, help="Latest end, e.g. 2026-11-22T07:00+01:00.")
-@click.option(
-    "--template", default=None, help="Prompt of every row, with {COLUMN} for a column of the batch."
-)
-@click.option("--ignore", default="", help="Columns of the batch to ignore, separated by commas.")
-@click.option(
-    "--variations",
-    type=click.IntRange(1, 1000),
-    default=1,
-    show_default=True,
-    help="Number of variations of each image: same composition, different details.",
-)
+@intake_options
 @click.option("--skip-bad", is_flag=True, help="Submit the valid rows of a batch that has invalid ones.")
-@click.option("--dry-run", is_flag=True, help="Check everything and submit nothing.")
+@click.option("--dry-run", is_flag=True, help="Check everything, show the first prompts and submit nothing.")
 @farm_options
-def submit_command(
-    farm: Farm,
-    as_json: bool,
-    template: str | None,
-    ignore: str,
-    variations: int,
-    skip_bad: bool,
-    dry_run: bool,
-    **options: Any,
-) -> None:
+def submit_command(farm: Farm, as_json: bool, skip_bad: bool, dry_run: bool, **options: Any) -> None:
     """Submit one image, or every row of a batch file.
 
-    PROMPT is a prompt, or a .csv, .jsonl or .yaml file with one image per row. An image that was submitted
-    before is not rendered again. If a row is invalid, nothing is submitted; with --skip-bad the valid rows
-    are, and the invalid ones are written to FILE.errors.jsonl.
+    PROMPT is a prompt, or a .csv, .tsv, .xlsx, .jsonl or .yaml file with one image per row. {red|blue} in a
+    prompt makes an image of each alternative, and --seed random draws a seed for each image. An image that
+    was submitted before is not rendered again. If a row is invalid, nothing is submitted; with --skip-bad
+    the valid rows are, and the invalid ones are written to FILE.errors.jsonl. docs/CATALOG.md goes from a
+    product feed to queued jobs.
     """
-    job_options = _job_options(options)
-    source = Path(options["prompt"] or "")
-    if source.suffix.lower() in ENDINGS:
-        options["prompt"] = None
-        ignored = frozenset(name.strip() for name in ignore.split(",") if name.strip())
-        reader = BatchReader(path=source, template=template, defaults=given_values(options), ignored=ignored)
-        good, bad = check_batch(reader)
-        if bad and not skip_bad:
-            raise _bad_rows(source, bad, as_json)
-        items: Iterator[BatchItem] = batch_items(reader)
-        name = source.name
-    else:
-        spec = Spec.from_mapping(given_values(options))
-        make_plan(spec, model_info(find_model_paths(spec.model, spec.refiner)), 1)
-        items = iter([BatchItem(row=1, custom_id="image", spec=spec)])
-        good, bad, name = 1, [], spec.prompt[:80]
-    if variations > 1:
-        items, good = expand_variations(items, variations), good * variations
-    if dry_run:
-        _print({"rows": good, "bad": len(bad), "dry_run": True}, as_json)
-        return
-    receipt = submit(farm.database, upload_inputs(items, open_images(farm.settings)), name, job_options)
-    _write_errors(source, bad)
-    _print({"rows": good, "bad": len(bad), "queue": job_options.queue, **asdict(receipt)}, as_json)
+    job_options, intake, reading = _job_options(options), _intake(options), _reading(options)
+    images = RowImages(farm.settings, reading.path.parent if reading else None)
+    with Preparation(job_options) as prepared, closing(images):
+        values = given_values(options)
+        if reading is None:
+            checked = check_single(values, intake, prepared)
+            name = str(values.get("prompt"))[:80]
+        else:
+            reader = BatchReader(reading=reading, options=intake, defaults=values, images=images)
+            checked = check_batch(reader, prepared)
+            name = reading.path.name
+            if checked.bad and not (skip_bad and checked.images):
+                raise _refused(checked, reading.path, as_json)
+        result: dict[str, Any] = {"rows": checked.images, "bad": len(checked.bad), "same": checked.same}
+        if dry_run:
+            result |= {"dry_run": True, "preview": checked.preview, "notes": checked.notes}
+            _print(result, checked, None, as_json)
+            return
+        for _ in upload_inputs(prepared.with_images, open_images(farm.settings)):
+            pass
+        receipt = insert_batch(farm.database, prepared, name)
+    if reading is not None and checked.bad:
+        _write_errors(reading.path, checked)
+    result |= {"queue": job_options.queue, "notes": checked.notes, **receipt.to_dict()}
+    _print(result, checked, receipt, as_json)
 
 
 def _job_options(options: dict[str, Any]) -> JobOptions:
@@ -110,38 +135,65 @@ def _job_options(options: dict[str, Any]) -> JobOptions:
     )
 
 
-def _bad_rows(source: Path, bad: list[BadRow], as_json: bool) -> BadInput:
-    if not as_json:
-        for row in bad[:_SHOWN]:
-            print_line(f"chorale: {source.name}, line {row.line}: {row.problem}", error=True)
-        if len(bad) > _SHOWN:
-            print_line(f"chorale: and {len(bad) - _SHOWN:,} more", error=True)
-    first = f"line {bad[0].line}: {bad[0].problem}"
-    return BadInput(
-        "batch",
-        str(source),
-        f"has {plural(len(bad), 'bad row')} ({first}); nothing was submitted, fix them or use --skip-bad",
-    )
+def _intake(options: dict[str, Any]) -> IntakeOptions:
+    """How rows become images; `--seed random` is taken out, since it is no seed."""
+    names = ("template", "id_column", "column_map", "ignore", "grid", "seeds", "variations")
+    seed = options["seed"]
+    if is_random(seed):
+        options["seed"] = None
+    return parse_options(seed=seed, **{name: options.pop(name) for name in names})
 
 
-def _write_errors(source: Path, bad: list[BadRow]) -> None:
-    if not bad:
-        return
-    target = source.with_name(source.name + ".errors.jsonl")
-    lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad)
-    target.write_text("".join(lines), encoding="utf-8")
-    print_line(f"chorale: {plural(len(bad), 'bad row')} written to {target}", error=True)
+def _reading(options: dict[str, Any]) -> Reading | None:
+    """The batch file that the prompt names; None for words."""
+    encoding, sheet = options.pop("encoding"), options.pop("sheet")
+    path = batch_file(options["prompt"] or "")
+    if path is None:
+        return None
+    options["prompt"] = None
+    return Reading(path=path, encoding=encoding, sheet=sheet)
 
 
-def _print(result: dict[str, Any], as_json: bool) -> None:
+def _refused(checked: CheckedBatch, path: Path, as_json: bool) -> BadInput:
+    for note in checked.notes:
+        print_line(f"chorale: {path.name}: {note}", error=True)
+    if as_json:
+        print_json({"bad": len(checked.bad), "errors": grouped_errors(checked.bad)})
+    else:
+        for line in error_lines(checked.bad):
+            print_line(f"chorale: {path.name}, {line}", error=True)
+    fix = "nothing was submitted, fix them or use --skip-bad"
+    if as_json:
+        return checked.refusal(str(path), fix)
+    return BadInput("batch", str(path), f"has {plural(len(checked.bad), 'bad row')}; {fix}")
+
+
+def _write_errors(path: Path, checked: CheckedBatch) -> None:
+    target = path.with_name(path.name + ".errors.jsonl")
+    lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in checked.bad)
+    target.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+    print_line(f"chorale: {plural(len(checked.bad), 'bad row')} written to {target}", error=True)
+
+
+def _print(result: dict[str, Any], checked: CheckedBatch, receipt: Receipt | None, as_json: bool) -> None:
     if as_json:
         print_json(result)
-    elif result.get("dry_run"):
-        skipped = f"; {plural(result['bad'], 'bad row')} skipped" if result["bad"] else ""
-        print_line(f"OK: {plural(result['rows'], 'image')} would be queued{skipped}")
-    else:
-        receipt = Receipt(**{name: result[name] for name in ("batch", "new", "known", "done")})
-        text = f"Batch {receipt.batch} in queue {result['queue']}: {plural(receipt.new, 'new job')}"
-        if receipt.known:
-            text += f", {receipt.known:,} submitted before ({receipt.done:,} of them done)"
-        print_line(text)
+        return
+    for note in checked.notes:
+        print_line(f"chorale: {note}", error=True)
+    if receipt is None:
+        for image in checked.preview:
+            size = f"{image['width']}x{image['height']}, seed {image['seed']}, {image['steps']} steps"
+            print_line(f"{image['custom_id']}: {image['prompt']} ({size})")
+        skipped = f"; {plural(len(checked.bad), 'bad row')} skipped" if checked.bad else ""
+        print_line(f"OK: {plural(checked.images, 'image')} would be queued{skipped}")
+        return
+    text = f"Batch {receipt.batch} in queue {result['queue']}: {plural(receipt.new, 'new job')}"
+    if receipt.known:
+        text += f", {receipt.known:,} submitted before ({receipt.done:,} of them done)"
+    print_line(text)
+    for custom_id, job in receipt.jobs[:_SHOWN_JOBS]:
+        print_line(f"  {job}  {custom_id}")
+    if len(receipt.jobs) > _SHOWN_JOBS:
+        more = len(receipt.jobs) - _SHOWN_JOBS
+        print_line(f"  and {more:,} more; chorale list --batch {receipt.batch} shows them")

@@ -11,10 +11,11 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 
-from jobs.cli.farm_options import check_exists, farm_options
+from jobs.cli.farm_options import farm_options
 from jobs.cli.help import examples
 from jobs.cli.terminal import new_table, plain, print_json, print_line
 from jobs.db.queries import Filter, count_jobs, find_job, list_jobs
+from jobs.db.queues import check_exists
 from jobs.db.state_machine import ENDED
 from jobs.errors import JobCancelled, JobFailed, JobTimedOut
 from jobs.farm import Farm

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from infra.database import now
 from jobs.db.records import QueueRules
 from jobs.db.state_machine import ENDED, change_state
-from jobs.db.tables import jobs, queues
+from jobs.db.tables import batches, jobs, queues
 from jobs.db.time_window import TimeWindow
 from render.errors import BadInput
 
@@ -40,6 +40,23 @@ def delete_queue(connection: Connection, name: str) -> None:
         )
     if connection.execute(delete(queues).where(queues.c.name == name)).rowcount == 0:
         raise BadInput("queue", name, "is unknown; chorale queues shows the known ones")
+
+
+def check_exists(connection: Connection, batch: str | None, queue: str | None) -> None:
+    """Raise `BadInput` for a batch or a queue that the farm does not know."""
+    if batch is not None:
+        known = connection.execute(select(batches.c.id).where(batches.c.id == batch)).first()
+        if known is None:
+            raise BadInput("batch", batch, "is unknown; chorale batches shows the known ones")
+    if queue is not None and not _is_known(connection, queue):
+        raise BadInput("queue", queue, "is unknown; chorale queues shows the known ones")
+
+
+def _is_known(connection: Connection, queue: str) -> bool:
+    """Whether a queue has rules, or had a job."""
+    ruled = select(queues.c.name).where(queues.c.name == queue)
+    used = select(jobs.c.id).where(jobs.c.queue == queue).limit(1)
+    return any(connection.execute(statement).first() is not None for statement in (ruled, used))
 
 
 def list_queues(connection: Connection) -> list[dict[str, Any]]:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import pickle
+import tempfile
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from itertools import count as counting
-from itertools import islice, takewhile
-from operator import itemgetter
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Column, Connection, String, insert, select, update
 
 from infra.database import Database, insert_unless_there, now
+from infra.errors import ServiceError
 from jobs.db.leases import lock_placement
 from jobs.db.prompt_search import index_words, stored_words
 from jobs.db.state_machine import change_state
 from jobs.db.tables import batches, entries, events, jobs
+from jobs.formatting import printable
 from render.errors import BadInput
 from render.model_info import ModelInfo
 from render.models.model_paths import absolute_name, find_model_paths, model_info
@@ -29,6 +33,9 @@ from render.spec import Spec
 MAX_AUTO_RANKS = 64
 """Beyond this the borders cost more than another rank gains."""
 _CHUNK_ROWS = 400
+_SIZE_BYTES = 4
+"""Of the length before each packed chunk."""
+_SHOWN_TWINS = 5
 _OPTION_COLUMNS = (
     "owner",
     "queue",
@@ -43,7 +50,7 @@ _OPTION_COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """How a job is run; nothing here changes a pixel."""
+    """How a job is run; nothing here changes a pixel. Raises `BadInput` for what not every database holds."""
 
     owner: str
     queue: str = "default"
@@ -51,6 +58,29 @@ class JobOptions:
     ranks: int | None = None
     not_before: float | None = None
     deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("owner", self.owner), ("queue", self.queue)):
+            check_name(name, value, _longest(jobs.c[name]))
+        if self.not_before and self.deadline and self.deadline <= self.not_before:
+            raise BadInput("deadline", None, "is not after not_before; move one of them")
+
+
+def check_name(field: str, value: str, longest: int) -> None:
+    """Raise `BadInput` for a name that SQLite may take and PostgreSQL may not, or that no terminal shows."""
+    if not value.strip():
+        raise BadInput(field, value, "is empty; give a name")
+    if len(value) > longest:
+        fix = f"has {len(value)} characters; use at most {longest}"
+        raise BadInput(field, value[:60], fix)
+    if not value.isprintable():
+        raise BadInput(field, value, "has characters that do not print; use letters and digits")
+
+
+def _longest(column: Column[Any]) -> int:
+    """Characters that a column holds; PostgreSQL refuses more, SQLite does not."""
+    assert isinstance(column.type, String) and column.type.length is not None
+    return column.type.length
 
 
 def parse_moment(name: str, text: str | None) -> float | None:
@@ -72,18 +102,6 @@ class BatchItem:
     spec: Spec
 
 
-def expand_variations(items: Iterable[BatchItem], count: int) -> Iterator[BatchItem]:
-    """Each item in `count` variations of one composition. The first variation is the item itself."""
-    for item in items:
-        for number in range(count):
-            first = item.spec.variation
-            yield BatchItem(
-                row=(item.row - 1) * count + number + 1,
-                custom_id=item.custom_id if number == 0 else f"{item.custom_id}-v{number + 1}",
-                spec=item.spec.with_changes(variation=first + number),
-            )
-
-
 @dataclass(kw_only=True)
 class Receipt:
     """The result of a submission."""
@@ -93,40 +111,127 @@ class Receipt:
     known: int = 0
     done: int = 0
     """How many of the known ones are finished already."""
+    jobs: list[tuple[str, str]] = field(default_factory=list)
+    """(custom id, id of the job) in the order of the batch."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        jobs_of = [{"custom_id": custom_id, "id": job} for custom_id, job in self.jobs]
+        return {
+            "batch": self.batch,
+            "new": self.new,
+            "known": self.known,
+            "done": self.done,
+            "jobs": jobs_of,
+        }
+
+
+class Preparation:
+    """The checked images of a batch, ready to be inserted; `add` refuses what no database would take.
+
+    Everything that a spec, a model or a name can have wrong is found here, before the first row is written: a
+    batch is queued as a whole or not at all. Rows are kept packed in a temporary file. Close it at the end.
+    """
+
+    def __init__(self, options: JobOptions) -> None:
+        # Models are read once per batch: a server runs for long, and a folder may change meanwhile.
+        _models.cache_clear()
+        self.options = options
+        self.count = 0
+        self.with_images: list[BatchItem] = []
+        """An item for each set of images that has to be in the farm's store before a job is."""
+        self.twins: list[tuple[str, str]] = []
+        """(custom id, custom id of the first one) of the first images that are the same as another one."""
+        self.twin_count = 0
+        self._spool = tempfile.TemporaryFile(prefix="chorale-batch-")  # noqa: SIM115
+        self._chunk: list[dict[str, Any]] = []
+        self._custom_ids: set[str] = set()
+        self._first_of: dict[str, str] = {}
+        self._images: set[Any] = set()
+
+    def __enter__(self) -> Preparation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._spool.close()
+
+    def add(self, item: BatchItem) -> None:
+        """Check one image and keep it. Raises `BadInput`, and keeps nothing of it then."""
+        check_name("custom_id", item.custom_id, _longest(entries.c.custom_id))
+        if item.custom_id in self._custom_ids:
+            raise BadInput("custom_id", item.custom_id, "is already used in this batch; use another")
+        row = _job_row(item, self.options)
+        self._custom_ids.add(item.custom_id)
+        first = self._first_of.setdefault(row["id"], item.custom_id)
+        if first != item.custom_id:
+            self.twin_count += 1
+            if len(self.twins) < _SHOWN_TWINS:
+                self.twins.append((item.custom_id, first))
+        if item.spec.init is not None and item.spec.init.digest not in self._images:
+            self._images.add(item.spec.init.digest)
+            self.with_images.append(item)
+        self.count += 1
+        self._chunk.append({"custom_id": item.custom_id, "row": item.row, "job": row})
+        if len(self._chunk) == _CHUNK_ROWS:
+            self._flush()
+
+    def chunks(self) -> Iterator[list[dict[str, Any]]]:
+        """What was added, in order: `custom_id`, `row`, and the row of the table of jobs."""
+        self._flush()
+        self._spool.seek(0)
+        while size := self._spool.read(_SIZE_BYTES):
+            yield pickle.loads(zlib.decompress(self._spool.read(int.from_bytes(size, "big"))))
+        self._spool.seek(0, 2)
+
+    def _flush(self) -> None:
+        if self._chunk:
+            # Rows of a catalog are much alike: packed, 100,000 take some megabytes.
+            packed = zlib.compress(pickle.dumps(self._chunk), 1)
+            self._spool.write(len(packed).to_bytes(_SIZE_BYTES, "big") + packed)
+            self._chunk = []
 
 
 def submit(database: Database, items: Iterable[BatchItem], name: str, options: JobOptions) -> Receipt:
-    """Submit a batch of images to a queue. Images that the farm knows already join the batch as they are.
+    """Check the images of a batch, then submit them all; raises `BadInput`, and nothing is queued then."""
+    with Preparation(options) as prepared:
+        for item in items:
+            prepared.add(item)
+        return insert_batch(database, prepared, name)
+
+
+def insert_batch(database: Database, prepared: Preparation, name: str) -> Receipt:
+    """Queue a prepared batch. Images that the farm knows already join the batch as they are.
 
     A cancelled job that is submitted again is queued again, with the new options; a failed one needs `retry`.
-    Rows are inserted in chunks, so that a large batch does not block the database; after an interruption,
-    submitting the batch again adds the rest.
+    Rows are inserted in chunks, so that a large batch does not block the database; if the database goes away
+    meanwhile, the error says how many are queued, and submitting the batch again adds the rest.
     """
-    # Models are read once per batch: a server runs for long, and a folder may change meanwhile.
-    _models.cache_clear()
+    options = prepared.options
     receipt = Receipt(batch=uuid.uuid4().hex[:12])
+    label = printable(name).strip()[: _longest(batches.c.name)] or "batch"
     with database.write() as connection:
         connection.execute(
             insert(batches).values(
-                id=receipt.batch, name=name, owner=options.owner, queue=options.queue, created=now()
+                id=receipt.batch, name=label, owner=options.owner, queue=options.queue, created=now()
             )
         )
-    for chunk in _chunks(items):
-        job_rows = [_job_row(item, options) for item in chunk]
+    try:
+        for chunk in prepared.chunks():
+            with database.write() as connection:
+                _submit_chunk(connection, chunk, receipt)
         with database.write() as connection:
-            _submit_chunk(connection, chunk, job_rows, receipt)
-    with database.write() as connection:
-        connection.execute(update(batches).where(batches.c.id == receipt.batch).values(submitted=now()))
+            connection.execute(update(batches).where(batches.c.id == receipt.batch).values(submitted=now()))
+    except ServiceError as exc:
+        queued = f"{len(receipt.jobs):,} of {prepared.count:,} images are queued in batch {receipt.batch}"
+        raise type(exc)(f"{exc}; {queued}, submit again to add the rest") from exc
     return receipt
 
 
-def _submit_chunk(
-    connection: Connection, chunk: list[BatchItem], job_rows: list[dict[str, Any]], receipt: Receipt
-) -> None:
-    """Insert the entries of a chunk, and those of its jobs that are new. `job_rows` has one row per item."""
+def _submit_chunk(connection: Connection, chunk: list[dict[str, Any]], receipt: Receipt) -> None:
+    """Insert the entries of a chunk, and those of its jobs that are new."""
     lock_placement(connection)
     # Sorted, as wherever many jobs are locked, so that two submitters do not deadlock.
-    rows = {row["id"]: row for row in sorted(job_rows, key=itemgetter("id"))}
+    rows = {each["job"]["id"]: each["job"] for each in sorted(chunk, key=lambda each: each["job"]["id"])}
     states = select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(list(rows)))
     known = {found.id: found.state for found in connection.execute(states)}
     new = [row for job, row in rows.items() if job not in known]
@@ -142,13 +247,19 @@ def _submit_chunk(
         reason = f"submitted again in batch {receipt.batch}"
         change_state(connection, job, "cancelled", "queued", reason, attempts=0, losses=0, **options)
     batch_entries = [
-        {"batch": receipt.batch, "row": item.row, "custom_id": item.custom_id, "job": row["id"]}
-        for item, row in zip(chunk, job_rows, strict=True)
+        {
+            "batch": receipt.batch,
+            "row": each["row"],
+            "custom_id": each["custom_id"],
+            "job": each["job"]["id"],
+        }
+        for each in chunk
     ]
     connection.execute(insert(entries), batch_entries)
     receipt.new += len(new)
     receipt.known += len(chunk) - len(new)
-    receipt.done += sum(known.get(row["id"]) == "done" for row in job_rows)
+    receipt.done += sum(known.get(each["job"]["id"]) == "done" for each in chunk)
+    receipt.jobs += [(each["custom_id"], each["job"]["id"]) for each in chunk]
 
 
 def _job_row(item: BatchItem, options: JobOptions) -> dict[str, Any]:
@@ -219,9 +330,3 @@ def _shape(spec: Spec, info: ModelInfo) -> tuple[int, int]:
 def geometry(spec: Spec) -> Spec:
     """The spec without the fields that differ from row to row and do not change the plan."""
     return spec.with_changes(prompt="x", negative_prompt="", seed=0)
-
-
-def _chunks(items: Iterable[BatchItem]) -> Iterator[list[BatchItem]]:
-    rest = iter(items)
-    while chunk := list(islice(rest, _CHUNK_ROWS)):
-        yield chunk

@@ -59,7 +59,9 @@ def test_a_catalog_is_queued_once(home: Path) -> None:
     catalog = home / "catalog.csv"
     catalog.write_text("custom_id,color,product\n1,red,vase\n2,blue,mug\n")
     arguments = ("submit", str(catalog), "--template", "a {color} {product}", "--size", "128x128")
-    assert chorale(*arguments, "--dry-run") == {"rows": 2, "bad": 0, "dry_run": True}
+    checked = chorale(*arguments, "--dry-run")
+    assert (checked["rows"], checked["bad"], checked["dry_run"]) == (2, 0, True)
+    assert [image["prompt"] for image in checked["preview"]] == ["a red vase", "a blue mug"]
     assert chorale("list")["jobs"] == []
     assert chorale(*arguments)["new"] == 2
     catalog.write_text(catalog.read_text() + "3,white,bowl\n")

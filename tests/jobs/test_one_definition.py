@@ -44,10 +44,10 @@ render.spec.Spec = render.spec.spec.Spec = Spec
 
 from click.testing import CliRunner
 from fastapi import FastAPI
-from jobs.batches import BatchReader, Row
 from jobs.board import api, pages, spec_body, spec_form
 from jobs.cli.main import cli
 from jobs.cli.spec_options import given_values
+from jobs.intake.batch_reader import Row, file_reader
 from render.errors import BadInput
 from render.spec.schema import batch_schema, spec_schema
 
@@ -75,7 +75,7 @@ def form(**values):
 def batch(name, text):
     (folder / name).write_text(text)
     return [[row.spec.sparkle, row.spec.finish] if isinstance(row, Row) else row.problem
-            for row in BatchReader(path=folder / name)]
+            for row in file_reader(folder / name)]
 
 def spec_file(text):
     (folder / "a.yaml").write_text(text)

@@ -63,8 +63,9 @@ def test_a_catalog_is_uploaded_and_steered(visitor: Visitor) -> None:
     [
         ("bad.csv", CATALOG + "1,white,bowl\n", b"already used in line 2"),
         ("empty.csv", "custom_id,color,product\n", b"has no rows"),
-        ("batch.yaml", "rows: []", b"is not .csv or .jsonl"),
-        ("", "", b"file: missing; choose a .csv or .jsonl"),
+        ("batch.yaml", "rows: []", b"has no rows"),
+        ("batch.ods", "rows: []", b"has an unknown ending; use one of .csv"),
+        ("", "", b"file: missing; choose a file with one of .csv"),
         ("models.jsonl", '{"color": "red", "product": "x", "model": "/etc"}\n', b"new to this farm"),
         ("refiner.jsonl", '{"color": "red", "product": "x", "refiner": "/etc"}\n', b"set on the board"),
     ],

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 
 from infra.database import Database
 from jobs.db.state_machine import change_state
-from jobs.db.submission import BatchItem, JobOptions, Receipt, expand_variations, submit
+from jobs.db.submission import BatchItem, JobOptions, Receipt, submit
 from jobs.db.tables import entries, events, jobs
 from render.models import resolve_model
 from render.spec import Spec
@@ -40,18 +40,6 @@ def test_a_batch_becomes_queued_jobs(database: Database) -> None:
         row = connection.execute(select(jobs).limit(1)).one()
     assert (row.state, row.queue, row.owner, row.fence) == ("queued", "night", "me", 0)
     assert row.id == row.digest[:16]
-
-
-def test_variations_of_a_batch_are_images_of_their_own(database: Database) -> None:
-    receipt = submit_items(database, list(expand_variations(items(3, first=1), 3)))
-    assert (receipt.new, receipt.known) == (9, 0)
-    again = submit_items(database, items(3, first=1))
-    assert (again.new, again.known) == (0, 3), "the first variation is the image itself"
-    with database.read() as connection:
-        names = connection.execute(
-            select(entries.c.custom_id).where(entries.c.batch == receipt.batch).order_by(entries.c.row)
-        ).scalars()
-        assert list(names)[:4] == ["c1", "c1-v2", "c1-v3", "c2"]
 
 
 def test_asking_again_adds_only_what_is_new(database: Database) -> None:

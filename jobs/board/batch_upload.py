@@ -1,0 +1,108 @@
+"""An uploaded batch file, checked and queued: what the form and `POST /api/v1/batches` share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from jobs.board.board import Board
+from jobs.board.spec_form import entered_values
+from jobs.board.uploads import Upload
+from jobs.db.submission import JobOptions, Preparation, Receipt, insert_batch
+from jobs.farm import open_images
+from jobs.input_assets import upload_inputs
+from jobs.intake.batch import CheckedBatch, check_batch
+from jobs.intake.batch_reader import BatchReader
+from jobs.intake.open_table import ENDINGS
+from jobs.intake.options import IntakeOptions, is_random, parse_options
+from jobs.intake.raw_rows import Reading
+from jobs.intake.row_images import RowImages
+from render.errors import BadInput
+from render.spec import Spec
+
+TEXTS = ("template", "id_column", "map", "ignore", "encoding", "sheet", "grid", "seeds", "variations")
+"""Fields of the form and of the request that say how rows become images."""
+LOCAL = frozenset(field.name for field in Spec.inputs() if field.shown.local)
+
+
+def keep_upload(board: Board, file_name: str, file: BinaryIO) -> Upload:
+    """Keep an uploaded file; raises `BadInput` for one that is no batch file by its ending."""
+    name = Path(file_name.replace("\\", "/")).name[-200:]
+    if Path(name).suffix.lower() not in ENDINGS:
+        raise BadInput("file", name, f"has an unknown ending; use one of {', '.join(ENDINGS)}")
+    return board.uploads.keep(name, file)
+
+
+def take_batch(
+    board: Board, upload: Upload, form: Mapping[str, Any], options: JobOptions, dry_run: bool
+) -> tuple[CheckedBatch, Receipt | None]:
+    """Check an uploaded batch; queue it if all its rows are good and this is no dry run.
+
+    Raises `BadInput` for a file that is no batch; bad rows are in the result, without a receipt.
+    """
+    images = RowImages(board.farm.settings, None)
+    with Preparation(options) as prepared, closing(images):
+        reader = BatchReader(
+            reading=Reading(
+                path=upload.path, encoding=form.get("encoding") or None, sheet=form.get("sheet") or None
+            ),
+            options=intake_options(form),
+            defaults=default_values(form),
+            images=images,
+        )
+        try:
+            checked = check_batch(reader, prepared, board.check_models)
+        except BadInput as exc:
+            # Named as the user knows it, not by its place on this machine.
+            known = exc.value == str(upload.path)
+            raise BadInput(exc.field, upload.name, exc.fix) if known else exc from exc
+        if checked.bad or dry_run:
+            return checked, None
+        for _ in upload_inputs(prepared.with_images, open_images(board.farm.settings)):
+            pass
+        receipt = insert_batch(board.farm.database, prepared, upload.name)
+    board.uploads.drop(upload)
+    return checked, receipt
+
+
+def json_defaults(text: str) -> dict[str, Any]:
+    """Fields of the spec that a request gives as one JSON object. Raises `BadInput`."""
+    if not text.strip():
+        return {}
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise BadInput("defaults", text[:80], 'is not valid JSON; use e.g. {"steps": 20}') from exc
+    if not isinstance(values, dict):
+        raise BadInput("defaults", text[:80], 'is not names and values; use e.g. {"steps": 20}')
+    return {"defaults": values, "seed": values.get("seed")}
+
+
+def intake_options(form: Mapping[str, Any]) -> IntakeOptions:
+    """How rows become images, from the texts of a form; lists have a line for each part."""
+    return parse_options(
+        template=form.get("template"),
+        id_column=form.get("id_column"),
+        column_map=(form.get("map") or "").splitlines(),
+        ignore=form.get("ignore") or "",
+        grid=(form.get("grid") or "").splitlines(),
+        seeds=form.get("seeds"),
+        seed=form.get("seed"),
+        variations=form.get("variations"),
+    )
+
+
+def default_values(form: Mapping[str, Any]) -> dict[str, Any]:
+    """What a form gives of a spec for rows without a value; not the prompt, and no number of variations."""
+    own = {name: value for name, value in form.items() if name not in ("prompt", "variation")}
+    given = dict(form.get("defaults") or {})
+    for values in (own, given):
+        if is_random(values.get("seed")):
+            del values["seed"]
+    refused = next((name for name in given if name in LOCAL), None)
+    if refused is not None:
+        raise BadInput(refused, given[refused], "cannot be set on the board; use chorale submit")
+    return entered_values(own) | Spec.parse(given)

@@ -1,0 +1,1 @@
+"""Intake: files of rows, as people have them, become checked specs, alike for the CLI, REST and the board."""

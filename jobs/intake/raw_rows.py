@@ -1,0 +1,60 @@
+"""What every reader of a batch file gives: rows as they stand in the file, with their lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from render.errors import BadInput
+
+RawRow = tuple[int, "dict[str, Any] | BadInput"]
+"""(line, values by column), or the error in place of a row that cannot be read."""
+
+
+@dataclass(kw_only=True)
+class Table:
+    """A file of rows, open for one reading."""
+
+    rows: Iterator[RawRow]
+    columns: tuple[str, ...] | None = None
+    """Those of the header; None where each row names its own."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know about how the file was read. Complete once the rows are read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What the user says about a file."""
+
+    path: Path
+    encoding: str | None = None
+    sheet: str | None = None
+    """Of a workbook; its first visible one if None."""
+
+
+def refuse_row(problem: str) -> BadInput:
+    return BadInput("row", None, problem)
+
+
+def not_names_and_values() -> BadInput:
+    return refuse_row("is not names and values; write e.g. prompt: a red vase")
+
+
+def cells_to_values(columns: tuple[str, ...], cells: list[Any]) -> dict[str, Any] | BadInput:
+    """The cells of one line by column; the error of a line with more or fewer cells than the header."""
+    while len(cells) > len(columns) and cells[-1] in ("", None):
+        cells.pop()
+    if len(cells) != len(columns):
+        fix = f"do not match the header, which has {len(columns)}; quote values that contain the separator"
+        return BadInput("columns", len(cells), fix)
+    return dict(zip(columns, cells, strict=True))
+
+
+def header(names: list[str]) -> tuple[str, ...]:
+    """The names of a header line without surrounding blanks and without the empty ones at its end."""
+    found = [name.strip() for name in names]
+    while found and not found[-1]:
+        found.pop()
+    return tuple(found)
