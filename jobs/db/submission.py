@@ -22,7 +22,7 @@ from infra.errors import ServiceError
 from jobs.db.leases import lock_placement
 from jobs.db.prompt_search import index_words, stored_words
 from jobs.db.state_machine import change_state
-from jobs.db.tables import batches, entries, events, jobs
+from jobs.db.tables import batches, entries, events, jobs, rates
 from jobs.formatting import printable
 from render.errors import BadInput
 from render.model_info import ModelInfo
@@ -36,6 +36,12 @@ _CHUNK_ROWS = 400
 _SIZE_BYTES = 4
 """Of the length before each packed chunk."""
 _SHOWN_TWINS = 5
+_GEOMETRY = tuple(
+    field.name
+    for field in Spec.fields()
+    if field.name not in ("prompt", "negative_prompt", "seed", "variation")
+)
+"""Fields that may change the plan, and so the memory and the work."""
 _OPTION_COLUMNS = (
     "owner",
     "queue",
@@ -264,8 +270,12 @@ def _submit_chunk(connection: Connection, chunk: list[dict[str, Any]], receipt: 
 
 def _job_row(item: BatchItem, options: JobOptions) -> dict[str, Any]:
     spec = _resolved(item.spec)
+    if len(spec.model) > _longest(rates.c.model):
+        fix = f"has more than {_longest(rates.c.model)} characters; use a shorter path"
+        raise BadInput("model", spec.model[:60], fix)
     info, weights = _models(spec.model, spec.refiner)
-    least, most = (options.ranks, options.ranks) if options.ranks else (1, useful_ranks(spec, info))
+    same = geometry(spec)
+    least, most = (options.ranks, options.ranks) if options.ranks else (1, useful_ranks(same, info))
     digest = spec.digest(info.digest)
     return {
         # 64 bits of the digest distinguish the images of a farm and are short enough to type.
@@ -279,8 +289,8 @@ def _job_row(item: BatchItem, options: JobOptions) -> dict[str, Any]:
         "priority": options.priority,
         "least_ranks": least,
         "most_ranks": most,
-        "memory": [(ranks, above + weights) for ranks, above in _memory(geometry(spec), info, least, most)],
-        "work": float(_shape(geometry(spec), info)[1]),
+        "memory": [(ranks, above + weights) for ranks, above in _memory(same, info, least, most)],
+        "work": float(_shape(same, info)[1]),
         "state": "queued",
         "not_before": options.not_before,
         "deadline": options.deadline,
@@ -329,4 +339,9 @@ def _shape(spec: Spec, info: ModelInfo) -> tuple[int, int]:
 
 def geometry(spec: Spec) -> Spec:
     """The spec without the fields that differ from row to row and do not change the plan."""
-    return spec.with_changes(prompt="x", negative_prompt="", seed=0)
+    return _geometry_of(tuple(getattr(spec, name) for name in _GEOMETRY))
+
+
+@lru_cache(maxsize=1024)
+def _geometry_of(values: tuple[Any, ...]) -> Spec:
+    return Spec(prompt="x", **dict(zip(_GEOMETRY, values, strict=True)))

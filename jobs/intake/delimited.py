@@ -6,7 +6,7 @@ import csv
 import re
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TextIO
@@ -20,11 +20,11 @@ _SEP_LINE = re.compile(r'"?sep=(.)"?[,;\t]*\s*', re.IGNORECASE)
 _SAMPLE_LINES = 30
 
 
-def open_delimited(reading: Reading) -> Table:
-    """Read the header of a CSV or TSV file. Raises `BadInput` and `OSError`."""
+def open_delimited(reading: Reading, files: ExitStack) -> Table:
+    """Read the header of a CSV or TSV file, which `files` closes. Raises `BadInput` and `OSError`."""
     path = reading.path
     encoding = find_encoding(path, reading.encoding)
-    file = path.open(newline="", encoding=encoding.codec)
+    file = files.enter_context(path.open(newline="", encoding=encoding.codec))
     lines = _Lines(file)
     separator = _told_separator(lines) or _find_separator(lines, path)
     records = csv.reader(lines, delimiter=separator, strict=True)
@@ -32,7 +32,7 @@ def open_delimited(reading: Reading) -> Table:
     notes = [encoding.note] if encoding.note else []
     if separator != ("\t" if path.suffix.lower() in (".tsv", ".tab") else ","):
         notes.append(f"read with {_SEPARATORS.get(separator, repr(separator))} between columns")
-    return Table(rows=_rows(file, lines, records, columns, separator), columns=columns, notes=notes)
+    return Table(rows=_rows(lines, records, columns, separator), columns=columns, notes=notes)
 
 
 class _Lines:
@@ -107,26 +107,25 @@ def _header(records: Iterator[list[str]], path: Path) -> tuple[str, ...]:
 
 
 def _rows(
-    file: TextIO, lines: _Lines, records: Iterator[list[str]], columns: tuple[str, ...], separator: str
+    lines: _Lines, records: Iterator[list[str]], columns: tuple[str, ...], separator: str
 ) -> Iterator[RawRow]:
-    with file:
-        while True:
-            line = lines.begin()
-            try:
-                cells = next(records)
-            except StopIteration:
-                return
-            except csv.Error as exc:
-                lines.give_back(1)
-                yield line, BadInput("quotes", None, f"are not valid CSV ({_reason(exc)}); {_QUOTES}")
-                continue
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(lines.taken) > 1 and _swallows_rows(lines.taken, columns, separator):
-                lines.give_back(1)
-                yield line, BadInput("quotes", None, f"open a cell that takes in the next lines; {_QUOTES}")
-                continue
-            yield line, cells_to_values(columns, [cell.strip() for cell in cells])
+    while True:
+        line = lines.begin()
+        try:
+            cells = next(records)
+        except StopIteration:
+            return
+        except csv.Error as exc:
+            lines.give_back(1)
+            yield line, BadInput("quotes", None, f"are not valid CSV ({_reason(exc)}); {_QUOTES}")
+            continue
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(lines.taken) > 1 and _swallows_rows(lines.taken, columns, separator):
+            lines.give_back(1)
+            yield line, BadInput("quotes", None, f"open a cell that takes in the next lines; {_QUOTES}")
+            continue
+        yield line, cells_to_values(columns, [cell.strip() for cell in cells])
 
 
 _QUOTES = 'write a quote inside a quoted value twice, as in "12"" vase"'

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, TextIO
 
 from jobs.intake.encoding import find_encoding
 from jobs.intake.raw_rows import RawRow, Reading, Table, not_names_and_values, refuse_row
 from render.errors import BadInput
 
 
-def open_json_lines(reading: Reading) -> Table:
+def open_json_lines(reading: Reading, files: ExitStack) -> Table:
     """Raises `BadInput` and `OSError`."""
     encoding = find_encoding(reading.path, reading.encoding)
-    return Table(rows=_rows(reading, encoding.codec), notes=[encoding.note] if encoding.note else [])
+    file = files.enter_context(reading.path.open(encoding=encoding.codec))
+    return Table(rows=_rows(file), notes=[encoding.note] if encoding.note else [])
 
 
-def _rows(reading: Reading, codec: str) -> Iterator[RawRow]:
-    with reading.path.open(encoding=codec) as file:
-        for number, text in enumerate(file, 1):
-            if text.strip():
-                yield number, _values(text)
+def _rows(file: TextIO) -> Iterator[RawRow]:
+    for number, text in enumerate(file, 1):
+        if text.strip():
+            yield number, _values(text)
 
 
 def _values(text: str) -> dict[str, Any] | BadInput:

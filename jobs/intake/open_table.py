@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from jobs.intake.delimited import open_delimited
@@ -66,6 +66,7 @@ def open_table(reading: Reading) -> Iterator[Table]:
     if opened is None:
         raise BadInput("batch", str(path), f"has an unknown ending; use one of {', '.join(ENDINGS)}")
     try:
-        yield opened(reading)
+        with ExitStack() as files:
+            yield opened(reading, files)
     except OSError as exc:
         raise BadInput("batch", str(path), f"cannot be read ({exc.strerror or exc}); check the path") from exc

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import date, datetime, time
 from typing import Any
 
@@ -26,8 +27,8 @@ _NEVER_CALCULATED = re.compile(
 """A cell with a formula and without its value, as programs write it."""
 
 
-def open_workbook(reading: Reading) -> Table:
-    """Read the header of a sheet. Raises `BadInput` and `OSError`."""
+def open_workbook(reading: Reading, files: ExitStack) -> Table:
+    """Read the header of a sheet; `files` closes the workbook. Raises `BadInput` and `OSError`."""
     path = reading.path
     _check_package(reading)
     # Not at module level: every command would pay for the import.
@@ -39,6 +40,7 @@ def open_workbook(reading: Reading) -> Table:
         raise
     except Exception as exc:  # openpyxl passes on whatever the broken part made its parsers raise.
         raise _broken(reading, exc) from exc
+    files.callback(book.close)
     sheet, notes = _sheet(book, reading)
     _check_formulas(reading, sheet)
     lines = _lines(reading, sheet)
@@ -48,7 +50,7 @@ def open_workbook(reading: Reading) -> Table:
     columns = header([_text(cell) for cell in found[1]])
     if len(columns) > _MAX_COLUMNS:
         raise BadInput("batch", str(path), f"has more than {_MAX_COLUMNS} columns; remove those without use")
-    return Table(rows=_rows(lines, columns, book), columns=columns, notes=notes)
+    return Table(rows=_rows(lines, columns), columns=columns, notes=notes)
 
 
 def _check_package(reading: Reading) -> None:
@@ -104,22 +106,19 @@ def _lines(reading: Reading, sheet: Any) -> Iterator[tuple[int, list[Any]]]:
         raise _broken(reading, exc) from exc
 
 
-def _rows(lines: Iterator[tuple[int, list[Any]]], columns: tuple[str, ...], book: Any) -> Iterator[RawRow]:
-    try:
-        for line, cells in lines:
-            texts = [_text(cell) for cell in cells]
-            if not any(texts):
-                continue
-            wrong = next((cell for cell in cells[: len(columns)] if cell.data_type == "e"), None)
-            if wrong is not None:
-                name = columns[wrong.column - 1] or str(wrong.column)
-                yield line, BadInput(name, wrong.value, "is an error of the spreadsheet; correct the formula")
-                continue
-            # A sheet stores no cells after the last one with a value.
-            texts += [""] * (len(columns) - len(texts))
-            yield line, cells_to_values(columns, texts)
-    finally:
-        book.close()
+def _rows(lines: Iterator[tuple[int, list[Any]]], columns: tuple[str, ...]) -> Iterator[RawRow]:
+    for line, cells in lines:
+        texts = [_text(cell) for cell in cells]
+        if not any(texts):
+            continue
+        wrong = next((cell for cell in cells[: len(columns)] if cell.data_type == "e"), None)
+        if wrong is not None:
+            name = columns[wrong.column - 1] or str(wrong.column)
+            yield line, BadInput(name, wrong.value, "is an error of the spreadsheet; correct the formula")
+            continue
+        # A sheet stores no cells after the last one with a value.
+        texts += [""] * (len(columns) - len(texts))
+        yield line, cells_to_values(columns, texts)
 
 
 def _text(cell: Any) -> str:

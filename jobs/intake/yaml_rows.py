@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import yaml
@@ -39,11 +39,12 @@ _MAX_NODES = 20_000
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def open_yaml(reading: Reading) -> Table:
-    """Read the defaults and find the rows. Raises `BadInput` and `OSError`."""
+def open_yaml(reading: Reading, files: ExitStack) -> Table:
+    """Read the defaults and find the rows; `files` closes the file. Raises `BadInput` and `OSError`."""
     encoding = find_encoding(reading.path, reading.encoding)
     defaults, anchors = _Document(reading, encoding.codec).read_keys()
     rows = _Document(reading, encoding.codec).read_rows(defaults, anchors)
+    files.callback(rows.close)
     return Table(rows=rows, notes=[encoding.note] if encoding.note else [])
 
 
@@ -79,7 +80,7 @@ class _Document:
             raise self._no_rows()
         return defaults or {}, self._anchors
 
-    def read_rows(self, defaults: dict[str, Any], anchors: dict[str, Any]) -> Iterator[RawRow]:
+    def read_rows(self, defaults: dict[str, Any], anchors: dict[str, Any]) -> Generator[RawRow]:
         self._anchors = dict(anchors)
         with self._events() as events:
             for key in self._keys(events):
