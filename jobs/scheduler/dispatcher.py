@@ -22,7 +22,7 @@ Notification = tuple[str, str, int]
 """(node, attempt, fence)"""
 _PER_OWNER = 64
 _MAX_CANDIDATES = 500
-"""Queued jobs that are considered in one round; never so many slots become free at once."""
+"""Queued jobs that are considered in one round, unless more slots are free."""
 
 
 def dispatch(
@@ -57,11 +57,12 @@ def decide(connection: Connection, moment: float | None = None) -> Decision:
     rates = read_rates(connection)
     up, running = nodes_up(connection), running_groups(connection, rates)
     held = sum(group.slots.get(node.name, 0) for group in running for node in up)
-    if sum(node.slots for node in up) <= held:
+    free = sum(node.slots for node in up) - held
+    if free <= 0:
         return Decision(placed=())
     groups = Counter(group.queue for group in running)
     closed = [queue.name for queue in rules if not queue.accepts(groups[queue.name])]
-    return place(up, running, _pending_jobs(connection, closed, up, rates), rules)
+    return place(up, running, _pending_jobs(connection, closed, up, rates, free), rules)
 
 
 def nodes_up(connection: Connection, *, usable: bool = True) -> list[Node]:
@@ -114,10 +115,10 @@ def running_groups(connection: Connection, rates: Rates) -> list[RunningGroup]:
 
 
 def _pending_jobs(
-    connection: Connection, closed: list[str], up: list[Node], rates: Rates
+    connection: Connection, closed: list[str], up: list[Node], rates: Rates, free: int
 ) -> list[PendingJob]:
     """The most urgent queued jobs of queues that are open."""
-    rows = _most_urgent(connection, closed)
+    rows = _most_urgent(connection, closed, free)
     avoid = unreliable_nodes(connection, [row.id for row, _, _ in rows])
     return [
         pending_job(
@@ -125,6 +126,7 @@ def _pending_jobs(
             priority=priority,
             waited=waited,
             estimated_seconds=_estimated_seconds(row, rates),
+            work=(row.work or 1.0) * (1 - row.progress),
             avoid=_nodes_to_avoid(avoid.get(row.id, frozenset()), row.least_ranks, up),
         )
         for row, priority, waited in rows
@@ -144,11 +146,11 @@ def pending_job(row: Any, **more: Any) -> PendingJob:
     )
 
 
-def _most_urgent(connection: Connection, closed: list[str]) -> list[tuple[Any, int, float]]:
+def _most_urgent(connection: Connection, closed: list[str], free: int) -> list[tuple[Any, int, float]]:
     """(job, its priority, seconds of waiting), most urgent first.
 
-    Only a few for each queue, owner and priority, so that the fifty thousand jobs of one owner do not hide
-    all others, and so that the index alone finds them, however many are queued.
+    Only a few for each queue, owner and priority (but enough for all free slots), so that the fifty thousand
+    jobs of one owner do not hide all others, and so that the index alone finds them, however many are queued.
     """
     moment: float = connection.execute(select(now())).scalar_one()
     priorities = dict(connection.execute(select(queues.c.name, queues.c.priority)).all())
@@ -164,13 +166,13 @@ def _most_urgent(connection: Connection, closed: list[str]) -> list[tuple[Any, i
         among = (jobs.c.state == "queued") & (jobs.c.queue == source.queue) & (jobs.c.owner == source.owner)
         same = jobs.c.priority.is_(None) if source.priority is None else jobs.c.priority == source.priority
         first = select(*columns).where(among, same, ready, ~stopping)
-        first = first.order_by(jobs.c.created, jobs.c.id).limit(_PER_OWNER)
+        first = first.order_by(jobs.c.created, jobs.c.id).limit(max(_PER_OWNER, free))
         priority = source.priority
         if priority is None:
             priority = priorities.get(source.queue, DEFAULT_PRIORITY)
         found += [(row, priority, max(0.0, moment - row.created)) for row in connection.execute(first).all()]
     found.sort(key=lambda each: (-each[1] - each[2] / AGEING_S, each[0].id))
-    return found[:_MAX_CANDIDATES]
+    return found[: max(_MAX_CANDIDATES, 2 * free)]
 
 
 def _estimated_seconds(row: Any, rates: Rates) -> float | None:

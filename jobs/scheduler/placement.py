@@ -4,6 +4,9 @@ Groups are placed completely or not at all (gang scheduling), so two groups neve
 other needs. The first job that does not fit gets a reservation: its nodes accept no job that would run past
 the start of the reservation (backfill after Lifka 1995, EASY), so small jobs cannot starve a large one.
 
+A job that may have any number of ranks gets the share of the free slots that its work has among all jobs that
+could start now: more ranks are less efficient, and slots that one job takes are slots that others wait for.
+
 Times are in seconds. Nothing here reads the clock or the database.
 """
 
@@ -14,6 +17,8 @@ from dataclasses import dataclass
 
 from jobs.db.records import PlacedGroup, QueueRules
 
+SPREAD_S = 5.0
+"""What it costs to form a group across nodes: a job whose time is known spreads where it gains more."""
 AGEING_S = 3600.0
 """A job gains one point of priority for every so many seconds of waiting."""
 
@@ -61,6 +66,9 @@ class PendingJob:
     """(ranks, bytes), ascending: bytes per rank for so many ranks or more, loaded model included. Empty if
     unknown, then nothing is refused."""
     estimated_seconds: float | None = None
+    """On `least` ranks."""
+    work: float = 1.0
+    """What is left to do, in any unit that all jobs share."""
     avoid: frozenset[str] = frozenset()
     """Nodes on which this job has failed too often."""
 
@@ -125,7 +133,7 @@ def place(
             per_owner.remove(candidates)
         if not state.may_start(job):
             continue
-        slots = state.fit(job, reserved=reserved)
+        slots = state.fit(job, state.share(job, per_owner), reserved=reserved)
         if slots is not None:
             state.take(job, slots)
             placed.append(PlacedGroup(job=job.job, slots=slots))
@@ -178,27 +186,68 @@ class _FarmState:
         """True if it fits while nothing else runs."""
         return any(self._is_large_enough(*each) for each in self._eligible(job, job.sizes))
 
-    def fit(self, job: PendingJob, reserved: frozenset[str]) -> dict[str, int] | None:
-        """Free slots for the whole group on as few nodes as possible, or None."""
-        for names, size in self._eligible(job, job.sizes):
-            slots = self._fit_on(size, [name for name in names if self._may_use(job, name, reserved)])
-            if slots is not None:
+    def share(self, job: PendingJob, waiting: Sequence[Sequence[PendingJob]]) -> int:
+        """The ranks that a job may have: all free slots if nobody waits, else its share by work, but never fewer
+        than `least`. Of the `waiting` jobs (the next one of each list is its last) those of a lower priority
+        do not count."""
+        if job.least == job.most:
+            return job.most
+        free = sum(count for count in self._free.values() if count > 0)
+        others = self._startable(job, waiting, free)
+        total = job.work + sum(other.work for other in others)
+        taken = sum(min(other.most, free * other.work / total) for other in others)
+        return max(job.least, min(job.most, int(free - taken + 1e-9)))
+
+    def _startable(
+        self, job: PendingJob, waiting: Sequence[Sequence[PendingJob]], free: int
+    ) -> list[PendingJob]:
+        """The other jobs that could start on the free slots, as far as the limits of their queues allow."""
+        groups = self._groups | {job.queue: self._groups.get(job.queue, 0) + 1}
+        found = []
+        for candidates in waiting:
+            for other in reversed(candidates):
+                if other.priority < job.priority or other.least > free:
+                    continue
+                count = groups.get(other.queue, 0)
+                if self._queue(other).accepts(count):
+                    groups[other.queue] = count + 1
+                    found.append(other)
+        return found
+
+    def fit(self, job: PendingJob, share: int, reserved: frozenset[str]) -> dict[str, int] | None:
+        """Free slots for the whole group of up to `share` ranks on as few nodes as possible, or None. More
+        than `share` only where memory asks for it."""
+        eligible = self._eligible(job, job.sizes)
+        for names, size in eligible:
+            if size.least <= share and (slots := self._fit_on(job, size, share, names, reserved)):
+                return slots
+        for names, size in reversed(eligible):
+            if size.least > share and (slots := self._fit_on(job, size, size.least, names, reserved)):
                 return slots
         return None
 
     def _may_use(self, job: PendingJob, name: str, reserved: frozenset[str]) -> bool:
         return self._free[name] > 0 and (name not in reserved or self._ends_in_time(job, name))
 
-    def _fit_on(self, size: GroupSize, names: list[str]) -> dict[str, int] | None:
-        if sum(self._free[name] for name in names) < size.least:
+    def _fit_on(
+        self, job: PendingJob, size: GroupSize, share: int, among: list[str], reserved: frozenset[str]
+    ) -> dict[str, int] | None:
+        names = [name for name in among if self._may_use(job, name, reserved)]
+        free = sum(self._free[name] for name in names)
+        if free < size.least:
             return None
+        wanted = min(size.most, share)
         # Best is one node that holds all, with the fewest free slots; else the emptiest nodes, so the fewest.
-        single = [name for name in names if self._free[name] >= size.most]
+        single = [name for name in names if self._free[name] >= wanted]
         if single:
-            return {min(single, key=lambda name: (self._free[name], name)): size.most}
+            return {min(single, key=lambda name: (self._free[name], name)): wanted}
+        emptiest = sorted(names, key=lambda name: (-self._free[name], name))
+        alone = self._free[emptiest[0]]
+        if alone >= size.least and not _spreading_pays(job, alone, min(wanted, free)):
+            return {emptiest[0]: alone}
         slots: dict[str, int] = {}
-        left = size.most
-        for name in sorted(names, key=lambda name: (-self._free[name], name)):
+        left = wanted
+        for name in emptiest:
             if left == 0:
                 break
             slots[name] = min(left, self._free[name])
@@ -259,3 +308,11 @@ class _FarmState:
     def _ends_in_time(self, job: PendingJob, name: str) -> bool:
         until = self._wait[name]
         return until is not None and job.estimated_seconds is not None and job.estimated_seconds <= until
+
+
+def _spreading_pays(job: PendingJob, alone: int, ranks: int) -> bool:
+    """Whether a group of `ranks` on several nodes ends earlier than one of `alone` on one node."""
+    if job.estimated_seconds is None:
+        return True
+    slot_seconds = job.estimated_seconds * job.least
+    return slot_seconds / alone - slot_seconds / ranks > SPREAD_S

@@ -143,4 +143,5 @@ def _pending_job(job: Job, moment: float) -> PendingJob:
         most=job.most,
         memory=job.memory,
         estimated_seconds=job.remaining_s(job.least),
+        work=job.remaining_s(1),
     )

@@ -36,7 +36,7 @@ def submit_jobs(farm: Database, count: int = 1) -> list[str]:
 def start(farm: Database, numerics: str | None) -> Assignment:
     """Place the next job and claim it."""
     with farm.write() as connection:
-        renew(connection, "a")
+        renew(connection, "a", "agent", [])
     ((node, attempt, _),) = dispatch(farm, "a")
     with farm.write() as connection:
         assignment = claim(connection, attempt, node, "s", numerics)

@@ -148,6 +148,83 @@ def test_jobs_start_in_their_order_as_it_is_after_each_start(seed: int) -> None:
     assert list(placed(place(nodes, [], pending, [QueueRules(name="night", shares=shares)]))) == expected
 
 
+ONE_EACH = [Node(name="a", slots=1), Node(name="b", slots=1)]
+
+
+def test_small_jobs_run_one_on_each_node_while_others_wait() -> None:
+    """A farm that was idle used to give the first one every slot of all nodes."""
+    waiting = [PendingJob(job=f"{number:02}", most=8, estimated_seconds=1.0) for number in range(20)]
+    free = {"a", "b"}
+    held: list[RunningGroup] = []
+    rounds = 0
+    while waiting:
+        started = placed(place(ONE_EACH, held, waiting, []))
+        assert {tuple(slots.items()) for slots in started.values()} == {((name, 1),) for name in free}
+        waiting = [job_ for job_ in waiting if job_.job not in started]
+        # The group on a ends before the one on b, and so on in turns.
+        name = "ab"[rounds % 2]
+        held = [running(job, slots) for job, slots in started.items()] + held
+        held = [group for group in held if name not in group.slots]
+        free, rounds = {name}, rounds + 1
+    assert rounds == 19
+
+
+def test_a_job_alone_spreads_and_a_short_one_only_if_it_gains() -> None:
+    def of(seconds: float | None) -> dict[str, int]:
+        return placed(place(ONE_EACH, [], [PendingJob(job="x", most=8, estimated_seconds=seconds)], []))["x"]
+
+    assert of(None) == of(600.0) == {"a": 1, "b": 1}
+    assert of(3.0) == {"a": 1}, "forming a group across nodes would take longer"
+
+
+def test_jobs_share_the_slots_by_their_work() -> None:
+    farm = [Node(name="a", slots=8)]
+    equal = [PendingJob(job=name, most=8) for name in "xyz"]
+    assert sorted(sum(slots.values()) for slots in placed(place(farm, [], equal, [])).values()) == [2, 3, 3]
+    large = PendingJob(job="large", most=6, work=1000.0)
+    small = [PendingJob(job=f"small{number}", most=2) for number in range(50)]
+    started = placed(place(farm, [], [large, *small], []))
+    assert started["large"] == {"a": 6} and len(started) == 3
+
+
+def test_a_more_urgent_job_shares_with_nobody_and_a_limit_leaves_the_slots_to_others() -> None:
+    farm = [Node(name="a", slots=4)]
+    waiting = [PendingJob(job=f"x{number}", most=4) for number in range(9)]
+    urgent = PendingJob(job="urgent", most=4, priority=90)
+    assert placed(place(farm, [], [urgent, *waiting], [])) == {"urgent": {"a": 4}}
+    assert placed(place(farm, [], waiting, [QueueRules(name="default", limit=1)])) == {"x0": {"a": 4}}
+    assert len(placed(place(farm, [], waiting, [QueueRules(name="default", limit=2)]))) == 2
+
+
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    st.lists(
+        st.tuples(
+            st.integers(1, 3), st.integers(0, 8), st.floats(0.01, 1e6), st.sampled_from([None, 1.0, 900.0])
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+)
+def test_sharing_leaves_no_slot_idle_that_a_waiting_job_could_have(
+    slots: list[int], jobs: list[tuple[int, int, float, float | None]]
+) -> None:
+    farm = [Node(name=f"n{number}", slots=count) for number, count in enumerate(slots)]
+    waiting = [
+        PendingJob(job=f"{number:02}", least=least, most=least + more, work=work, estimated_seconds=seconds)
+        for number, (least, more, work, seconds) in enumerate(jobs)
+    ]
+    decision = place(farm, [], waiting, [])
+    started = placed(decision)
+    free = sum(slots) - sum(sum(held.values()) for held in started.values())
+    for job_ in waiting:
+        held = started.get(job_.job)
+        if held is not None:
+            assert job_.least <= sum(held.values()) <= job_.most
+        elif decision.reserved_for is None:
+            assert job_.least > free
+
+
 class Simulation:
     """A farm on a simulated clock: places, lets time pass, finishes jobs."""
 
