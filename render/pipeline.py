@@ -29,7 +29,7 @@ from render.launch.gpus import processors
 from render.launch.rank_group import RankGroup
 from render.launch.request import LATENTS_KEY, Request
 from render.model_info import ModelInfo
-from render.models.model_paths import ModelPaths, find_model_paths, model_info
+from render.models.model_paths import ModelPaths, check_loras, find_model_paths, model_info
 from render.output.manifest import KEY, Manifest, parse_manifest
 from render.plan.plan import Plan, make_plan
 from render.progress_bar import ProgressBar
@@ -183,6 +183,7 @@ class ParallelizedDiffusionPipeline:
         )
         paths = find_model_paths(spec.model, spec.refiner)
         info = model_info(paths)
+        check_loras(paths, spec.lora)
         plan = make_plan(spec, info, 1)
         ranks = min(self.num_modules or processors(), plan.useful_ranks)
         return _Job(spec=spec, paths=paths, info=info, plan=plan, ranks=ranks)

@@ -106,6 +106,9 @@ class Board:
         """Queue one image, or each that its prompt's wildcards stand for; raises `BadInput`."""
         if isinstance(values.get("init"), str):
             raise BadInput("init", values["init"][:120], "is a file; submit this image with chorale submit")
+        if values.get("lora"):
+            fix = "is a file; submit this image with chorale submit"
+            raise BadInput("lora", str(values["lora"])[:120], fix)
         with Preparation(options) as prepared:
             check_single(values, intake or IntakeOptions(), prepared, self.check_models)
             return insert_batch(self.farm.database, prepared, str(values.get("prompt"))[:80])

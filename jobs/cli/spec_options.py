@@ -11,7 +11,7 @@ import click
 from jobs.intake.open_table import batch_file
 from render.errors import BadInput
 from render.model_info import ModelInfo
-from render.models.model_paths import ModelPaths, find_model_paths, model_info
+from render.models.model_paths import ModelPaths, check_loras, find_model_paths, model_info
 from render.spec import GROUPS, Spec, SpecField, expand_size, read_spec_file
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -68,6 +68,7 @@ def take_spec(options: dict[str, Any]) -> tuple[Spec, ModelPaths, ModelInfo]:
         raise BadInput("prompt", prompt, "is a batch file; give it to chorale submit")
     spec = Spec.from_mapping(given_values(options))
     folders = find_model_paths(spec.model, spec.refiner)
+    check_loras(folders, spec.lora)
     return spec, folders, model_info(folders)
 
 

@@ -26,7 +26,7 @@ from jobs.db.tables import batches, entries, events, jobs, rates
 from jobs.formatting import printable
 from render.errors import BadInput
 from render.model_info import ModelInfo
-from render.models.model_paths import absolute_name, find_model_paths, model_info
+from render.models.model_paths import absolute_name, check_loras, find_model_paths, model_info
 from render.plan.plan import make_plan
 from render.spec import Spec
 
@@ -173,8 +173,9 @@ class Preparation:
             self.twin_count += 1
             if len(self.twins) < _SHOWN_TWINS:
                 self.twins.append((item.custom_id, first))
-        if item.spec.init is not None and item.spec.init.digest not in self._images:
-            self._images.add(item.spec.init.digest)
+        assets = (None if item.spec.init is None else item.spec.init.digest, *(x.digest for x in item.spec.lora))
+        if any(assets) and assets not in self._images:
+            self._images.add(assets)
             self.with_images.append(item)
         self.count += 1
         self._chunk.append({"custom_id": item.custom_id, "row": item.row, "job": row})
@@ -274,6 +275,9 @@ def _job_row(item: BatchItem, options: JobOptions) -> dict[str, Any]:
         fix = f"has more than {_longest(rates.c.model)} characters; use a shorter path"
         raise BadInput("model", spec.model[:60], fix)
     info, weights = _models(spec.model, spec.refiner)
+    if spec.lora:
+        check_loras(find_model_paths(spec.model, spec.refiner), spec.lora)
+        weights += sum(lora.bytes for lora in spec.lora)
     same = geometry(spec)
     least, most = (options.ranks, options.ranks) if options.ranks else (1, useful_ranks(same, info))
     digest = spec.digest(info.digest)

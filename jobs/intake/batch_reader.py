@@ -151,6 +151,8 @@ class _Rows:
         if of.name == "seed" and is_random(value):
             return value
         found = parse_cell(of, value)
+        if of.name == "lora" and (self._images is None or not self._images.names_files):
+            raise BadInput(of.name, found, "is a file of another machine; use chorale submit")
         if of.name in self._image_fields:
             if isinstance(found, str) and self._images is not None:
                 return self._images.local(of.name, found.strip())

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from render.distributed import Group
     from render.models.adapter import Adapter
     from render.sink import Sink
+    from render.spec.lora import Lora
 
 _POLL_S = 0.01
 """Between two looks for the next request."""
@@ -109,6 +110,8 @@ class _Rank:
     events: EventSender
     stop: threading.Event
     _group: Group | None = None
+    _loras: tuple[tuple[str, float], ...] | None = ()
+    """Those on the model, by digest and weight."""
     _loaded: tuple[tuple[Any, ...], tuple[Adapter, Adapter | None]] | None = field(default=None)
 
     def render(self, request: Request) -> None:
@@ -129,6 +132,7 @@ class _Rank:
             torch.set_num_threads(1)
         spec = Spec.from_mapping(request.spec)
         models = self._models(request, device, spec.dtype)
+        self._set_loras(models[0], spec.lora)
         self._group = self._group or join(device)
         context = RankContext(
             rank=self._group.rank,
@@ -191,11 +195,23 @@ class _Rank:
         if self._loaded is None or self._loaded[0] != wanted:
             # Free the old model before the new one is loaded: there is seldom room for two.
             self._loaded = None
+            self._loras = ()
             started = time.perf_counter()
             self._loaded = wanted, load_models(request.folders, device, dtype, request.info)
             if int(os.environ["LOCAL_RANK"]) == 0:
                 self.events.send(ModelLoaded(seconds=time.perf_counter() - started))
         return self._loaded[1]
+
+    def _set_loras(self, adapter: Adapter, loras: tuple[Lora, ...]) -> None:
+        """Put a request's LoRA on the model in place of those of the request before."""
+        from render.models.lora import set_loras
+
+        wanted = tuple((lora.digest, lora.weight) for lora in loras)
+        if wanted != self._loras:
+            # What is half on the model must not be taken for one that is on it.
+            self._loras = None
+            set_loras(adapter.pipeline, loras)
+            self._loras = wanted
 
 
 def _checkpoint_event(result: SaveResult) -> CheckpointSaved:

@@ -35,6 +35,9 @@ class Adapter(Protocol):
     prediction_type: str
     """`epsilon`, `v_prediction` or `sample`: what `predict` returns."""
 
+    pipeline: Any
+    """The stock pipeline whose networks it calls; LoRA are loaded by it."""
+
     def schedule(self, sampler: str, steps: int) -> NoiseSchedule:
         """The sigmas and timesteps that diffusers' own scheduler of this sampler would use."""
         ...

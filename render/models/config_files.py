@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from render.errors import ModelNotUsable
-from render.models.safetensors_file import file_problem, is_lfs_pointer
+from render.safetensors_file import file_problem, is_lfs_pointer
 
 
 def read_config(path: Path, part: str) -> dict[str, Any]:

@@ -156,6 +156,14 @@ def networks_of(path: Path) -> dict[str, tuple[str, str]]:
     return {part: (index[part][0], index[part][1]) for part in parts if _is_network(part)}
 
 
+def text_width(path: Path) -> int | None:
+    """The width of the text states that a UNet attends to; None where its configuration does not tell."""
+    if not (path / "unet/config.json").is_file():
+        return None
+    width = read_json(path, "unet/config.json").get("cross_attention_dim")
+    return width if isinstance(width, int) else None
+
+
 def _builtin_folder() -> Path:
     folder = Path(str(resources.files("render") / "builtin" / "weights"))
     if not folder.is_dir():

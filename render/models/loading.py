@@ -30,7 +30,7 @@ def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str,
     does not load.
     """
     try:
-        with _quiet():
+        with quiet():
             kinds = networks_of(path).items()
             networks = {
                 part: _load_network(path, part, kind, dtype) for part, kind in kinds if part not in unused
@@ -45,7 +45,7 @@ def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str,
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and no warnings: the problems that they report are checked here and raise errors."""
     libraries: tuple[Any, ...] = (diffusers, transformers)
     levels = [library.utils.logging.get_verbosity() for library in libraries]

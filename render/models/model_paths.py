@@ -6,14 +6,23 @@ agree on these. Both decide the pixels: `ModelInfo.digest` of a pair consists of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from render.errors import ModelNotUsable
+from render.errors import BadInput, ModelNotUsable
 from render.model_info import ModelInfo
 from render.models.config_files import read_config
-from render.models.folder import BUILTIN, local_path, read_model_info, read_refiner_info, resolve_model
+from render.models.folder import (
+    BUILTIN,
+    local_path,
+    read_model_info,
+    read_refiner_info,
+    resolve_model,
+    text_width,
+)
+from render.spec.lora import Lora
 
 _TRAINING: dict[str, Any] = {
     "prediction_type": "epsilon",
@@ -77,6 +86,19 @@ def model_info(paths: ModelPaths) -> ModelInfo:
     refiner_details = refiner_info(paths.refiner)
     _check_pair(paths.model, info, paths.refiner, refiner_details)
     return replace(info, digest=f"{info.digest}+{refiner_details.digest}")
+
+
+def check_loras(paths: ModelPaths, loras: Sequence[Lora]) -> None:
+    """Raise `BadInput` for a LoRA that was trained for another kind of model; reads its header alone."""
+    width = text_width(paths.model) if loras else None
+    for lora in loras:
+        if width is not None and lora.text_width not in (None, width):
+            raise BadInput(
+                "lora",
+                lora.path,
+                f"was trained for a model with text states of {lora.text_width}, and this one has "
+                f"{width}; use a LoRA made for it",
+            )
 
 
 def refiner_info(path: Path) -> ModelInfo:

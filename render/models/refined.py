@@ -34,10 +34,12 @@ class RefinedAdapter:
     """The timestep of the last step that the model predicts."""
 
     info: ModelInfo = field(init=False)
+    pipeline: Any = field(init=False)
     prediction_type: str = field(init=False)
     """The same for both; `render.models.model_paths` checks it."""
 
     def __post_init__(self) -> None:
+        self.pipeline = self.model.pipeline
         self.info, self.prediction_type = self.model.info, self.model.prediction_type
 
     def schedule(self, sampler: str, steps: int) -> NoiseSchedule:

@@ -65,6 +65,7 @@ class UNetAdapter:
         config_type = self._scheduler_config.get("prediction_type", EPSILON)
         self._reversed = noise.kind is NoiseKind.EDM and config_type == EPSILON
         self._pipeline, self._device, self._dtype = pipeline, device, DTYPES[dtype]
+        self.pipeline = pipeline
         self._unet = pipeline.unet
         # A refiner has none: it works on the model's latents.
         self.autoencoder = None if pipeline.vae is None else open_autoencoder(pipeline.vae, device)

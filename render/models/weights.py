@@ -14,12 +14,11 @@ import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from render.models.config_files import unusable
-from render.models.safetensors_file import file_problem, is_lfs_pointer, read_header
+from render.safetensors_file import file_problem, file_sha256, is_lfs_pointer, read_header
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _WEIGHTS = re.compile(
@@ -119,12 +118,6 @@ def weights_digest(path: Path, parts: tuple[str, ...]) -> str:
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
 
 
-def file_sha256(file: Path) -> str:
-    """The SHA-256 of a file; one that has not changed is read once in a process."""
-    stat = file.stat()
-    return _hash_once(str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-
 def _config_files(part: Path) -> list[Path]:
     if not part.is_dir():
         return []
@@ -165,10 +158,3 @@ def _link_weights(folder: Path, files: tuple[Path, ...]) -> None:
         (folder / name).symlink_to(file.resolve())
         index["weight_map"] |= dict.fromkeys(read_header(file), name)
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-
-
-@lru_cache(maxsize=1024)
-def _hash_once(name: str, size: int, mtime_ns: int, ctime_ns: int) -> str:
-    # Size and times are in the key so that a changed file is hashed again within one process.
-    with open(name, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

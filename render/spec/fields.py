@@ -35,6 +35,9 @@ class Shown:
     """What the default does, where the value does not say it."""
     long: bool = False
     """A sentence or more."""
+    late: bool = False
+    """Added after specs had been stored: left out wherever it has its default, so that they keep their
+    digests."""
     local: bool = False
     """Names a file or a model of the machine that it is given on, so no web page takes it."""
 

@@ -47,6 +47,8 @@ def beside(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(values)
     if isinstance(found.get("init"), str):
         found["init"] = str(file.parent / found["init"])
+    if isinstance(found.get("lora"), list):
+        found["lora"] = [str(file.parent / each) if isinstance(each, str) else each for each in found["lora"]]
     return found
 
 

@@ -23,6 +23,8 @@ from render.spec.fields import NO_FLAG, Filled, OneOf, Shown, SpecField, Text
 from render.spec.files import expand_size
 from render.spec.image_checks import KINDS, LARGEST_SIDE
 from render.spec.init_image import InitImage
+from render.spec.lora import EXAMPLE as LORA_EXAMPLE
+from render.spec.lora import Lora, check_once
 from render.spec.region_prompt import EXAMPLE as REGION_EXAMPLE
 from render.spec.region_prompt import RegionPrompt
 from render.spec.tile_set import EXAMPLE as TILE_EXAMPLE
@@ -120,6 +122,18 @@ class Spec(Checked):
         Field(description="The model: builtin, a local folder, or a hub id."),
         Shown(label="Model", group=MODEL),
     ] = "builtin"
+    lora: Annotated[
+        tuple[Lora, ...],
+        BeforeValidator(
+            _parts_of("lora", Lora.from_any, LORA_EXAMPLE), json_schema_input_type=list[str | Lora]
+        ),
+        Field(
+            description="LoRA on the model, FILE or FILE:WEIGHT: a safetensors file of diffusers, kohya or "
+            "ai-toolkit.",
+            examples=[[LORA_EXAMPLE]],
+        ),
+        Shown(label="LoRA", group=MODEL, default="none", local=True, late=True),
+    ] = ()
     refiner: Annotated[
         Filled | None,
         Field(description="A model that finishes what the model has begun: a folder, or a hub id."),
@@ -294,6 +308,7 @@ class Spec(Checked):
         if self.refiner is not None and self.steps * (1.0 - self.refiner_start) < 1.0 - 1e-9:
             fix = f"leaves the refiner none of {self.steps} steps; use more steps"
             raise BadInput("refiner_start", self.refiner_start, fix)
+        check_once(self.lora)
         if self.tile_set and self.wrap != "none":
             raise BadInput("wrap", self.wrap, "does not go with a tile set, whose labels decide it")
         if self.dilated and (self.wrap_y or self.wrap_x):
@@ -332,6 +347,16 @@ class Spec(Checked):
             init = InitImage.from_any(given["init"])
             given = init.canvas_size | given | {"init": init}
         return cls.from_values(given, "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Names and values, ready for JSON; fields that were added late are left out where they have their
+        default."""
+        late = {field.name: field.default for field in self.fields() if field.shown.late}
+        return {
+            name: value
+            for name, value in super().to_dict().items()
+            if name not in late or value != late[name]
+        }
 
     @classmethod
     @cache
@@ -372,6 +397,8 @@ class Spec(Checked):
         if self.init is not None:
             # The path does not touch a pixel.
             del document["init"]["path"]
+        for lora in document.get("lora", ()):
+            del lora["path"]
         return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     def digest(self, model_digest: str) -> str:

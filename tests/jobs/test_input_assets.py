@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from infra.store.local import LocalStore
 from jobs.db.submission import BatchItem
@@ -37,3 +39,15 @@ def test_a_missing_init_image_is_refused_before_anything_is_queued(tmp_path: Pat
     (tmp_path / "here.png").unlink()
     with pytest.raises(BadInput, match="cannot be read"):
         list(upload_inputs(items, LocalStore(tmp_path / "store")))
+
+
+def test_a_lora_travels_as_an_init_image_does(tmp_path: Path) -> None:
+    save_file({"unet.a.lora_A.weight": np.zeros(2, np.float32)}, tmp_path / "brand.safetensors")
+    spec = Spec.from_mapping({"prompt": "x", "lora": [f"{tmp_path / 'brand.safetensors'}:0.5"]})
+    images = LocalStore(tmp_path / "store")
+    list(upload_inputs([BatchItem(row=1, custom_id="a", spec=spec)], images))
+    (tmp_path / "brand.safetensors").unlink()
+    there = download_input(Spec.from_mapping(spec.to_dict()), images, tmp_path / "node")
+    assert there.digest("m") == spec.digest("m")
+    assert Path(there.lora[0].path).is_relative_to(tmp_path / "node")
+    assert Path(there.lora[0].path).is_file()

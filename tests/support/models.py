@@ -18,6 +18,7 @@ class ToyModel:
     """The `Adapter` protocol over two small convolutions; 8 px per latent."""
 
     prediction_type = "epsilon"
+    pipeline = None
 
     def __init__(self, native: int = 128, channels: int = 4) -> None:
         self.info = ModelInfo(

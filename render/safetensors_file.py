@@ -6,6 +6,7 @@ The format: 8 bytes with the header's length, the header in JSON, then the tenso
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from functools import lru_cache
@@ -68,11 +69,24 @@ def dtype_of(files: tuple[Path, ...]) -> str:
     return _DTYPES.get(most, "float32")
 
 
+def file_sha256(file: Path) -> str:
+    """The SHA-256 of any file; one that has not changed is read once in a process."""
+    stat = file.stat()
+    return _hash_once(str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
 def _header(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         header: dict[str, Any] = json.loads(stream.read(length))
     return header
+
+
+@lru_cache(maxsize=1024)
+def _hash_once(name: str, size: int, mtime_ns: int, ctime_ns: int) -> str:
+    # Size and times are in the key so that a changed file is hashed again within one process.
+    with open(name, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @lru_cache(maxsize=4096)

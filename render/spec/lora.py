@@ -1,0 +1,118 @@
+"""A LoRA on the model: a file and its weight. The file's bytes are part of the image's identity."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
+
+from render.errors import BadInput
+from render.safetensors_file import file_problem, file_sha256, read_header
+from render.spec.fields import Text, problem
+from render.spec.validation import CONFIG, Checked
+
+EXAMPLE = "brand.safetensors:0.8"
+LARGEST_WEIGHT = 10.0
+_UNSUPPORTED = {
+    "dora_scale": "is a DoRA in kohya's format, whose scales diffusers does not apply; use a plain LoRA",
+    "hada_w1": "is a LoHa (LyCORIS), which diffusers does not load; convert it to a plain LoRA",
+    "lokr_w": "is a LoKr (LyCORIS), which diffusers does not load; convert it to a plain LoRA",
+}
+_DOWN = re.compile(
+    r"attn2[._](?:processor[._])?to_k(?:_lora)?[._](?:lora[._])?(?:lora_down|down|lora_A).*weight$"
+)
+
+
+def _check_digest(text: str) -> str:
+    if len(text) != 64 or set(text) - set("0123456789abcdef"):
+        raise problem("is not a SHA-256 in hexadecimal; name the file instead")
+    return text
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Lora(Checked):
+    """A LoRA file, identified by its bytes: where it lies on this machine does not matter to a spec."""
+
+    part_of: ClassVar[str] = "lora"
+
+    path: Annotated[Text, Field(description="Where the file is on this machine.")]
+    digest: Annotated[str, AfterValidator(_check_digest), Field(description="SHA-256 of the file.")]
+    weight: Annotated[
+        float,
+        Field(ge=-LARGEST_WEIGHT, le=LARGEST_WEIGHT, description="How strongly it changes the model."),
+    ] = 1.0
+
+    @classmethod
+    def from_any(cls, value: Any) -> Self:
+        """From text as `FILE` or `FILE:WEIGHT`, or from names and values; a file is read then.
+
+        Raises `BadInput`.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            path, weight = _parsed(value)
+            return cls.open(path, weight)
+        if isinstance(value, dict) and "digest" not in value and isinstance(value.get("path"), str):
+            return cls.from_values(value | {"digest": cls.open(Path(value["path"])).digest}, "")
+        return cls.from_values(value, f"is not a file; write e.g. {EXAMPLE}")
+
+    @classmethod
+    def open(cls, path: Path, weight: float = 1.0) -> Self:
+        """Check a file's header. Raises `BadInput` for one that is not a LoRA, or not one that loads."""
+        try:
+            whole = path.is_file()
+        except OSError as exc:
+            raise BadInput("lora", str(path), f"cannot be read ({exc.strerror}); check the path") from exc
+        if not whole:
+            raise BadInput("lora", str(path), "is not a file on this machine; check the path")
+        if (damage := file_problem(path)) is not None:
+            raise BadInput("lora", str(path), f"is a file {damage}")
+        names = " ".join(read_header(path))
+        for part, fix in _UNSUPPORTED.items():
+            if part in names:
+                raise BadInput("lora", str(path), fix)
+        if "lora" not in names.lower():
+            raise BadInput("lora", str(path), "has no LoRA weights; use --model for a whole model")
+        return cls(path=str(path), digest=file_sha256(path), weight=weight)
+
+    @property
+    def bytes(self) -> int:
+        """The size of the file on this machine."""
+        return Path(self.path).stat().st_size
+
+    @property
+    def text_width(self) -> int | None:
+        """The width of the text states that it was trained for, read from its file; None if it does not
+        tell."""
+        for name, tensor in read_header(Path(self.path)).items():
+            if _DOWN.search(name) and len(tensor["shape"]) == 2:
+                return int(tensor["shape"][1])
+        return None
+
+
+def check_once(loras: Sequence[Lora]) -> None:
+    """Raise `BadInput` for a file that is given twice."""
+    digests = [each.digest for each in loras]
+    for lora in loras:
+        if digests.count(lora.digest) > 1:
+            raise BadInput("lora", lora.path, "is given twice; add up its weights and give it once")
+
+
+def _parsed(text: str) -> tuple[Path, float]:
+    path, colon, tail = text.rpartition(":")
+    try:
+        weight = float(tail)
+    except ValueError:
+        return Path(text).expanduser(), 1.0
+    if not colon or Path(text).is_file():
+        return Path(text).expanduser(), 1.0
+    if not math.isfinite(weight) or abs(weight) > LARGEST_WEIGHT:
+        fix = f"has a weight that is not from {-LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}"
+        raise BadInput("lora", text, fix)
+    return Path(path).expanduser(), weight
