@@ -173,7 +173,10 @@ class Preparation:
             self.twin_count += 1
             if len(self.twins) < _SHOWN_TWINS:
                 self.twins.append((item.custom_id, first))
-        assets = (None if item.spec.init is None else item.spec.init.digest, *(x.digest for x in item.spec.lora))
+        assets = (
+            None if item.spec.init is None else item.spec.init.digest,
+            *(x.digest for x in item.spec.lora),
+        )
         if any(assets) and assets not in self._images:
             self._images.add(assets)
             self.with_images.append(item)
