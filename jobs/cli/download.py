@@ -10,11 +10,11 @@ from rich.progress import Progress
 
 from infra.settings import read_settings
 from infra.store.local import LocalStore
-from infra.store.open import open_store
 from jobs.cli.help import examples
 from jobs.cli.terminal import print_json, print_line
 from jobs.download import download
 from jobs.formatting import plural, size
+from jobs.image_source import open_image
 from jobs.image_store import READ_PATIENCE_S, published_image
 
 
@@ -25,12 +25,12 @@ from jobs.image_store import READ_PATIENCE_S, published_image
 def download_command(image: str, folder: Path, as_json: bool) -> None:
     """Copy an image with all its tiles into a new folder.
 
-    IMAGE is s3://bucket/prefix or a folder. Every tile is checked against the manifest. Running the same
-    command again resumes an interrupted download.
+    IMAGE is s3://bucket/prefix, a folder or a job's id. Every tile is checked against the manifest. Running
+    the same command again resumes an interrupted download.
     """
     settings = read_settings({})
-    manifest = published_image(open_store(image, settings, field="image"))
-    store = open_store(image, settings, patience_s=READ_PATIENCE_S)
+    manifest = published_image(open_image(image, settings))
+    store = open_image(image, settings, patience_s=READ_PATIENCE_S)
     with Progress(transient=True, disable=as_json, console=Console(stderr=True)) as progress:
         task = progress.add_task("downloading", total=None)
         fetched = download(

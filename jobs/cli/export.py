@@ -1,4 +1,4 @@
-"""`chorale export`: write an image as one file."""
+"""`chorale export`: write an image as one file, or the images of a batch as files for a channel."""
 
 from __future__ import annotations
 
@@ -7,55 +7,134 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from infra.settings import read_settings
+from infra.settings import Settings, read_settings
 from infra.store.base import Store
 from infra.store.local import LocalStore
-from infra.store.open import open_store
 from jobs.cli.help import examples
-from jobs.cli.terminal import print_line
+from jobs.cli.terminal import print_json, print_line, print_table
 from jobs.download import fetch_tiles
+from jobs.errors import FAILED
 from jobs.formatting import size
+from jobs.image_source import open_image
 from jobs.image_store import READ_PATIENCE_S, published_image
-from render.errors import BadInput
+from jobs.renditions.channel import FORMATS, known_channels
+from jobs.renditions.options import read_wanted
 from render.output.export import export_image, export_targets
 
 
 @click.command(
     epilog=examples(
         "chorale export out/vase vase.tif",
-        "chorale export s3://studio/vase vase.png",
         "chorale export out/shelf 'shelf-{tile}.png'",
+        "chorale export 8c1f00aa3b5271de vase.jpg --size 2000x2000 --max-bytes 2MB --background white",
+        "chorale export --batch 8c1f00aa3b52 'out/{base_id}_{n}.webp' --size 1200x1200",
+        "chorale export --batch 8c1f00aa3b52 out/ --channel amazon --report out/amazon.jsonl",
     )
 )
-@click.argument("image")
-@click.argument("target", type=click.Path(path_type=Path))
-@click.option("--quality", default=90, show_default=True, help="Quality of .jpg and .webp, 1 to 100.")
-@click.option("--force", is_flag=True, help="Overwrite the target.")
-def export(image: str, target: Path, quality: int, force: bool) -> None:
+@click.argument("image", required=False)
+@click.argument("target", required=False)
+@click.option("--batch", default=None, help="Export the finished images of this batch instead of one IMAGE.")
+@click.option("--channel", default=None, help="Size, format, name and rules of a channel, or a .yaml file.")
+@click.option("--channels", "list_channels", is_flag=True, help="List the channels, and export nothing.")
+@click.option("--size", default=None, help="WIDTHxHEIGHT in pixels. [the image's own]")
+@click.option("--fit", type=click.Choice(("pad", "crop", "inside")), help="How another shape is made. [pad]")
+@click.option("--format", type=click.Choice(FORMATS), help="Format. [by the ending of TARGET]")
+@click.option(
+    "--quality", type=click.IntRange(1, 100), help="Quality of .jpg and .webp. [90, or the channel's]"
+)
+@click.option(
+    "--max-bytes", default=None, help="Largest file, e.g. 2MB; the quality is lowered until it fits."
+)
+@click.option(
+    "--background", default=None, help="Color behind padding and transparency, e.g. white or #e6e6e6."
+)
+@click.option("--dpi", type=click.IntRange(1, 10_000), help="Resolution that the file names. [72]")
+@click.option(
+    "--report", type=click.Path(path_type=Path), help="Write one JSON line for each file and its rules."
+)
+@click.option("--force", is_flag=True, help="Overwrite files that exist.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+@click.pass_context
+def export(
+    context: click.Context,
+    /,
+    image: str | None,
+    target: str | None,
+    batch: str | None,
+    list_channels: bool,
+    as_json: bool,
+    force: bool,
+    report: Path | None,
+    quality: int | None,
+    **options: Any,
+) -> None:
     """Write an image as one .png, .tif (pyramidal BigTIFF), .webp or .jpg file.
 
-    IMAGE is a folder or s3://bucket/prefix. Tiles of a bucket are downloaded into a temporary folder next
-    to TARGET. Memory use does not grow with the image. If TARGET contains {tile}, each tile of a tile set
-    becomes a file named after it.
+    IMAGE is a folder, s3://bucket/prefix or a job's id. At full size and without a channel, memory use does
+    not grow with the image, and {tile} in TARGET writes each tile of a tile set as a file named after it.
+
+    With --batch, TARGET is a template with {custom_id}; {base_id} and {n}, the id in the batch's file and the
+    number of the image among those of that row; {row}, {job}, {seed} or {channel}. With --channel it may be a
+    folder. Each rule of the channel is measured in the finished file; exit code 3: a file breaks a rule.
     """
-    if not 1 <= quality <= 100:
-        raise BadInput("quality", quality, "is not from 1 to 100; use e.g. 90")
+    if list_channels:
+        _print_channels(as_json)
+        return
+    if batch is not None:
+        # With --batch there is only one argument, the template.
+        if image is None or target is not None:
+            raise click.UsageError("Give --batch ID and one TARGET")
+        target = image
+    elif image is None or target is None:
+        raise click.UsageError("Give an IMAGE and a TARGET, or --batch ID and a TARGET")
     settings = read_settings({})
-    store = open_store(image, settings, field="image")
+    if batch is None and all(value is None for value in options.values()):
+        assert image is not None, "checked above"
+        _export_whole(image, Path(target), quality or 90, force, settings, as_json)
+        return
+    # A folder at full size needs no farm, and its libraries take longer to import.
+    from jobs.cli.export_renditions import export_batch, export_one, print_files
+
+    wanted = read_wanted(target, quality=quality, **options)
+    if batch is None:
+        assert image is not None, "checked above"
+        files = export_one(image, target, wanted, force, settings)
+    else:
+        files = export_batch(batch, target, wanted, force, settings)
+    print_files(files, report, as_json)
+    if any(not made.passes for made in files.made):
+        context.exit(FAILED)
+
+
+def _print_channels(as_json: bool) -> None:
+    channels = known_channels()
+    if as_json:
+        print_json({"channels": [channel.model_dump(mode="json") for channel in channels]})
+        return
+    rows = [(each.name, each.title, each.source, each.checked) for each in channels]
+    print_table("channels", ("name", "title", "rules published at", "read on"), rows)
+
+
+def _export_whole(
+    image: str, target: Path, quality: int, force: bool, settings: Settings, as_json: bool
+) -> None:
+    """At full size; libvips streams the tiles into the file."""
+    store = open_image(image, settings)
     manifest = published_image(store)
     targets = export_targets(manifest, target, force)
     with (
-        Progress(transient=True, console=Console(stderr=True)) as progress,
+        Progress(transient=True, disable=as_json, console=Console(stderr=True)) as progress,
         _local_tiles(store, target) as local,
     ):
         if local is not store:
             task = progress.add_task("downloading", total=None)
-            retrying = open_store(image, settings, patience_s=READ_PATIENCE_S)
+            retrying = open_image(image, settings, patience_s=READ_PATIENCE_S)
             fetch_tiles(
                 retrying,
                 manifest,
@@ -69,6 +148,9 @@ def export(image: str, target: Path, quality: int, force: bool) -> None:
             export_image(
                 local.folder, manifest, each, part=part, quality=quality, force=force, on_progress=done
             )
+    if as_json:
+        print_json({"files": [{"file": str(each), "bytes": each.stat().st_size} for each in targets]})
+        return
     for each in targets:
         print_line(f"{each} ({size(each.stat().st_size)})")
 

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from infra.settings import read_settings
-from infra.store.open import open_store
 from jobs.cli.help import examples
 from jobs.cli.terminal import print_json, print_line
 from jobs.errors import FAILED
 from jobs.formatting import plural
+from jobs.image_source import open_image
 from jobs.image_store import READ_PATIENCE_S, published_image
 from render.output.verify import verify_image
 
@@ -25,11 +25,11 @@ from render.output.verify import verify_image
 def verify(context: click.Context, image: str, as_json: bool) -> None:
     """Check every tile of an image against its manifest. Exit code 3: missing, altered or extra tiles.
 
-    IMAGE is a folder or s3://bucket/prefix.
+    IMAGE is a folder, s3://bucket/prefix or a job's id.
     """
     settings = read_settings({})
-    manifest = published_image(open_store(image, settings, field="image"))
-    store = open_store(image, settings, patience_s=READ_PATIENCE_S)
+    manifest = published_image(open_image(image, settings))
+    store = open_image(image, settings, patience_s=READ_PATIENCE_S)
     with Progress(transient=True, disable=as_json, console=Console(stderr=True)) as progress:
         task = progress.add_task("verifying", total=None)
         report = verify_image(

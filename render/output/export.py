@@ -65,7 +65,7 @@ def export_image(
     _check_target(target, part, force)
     import pyvips
 
-    image = _joined(folder, manifest, part, pyvips)
+    image = joined_image(folder, manifest, part)
     parameters = json.dumps(manifest.spec, sort_keys=True, ensure_ascii=False)
     image.set_type(pyvips.GValue.blob_type, "xmp-data", xmp(parameters))
     image.set_type(pyvips.GValue.blob_type, "icc-profile-data", srgb_profile())
@@ -100,7 +100,13 @@ def _check_target(target: Path, part: Part, force: bool) -> None:
         raise BadInput("target", str(target), "exists; use --force to replace it")
 
 
-def _joined(folder: Path, manifest: Manifest, part: Part, pyvips: Any) -> Any:
+def joined_image(folder: Path, manifest: Manifest, part: Part) -> Any:
+    """A part of a published image at full resolution as a `pyvips.Image` that reads its tiles on demand.
+
+    Raises `BadInput` for a folder without all tiles.
+    """
+    import pyvips
+
     width, height = manifest.levels[-1]
     if part[0] + part[2] > width or part[1] + part[3] > height:
         raise BadInput("folder", str(folder), "has a damaged manifest.json; render the image again")

@@ -1,0 +1,168 @@
+"""The renditions of a batch's finished images: named before anything is written, made by several threads."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, select
+
+from infra.store.base import Store
+from infra.store.local import LocalStore
+from jobs.db.folders import FINISHED_FOLDER
+from jobs.db.tables import batches, entries, jobs
+from jobs.download import fetch_tiles
+from jobs.image_store import published_image
+from jobs.renditions.channel import ENDINGS, Rendition, Rules
+from jobs.renditions.check import RuleResult, check_rendition
+from jobs.renditions.maker import make_rendition
+from jobs.renditions.names import FIELDS, check_unique, file_name
+from render.errors import BadInput
+from render.output.export import joined_image
+
+_FURTHER = re.compile(r"(-[sv][0-9]+)+$")
+"""How a submission names further seeds and variations of a row."""
+_CONTENT_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "tiff": "image/tiff"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchImage:
+    """A finished image, of a batch or on its own."""
+
+    row: int
+    custom_id: str
+    base_id: str
+    """The custom_id of its row in the file: without the `-s2` or `-v2` of a further seed or variation."""
+    n: int
+    """Its number among the images of one base_id, from 1."""
+    job: str
+    seed: int
+    folder: str = ""
+    """In the farm's store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A rendition that was written."""
+
+    image: BatchImage
+    file: Path
+    bytes: int
+    results: list[RuleResult]
+
+    @property
+    def passes(self) -> bool:
+        """Whether it keeps all rules of its channel."""
+        return all(result.passes for result in self.results)
+
+
+def finished_images(connection: Connection, batch: str) -> tuple[list[BatchImage], int]:
+    """The finished images of a batch by row, and how many of its rows have none. Raises `BadInput`."""
+    if connection.execute(select(batches.c.id).where(batches.c.id == batch)).first() is None:
+        raise BadInput("batch", batch, "is unknown; chorale batches shows the known ones")
+    columns = (jobs.c.id, jobs.c.state, jobs.c.spec["seed"].as_string().label("seed"))
+    statement = (
+        select(entries.c.row, entries.c.custom_id, *columns, FINISHED_FOLDER.label("folder"))
+        .join(jobs, jobs.c.id == entries.c.job)
+        .where(entries.c.batch == batch)
+        .order_by(entries.c.row)
+    )
+    rows = list(connection.execute(statement))
+    known = {row.custom_id for row in rows}
+    found, counts, missing = [], Counter[str](), 0
+    for row in rows:
+        base = _FURTHER.sub("", row.custom_id)
+        base = base if base in known else row.custom_id
+        counts[base] += 1
+        if row.state != "done":
+            missing += 1
+            continue
+        found.append(
+            BatchImage(
+                row=row.row,
+                custom_id=row.custom_id,
+                base_id=base,
+                n=counts[base],
+                job=row.id,
+                seed=int(row.seed or 0),
+                folder=row.folder,
+            )
+        )
+    return found, missing
+
+
+def name_files(
+    images: Sequence[BatchImage], template: str, wanted: Rendition, channel: str, force: bool
+) -> dict[Path, BatchImage]:
+    """The file of each image. Raises `BadInput` for two images with one file, and for files that exist."""
+    taken: dict[Path, str] = {}
+    targets: dict[Path, BatchImage] = {}
+    ending = f".{ENDINGS[wanted.format]}"
+    for image in images:
+        values = {name: getattr(image, name) for name in FIELDS if name != "channel"}
+        target = Path(file_name(template, values | {"channel": channel}))
+        if target.suffix.lower() not in (
+            ending,
+            ending.replace("jpg", "jpeg"),
+            ending.replace("tif", "tiff"),
+        ):
+            target = target.with_name(target.name + ending)
+        check_unique(taken, Path(str(target).casefold()), image.custom_id)
+        taken[Path(str(target).casefold())] = image.custom_id
+        targets[target] = image
+    existing = [target for target in targets if target.exists()]
+    if existing and not force:
+        problem = f"exists, and {len(existing) - 1} more do; use --force to replace them"
+        if len(existing) == 1:
+            problem = "exists; use --force to replace it"
+        raise BadInput("target", str(existing[0]), problem)
+    return targets
+
+
+def make_all(
+    targets: dict[Path, BatchImage],
+    store_of: Callable[[BatchImage], Store],
+    wanted: Rendition,
+    rules: Rules,
+    on_done: Callable[[Made], None],
+) -> None:
+    """Make every file, from the image in the store that `store_of` gives. Files are whole or not there."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        work = [
+            pool.submit(_make, file, image, store_of(image), wanted, rules) for file, image in targets.items()
+        ]
+        try:
+            for future in work:
+                on_done(future.result())
+        finally:
+            for future in work:
+                future.cancel()
+
+
+def _make(file: Path, image: BatchImage, found: Store, wanted: Rendition, rules: Rules) -> Made:
+    with _tiles(found) as (folder, store):
+        manifest = published_image(store)
+        source = joined_image(folder, manifest, (0, 0, manifest.width, manifest.height))
+        data = make_rendition(source, wanted)
+    LocalStore(file.parent).put(file.name, data, _CONTENT_TYPES[wanted.format])
+    results = check_rendition(data, rules, (manifest.width, manifest.height))
+    return Made(image=image, file=file, bytes=len(data), results=results)
+
+
+@contextmanager
+def _tiles(store: Store) -> Iterator[tuple[Path, Store]]:
+    """A local folder with the image's tiles of full size, and the store that has its manifest."""
+    if isinstance(store, LocalStore):
+        yield store.folder, store
+        return
+    with tempfile.TemporaryDirectory(prefix="chorale-") as name:
+        local, manifest = LocalStore(Path(name)), published_image(store)
+        fetch_tiles(store, manifest, manifest.full_level_keys(), local, lambda done, total: None)
+        yield local.folder, store
