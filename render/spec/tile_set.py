@@ -158,38 +158,72 @@ def _join(first: str, second: str) -> bool:
 
 
 class _Search:
-    """Backtracking, cell by cell; the first tiles are tried first."""
+    """Backtracking, cell by cell; the first tiles are tried first.
+
+    Sets of tiles are the bits of one number, so that the tiles that fit a cell are a few operations away.
+    """
 
     def __init__(self, tiles: tuple[SetTile, ...], rows: int, cols: int) -> None:
         self._tiles, self._rows, self._cols = tiles, rows, cols
-        self._placed: list[SetTile] = []
+        self._right_of, self._left_of = self._that_join("right"), self._that_join("left")
+        self._below, self._above = self._that_join("bottom"), self._that_join("top")
+        self._placed: list[int] = []
+        self._free = (1 << len(tiles)) - 1
         self._tries = 0
 
     def run(self) -> list[SetTile] | None:
-        return self._placed if self._place_next() else None
+        return [self._tiles[number] for number in self._placed] if self._place_next() else None
+
+    def _that_join(self, side: str) -> list[int]:
+        """Per tile, the tiles whose opposite side may meet this side of it."""
+        bits: dict[str, int] = {}
+        for number, tile in enumerate(self._tiles):
+            label = getattr(tile, _OPPOSITE[side])
+            bits[label] = bits.get(label, 0) | 1 << number
+        every = (1 << len(self._tiles)) - 1
+        labels = (getattr(tile, side) for tile in self._tiles)
+        return [bits.get(label, 0) | bits.get("", 0) if label else every for label in labels]
 
     def _place_next(self) -> bool:
         if len(self._placed) == len(self._tiles):
             return True
-        for tile in self._tiles:
-            self._tries += 1
-            if tile in self._placed or not self._fits(tile):
-                continue
-            self._placed.append(tile)
+        fitting, tried = self._fitting(), 0
+        while fitting:
+            number = (fitting & -fitting).bit_length() - 1
+            fitting &= fitting - 1
+            # Those in between were looked at too: the limit decides which layout a set has.
+            self._tries += number + 1 - tried
+            tried = number + 1
+            self._placed.append(number)
+            self._free ^= 1 << number
             if self._place_next():
                 return True
-            self._placed.pop()
+            self._free ^= 1 << self._placed.pop()
             if self._tries > _MOST_TRIES:
-                break
+                return False
+        self._tries += len(self._tiles) - tried
         return False
 
-    def _fits(self, tile: SetTile) -> bool:
-        """Whether it fits the next cell; the last cells of a row and of a column meet the first ones too."""
+    def _fitting(self) -> int:
+        """The free tiles that fit the next cell; the last cells of a row and of a column meet the first ones
+        too."""
         row, col = divmod(len(self._placed), self._cols)
-        placed = [*self._placed, tile]
-        return (
-            (col == 0 or _join(placed[-2].right, tile.left))
-            and (row == 0 or _join(placed[-1 - self._cols].bottom, tile.top))
-            and (col < self._cols - 1 or _join(tile.right, placed[row * self._cols].left))
-            and (row < self._rows - 1 or _join(tile.bottom, placed[col].top))
+        found = self._free
+        if col:
+            found &= self._right_of[self._placed[-1]]
+        if row:
+            found &= self._below[self._placed[-self._cols]]
+        if col == self._cols - 1:
+            # The only tile of a row meets itself.
+            found &= self._left_of[self._placed[row * self._cols]] if col else self._alone("left", "right")
+        if row == self._rows - 1:
+            found &= self._above[self._placed[col]] if row else self._alone("top", "bottom")
+        return found
+
+    def _alone(self, side: str, other: str) -> int:
+        """The tiles whose own opposite sides may meet."""
+        return sum(
+            1 << number
+            for number, tile in enumerate(self._tiles)
+            if _join(getattr(tile, side), getattr(tile, other))
         )
