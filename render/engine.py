@@ -13,6 +13,7 @@ from safetensors.torch import save
 from render.canvas import Canvas, LatentRegion
 from render.denoise.checkpoint import KEY as CHECKPOINT
 from render.denoise.checkpoint import CheckpointManager, ControlFlag
+from render.denoise.checkpoint_fit import misfit
 from render.denoise.stage_loop import Regroup, StageLoop, StageState, StepTimes
 from render.denoise.stage_models import assign_models
 from render.denoise.upscaling import (
@@ -99,7 +100,7 @@ def render_latents(
     models = assign_models(spec, [each.stage for each in plan.stages], adapter, refiner)
     seconds = {"model": 0.0, "wait": 0.0, "fuse": 0.0, "enlarge": 0.0}
     done: Denoised | None = None
-    found = None if checkpoints is None else checkpoints.restore(group)
+    found = None if checkpoints is None else checkpoints.restore(group, partial(misfit, plan=plan))
     for planned in plan.stages[0 if found is None else found.stage :]:
         group = group if done is None else done.group
         # The group may have changed its size in the stage before.

@@ -19,6 +19,8 @@ Each maps to one exit code of the command line, listed in `EXIT_CODES`.
 
 from __future__ import annotations
 
+import reprlib
+
 
 class RenderError(Exception):
     """Root of the engine's errors. Its text is one sentence for the user."""
@@ -115,8 +117,22 @@ def _sentence(field: str, value: object, fix: str) -> str:
 
 def _short(value: object, limit: int = 80) -> str:
     try:
-        text = repr(value)
+        text = _REPR.repr(value)
+        # Half a surrogate pair, of an argument that is no UTF-8, has no bytes: no terminal takes it.
+        text = text.encode(errors="backslashreplace").decode()
     except (ValueError, RecursionError):
         # A number of thousands of digits, or lists nested too deeply.
         return f"this {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _bounded_repr() -> reprlib.Repr:
+    """Writes the beginning of a value: lists may hold each other, and be far longer written than they are."""
+    found = reprlib.Repr()
+    found.maxlevel = 4
+    found.maxlist = found.maxtuple = found.maxdict = found.maxset = found.maxfrozenset = found.maxdeque = 20
+    found.maxstring = found.maxlong = found.maxother = 200
+    return found
+
+
+_REPR = _bounded_repr()

@@ -1,18 +1,21 @@
 """Checkpoints: the canvas between two steps, from which any number of ranks continues to the same bits.
 
 The state of the guidance hooks is saved with it. Only the newest checkpoint is kept, under one key of the
-image's sink, so it is there as a whole or not at all.
+image's sink, so it is there as a whole or not at all. One that cannot be continued from is told of in the
+log, and the image begins anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntFlag
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,7 +30,10 @@ from render.plan.geometry import Rect
 from render.plan.topology import Topology
 from render.sink import CHECKPOINT, Sink
 
+_log = logging.getLogger(__name__)
 KEY = CHECKPOINT
+_NAMES_BEFORE_SEALS = {"identity", "stage", "step", "heard", "anchored", "sha256"}
+"""What version 0.2.0 and earlier ones wrote; their checksum covers the tensors alone."""
 _EMPTY_AREA = Rect(y=0, x=0, height=0, width=0)
 _NO_STATE = torch.empty(0, dtype=torch.float16)
 
@@ -48,7 +54,7 @@ class Checkpoint:
     canvas: Canvas
 
     def pack(self, identity: str) -> bytes:
-        """As safetensors, with an identity (see `identity_of`) and a checksum."""
+        """As safetensors, with an identity (see `identity_of`) and a checksum of everything."""
         planes = self.canvas.planes.contiguous()
         state = _NO_STATE if self.canvas.hook_state is None else self.canvas.hook_state.contiguous()
         # The names in the file are those of version 0.1, so that its checkpoints can be read: `heard` is the
@@ -59,26 +65,44 @@ class Checkpoint:
             "step": self.canvas.step,
             "heard": self.canvas.history,
             "anchored": self.canvas.has_reference,
+            # Of the tensors: version 0.1, which reads this file after a downgrade, checks it.
             "sha256": _checksum(planes, state),
         }
+        info["seal"] = _seal(info, planes, state)
         return save({"planes": planes, "said": state}, metadata={"chorale": json.dumps(info)})
 
     @classmethod
-    def unpack(cls, data: bytes, identity: str) -> Checkpoint | None:
-        """The inverse of `pack`. None for a checkpoint of another identity, and for a damaged one."""
+    def unpack(cls, data: bytes, identity: str) -> Checkpoint:
+        """The inverse of `pack`.
+
+        Raises `CheckpointUnusable` for a checkpoint of another identity, for a damaged one, and for one whose
+        values belong to no canvas.
+        """
         try:
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            info = json.loads(header["__metadata__"]["chorale"])
+            info = json.loads(_header(data)["__metadata__"]["chorale"])
             tensors = load(data)
             planes, state = tensors["planes"], tensors["said"]
-            stage, step, history = (int(info[name]) for name in ("stage", "step", "heard"))
-            has_reference = bool(info["anchored"])
-        except (ValueError, KeyError, TypeError, SafetensorError):
-            return None
-        if not same_numerics(info.get("identity"), identity):
-            return None
-        if info.get("sha256") != _checksum(planes, state):
-            return None
+            found = info["identity"], info["sha256"], info["stage"], info["step"], info["heard"]
+            has_reference = info["anchored"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as exc:
+            raise CheckpointUnusable(f"it is damaged ({type(exc).__name__})") from exc
+        owner, checksum, stage, step, history = found
+        if not isinstance(owner, str) or not same_numerics(owner, identity):
+            raise CheckpointUnusable("it was made by another version, device kind or spec")
+        whole = checksum == _checksum(planes, state)
+        sealed = set(info) != _NAMES_BEFORE_SEALS
+        if not whole or (sealed and info.get("seal") != _seal(info, planes, state)):
+            raise CheckpointUnusable("its checksum is wrong")
+        numbers = all(type(each) is int and each >= 0 for each in (stage, step, history))
+        if not numbers or type(has_reference) is not bool:
+            raise CheckpointUnusable("its values are of no canvas")
+        if (
+            planes.ndim != 4
+            or planes.dtype != torch.float32
+            or state.ndim != 1
+            or state.dtype != torch.float16
+        ):
+            raise CheckpointUnusable("its tensors are of no canvas")
         canvas = Canvas(
             step=step,
             planes=planes,
@@ -88,6 +112,10 @@ class Checkpoint:
             hook_state=state,
         )
         return cls(stage=stage, canvas=canvas)
+
+
+class CheckpointUnusable(ValueError):
+    """A checkpoint that cannot be continued from; the text says why."""
 
 
 def identity_of(digest: str, device: torch.device) -> str:
@@ -147,9 +175,12 @@ class CheckpointManager:
             self._pending = self._pool.submit(self._save, Checkpoint(stage=stage, canvas=canvas))
             self._last = time.monotonic()
 
-    def restore(self, group: Group) -> RestoredCheckpoint | None:
-        """The checkpoint to continue from, the same on all ranks. All ranks call it; only rank 0 reads."""
-        checkpoint = self._read() if group.rank == 0 else None
+    def restore(self, group: Group, fits: Fits = lambda checkpoint: None) -> RestoredCheckpoint | None:
+        """The checkpoint to continue from, the same on all ranks. All ranks call it; only rank 0 reads.
+
+        `fits` says why a checkpoint is not one of this image; None for one that is.
+        """
+        checkpoint = self._read(fits) if group.rank == 0 else None
         header = b""
         if checkpoint is not None:
             canvas = checkpoint.canvas
@@ -183,10 +214,18 @@ class CheckpointManager:
         seconds = time.monotonic() - started
         self._on_save(SaveResult(checkpoint=checkpoint, bytes=saved, seconds=seconds, error=error))
 
-    def _read(self) -> Checkpoint | None:
+    def _read(self, fits: Fits) -> Checkpoint | None:
         if self._sink.size(KEY) is None:
             return None
-        return Checkpoint.unpack(self._sink.get(KEY), self.identity)
+        try:
+            checkpoint = Checkpoint.unpack(self._sink.get(KEY), self.identity)
+            problem = fits(checkpoint)
+        except CheckpointUnusable as exc:
+            problem = str(exc)
+        if problem is None:
+            return checkpoint
+        _log.warning("the checkpoint cannot be continued from, so the image begins anew: %s", problem)
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +274,22 @@ class RestoredCheckpoint:
         return self.checkpoint.canvas.planes.flatten(0, 1)[number].to(device)
 
 
+Fits = Callable[[Checkpoint], str | None]
+
+
+def _header(data: bytes) -> Any:
+    """The header of a safetensors file: its length in 8 bytes, then JSON."""
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+
+
 def _checksum(planes: Tensor, state: Tensor) -> str:
-    digest = hashlib.sha256(planes.contiguous().numpy().tobytes())
-    digest.update(state.numpy().tobytes())
+    digest = hashlib.sha256(planes.contiguous().view(torch.uint8).numpy().tobytes())
+    digest.update(state.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _seal(info: Mapping[str, Any], planes: Tensor, state: Tensor) -> str:
+    """A checksum of everything that a checkpoint says, the tensors' by their own and by their shapes."""
+    values = {name: value for name, value in info.items() if name != "seal"}
+    tensors = [[str(each.dtype), list(each.shape)] for each in (planes, state)]
+    return hashlib.sha256(json.dumps([values, tensors], sort_keys=True).encode()).hexdigest()

@@ -71,16 +71,7 @@ class Axis:
         """First latent of each window when the grid is moved back by `offset`, 0 <= offset < offsets."""
         if not 0 <= offset < self.offsets:
             raise ValueError(f"offset {offset} is not below {self.offsets}")
-        if self.wraps:
-            return tuple(row * self.length // self.count - offset for row in range(self.count))
-        last = self.length - self.window
-        if self.count == 1:
-            return (0,)
-        if not self.moving:
-            return tuple(row * last // (self.count - 1) for row in range(self.count))
-        span = self.length - self.overlap
-        nominal = (row * span // (self.count - 1) - offset for row in range(self.count))
-        return tuple(min(max(start, 0), last) for start in nominal)
+        return _starts(self, offset)
 
     @cached_property
     def cell_bounds(self) -> tuple[int, ...]:
@@ -122,6 +113,21 @@ class Axis:
         successors), then all are divided by their sum.
         """
         return _weights(self, offset)
+
+
+# Every window of a canvas asks for its own start.
+@lru_cache(maxsize=256)
+def _starts(axis: Axis, offset: int) -> tuple[int, ...]:
+    if axis.wraps:
+        return tuple(row * axis.length // axis.count - offset for row in range(axis.count))
+    last = axis.length - axis.window
+    if axis.count == 1:
+        return (0,)
+    if not axis.moving:
+        return tuple(row * last // (axis.count - 1) for row in range(axis.count))
+    span = axis.length - axis.overlap
+    nominal = (row * span // (axis.count - 1) - offset for row in range(axis.count))
+    return tuple(min(max(start, 0), last) for start in nominal)
 
 
 @lru_cache(maxsize=64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 from render.errors import BadInput
 from render.model_info import ModelInfo
@@ -37,6 +38,12 @@ PAIRED_LATENTS = 2 * 64
 """A window of a multiple of so many latents has an even number of cells in a network's deepest layer. A
 matrix product rounds the last of an odd number of rows differently, and which window is last depends on the
 ranks: so windows of other shapes are evaluated one by one or in even numbers."""
+MAX_WINDOWS = 1 << 16
+"""Windows of a stage, region prompts included. Planning deals out each of them: some seconds for so many."""
+MAX_REGIONS = 256
+"""Region prompts of an image; each is a layer of windows of its own."""
+MAX_LATENTS = 1 << 26
+"""Latents of a canvas: 65536x65536 pixels of a model with 8 pixels per latent."""
 COUNTED_RANKS = (1, 2, 4, 8)
 """Numbers of ranks that a batch is chosen for, even in the first, smallest stage."""
 
@@ -100,8 +107,8 @@ def make_stages(spec: Spec, info: ModelInfo) -> tuple[Stage, ...]:
     below, so its composition is kept. An init image that keeps its size is repainted from the native size
     upwards, since the windows of a large image see too little of it to agree on something new.
 
-    Raises `BadInput` when the spec needs what the model cannot do, and for an image that wraps and is too
-    short for its windows.
+    Raises `BadInput` when the spec needs what the model cannot do, for an image that wraps and is too
+    short for its windows, and for one of more than `MAX_LATENTS` or `MAX_WINDOWS`.
     """
     if spec.cross_attention and not info.token_width:
         raise BadInput(
@@ -119,6 +126,7 @@ def make_stages(spec: Spec, info: ModelInfo) -> tuple[Stage, ...]:
     _check_closes("height", spec.height, spec.wrap_y, info)
     _check_closes("width", spec.width, spec.wrap_x, info)
     sizes = _sizes(spec, info)
+    _check_cost(spec, info)
     if spec.tile_set_layout is not None:
         for name, parts, lengths in zip(
             ("width", "height"),
@@ -160,6 +168,38 @@ def _check_closes(name: str, pixels: int, wraps: bool, info: ModelInfo) -> None:
             f"is too short to wrap for a model of {info.native_size} px; use a multiple of 8 from {least} px "
             f"on, or do not wrap it",
         )
+
+
+def _check_cost(spec: Spec, info: ModelInfo) -> None:
+    """Refuse what would take very long to plan, before anything is planned."""
+    height, width = spec.height // info.scale_factor, spec.width // info.scale_factor
+    native = info.native_size // info.scale_factor
+    grid = _grid(height, width, native, spec.blend == "shift", (spec.wrap_y, spec.wrap_x))
+    share = min(MAX_LATENTS / (height * width), MAX_WINDOWS / grid.windows)
+    if share < 1:
+        side = max(("width", spec.width), ("height", spec.height), key=itemgetter(1))
+        made = f"makes an image of {spec.width}x{spec.height} px, {height * width:,} latents and"
+        limit = (
+            f"{grid.windows:,} windows of this model, above the limit of {MAX_LATENTS:,} or {MAX_WINDOWS:,}"
+        )
+        raise BadInput(*side, f"{made} {limit}; use e.g. {_smaller(spec, share)}")
+    if len(spec.boxes) > MAX_REGIONS:
+        raise BadInput("boxes", len(spec.boxes), f"regions are too many; use at most {MAX_REGIONS}")
+    windows = grid.windows + sum(patch.grid.windows for patch in _patches(spec, height, width, native))
+    if windows > MAX_WINDOWS:
+        fix = (
+            f"regions make {windows:,} windows, above the limit of {MAX_WINDOWS:,}; use fewer or smaller ones"
+        )
+        raise BadInput("boxes", len(spec.boxes), fix)
+
+
+def _smaller(spec: Spec, share: float) -> str:
+    """A size that keeps to a limit of so much of the area."""
+    # A little less than the share, since windows come in whole rows.
+    width, height = (
+        max(8, int(side * math.sqrt(0.9 * share)) // 8 * 8) for side in (spec.width, spec.height)
+    )
+    return f"{width}x{height}"
 
 
 def _check_parts(name: str, parts: int, lengths: tuple[int, ...], pixel: int) -> None:

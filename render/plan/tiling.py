@@ -11,6 +11,7 @@ Vocabulary (beside that of `geometry`):
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -96,8 +97,8 @@ class Tiling:
         return self.layers[layer].window(row, col, offset)
 
     @cached_property
-    def owners(self) -> NDArray[np.int32]:
-        """[height, width]: the rank whose region a latent lies in."""
+    def _owners_of_cells(self) -> NDArray[np.int32]:
+        """[rows, cols]: the rank whose region a cell belongs to."""
         table = np.empty((self.grid.rows.count, self.grid.cols.count), np.int32)
         order = self._order(self.strips)
         for rank in range(self.world_size):
@@ -106,7 +107,12 @@ class Tiling:
             own = order[first:end]
             own = own[own[:, 0] == 0]
             table[own[:, 1], own[:, 2]] = rank
-        tall = np.repeat(table, np.diff(self.grid.rows.cell_bounds), axis=0)
+        return table
+
+    @cached_property
+    def owners(self) -> NDArray[np.int32]:
+        """[height, width]: the rank whose region a latent lies in."""
+        tall = np.repeat(self._owners_of_cells, np.diff(self.grid.rows.cell_bounds), axis=0)
         whole = np.repeat(tall, np.diff(self.grid.cols.cell_bounds), axis=1)
         # On a periodic axis the first cell may begin before the canvas.
         return np.roll(whole, (self.grid.rows.cell_bounds[0], self.grid.cols.cell_bounds[0]), axis=(0, 1))
@@ -118,7 +124,10 @@ class Tiling:
     @cached_property
     def longest_region(self) -> int:
         """Latents of the largest region; messages of whole regions are padded to it."""
-        return max(len(self.region(rank)) for rank in range(self.world_size))
+        # By cells: an array of all latents of a large canvas would take gigabytes.
+        rows, cols = (np.diff(axis.cell_bounds) for axis in (self.grid.rows, self.grid.cols))
+        areas = np.outer(rows, cols).ravel()
+        return int(np.bincount(self._owners_of_cells.ravel(), areas, self.world_size).max())
 
     @cached_property
     def boxes(self) -> tuple[Rect, ...]:
@@ -187,15 +196,16 @@ class Tiling:
         if first == end:
             return Rect(y=0, x=0, height=0, width=0)
         run = self._order(strips)[first // self.passes : -(-end // self.passes)]
-        return self.surface.bounding_rect(self._reach(number, run) for number in range(len(self.layers)))
+        return self.surface.bounding_rect(self._reaches(run))
 
-    def _reach(self, number: int, run: NDArray[np.int64]) -> Rect:
-        """What the windows of one layer in a run may read; nothing where it has none there."""
-        own = run[run[:, 0] == number]
-        if not len(own):
-            return Rect(y=0, x=0, height=0, width=0)
-        (_, top, left), (_, bottom, right) = own.min(axis=0).tolist(), own.max(axis=0).tolist()
-        return self.layers[number].reach(top, left, bottom, right)
+    def _reaches(self, run: NDArray[np.int64]) -> Iterator[Rect]:
+        """What the windows in a run may read, layer by layer."""
+        ordered = run[np.argsort(run[:, 0], kind="stable")]
+        numbers, starts = np.unique(ordered[:, 0], return_index=True)
+        lows = np.minimum.reduceat(ordered[:, 1:], starts).tolist()
+        highs = np.maximum.reduceat(ordered[:, 1:], starts).tolist()
+        for number, (top, left), (bottom, right) in zip(numbers.tolist(), lows, highs, strict=True):
+            yield self.layers[number].reach(top, left, bottom, right)
 
     def _held_area(self, strips: int) -> int:
         return sum(self._box(rank, strips).area for rank in range(self.world_size))

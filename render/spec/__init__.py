@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from render.spec.fields import SpecField
-from render.spec.files import beside, expand_size, parse_size, read_spec_file
+from render.spec.files import beside, expand_size, load_yaml, parse_size, read_spec_file
 from render.spec.spec import (
     ATTENTION_FORMS,
     BLENDS,
@@ -33,6 +33,7 @@ __all__ = [
     "SpecField",
     "beside",
     "expand_size",
+    "load_yaml",
     "parse_size",
     "read_spec_file",
 ]

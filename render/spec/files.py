@@ -12,6 +12,8 @@ import yaml
 
 from render.errors import BadInput
 
+MAX_YAML_NODES = 5_000_000
+"""Values of a YAML file, with its aliases written out: a batch of 200,000 rows has about so many."""
 _SIZE_FORM = "is not WIDTHxHEIGHT in pixels; use e.g. 1024x1024"
 
 
@@ -19,8 +21,8 @@ def read_spec_file(path: Path) -> dict[str, Any]:
     """Names and values from a .json, .yaml, .yml or .toml file; raises `BadInput` when it cannot be read."""
     readers: dict[str, Callable[[str], Any]] = {
         ".json": json.loads,
-        ".yaml": yaml.safe_load,
-        ".yml": yaml.safe_load,
+        ".yaml": load_yaml,
+        ".yml": load_yaml,
         ".toml": tomllib.loads,
     }
     reader = readers.get(path.suffix.lower())
@@ -30,8 +32,8 @@ def read_spec_file(path: Path) -> dict[str, Any]:
         values = reader(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise BadInput("spec", str(path), f"cannot be read ({exc.strerror}); check the path") from exc
-    except (ValueError, yaml.YAMLError) as exc:
-        reason = str(exc).splitlines()[0]
+    except ValueError as exc:
+        reason = str(exc).splitlines()[0][:200]
         raise BadInput("spec", str(path), f"is not valid {path.suffix[1:]} ({reason}); fix the file") from exc
     except RecursionError as exc:
         raise BadInput("spec", str(path), "is nested too deeply; fix the file") from exc
@@ -40,6 +42,44 @@ def read_spec_file(path: Path) -> dict[str, Any]:
     # Editors find the schema of a JSON file by this key.
     values.pop("$schema", None)
     return beside(path, values)
+
+
+def load_yaml(text: str) -> Any:
+    """The one document of a YAML text, of plain types only (`yaml.safe_load`).
+
+    Raises `ValueError` for what is not valid, and for aliases that make much more of it than stands there:
+    nine lines of lists of lists can stand for more than any memory holds. Raises `RecursionError` where it is
+    nested too deeply.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _nodes(node, {}) > MAX_YAML_NODES:
+            raise ValueError("its aliases stand for too much; write the values out")
+        return loader.construct_document(node)
+    except (yaml.YAMLError, OverflowError, AttributeError, TypeError) as exc:
+        # PyYAML lets errors of the types that it makes pass, of a date out of range for example.
+        raise ValueError(str(exc) or type(exc).__name__) from exc
+    finally:
+        loader.dispose()
+
+
+def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
+    """Nodes of a document with its aliases written out; raises `ValueError` for one that holds itself."""
+    found = known.get(id(node))
+    if found == 0:
+        raise ValueError("a value holds itself; write the values out")
+    if found is None:
+        known[id(node)] = 0
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        elif isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        found = known[id(node)] = 1 + sum(_nodes(part, known) for part in parts)
+    return found
 
 
 def beside(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,8 @@ def run(name: str, cases: int, make: Callable[[Random], Case], judge: Callable[[
     for number in range(int(os.environ.get(CASES, cases))):
         random = Random(f"{name}/{number}")
         case: Any = "(not made)"
-        if trace: print(number, flush=True)
+        if trace:
+            print(number, flush=True)
         started = time.monotonic()
         try:
             case = make(random)

@@ -26,7 +26,9 @@ def judge(given: Any) -> str:
         spec = Spec.from_mapping(given)
         if spec.refiner is None:
             json.loads(spec.canonical_json(INFO.digest))
-            assert Spec.from_mapping(json.loads(json.dumps(spec.to_dict()))).digest(INFO.digest) == spec.digest(INFO.digest)
+            assert Spec.from_mapping(json.loads(json.dumps(spec.to_dict()))).digest(
+                INFO.digest
+            ) == spec.digest(INFO.digest)
         plan = make_plan(spec, INFO, 1)
         assert plan.work > 0 and plan.useful_ranks > 0
     except BadInput as exc:

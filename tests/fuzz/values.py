@@ -85,7 +85,14 @@ def json_value(random: Random, depth: int = 0) -> Any:
 
 def as_json(found: Any) -> Any:
     if isinstance(found, dict):
-        return {str(name)[:100] if not isinstance(name, str) else name: as_json(each) for name, each in found.items()} if _shallow(found) else {}
+        return (
+            {
+                str(name)[:100] if not isinstance(name, str) else name: as_json(each)
+                for name, each in found.items()
+            }
+            if _shallow(found)
+            else {}
+        )
     if isinstance(found, list | tuple):
         return [as_json(each) for each in found] if _shallow(found) else []
     return found if found is None or isinstance(found, str | int | float | bool) else "other"
@@ -125,7 +132,12 @@ _GOOD: dict[str, tuple[Any, ...]] = {
     "window_batch": (None, 1, 3, 256),
     "quality": (1, 100),
     "boxes": (["0,0,0.5,1: a vase"], [{"prompt": "x", "x": 0.1, "y": 0, "width": 0.5, "height": 1}], []),
-    "tile_set": (["a: x,x,,", "b: x,x,,"], [{"name": "a", "left": 1, "right": 1}], ["lawn: a,b,,", "path: b,a,,"], []),
+    "tile_set": (
+        ["a: x,x,,", "b: x,x,,"],
+        [{"name": "a", "left": 1, "right": 1}],
+        ["lawn: a,b,,", "path: b,a,,"],
+        [],
+    ),
     "size": ("64x64", "1024x512", "4096x4096", "131072x8"),
 }
 """Values that may be taken; a field that is not here has choices or anything between its limits."""

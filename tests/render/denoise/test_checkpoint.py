@@ -160,7 +160,6 @@ def test_a_canvas_is_the_same_to_the_bit_after_packing() -> None:
     planes[0, 0, 0, 0] = -0.0
     canvas = Canvas(step=5, planes=planes, area=Rect(y=0, x=0, height=8, width=6), history=1)
     again = Checkpoint.unpack(Checkpoint(stage=2, canvas=canvas).pack("d"), "d")
-    assert again is not None
     assert (again.stage, again.canvas.step, again.canvas.history) == (2, 5, 1)
     assert again.canvas.planes.numpy().tobytes() == planes.numpy().tobytes()
 
@@ -178,9 +177,9 @@ def test_the_names_in_a_checkpoint_are_those_of_version_0_1() -> None:
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert set(header) == {"__metadata__", "planes", "said"}
     info = json.loads(header["__metadata__"]["chorale"])
-    assert list(info) == ["identity", "stage", "step", "heard", "anchored", "sha256"]
+    assert list(info) == ["identity", "stage", "step", "heard", "anchored", "sha256", "seal"]
     again = Checkpoint.unpack(data, "d")
-    assert again is not None and again.canvas.has_reference and again.canvas.hook_state is not None
+    assert again.canvas.has_reference and again.canvas.hook_state is not None
     assert torch.equal(again.canvas.hook_state, torch.ones(3, dtype=torch.float16))
 
 
