@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from render.model_info import ModelInfo
+from render.models.clip_prompts import SD_STATES, encode_long, is_plain
 from render.models.loading import load_pipeline
 from render.models.unet import TextStates, UNetAdapter, find_trained_attention
 
@@ -17,6 +18,9 @@ class StableDiffusion(UNetAdapter):
     @torch.no_grad()
     def encode_prompt(self, prompt: str, negative_prompt: str, guided: bool) -> TextStates:
         """Text states, ready for `predict`; computed once per image."""
+        prompts = [negative_prompt, prompt] if guided else [prompt]
+        if not is_plain(self._pipeline, prompts):
+            return TextStates(states=encode_long(self._pipeline, prompts, SD_STATES))
         conditional, unconditional = self._pipeline.encode_prompt(
             prompt, self._device, 1, guided, negative_prompt=negative_prompt or None
         )

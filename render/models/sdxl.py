@@ -10,6 +10,7 @@ from torch import Tensor
 
 from render.model_info import ModelInfo
 from render.models.adapter import WindowPlace
+from render.models.clip_prompts import SDXL_STATES, encode_long, is_plain, pooled
 from render.models.loading import load_pipeline
 from render.models.unet import TextStates, UNetAdapter, find_trained_attention
 
@@ -24,17 +25,25 @@ class StableDiffusionXL(UNetAdapter):
         An empty negative prompt is passed as None, so that `force_zeros_for_empty_prompt` works as in
         diffusers.
         """
-        conditional, unconditional, pooled, unconditional_pooled = self._pipeline.encode_prompt(
+        prompts = [negative_prompt, prompt] if guided else [prompt]
+        if not is_plain(self._pipeline, prompts):
+            return self._encode_long(prompts)
+        conditional, unconditional, own, other = self._pipeline.encode_prompt(
             prompt,
             device=self._device,
             do_classifier_free_guidance=guided,
             negative_prompt=negative_prompt or None,
         )
         if not guided:
-            return TextStates(states=conditional, pooled=pooled)
-        return TextStates(
-            states=torch.cat([unconditional, conditional]), pooled=torch.cat([unconditional_pooled, pooled])
-        )
+            return TextStates(states=conditional, pooled=own)
+        return TextStates(states=torch.cat([unconditional, conditional]), pooled=torch.cat([other, own]))
+
+    def _encode_long(self, prompts: list[str]) -> TextStates:
+        states = encode_long(self._pipeline, prompts, SDXL_STATES)
+        added = pooled(self._pipeline, prompts)
+        if not prompts[0] and self._pipeline.config.force_zeros_for_empty_prompt:
+            states[0], added[0] = 0.0, 0.0
+        return TextStates(states=states, pooled=added)
 
     def _added(
         self, text: TextStates, places: Sequence[WindowPlace], conditions: Sequence[int]

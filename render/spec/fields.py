@@ -64,14 +64,15 @@ def _check_text(text: str) -> str:
     return text
 
 
-def _check_filled(text: str) -> str:
+def check_filled(text: str) -> str:
+    """The text; a problem of the field if it is blank."""
     if not text.strip():
         raise problem("is empty; give a value")
     return text
 
 
 Text = Annotated[str, AfterValidator(_check_text)]
-Filled = Annotated[Text, AfterValidator(_check_filled)]
+Filled = Annotated[Text, AfterValidator(check_filled)]
 """Text that is not blank."""
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from render.errors import BadInput
-from render.spec.fields import Filled
+from render.spec.prompt_text import FilledPrompt
 from render.spec.validation import CONFIG, Checked
 
 SMALLEST = 0.05
@@ -41,7 +41,7 @@ class RegionPrompt(Checked):
 
     part_of: ClassVar[str] = "boxes"
 
-    prompt: Annotated[Filled, Field(description="What to render there.", examples=["a red vase"])]
+    prompt: Annotated[FilledPrompt, Field(description="What to render there.", examples=["a red vase"])]
     x: Annotated[float, _LEFT]
     y: Annotated[float, _TOP]
     width: Annotated[float, _WIDTH]

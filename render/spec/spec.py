@@ -19,12 +19,13 @@ from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from render.errors import BadInput
-from render.spec.fields import NO_FLAG, Filled, OneOf, Shown, SpecField, Text
+from render.spec.fields import NO_FLAG, Filled, OneOf, Shown, SpecField
 from render.spec.files import expand_size
 from render.spec.image_checks import KINDS, LARGEST_SIDE
 from render.spec.init_image import InitImage
 from render.spec.lora import EXAMPLE as LORA_EXAMPLE
 from render.spec.lora import Lora, check_once
+from render.spec.prompt_text import FilledPrompt, PromptText
 from render.spec.region_prompt import EXAMPLE as REGION_EXAMPLE
 from render.spec.region_prompt import RegionPrompt
 from render.spec.tile_set import EXAMPLE as TILE_EXAMPLE
@@ -72,12 +73,12 @@ class Spec(Checked):
     """
 
     prompt: Annotated[
-        Filled,
+        FilledPrompt,
         Field(description="What to render.", examples=["a red vase on a wooden table"]),
         Shown(label="Prompt", group=IMAGE, flag="PROMPT", long=True),
     ]
     negative_prompt: Annotated[
-        Text,
+        PromptText,
         Field(description="What the image should not show.", examples=["blurry, text"]),
         Shown(label="Negative prompt", group=IMAGE, long=True),
     ] = ""

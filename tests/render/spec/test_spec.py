@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from render.errors import BadInput
 from render.spec import BLENDS, DTYPES, SAMPLERS, Spec, parse_size, read_spec_file
+from render.spec.prompt_text import clean
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 SPECS = st.builds(
     Spec,
-    prompt=TEXT.filter(str.strip),
+    prompt=TEXT.filter(lambda text: clean(text).strip()),
     negative_prompt=TEXT,
     width=st.integers(1, 2000).map(lambda side: side * 8),
     height=st.integers(1, 2000).map(lambda side: side * 8),

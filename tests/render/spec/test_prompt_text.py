@@ -1,0 +1,89 @@
+"""Prompts as people write them: cleaned, answered, weighted."""
+
+from __future__ import annotations
+
+import unicodedata
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from render.errors import BadInput
+from render.output.encode import xmp
+from render.spec import Spec
+from render.spec.prompt_text import clean, has_weights, weighted_parts
+
+
+@given(st.text(st.characters(exclude_categories=("Cs",))))
+def test_a_cleaned_prompt_is_well_formed_xml_and_stays_as_it_is(text: str) -> None:
+    cleaned = clean(text)
+    assert clean(cleaned) == cleaned == unicodedata.normalize("NFC", cleaned)
+    packet = xmp(cleaned).decode()
+    ElementTree.fromstring(packet[packet.index("?>") + 2 : packet.rindex("<?")])
+
+
+def test_invisible_characters_are_removed_and_those_of_languages_stay() -> None:
+    assert Spec(prompt="a\x01 red\x0bvase\ufffe \u202eesav").prompt == "a red\nvase esav"
+    for kept in ("👩‍🍳 a cook", "إناء أحمر", "tab\tand\nline", "rtl \u200f mark"):
+        assert Spec(prompt=kept).prompt == kept
+    with pytest.raises(BadInput, match="is empty"):
+        Spec(prompt="\x01\u202e")
+
+
+def test_one_word_has_one_identity() -> None:
+    composed, decomposed = (unicodedata.normalize(form, "crème") for form in ("NFC", "NFD"))
+    assert Spec(prompt=composed).digest("m") == Spec(prompt=decomposed).digest("m")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("a vase <lora:brand:0.8>", r"--lora brand\.safetensors:0\.8"),
+        ("a vase <lora:brand>", r"--lora brand\.safetensors:1"),
+        ("a __color__ vase", r"write \{red\|blue\}"),
+        ("a vase BREAK on marble", "leave it out"),
+        ("a (vase:99)", "0 to 5"),
+        ("a (vase:-1)", "0 to 5"),
+        ("a (vase:1.2.3)", "0 to 5"),
+        ("(a (vase:2):4)", "0 to 5"),
+    ],
+)
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt", "boxes"])
+def test_what_other_programs_read_is_answered(prompt: str, answer: str, field: str) -> None:
+    value = [f"0,0,0.5,1: {prompt}"] if field == "boxes" else prompt
+    with pytest.raises(BadInput, match=answer) as caught:
+        Spec.from_mapping({"prompt": "x", field: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a vase (blue)", "a [red] vase", "it is 1:2", "(a: b)", r"\(a:1.2\)", "BREAKfast"]
+)
+def test_prompts_without_a_number_are_letters(prompt: str) -> None:
+    assert not has_weights(prompt)
+    assert Spec(prompt=prompt).prompt == prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parts"),
+    [
+        ("a (red:1.3) vase", [("a ", 1.0), ("red", 1.3), (" vase", 1.0)]),
+        ("(a (b:2):0.5)", [("a ", 0.5), ("b", 1.0)]),
+        ("(a) [b] (c:1.5)", [("a", 1.1), (" ", 1.0), ("b", 1 / 1.1), (" ", 1.0), ("c", 1.5)]),
+        (r"\(a\) (b:1.2)", [("(a) ", 1.0), ("b", 1.2)]),
+        ("a) (b:1.2) (c", [("a) ", 1.0), ("b", 1.2), (" ", 1.0), ("c", 1.0)]),
+        ("a: b (c:1.2)", [("a: b ", 1.0), ("c", 1.2)]),
+    ],
+)
+def test_weights_of_parts(prompt: str, parts: list[tuple[str, float]]) -> None:
+    found = weighted_parts(prompt)
+    assert "".join(text for text, _ in found) == "".join(text for text, _ in parts)
+    spread = [weight for text, weight in found for _ in text]
+    assert spread == pytest.approx([weight for text, weight in parts for _ in text])
+
+
+@given(st.text("ab ()[]:.12\\", max_size=40))
+def test_any_parentheses_are_read(prompt: str) -> None:
+    found = weighted_parts(prompt)
+    assert all(text for text, _ in found)
