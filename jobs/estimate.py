@@ -14,12 +14,14 @@ from jobs.db.rates import read_rates, slot_seconds_left
 from jobs.db.state_machine import ENDED
 from jobs.db.tables import jobs
 from jobs.db.time_window import TimeWindow
+from jobs.scheduler.capacity import count_impossible_jobs
 from jobs.scheduler.forecast import Load, forecast
 
 
 def estimate(connection: Connection) -> list[dict[str, Any]]:
-    """For each queue with work: jobs, jobs of unknown duration, slot hours, the end, whether it fits into the
-    time window, and the number of missed deadlines. Times are seconds since the epoch."""
+    """For each queue with work: jobs, jobs of unknown duration, jobs that cannot run on the nodes of the farm
+    with a reason, slot hours, the end, whether it fits into the time window, and the number of missed
+    deadlines. Times are seconds since the epoch."""
     moment = connection.execute(select(now())).scalar_one()
     slots = sum(node["slots"] for node in list_nodes(connection) if node["state"] == "up")
     known, tallies = read_rates(connection), defaultdict[str, _Tally](_Tally)
@@ -42,7 +44,18 @@ def estimate(connection: Connection) -> list[dict[str, Any]]:
     rules = {queue["name"]: queue for queue in list_queues(connection)}
     loads = [_load(name, tally, rules[name]) for name, tally in sorted(tallies.items())]
     ends = forecast(loads, slots, moment)
-    return [_line(load, tallies[load.queue], ends[load.queue], moment) for load in loads]
+    impossible = count_impossible_jobs(connection)
+    return [
+        _line(load, tallies[load.queue], ends[load.queue], moment) | _possible(impossible.get(load.queue))
+        for load in loads
+    ]
+
+
+def _possible(impossible: tuple[int, str] | None) -> dict[str, Any]:
+    """What is said of jobs that cannot run; with one of them a queue is never empty."""
+    if impossible is None:
+        return {"cannot_run": 0, "cannot_run_reason": None}
+    return {"cannot_run": impossible[0], "cannot_run_reason": impossible[1], "ends": None, "fits": False}
 
 
 class _Tally:

@@ -24,6 +24,8 @@ from jobs.estimate import estimate
 from jobs.intake.error_report import grouped_errors
 from jobs.logs import LogReader
 from jobs.ranks import MAX_RANKS, parse_ranks
+from jobs.scheduler.capacity import find_impossible_jobs
+from jobs.scheduler.pending_reason import pending_reason
 from render.errors import BadInput
 
 WHO = "the board"
@@ -123,7 +125,8 @@ def list_jobs(
 
     `search` matches words of the prompt, or beginnings of words, in any order; or the beginning of an id.
 
-    `counts` is the number of jobs by state. It is null for a search, which stops when the page is full.
+    `cannot_run` says why a queued job can never run on the nodes of the farm, else it is null. `counts` is
+    the number of jobs by state. It is null for a search, which stops when the page is full.
     """
     wanted = Filter(states=tuple(state or ()), queue=queue, owner=owner, batch=batch, search=search)
     cursor = Cursor.parse(after) if after else None
@@ -131,7 +134,9 @@ def list_jobs(
         check_exists(connection, batch or None, queue or None)
         page = page_jobs(connection, wanted, limit, after=cursor)
         counts = None if search else count_jobs(connection, wanted)
-    return {"jobs": page.jobs, "counts": counts, "next": str(page.older) if page.older else None}
+        impossible = find_impossible_jobs(connection, [row["id"] for row in page.jobs])
+    found = [row | {"cannot_run": impossible.get(row["id"])} for row in page.jobs]
+    return {"jobs": found, "counts": counts, "next": str(page.older) if page.older else None}
 
 
 @router.post("/jobs", tags=["jobs"], status_code=201)
@@ -150,7 +155,11 @@ def one_job(board: Here, job: str) -> dict[str, Any]:
     """Show a job with its history and attempts. `job` may be the beginning of an id."""
     found = board.job(job)
     with board.farm.database.read() as connection:
-        return show_job(connection, found) | {"attempts_made": attempts_of(connection, found)}
+        return show_job(connection, found) | {
+            "attempts_made": attempts_of(connection, found),
+            "waits_for": pending_reason(connection, found),
+            "cannot_run": find_impossible_jobs(connection, [found]).get(found),
+        }
 
 
 @router.get("/jobs/{job}/logs", tags=["jobs"])

@@ -40,6 +40,7 @@ from jobs.intake.batch import CheckedBatch
 from jobs.intake.error_report import error_lines
 from jobs.intake.open_table import ENDINGS
 from jobs.logs import LogReader
+from jobs.scheduler.capacity import find_impossible_jobs
 from jobs.scheduler.pending_reason import pending_reason
 from render.errors import BadInput
 from render.models.folder import BUILTIN
@@ -100,9 +101,10 @@ def job_list(board: Board, request: Request) -> dict[str, Any]:
             before=Cursor.parse(before) if before else None,
         )
         counts = _counts(board, connection, wanted)
+        impossible = find_impossible_jobs(connection, [row["id"] for row in found.jobs])
     link = _Links("/jobs", given)
     return {
-        "jobs": found.jobs,
+        "jobs": [row | {"cannot_run": impossible.get(row["id"])} for row in found.jobs],
         "counts": counts,
         "given": given,
         "states": STATES,
@@ -151,6 +153,7 @@ def one_job(board: Board, request: Request) -> dict[str, Any]:
     with board.farm.database.read() as connection:
         known, made = show_job(connection, found), attempts_of(connection, found)
         waits_for = pending_reason(connection, found)
+        cannot_run = find_impossible_jobs(connection, [found]).get(found)
     newest = made[-1] if made else None
     running = newest is not None and newest["ended"] is None
     live = newest["members"][0]["live"] if newest is not None and running else None
@@ -159,6 +162,7 @@ def one_job(board: Board, request: Request) -> dict[str, Any]:
     return {
         "job": known,
         "waits_for": waits_for,
+        "cannot_run": cannot_run,
         "attempts": made,
         "live": live,
         "ranks": _ranks(newest),

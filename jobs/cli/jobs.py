@@ -17,6 +17,7 @@ from jobs.db.queues import check_exists
 from jobs.db.state_machine import STATES
 from jobs.farm import Farm
 from jobs.formatting import age, counts_by_state, percent, plural
+from jobs.scheduler.capacity import find_impossible_jobs
 from jobs.scheduler.pending_reason import pending_reason
 
 _PAST = {"cancel": "Cancelled", "pause": "Paused", "resume": "Resumed", "retry": "Queued"}
@@ -60,11 +61,20 @@ def list_command(
     with farm.database.read() as connection:
         check_exists(connection, batch, queue)
         found, counts = list_jobs(connection, wanted, limit), count_jobs(connection, wanted)
+        impossible = find_impossible_jobs(connection, [row["id"] for row in found])
+    found = [row | {"cannot_run": impossible.get(row["id"])} for row in found]
     if as_json:
         print_json({"jobs": found, "counts": counts})
         return
     rows = [
-        (row["id"], row["state"], percent(row["progress"]), row["queue"], age(row["created"]), row["prompt"])
+        (
+            row["id"],
+            row["cannot_run"] or row["state"],
+            percent(row["progress"]),
+            row["queue"],
+            age(row["created"]),
+            row["prompt"],
+        )
         for row in found
     ]
     print_table(counts_by_state(counts), ("job", "state", "progress", "queue", "age", "prompt"), rows)
@@ -77,10 +87,15 @@ def show(farm: Farm, as_json: bool, job: str) -> None:
     """Show a job: its state, spec and history. JOB is an id or the beginning of one."""
     with farm.database.read() as connection:
         found = find_job(connection, job)
-        known = show_job(connection, found) | {"waits_for": pending_reason(connection, found)}
+        known = show_job(connection, found) | {
+            "waits_for": pending_reason(connection, found),
+            "cannot_run": find_impossible_jobs(connection, [found]).get(found),
+        }
     if as_json:
         print_json(known)
         return
+    if known["cannot_run"]:
+        print_line(known["cannot_run"])
     for name, label in _SHOWN.items():
         print_line(f"{label:<9} {known[name] if known[name] is not None else '-'}")
     for name, value in known["spec"].items():

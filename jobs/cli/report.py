@@ -83,6 +83,8 @@ def estimate_command(farm: Farm, as_json: bool) -> None:
 
 
 def _verdict(line: dict[str, Any]) -> str:
+    if line["cannot_run"]:
+        return f"no: {plural(line['cannot_run'], 'job')} {line['cannot_run_reason']}"
     if line["unknown"]:
         return f"unknown: no measured rate for {plural(line['unknown'], 'job')}"
     missed = line["deadlines_missed"]

@@ -31,4 +31,9 @@ def lock_placement(connection: Connection) -> None:
     A transaction that changes several jobs takes this lock first, as the dispatcher does, so that no two of
     them deadlock on each other's jobs.
     """
-    connection.execute(select(leases.c.holder).where(leases.c.name == DISPATCHER).with_for_update())
+    locked = select(leases.c.holder).where(leases.c.name == DISPATCHER).with_for_update()
+    if connection.execute(locked).first() is None:
+        # No dispatcher has been here yet, and a row that is not there locks nobody.
+        free = insert_unless_there(connection, leases).values(name=DISPATCHER, holder="", until=0.0)
+        connection.execute(free)
+        connection.execute(locked)

@@ -4,29 +4,50 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from render.errors import Cancelled
-from render.events import Event, StageStarted, TilesWritten
+from render.events import CheckpointSaved, Event, StageStarted, StepDone, TilesWritten
+
+CHECKPOINT_S = 15.0
+"""After SIGTERM and the end of the step, a checkpoint may take so long; the store may not answer."""
 
 
 class ShutdownSignals:
-    """SIGTERM: a checkpoint after the step, then the end; a second one ends at once, as SIGINT does."""
+    """SIGTERM: a checkpoint after the step, then the end; a second one ends at once, as SIGINT does.
 
-    def __init__(self) -> None:
+    Where there is nothing to wait for, it ends at once: before the first step, and after the last one, since
+    what is left then are tiles, each of which is stored by itself.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._stop_requested = self._cancelled = self._stepping = False
+        self._clock = clock
+        self._stages = 0
+        self._gives_up_at: float | None = None
 
     def on_event(self, event: Event) -> None:
         """Learn from the ranks' events whether there are steps to stop between."""
-        if isinstance(event, StageStarted):
-            self._stepping = True
-        elif isinstance(event, TilesWritten):
-            self._stepping = False
+        match event:
+            case StageStarted():
+                self._stepping, self._stages = True, event.stages
+            case StepDone():
+                last = event.stage + 1 >= self._stages and event.step >= event.steps
+                self._stepping = not last
+                if self._stop_requested and self._gives_up_at is None:
+                    self._gives_up_at = self._clock() + CHECKPOINT_S
+            case TilesWritten():
+                self._stepping = False
+            case CheckpointSaved() if self._stop_requested:
+                # The ranks end now, which takes moments.
+                self._gives_up_at = self._clock() + CHECKPOINT_S
 
     def poll(self) -> bool:
         """Whether the ranks should stop after their step. Raises `Cancelled` where there is nothing to wait
-        for: before the first step, and when what is left are tiles, each of which is stored by itself."""
-        if self._stop_requested and not self._stepping:
+        for, or nothing has come of it for too long."""
+        late = self._gives_up_at is not None and self._clock() > self._gives_up_at
+        if self._stop_requested and (late or not self._stepping):
             raise _cancelled()
         return self._stop_requested
 
@@ -42,7 +63,8 @@ class ShutdownSignals:
                 signal.signal(number, handler)
 
     def _request_stop(self, *signal_and_frame: object) -> None:
-        if self._stop_requested:
+        # A loop that polls would notice; what waits for a store would not.
+        if self._stop_requested or not self._stepping:
             self._cancel()
         self._stop_requested = True
 

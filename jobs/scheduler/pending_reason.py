@@ -12,8 +12,9 @@ from jobs.db.nodes import list_nodes
 from jobs.db.queues import queue_rules
 from jobs.db.rates import read_rates
 from jobs.db.tables import jobs
+from jobs.scheduler.capacity import size_text
 from jobs.scheduler.dispatcher import nodes_up, pending_job, running_groups
-from jobs.scheduler.placement import GroupSize, Node, fits
+from jobs.scheduler.placement import Node, fits
 
 
 def pending_reason(connection: Connection, job: str) -> str | None:
@@ -56,11 +57,5 @@ def _node_reason(row: Any, up: list[Node]) -> str:
     job = pending_job(row)
     if fits(up, job):
         return "its turn"
-    sizes = ", or ".join(_as_text(size) for size in reversed(job.sizes))
+    sizes = ", or ".join(size_text(size) for size in reversed(job.sizes))
     return f"more or larger nodes: needs {sizes}"
-
-
-def _as_text(size: GroupSize) -> str:
-    ranks = "1 rank" if size.least == 1 else f"{size.least} ranks"
-    each = " each" if size.least > 1 else ""
-    return ranks if size.memory_bytes is None else f"{ranks} with {size.memory_bytes / 2**30:.1f} GiB{each}"

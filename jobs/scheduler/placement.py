@@ -187,9 +187,9 @@ class _FarmState:
         return any(self._is_large_enough(*each) for each in self._eligible(job, job.sizes))
 
     def share(self, job: PendingJob, waiting: Sequence[Sequence[PendingJob]]) -> int:
-        """The ranks that a job may have: all free slots if nobody waits, else its share by work, but never fewer
-        than `least`. Of the `waiting` jobs (the next one of each list is its last) those of a lower priority
-        do not count."""
+        """The ranks that a job may have: all free slots if nobody waits, else its share by work, but never
+        fewer than `least`. Of the `waiting` jobs (the next one of each list is its last) those of a lower
+        priority do not count."""
         if job.least == job.most:
             return job.most
         free = sum(count for count in self._free.values() if count > 0)

@@ -95,6 +95,19 @@ def test_a_store_that_is_cut_in_the_middle_is_waited_for(bucket: Bucket, root: s
     assert chorale("verify", url)["passes"] is True
 
 
+def test_sigterm_after_the_last_step_ends_a_render_whose_store_hangs(bucket: Bucket, tmp_path: Path) -> None:
+    with fault_proxy(bucket.endpoint) as proxy:
+        proxy.faults.append(Fault(kind="hang", times=1000, path="image_files/"))
+        words = ("render", *SMALL, "--ranks", "2", "--out", bucket.fresh_url())
+        log, environment = tmp_path / "log", {"CHORALE_S3_ENDPOINT_URL": proxy.url}
+        with log.open("w") as file:
+            process = start(*words, log=file, CHORALE_STORE_PATIENCE_S="3600", **environment)
+        wait_until(lambda: proxy.seen("PUT", "image_files/"), 120)
+        process.terminate()
+        # Before, it waited for as long as the store's patience lasted.
+        assert process.wait(120) == 4, log.read_text()
+
+
 def test_a_lost_answer_to_the_manifest_is_done_not_a_conflict(bucket: Bucket, root: str) -> None:
     with fault_proxy(bucket.endpoint) as proxy:
         proxy.faults.append(Fault(kind="lost answer", path="manifest.json"))

@@ -209,7 +209,7 @@ class _Chaos:
     def fault_dispatcher_killed(self) -> bool:
         with self._read() as connection:
             holder = connection.execute(select(leases.c.holder)).scalar()
-        if holder is None or int(holder[1:]) in self._down:
+        if not holder or int(holder[1:]) in self._down:
             return False
         self.farm.agents[holder].kill()
         return self._boot_later(int(holder[1:]))

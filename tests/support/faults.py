@@ -17,7 +17,7 @@ class Fault:
 
     kind: str
     """`status` answers so, `reset` cuts before the server receives it, `lost answer` after it has done it,
-    `truncated` in the middle of the answer's body."""
+    `truncated` in the middle of the answer's body, `hang` never answers."""
     times: int = 1
     method: str = "PUT"
     path: str = ""
@@ -143,6 +143,9 @@ class FaultProxy:
             await writer.drain()
             return True
         if kind == "reset":
+            return False
+        if kind == "hang":
+            await self._over.wait()
             return False
         await asyncio.sleep(self.delay_s + len(head.body) / self.bytes_per_s)
         server_writer.write(head.raw(b"expect:", self.unheeded))

@@ -1,6 +1,8 @@
 """The same image items for twice is one job."""
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,23 @@ def test_a_relative_model_is_resolved_when_its_job_is_submitted(
     with database.read() as connection:
         row = connection.execute(select(jobs)).one()
     assert row.model == row.spec["model"] == str(tmp_path / "model")
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_submitters_who_start_together_on_a_new_farm_count_each_image_once(database: Database) -> None:
+    wanted, together = items(50), threading.Barrier(4)
+
+    def submit_together(_: int) -> Receipt:
+        other = Database(database.engine.url.render_as_string(hide_password=False))
+        with other.read() as connection:
+            connection.execute(select(1))
+        together.wait()
+        try:
+            return submit_items(other, wanted)
+        finally:
+            other.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        receipts = list(pool.map(submit_together, range(4)))
+    assert sorted(receipt.new for receipt in receipts) == [0, 0, 0, 50]
+    assert sum(receipt.known for receipt in receipts) == 150
