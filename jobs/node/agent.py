@@ -68,9 +68,9 @@ class Agent:
     _worker: subprocess.Popen[bytes] | None = None
     _app: Celery | None = None
     _taken: NameTaken | None = None
-    _lease: NodeLease = field(init=False)
-    _health: NodeHealth = field(init=False)
-    _supervisors: Supervisors = field(init=False)
+    _lease: NodeLease = field(init=False, repr=False)
+    _health: NodeHealth = field(init=False, repr=False)
+    _supervisors: Supervisors = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._logger = logging.LoggerAdapter(_log, {"node": self.name})
