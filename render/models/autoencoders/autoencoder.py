@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+    from render.models.autoencoders.tiles import Tiles
 
 
 class Autoencoder(Protocol):
@@ -24,4 +27,23 @@ class Autoencoder(Protocol):
 
         Of a distribution of latents its mode.
         """
+        ...
+
+
+@runtime_checkable
+class LayeredAutoencoder(Autoencoder, Protocol):
+    """An autoencoder whose norms or attention look at the whole canvas, so that a piece of the canvas cannot be
+    decoded alone. It is run layer by layer over the tiles of all ranks; `decode` and `encode` are undivided."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its activations."""
+        ...
+
+    def decode_tiles(self, latents: Tiles) -> Tiles:
+        """`decode` of float32 latents at scale 1; the pixels are at scale s. All ranks must call it."""
+        ...
+
+    def encode_tiles(self, pixels: Tiles) -> Tiles:
+        """`encode` of float32 pixels at scale s; the latents are at scale 1. All ranks must call it."""
         ...

@@ -13,12 +13,16 @@ class Flux2(KL):
     """The canvas holds patches of 2x2 latents as channels, standardized by the network's running statistics
     (diffusers' `Flux2Pipeline`: `_patchify_latents`, `bn`)."""
 
+    @property
+    def _patch(self) -> int:
+        return int(self._network.config.patch_size[0])
+
     def _unscaled(self, latents: Tensor) -> Tensor:
         mean, deviation = self._statistics(latents)
-        return functional.pixel_shuffle(latents * deviation + mean, self._network.config.patch_size[0])
+        return functional.pixel_shuffle(latents * deviation + mean, self._patch)
 
     def _scaled(self, latents: Tensor) -> Tensor:
-        patches = functional.pixel_unshuffle(latents, self._network.config.patch_size[0])
+        patches = functional.pixel_unshuffle(latents, self._patch)
         mean, deviation = self._statistics(patches)
         return (patches - mean) / deviation
 

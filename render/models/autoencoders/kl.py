@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from render.models.autoencoders.kl_layers import decode_layers, encode_layers
+from render.models.autoencoders.tiles import Tiles
+
 
 class KL:
     """Scaled by `scaling_factor`; moved by `shift_factor` or by means and deviations per channel where the
@@ -15,18 +18,57 @@ class KL:
     def __init__(self, network: Any, device: torch.device) -> None:
         self._network, self._device = network, device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """See `LayeredAutoencoder.dtype`."""
+        return self._network.dtype  # type: ignore[no-any-return]
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """See `Autoencoder.decode`; undivided."""
-        latents = self._unscaled(latents.to(self._device, self._network.dtype))
-        pixels: Tensor = self._network.decode(latents, return_dict=False)[0].float()
-        return (pixels * 0.5 + 0.5).clamp(0.0, 1.0)
+        latents = self._unscaled(latents.to(self._device, self.dtype))
+        pixels: Tensor = self._network.decode(latents, return_dict=False)[0]
+        return to_pixels(pixels)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """See `Autoencoder.encode`; undivided."""
-        encoded = self._network.encode(pixels.to(self._device, self._network.dtype) * 2.0 - 1.0)
+        encoded = self._network.encode(pixels.to(self._device, self.dtype) * 2.0 - 1.0)
         return self._scaled(encoded.latent_dist.mode().float())
+
+    @torch.no_grad()
+    def decode_tiles(self, latents: Tiles) -> Tiles:
+        """See `LayeredAutoencoder.decode_tiles`."""
+        network, patch = self._network, self._patch
+
+        def enter(patch: Any, index: int) -> Tensor:
+            values = self._unscaled(patch.values.to(self.dtype))
+            return values if network.post_quant_conv is None else network.post_quant_conv(values)
+
+        channels = latents.channels // patch**2
+        tiles = latents.map(enter, channels=channels, scale=latents.scale * patch, dtype=self.dtype)
+        return decode_layers(network.decoder, tiles, lambda values, index: to_pixels(values))
+
+    @torch.no_grad()
+    def encode_tiles(self, pixels: Tiles) -> Tiles:
+        """See `LayeredAutoencoder.encode_tiles`."""
+        network, patch = self._network, self._patch
+        entered = pixels.map(
+            lambda patch, index: patch.values.to(self.dtype) * 2.0 - 1.0, channels=3, dtype=self.dtype
+        )
+        moments = encode_layers(network.encoder, entered)
+
+        def leave(patch: Any, index: int) -> Tensor:
+            values = patch.values if network.quant_conv is None else network.quant_conv(patch.values)
+            return self._scaled(values.chunk(2, dim=1)[0].float())
+
+        channels = moments.channels // 2 * patch**2
+        return moments.map(leave, channels=channels, scale=moments.scale // patch, dtype=torch.float32)
+
+    @property
+    def _patch(self) -> int:
+        """The network's latents per latent of the canvas, in each direction."""
+        return 1
 
     def _unscaled(self, latents: Tensor) -> Tensor:
         """Latents in the loop's scale -> the network's."""
@@ -44,6 +86,11 @@ class KL:
         else:
             latents = (latents - moments[0]) / moments[1]
         return latents * float(config.scaling_factor)
+
+
+def to_pixels(values: Tensor) -> Tensor:
+    """A network's [-1, 1] -> [0, 1], float32, clamped."""
+    return (values.float() * 0.5 + 0.5).clamp(0.0, 1.0)
 
 
 def channel_moments(config: Any, latents: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -1,4 +1,7 @@
-"""`AutoencoderKLQwenImage`: a video autoencoder, used for one frame."""
+"""`AutoencoderKLQwenImage`: a video autoencoder, used for one frame.
+
+Of its causal 3-D kernels one frame meets the last slice alone, and its resampling in time does nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from render.models.autoencoders.kl import channel_moments
+from render.models.autoencoders.kl import channel_moments, to_pixels
+from render.models.autoencoders.tile_layers import (
+    Pointwise,
+    attend,
+    convolve,
+    downsample,
+    same,
+    upsample,
+    valid,
+)
+from render.models.autoencoders.tiles import Patch, Tiles
 
 
 class QwenImage:
@@ -16,18 +29,70 @@ class QwenImage:
     def __init__(self, network: Any, device: torch.device) -> None:
         self._network, self._device = network, device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """See `LayeredAutoencoder.dtype`."""
+        return self._network.dtype  # type: ignore[no-any-return]
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """See `Autoencoder.decode`; undivided."""
-        latents = self._unscaled(latents.to(self._device, self._network.dtype))
-        pixels: Tensor = self._network.decode(latents[:, :, None], return_dict=False)[0][:, :, 0].float()
-        return (pixels * 0.5 + 0.5).clamp(0.0, 1.0)
+        latents = self._unscaled(latents.to(self._device, self.dtype))
+        pixels: Tensor = self._network.decode(latents[:, :, None], return_dict=False)[0][:, :, 0]
+        return to_pixels(pixels)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """See `Autoencoder.encode`; undivided."""
-        frames = pixels.to(self._device, self._network.dtype)[:, :, None] * 2.0 - 1.0
+        frames = pixels.to(self._device, self.dtype)[:, :, None] * 2.0 - 1.0
         return self._scaled(self._network.encode(frames).latent_dist.mode()[:, :, 0].float())
+
+    @torch.no_grad()
+    def decode_tiles(self, latents: Tiles) -> Tiles:
+        """See `LayeredAutoencoder.decode_tiles`."""
+        decoder = self._network.decoder
+
+        def enter(patch: Patch, index: int) -> Tensor:
+            return valid(self._network.post_quant_conv, self._unscaled(patch.values.to(self.dtype)))
+
+        tiles = latents.map(enter, channels=latents.channels, dtype=self.dtype)
+        tiles = _middle(decoder.mid_block, convolve(tiles, decoder.conv_in))
+        for block in decoder.up_blocks:
+            for resnet in block.resnets:
+                tiles = _resnet(resnet, tiles)
+            for upsampler in block.upsamplers or ():
+                tiles = upsample(tiles, upsampler.resample[1])
+        return convolve(
+            tiles,
+            decoder.conv_out,
+            _activated(decoder.norm_out, decoder.nonlinearity),
+            lambda values, index: to_pixels(values),
+            dtype=torch.float32,
+        )
+
+    @torch.no_grad()
+    def encode_tiles(self, pixels: Tiles) -> Tiles:
+        """See `LayeredAutoencoder.encode_tiles`."""
+        encoder = self._network.encoder
+        tiles = pixels.map(
+            lambda patch, index: patch.values.to(self.dtype) * 2.0 - 1.0, channels=3, dtype=self.dtype
+        )
+        tiles = convolve(tiles, encoder.conv_in)
+        for layer in encoder.down_blocks:
+            if hasattr(layer, "conv1"):
+                tiles = _resnet(layer, tiles)
+            elif hasattr(layer, "to_qkv"):
+                tiles = _attention(layer, tiles)
+            else:
+                tiles = downsample(tiles, layer.resample[1])
+        tiles = _middle(encoder.mid_block, tiles)
+        tiles = convolve(tiles, encoder.conv_out, _activated(encoder.norm_out, encoder.nonlinearity))
+
+        def leave(patch: Patch, index: int) -> Tensor:
+            moments = valid(self._network.quant_conv, patch.values)
+            return self._scaled(moments.chunk(2, dim=1)[0].float())
+
+        return tiles.map(leave, channels=tiles.channels // 2, dtype=torch.float32)
 
     def _unscaled(self, latents: Tensor) -> Tensor:
         mean, deviation = self._moments(latents)
@@ -41,3 +106,38 @@ class QwenImage:
         moments = channel_moments(self._network.config, latents)
         assert moments is not None, "the class has default moments"
         return moments
+
+
+def _middle(block: Any, tiles: Tiles) -> Tiles:
+    tiles = _resnet(block.resnets[0], tiles)
+    for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
+        tiles = _resnet(resnet, _attention(attention, tiles))
+    return tiles
+
+
+def _resnet(block: Any, tiles: Tiles) -> Tiles:
+    has_shortcut = hasattr(block.conv_shortcut, "weight")
+    hidden = convolve(tiles, block.conv1, _activated(block.norm1, block.nonlinearity), keep=True)
+
+    def add(values: Tensor, index: int) -> Tensor:
+        tile = tiles.take(index)
+        return values + (valid(block.conv_shortcut, tile) if has_shortcut else tile)
+
+    return convolve(hidden, block.conv2, _activated(block.norm2, block.nonlinearity), add)
+
+
+def _attention(block: Any, tiles: Tiles) -> Tiles:
+    def project(tile: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        queries, keys, values = block.to_qkv(block.norm(tile)).flatten(2)[0].T.chunk(3, dim=1)
+        return queries, keys, values
+
+    def finish(attended: Tensor, tile: Tensor) -> Tensor:
+        projected: Tensor = block.proj(attended.T.reshape(tile.shape))
+        return projected + tile
+
+    return attend(tiles, project, finish)
+
+
+def _activated(norm: Any, nonlinearity: Pointwise = same) -> Pointwise:
+    """A norm of each pixel's channels, which expects a frame axis, and the activation after it."""
+    return lambda values: nonlinearity(norm(values[:, :, None])[:, :, 0])
