@@ -153,13 +153,13 @@ def _start(
     if below is not None:
         # One gather for both: the rank that shows the stage below needs all of it.
         shown = preview is not None and group.rank == 0 and preview.wants(below.plan)
-        wanted = below.plan.stage.grid.whole if shown else plan.enlarging.source_of(group.rank)
+        wanted = below.plan.stage.grid.whole if shown else plan.enlarging.decoded_by(group.rank)
         region = below.gather(wanted)
         if preview is not None and shown:
             preview.show(region, loop.adapter, loop.device)
         # An init image has no detail to add to a stage that is larger.
         source = spec.init if spec.init is not None and stage.width <= spec.init.width else None
-        pixels = pixels_of_previous_stage(region, plan, loop.adapter, loop.device, source)
+        pixels = pixels_of_previous_stage(region, plan, loop.adapter, group, loop.device, source)
     elif spec.init is not None:
         pixels = pixels_of_init_image(spec.init, stage)
     else:

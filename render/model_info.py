@@ -21,9 +21,14 @@ class ModelInfo:
     """SHA-256 over the model's files; it stands for the model in the spec's digest. With a refiner, both:
     see `render.models.model_paths`."""
     decode_halo: int
-    """Latents around a decode tile that its pixels depend on (or, for global norms, that hide its edge)."""
+    """Latents around a decode tile that its pixels depend on; 0 for a layered autoencoder."""
     guidance_scale: float
     """How closely it follows a prompt where a spec does not say."""
+    layered_autoencoder: bool = False
+    """Whether norms or attention of its autoencoder look at the whole canvas, so that it is run layer by
+    layer over the tiles of all ranks (`render.models.autoencoders`)."""
+    attention_scale: int = 0
+    """Tokens per latent, in each direction, that its autoencoder's attention compares; 0 without one."""
     takes_guidance: bool = False
     """A distilled model takes the guidance scale as an input, instead of a second pass per window."""
     zoom_limit: float | None = None

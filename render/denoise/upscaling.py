@@ -11,16 +11,19 @@ below was too small for, is added again (a Laplacian pyramid, Burt and Adelson 1
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from render.canvas import Canvas, LatentRegion
+from render.canvas import Canvas, LatentRegion, cut_out
+from render.denoise.layered import decode_layered, encode_layered
 from render.distributed import AllGatherHandle, Group
 from render.guidance.color_correction import color_means, color_plane, decode_region
 from render.models.adapter import Adapter
+from render.models.autoencoders.tile_store import TileStore
 from render.plan.enlarge_layout import EnlargeLayout
 from render.plan.geometry import Rect
 from render.plan.plan import StagePlan
@@ -67,14 +70,20 @@ def pixels_of_previous_stage(
     below: LatentRegion,
     plan: StagePlan,
     adapter: Adapter,
+    group: Group,
     device: torch.device,
     source: InitImage | None = None,
 ) -> Pixels:
     """The stage below, decoded and enlarged, with the detail of `source` where that is given.
 
-    `below` holds at least `plan.enlarging.source_of` this rank.
+    `below` holds at least `plan.enlarging.decoded_by` this rank. All ranks must call it.
     """
-    enlarged = partial(_enlarged_pixels, below, layout=plan.enlarging, adapter=adapter, device=device)
+    layout = plan.enlarging
+    if layout.layered:
+        decoded = _decoded_layered(below, layout, adapter, group, device)
+    else:
+        decoded = partial(_decoded, below, adapter, device)
+    enlarged = partial(_enlarged_pixels, decoded, layout=layout, device=device)
     if source is None:
         return lambda area: enlarged(area).clamp_(0.0, 1.0)
     given = pixels_of_init_image(source, plan.stage)
@@ -100,6 +109,32 @@ def enlarge(
     With `color_strength` [area.height, area.width] the region carries the pixels' colors, to be kept by this
     strength. `plan` is that of the group's world size. All ranks must call it; their areas may differ.
     """
+    layout = plan.enlarging
+    if not layout.layered:
+        return _gathered_canvas(
+            lambda tile: _encoded(pixels, tile, layout, adapter),
+            plan,
+            adapter,
+            group,
+            device,
+            area,
+            color_strength,
+        )
+    with TileStore(device) as store:
+        encoded = encode_layered(pixels, layout.encoded_grid, adapter, group, store)
+        return _gathered_canvas(encoded, plan, adapter, group, device, area, color_strength)
+
+
+def _gathered_canvas(
+    encoded: Callable[[Rect], Tensor],
+    plan: StagePlan,
+    adapter: Adapter,
+    group: Group,
+    device: torch.device,
+    area: Rect,
+    color_strength: Tensor | None,
+) -> LatentRegion:
+    """See `enlarge`; `encoded` gives [C + 3, tile.height, tile.width] of a tile of this rank's."""
     layout, stage = plan.enlarging, plan.stage
     tiles = [layout.tiles_of(rank) for rank in range(group.world_size)]
     own, canvas = tiles[group.rank], layout.canvas
@@ -112,7 +147,7 @@ def enlarge(
         block = torch.zeros((channels, *layout.tile_shape), device=device)
         if number < len(own):
             tile = own[number]
-            block[:, : tile.height, : tile.width] = _encoded(pixels, tile, layout, adapter)
+            block[:, : tile.height, : tile.width] = encoded(tile)
         return block
 
     # In rounds of one tile from each rank, so that no rank holds more than two of them beside its own area.
@@ -170,23 +205,44 @@ def _scaled(side: slice, pixel: int) -> slice:
     return slice(side.start * pixel, side.stop * pixel)
 
 
+def _decoded(below: LatentRegion, adapter: Adapter, device: torch.device, area: Rect) -> Tensor:
+    """[1, 3, H, W] pixels of an area of the stage below."""
+    return decode_region(below, area, adapter, device)
+
+
+def _decoded_layered(
+    below: LatentRegion, layout: EnlargeLayout, adapter: Adapter, group: Group, device: torch.device
+) -> Pixels:
+    """The same, of a stage that is decoded as a whole. All ranks must call it."""
+    pixel, source = layout.scale_factor, layout.source_of(group.rank)
+    with TileStore(device) as store:
+        picture = decode_layered(adapter, below, layout.decoded_grid, group, store).gather(source)
+    canvas = replace(below.canvas, height=below.canvas.height * pixel, width=below.canvas.width * pixel)
+    held = _in_pixels(source, pixel)
+    return lambda area: cut_out(picture, held, _in_pixels(area, pixel), canvas).to(device)
+
+
+def _in_pixels(area: Rect, pixel: int) -> Rect:
+    return Rect(y=area.y * pixel, x=area.x * pixel, height=area.height * pixel, width=area.width * pixel)
+
+
 def _enlarged_pixels(
-    below: LatentRegion,
+    decoded: Pixels,
     area: Rect,
     *,
     layout: EnlargeLayout,
-    adapter: Adapter,
     device: torch.device,
     source: InitImage | None = None,
 ) -> Tensor:
     """[1, 3, H, W] pixels of an area of the new canvas (in its latents), from the stage below; with a
     source, by how much they differ from it."""
-    pixel = adapter.info.scale_factor
+    pixel, below = layout.scale_factor, layout.below
+    assert below is not None, "there is a stage below"
     read = layout.source(area)
-    picture = decode_region(below, read, adapter, device)
+    picture = decoded(read)
     if source is not None:
-        picture = picture - _given_pixels(source, below.canvas, pixel, read).to(device)
-    y, x = _positions(below.canvas, area, layout)
+        picture = picture - _given_pixels(source, below, pixel, read).to(device)
+    y, x = _positions(below, area, layout)
     # grid_sample takes positions in [-1, 1] over the decoded area's edges.
     grid_y = (y - read.y * pixel + 0.5) / (read.height * pixel) * 2 - 1
     grid_x = (x - read.x * pixel + 0.5) / (read.width * pixel) * 2 - 1

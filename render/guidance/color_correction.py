@@ -20,6 +20,7 @@ from render.guidance.hook import GuidanceHook, StageContext
 from render.guidance.ilvr import low_pass_matrix
 from render.guidance.prediction_weights import stage_prompt_weights
 from render.models.adapter import Adapter
+from render.models.autoencoders.tiles import Tiles
 from render.plan.stages import Stage
 from render.rect import Rect
 from render.spec import Spec
@@ -28,6 +29,8 @@ COLOR_CHANNELS = 4
 """Channels of a color plane that are used: three means, and the strength by which they are kept."""
 COARSE_SIGMA = 1.0
 """Standard deviation, in latents, of the Gaussian that separates coarse colors from fine ones."""
+_COARSE_REACH = 4
+"""Latents around a tile that its coarse colors depend on: three deviations, and one to interpolate."""
 
 
 class ColorCorrection(GuidanceHook):
@@ -76,6 +79,34 @@ def decode_region(region: LatentRegion, area: Rect, adapter: Adapter, device: to
     coarse = (vertical @ missing @ horizontal.T)[None]
     smooth = functional.interpolate(coarse, pixels.shape[2:], mode="bilinear", align_corners=False)
     return pixels.add_(smooth).clamp_(0.0, 1.0)
+
+
+def correct_tiles(pixels: Tiles, region: LatentRegion, scale_factor: int) -> Tiles:
+    """`pixels` of a whole stage in the colors that it keeps; `region` holds this rank's tiles.
+
+    All ranks must call it. Frees `pixels`. The result is that of `decode_region` for the whole canvas.
+    """
+    if region.colors is None:
+        return pixels
+    run, tiles = pixels.run, pixels.run.grid.tiles
+
+    def missing_colors(index: int) -> Tensor:
+        colors = region.read_colors(tiles[index]).to(run.device)
+        return ((colors[:3] - color_means(pixels.read(index), scale_factor)) * colors[3])[None]
+
+    missing = run.make(missing_colors, 3, dtype=pixels.dtype)
+    corrected = run.empty_like(pixels)
+    for index, patch in missing.patches(_COARSE_REACH):
+        vertical, horizontal = (
+            low_pass_matrix(length, COARSE_SIGMA).to(run.device) for length in patch.values.shape[2:]
+        )
+        coarse = vertical @ patch.values @ horizontal.T
+        size = [length * scale_factor for length in coarse.shape[2:]]
+        smooth = functional.interpolate(coarse, size, mode="bilinear", align_corners=False)
+        corrected.put(index, (pixels.take(index) + patch.center(smooth, scale_factor)).clamp_(0.0, 1.0))
+    missing.drop_all()
+    pixels.drop_all()
+    return corrected
 
 
 def color_means(pixels: Tensor, scale_factor: int) -> Tensor:

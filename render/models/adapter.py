@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from render.model_info import ModelInfo
+from render.models.autoencoders.autoencoder import Autoencoder
 from render.sampling.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ class Adapter(Protocol):
     """One loaded model. Constructors load nothing; use `render.models.load_adapter`."""
 
     info: ModelInfo
+    autoencoder: Autoencoder | None
+    """What `decode` and `encode` use; None for a refiner, which works on another model's latents. The engine
+    runs a layered one over tiles (`ModelInfo.layered_autoencoder`)."""
     prediction_type: str
     """`epsilon`, `v_prediction` or `sample`: what `predict` returns."""
 

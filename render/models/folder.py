@@ -131,6 +131,8 @@ def _model_info(path: Path, index: dict[str, Any], family: Family, parts: tuple[
         native_size=_sample_size(path, unet) * autoencoder.scale_factor,
         digest=weights_digest(path, parts),
         decode_halo=autoencoder.decode_halo,
+        layered_autoencoder=autoencoder.layered,
+        attention_scale=autoencoder.attention_scale,
         guidance_scale=number(path, index, GUIDANCE_KEY, 0.0, family.guidance_scale),
         takes_guidance=unet.get("time_cond_proj_dim") is not None,
         zoom_limit=number(path, index, ZOOM_LIMIT_KEY, 1.0, None),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from render.model_info import ModelInfo
 from render.models.adapter import Adapter, WindowPlace
+from render.models.autoencoders import Autoencoder
 from render.sampling.schedule import NoiseSchedule
 
 
@@ -35,12 +36,14 @@ class RefinedAdapter:
 
     info: ModelInfo = field(init=False)
     pipeline: Any = field(init=False)
+    autoencoder: Autoencoder | None = field(init=False)
     prediction_type: str = field(init=False)
     """The same for both; `render.models.model_paths` checks it."""
 
     def __post_init__(self) -> None:
         self.pipeline = self.model.pipeline
         self.info, self.prediction_type = self.model.info, self.model.prediction_type
+        self.autoencoder = self.model.autoencoder
 
     def schedule(self, sampler: str, steps: int) -> NoiseSchedule:
         return self.model.schedule(sampler, steps)

@@ -1,36 +1,66 @@
-"""Latents to pixels, in decode tiles that the plan lays out, each with enough halo around it."""
+"""Latents to pixels, block by block: in decode tiles with their halo, or layer by layer over all ranks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from render.canvas import LatentRegion
+from render.denoise.layered import decode_layered
+from render.distributed import Group
 from render.guidance.color_correction import decode_region
 from render.models.adapter import Adapter
+from render.models.autoencoders.tile_store import TileStore
 from render.output.encode import Pixels
 from render.plan.geometry import Rect
+from render.plan.tile_grid import TileGrid
+
+DecodeBlock = Callable[[Rect], Pixels]
+"""A block of the image, in pixels, aligned to decode tiles -> [block.height, block.width, 3] pixels."""
 
 
-def decode_block(
-    adapter: Adapter, latents: LatentRegion, block: Rect, decode_tile: int, device: torch.device
-) -> Pixels:
-    """[block.height, block.width, 3] pixels of a block of the image, decoded tile by tile.
+@contextmanager
+def block_decoder(
+    adapter: Adapter, latents: LatentRegion, grid: TileGrid, group: Group, device: torch.device
+) -> Iterator[DecodeBlock]:
+    """Decodes blocks of this rank's tiles. All ranks must call it.
 
-    `latents` holds the block and its halo; `block` is in pixels, aligned to decode tiles of `decode_tile`
-    latents. On a canvas that wraps, a tile at its edge takes its halo from the other side. Tiles start at
-    multiples of `decode_tile` on the canvas, so a block's pixels do not depend on the rank that decodes it.
+    `latents` holds them and the halo of the decoder. Tiles start at multiples of the grid's side on the
+    canvas, so a block's pixels do not depend on the rank that decodes it. On a canvas that wraps, a tile at
+    its edge takes its halo from the other side. A layered autoencoder decodes all tiles at the start.
     """
-    scale = adapter.info.scale_factor
+    scale, side = adapter.info.scale_factor, grid.side
+    if not adapter.info.layered_autoencoder:
+        yield lambda block: _put_together(
+            block, side, scale, lambda tile: _decode_tile(adapter, latents, tile, device)
+        )
+        return
+    across = -(-grid.canvas.width // side)
+    with TileStore(device) as store:
+        pixels = decode_layered(adapter, latents, grid, group, store)
+        yield lambda block: _put_together(
+            block,
+            side,
+            scale,
+            lambda tile: _as_bytes(pixels.read(tile.y // side * across + tile.x // side)[0]),
+        )
+
+
+def _put_together(block: Rect, side: int, scale: int, decoded: Callable[[Rect], Pixels]) -> Pixels:
+    """The pixels of a block from those of its tiles, of `side` latents, which `decoded` gives."""
     pixels = np.empty((block.height, block.width, 3), np.uint8)
-    step = decode_tile * scale
+    step = side * scale
     for y in range(block.y, block.y + block.height, step):
         for x in range(block.x, block.x + block.width, step):
             height = min(step, block.y + block.height - y)
             width = min(step, block.x + block.width - x)
             tile = Rect(y=y // scale, x=x // scale, height=height // scale, width=width // scale)
             top, left = y - block.y, x - block.x
-            pixels[top : top + height, left : left + width] = _decode_tile(adapter, latents, tile, device)
+            pixels[top : top + height, left : left + width] = decoded(tile)
     return pixels
 
 
@@ -40,5 +70,9 @@ def _decode_tile(adapter: Adapter, latents: LatentRegion, tile: Rect, device: to
     pixels = decode_region(latents, padded, adapter, device)[0]
     top, left = (tile.y - padded.y) * info.scale_factor, (tile.x - padded.x) * info.scale_factor
     height, width = tile.height * info.scale_factor, tile.width * info.scale_factor
-    inside = pixels[:, top : top + height, left : left + width]
-    return inside.mul_(255.0).round_().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return _as_bytes(pixels[:, top : top + height, left : left + width])
+
+
+def _as_bytes(pixels: Tensor) -> Pixels:
+    """[3, H, W] in [0, 1] -> [H, W, 3] in [0, 255]."""
+    return pixels.mul(255.0).round_().to(torch.uint8).permute(1, 2, 0).cpu().numpy()

@@ -11,12 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from render.canvas import LatentRegion
+from render.distributed import SingleRankGroup
 from render.models.adapter import Adapter
-from render.output.decode import decode_block
+from render.output.decode import block_decoder
 from render.output.encode import Pixels, encode
 from render.plan.decode_layout import PREVIEW_DECODE_TILE
 from render.plan.geometry import Rect
 from render.plan.plan import StagePlan
+from render.plan.tile_grid import even_grid, tile_side
 from render.sink import UNFINISHED_PREVIEW, Sink
 
 _QUALITY = 85
@@ -38,7 +40,10 @@ class Preview:
         """Decode a finished stage, the whole canvas, and store its pixels while the render goes on."""
         scale, canvas = adapter.info.scale_factor, finished.canvas
         whole = Rect(y=0, x=0, height=canvas.height * scale, width=canvas.width * scale)
-        pixels = decode_block(adapter, finished, whole, PREVIEW_DECODE_TILE, device)
+        side = tile_side(scale) if adapter.info.layered_autoencoder else PREVIEW_DECODE_TILE
+        grid = even_grid(canvas, side, 1)
+        with block_decoder(adapter, finished, grid, SingleRankGroup(), device) as decode_block:
+            pixels = decode_block(whole)
         self._storing = self._pool.submit(self._store, pixels)
 
     def delete(self) -> None:

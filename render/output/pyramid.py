@@ -21,7 +21,7 @@ from render.canvas import LatentRegion
 from render.distributed import Group
 from render.models.adapter import Adapter
 from render.output.block_journal import BlockJournal
-from render.output.decode import decode_block
+from render.output.decode import block_decoder
 from render.output.encode import ENDINGS, Pixels, encode
 from render.output.pyramid_report import PyramidReport
 from render.output.seams import LineDifferences, add_block
@@ -62,8 +62,13 @@ def publish_pyramid(
     layout = plan.decode
     columns, rows = plan.seam_lines
     own = _Measurements(layout, LineDifferences(columns), LineDifferences(rows))
-    with TileWriter(plan.spec, sink, journal) as writer:
-        blocks = plan.blocks_of(group.rank)
+    grid, blocks = layout.tile_grid(group.world_size), plan.blocks_of(group.rank)
+    started = time.perf_counter()
+    with (
+        TileWriter(plan.spec, sink, journal) as writer,
+        block_decoder(adapter, latents, grid, group, device) as decode_block,
+    ):
+        own.decode_seconds += time.perf_counter() - started
         for number, block in enumerate(blocks):
             entry = None if journal is None else journal.load(block)
             if entry is not None:
@@ -71,7 +76,7 @@ def publish_pyramid(
                 own.add(entry[1])
             else:
                 started = time.perf_counter()
-                pixels = decode_block(adapter, latents, block, layout.decode_tile, device)
+                pixels = decode_block(block)
                 own.decode_seconds += time.perf_counter() - started
                 measurements = own.empty().take(block, pixels, writer).pack()
                 writer.finish_block(block, measurements)

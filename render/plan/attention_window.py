@@ -5,9 +5,9 @@ from __future__ import annotations
 from render.plan.tile_grid import TileGrid
 
 WHOLE_CANVAS_TOKENS = 1 << 18
-"""A token is a latent of the autoencoder. A canvas of up to this many (4096x4096 pixels at 8 pixels per token)
-is attended to as a whole; the work grows with the square of the canvas, and here it equals that of all other
-layers of Stable Diffusion's decoder."""
+"""A token is a latent of the autoencoder. A canvas of up to this many (4096x4096 pixels at 8 pixels per
+token) is attended to as a whole. The work grows with the square of the canvas; here it equals that of all
+other layers of Stable Diffusion's decoder."""
 
 
 def attends_to_whole(tokens: int) -> bool:

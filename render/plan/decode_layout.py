@@ -12,6 +12,7 @@ from functools import cached_property
 
 from render.model_info import ModelInfo
 from render.plan.geometry import Rect, bounding
+from render.plan.tile_grid import TileGrid, cut_into_tiles, tile_side
 from render.plan.topology import Topology
 from render.spec import Spec
 
@@ -47,6 +48,8 @@ class DecodeLayout:
     """Latents around a decode tile that its pixels depend on."""
     wrap_y: bool = False
     wrap_x: bool = False
+    layered: bool = False
+    """Whether the autoencoder is run layer by layer over the tiles of `tile_grid`."""
 
     @cached_property
     def top_level(self) -> int:
@@ -73,6 +76,26 @@ class DecodeLayout:
         total = len(self.blocks)
         return self.blocks[total * rank // world_size : total * (rank + 1) // world_size]
 
+    @property
+    def canvas(self) -> Topology:
+        """In latents."""
+        height, width = self.height // self.scale_factor, self.width // self.scale_factor
+        return Topology(height=height, width=width, wrap_y=self.wrap_y, wrap_x=self.wrap_x)
+
+    def tile_grid(self, world_size: int) -> TileGrid:
+        """The tiles that a layered autoencoder is run on; each is its block's rank's."""
+        owner = {
+            (block.y, block.x): rank
+            for rank in range(world_size)
+            for block in self.blocks_of(rank, world_size)
+        }
+        side = self.block_size // self.scale_factor
+        owners = tuple(
+            owner[tile.y // side * self.block_size, tile.x // side * self.block_size]
+            for tile in cut_into_tiles(self.canvas, self.decode_tile)
+        )
+        return TileGrid(canvas=self.canvas, side=self.decode_tile, owners=owners, world_size=world_size)
+
     def latents_of(self, rank: int, world_size: int) -> Rect:
         """The latents that the rank's blocks are decoded from, their halo included."""
         blocks = bounding(self.blocks_of(rank, world_size))
@@ -85,13 +108,7 @@ class DecodeLayout:
             height=blocks.height // scale,
             width=blocks.width // scale,
         )
-        canvas = Topology(
-            height=self.height // scale,
-            width=self.width // scale,
-            wrap_y=self.wrap_y,
-            wrap_x=self.wrap_x,
-        )
-        return canvas.bounding_rect([canvas.pad(inside, self.halo)])
+        return self.canvas.bounding_rect([self.canvas.pad(inside, self.halo)])
 
     def size_at(self, level: int) -> tuple[int, int]:
         """(width, height) of a level, halved with the ceiling."""
@@ -116,6 +133,9 @@ def make_decode_layout(spec: Spec, info: ModelInfo) -> DecodeLayout:
     grown = 0 if longest <= 2048 else 1 if longest <= 8192 else 2
     smallest = _SMALLEST_DECODE_TILE << min(grown, 1)
     decode_tile = max(smallest, 1 << (native - 1).bit_length())
+    if info.layered_autoencoder:
+        # Its tiles have no halo that would be decoded twice.
+        decode_tile = tile_side(info.scale_factor)
     block = max(spec.tile_size << grown, decode_tile * info.scale_factor << max(0, grown - 1))
     return DecodeLayout(
         width=spec.width,
@@ -127,6 +147,7 @@ def make_decode_layout(spec: Spec, info: ModelInfo) -> DecodeLayout:
         halo=info.decode_halo,
         wrap_y=spec.wrap_y,
         wrap_x=spec.wrap_x,
+        layered=info.layered_autoencoder,
     )
 
 

@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from render.plan.geometry import Rect
+from render.plan.tile_grid import TileGrid, cut_into_tiles, even_grid, tile_side
 from render.plan.topology import Topology
 
 _TILE, _LARGE_CANVAS = 64, 256
@@ -34,24 +35,23 @@ class EnlargeLayout:
     halo: int
     """Latents around a tile that the autoencoder reads."""
     world_size: int
+    layered: bool = False
+    """Whether the autoencoder is run layer by layer over the tiles of all ranks, and not on each alone."""
 
     @cached_property
     def tile_shape(self) -> tuple[int, int]:
         """(height, width) of a tile; those at the lower and right edges may be smaller."""
         height, width = self.canvas.height, self.canvas.width
+        if self.layered:
+            side = tile_side(self.scale_factor)
+            return min(side, height), min(side, width)
         longest = _TILE if max(height, width) <= _LARGE_CANVAS else 2 * _TILE
         return min(longest, -(-height // 2)), min(longest, -(-width // 2))
 
     @cached_property
     def tiles(self) -> tuple[Rect, ...]:
         """All tiles, row by row."""
-        height, width = self.canvas.height, self.canvas.width
-        tile_height, tile_width = self.tile_shape
-        return tuple(
-            Rect(y=y, x=x, height=min(tile_height, height - y), width=min(tile_width, width - x))
-            for y in range(0, height, tile_height)
-            for x in range(0, width, tile_width)
-        )
+        return cut_into_tiles(self.canvas, *self.tile_shape)
 
     @property
     def rounds(self) -> int:
@@ -66,6 +66,23 @@ class EnlargeLayout:
         """
         own = self.tiles[rank * self.rounds : (rank + 1) * self.rounds]
         return tuple(sorted(own, key=lambda tile: self.padded(tile).area, reverse=True))
+
+    @cached_property
+    def encoded_grid(self) -> TileGrid:
+        """The tiles of the new canvas, for a layered autoencoder; `tiles_of` says whose they are."""
+        owners = tuple(index // self.rounds for index in range(len(self.tiles)))
+        side = tile_side(self.scale_factor)
+        return TileGrid(canvas=self.canvas, side=side, owners=owners, world_size=self.world_size)
+
+    @cached_property
+    def decoded_grid(self) -> TileGrid:
+        """The tiles of the canvas of the stage below, for a layered autoencoder."""
+        assert self.below is not None, "there is a stage below"
+        return even_grid(self.below, tile_side(self.scale_factor), self.world_size)
+
+    def decoded_by(self, rank: int) -> Rect:
+        """The latents of the stage below that a rank decodes."""
+        return self.decoded_grid.area_of(rank) if self.layered else self.source_of(rank)
 
     def padded(self, tile: Rect) -> Rect:
         """A tile and its halo on the new canvas."""

@@ -59,6 +59,7 @@ class StagePlan:
             scale_factor=self.info.scale_factor,
             halo=self.info.decode_halo,
             world_size=self.world_size,
+            layered=self.info.layered_autoencoder,
         )
 
     @property

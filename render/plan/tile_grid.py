@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 from render.plan.geometry import Rect
 from render.plan.topology import Slices, Topology
 
+_PIXELS, _SMALLEST_SIDE = 256, 16
 _T = TypeVar("_T")
 Side = Literal["top", "bottom", "left", "right"]
 Strip = tuple[int, Side]
@@ -116,8 +117,12 @@ class TileGrid:
 
     def _pieces(self, index: int, scale: int, reach: int) -> Iterator[Piece]:
         tile, canvas, side = self.tiles[index], self.canvas, self.side * scale
-        rows = list(_along(tile.y * scale, tile.height * scale, reach, canvas.height * scale, canvas.wrap_y, side))
-        cols = list(_along(tile.x * scale, tile.width * scale, reach, canvas.width * scale, canvas.wrap_x, side))
+        rows = list(
+            _along(tile.y * scale, tile.height * scale, reach, canvas.height * scale, canvas.wrap_y, side)
+        )
+        cols = list(
+            _along(tile.x * scale, tile.width * scale, reach, canvas.width * scale, canvas.wrap_x, side)
+        )
         across = -(-canvas.width // self.side)
         for row, own_row, rows_there, rows_here in rows:
             for col, own_col, cols_there, cols_here in cols:
@@ -140,12 +145,18 @@ class TileGrid:
         return Piece(there=there, strip=(index, "right"), here=(rows, _moved(cols, beyond)))
 
 
-def cut_into_tiles(canvas: Topology, side: int) -> tuple[Rect, ...]:
-    """All tiles of a canvas, row by row, clipped to it."""
+def tile_side(scale_factor: int) -> int:
+    """Latents of a tile's side: 256 pixels, or more where that is fewer latents than a layer can use well."""
+    return max(_SMALLEST_SIDE, _PIXELS // scale_factor)
+
+
+def cut_into_tiles(canvas: Topology, height: int, width: int | None = None) -> tuple[Rect, ...]:
+    """All tiles of a canvas, `height` x `width` latents (square unless told), row by row, clipped to it."""
+    width = height if width is None else width
     return tuple(
-        Rect(y=y, x=x, height=min(side, canvas.height - y), width=min(side, canvas.width - x))
-        for y in range(0, canvas.height, side)
-        for x in range(0, canvas.width, side)
+        Rect(y=y, x=x, height=min(height, canvas.height - y), width=min(width, canvas.width - x))
+        for y in range(0, canvas.height, height)
+        for x in range(0, canvas.width, width)
     )
 
 

@@ -19,6 +19,7 @@ class ToyModel:
 
     prediction_type = "epsilon"
     pipeline = None
+    autoencoder = None
 
     def __init__(self, native: int = 128, channels: int = 4) -> None:
         self.info = ModelInfo(

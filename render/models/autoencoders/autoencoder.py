@@ -32,8 +32,9 @@ class Autoencoder(Protocol):
 
 @runtime_checkable
 class LayeredAutoencoder(Autoencoder, Protocol):
-    """An autoencoder whose norms or attention look at the whole canvas, so that a piece of the canvas cannot be
-    decoded alone. It is run layer by layer over the tiles of all ranks; `decode` and `encode` are undivided."""
+    """An autoencoder whose norms or attention look at the whole canvas, so that no piece of the canvas can be
+    decoded alone. It is run layer by layer over the tiles of all ranks; `decode` and `encode` are undivided.
+    """
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,7 +1,7 @@
 """The layers of `AutoencoderDC` (`diffusers.models.autoencoders.autoencoder_dc`) over tiles.
 
-Its norms look at one pixel's channels. Its linear attention needs one matrix per head of the whole canvas, the
-sum of value x key over all pixels, which is added up like the statistics of a group norm.
+Its norms look at one pixel's channels. Its linear attention needs one matrix per head of the whole canvas,
+the sum of value x key over all pixels, which is added up like the statistics of a group norm.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def decode_layers(decoder: Any, tiles: Tiles) -> Tiles:
             tiles = _block(block, tiles)
 
     def activated(values: Tensor) -> Tensor:
-        return decoder.conv_act(_by_channel(decoder.norm_out, values))  # type: ignore[no-any-return]
+        return decoder.conv_act(_by_channel(decoder.norm_out, values))
 
     tiles = tiles.map(lambda patch, index: activated(patch.values), channels=tiles.channels)
     return _block(decoder.conv_out, tiles)
@@ -65,9 +65,7 @@ def _block(block: Any, tiles: Tiles) -> Tiles:
 
 
 def _resblock(block: Any, tiles: Tiles) -> Tiles:
-    hidden = convolve(
-        tiles, block.conv1, after=lambda values, index: block.nonlinearity(values), keep=True
-    )
+    hidden = convolve(tiles, block.conv1, after=lambda values, index: block.nonlinearity(values), keep=True)
 
     def add(values: Tensor, index: int) -> Tensor:
         return _normed(block.norm, values) + tiles.take(index)
@@ -90,8 +88,8 @@ def _gated(block: Any, tiles: Tiles) -> Tiles:
 
 
 def _attention(block: Any, tiles: Tiles) -> Tiles:
-    """`SanaMultiscaleLinearAttention`. Where the canvas is smaller than a head diffusers forms the products in
-    the other order, which rounds differently and is the same otherwise."""
+    """`SanaMultiscaleLinearAttention`. Where the canvas is smaller than a head, diffusers forms the products
+    in the other order, which rounds differently and is the same otherwise."""
     run, width = tiles.run, block.attention_head_dim
     reach = max((scale.proj_in.kernel_size[0] // 2 for scale in block.to_qkv_multiscale), default=0)
 
@@ -166,4 +164,4 @@ def _normed(norm: Any, values: Tensor) -> Tensor:
 
 def _by_channel(norm: Any, values: Tensor) -> Tensor:
     """A norm of each pixel's channels."""
-    return norm(values.movedim(1, -1)).movedim(-1, 1)  # type: ignore[no-any-return]
+    return norm(values.movedim(1, -1)).movedim(-1, 1)

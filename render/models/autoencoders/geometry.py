@@ -9,10 +9,6 @@ from typing import Any
 
 from render.models.config_files import unusable, whole_number
 
-KL_HALO = 18
-"""Latents around a decode tile of an `AutoencoderKL`. The convolutions of its four levels reach 18 latents;
-its group norms and its one attention see the whole tile, so a tiled decode is close, never exact."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderGeometry:
@@ -22,8 +18,13 @@ class AutoencoderGeometry:
     """Channels of the canvas."""
     scale_factor: int
     """Pixels per latent of the canvas."""
-    decode_halo: int
-    """Latents around a decode tile that its pixels depend on (or, for global norms, that hide its edge)."""
+    decode_halo: int = 0
+    """Latents around a decode tile that its pixels depend on; 0 for a layered one."""
+    layered: bool = True
+    """Whether norms or attention look at the whole canvas (`render.models.autoencoders.autoencoder`)."""
+    attention_scale: int = 0
+    """Tokens per latent of the canvas, in each direction, that an attention compares with each other; 0 where
+    none does."""
 
 
 def autoencoder_geometry(path: Path, class_name: str, vae: dict[str, Any]) -> AutoencoderGeometry:
@@ -47,26 +48,27 @@ def _tiny(path: Path, vae: dict[str, Any]) -> AutoencoderGeometry:
         latent_channels=whole_number(path, vae, "vae", "latent_channels", 4),
         scale_factor=2 ** (len(blocks) - 1),
         decode_halo=tiny_decoder_halo(blocks, smooth),
+        layered=False,
     )
 
 
 def _kl(path: Path, vae: dict[str, Any]) -> AutoencoderGeometry:
-    levels = _list(path, vae, "block_out_channels")
+    levels = _levels(path, vae)
     return AutoencoderGeometry(
         latent_channels=whole_number(path, vae, "vae", "latent_channels", 4),
         scale_factor=2 ** (len(levels) - 1),
-        decode_halo=KL_HALO,
+        attention_scale=int(vae.get("mid_block_add_attention", True)),
     )
 
 
 def _flux2(path: Path, vae: dict[str, Any]) -> AutoencoderGeometry:
-    levels, patch = _list(path, vae, "block_out_channels"), vae.get("patch_size", [2, 2])
+    levels, patch = _levels(path, vae), vae.get("patch_size", [2, 2])
     if not (isinstance(patch, list) and len(patch) == 2 and patch[0] == patch[1] and patch[0] in (1, 2, 4)):
         raise unusable(path, f"has patch_size {patch!r} in vae/config.json; it must be [2, 2]")
     return AutoencoderGeometry(
         latent_channels=whole_number(path, vae, "vae", "latent_channels", 32) * patch[0] ** 2,
         scale_factor=2 ** (len(levels) - 1) * patch[0],
-        decode_halo=KL_HALO,
+        attention_scale=patch[0] if vae.get("mid_block_add_attention", True) else 0,
     )
 
 
@@ -75,7 +77,7 @@ def _qwen_image(path: Path, vae: dict[str, Any]) -> AutoencoderGeometry:
     return AutoencoderGeometry(
         latent_channels=whole_number(path, vae, "vae", "z_dim", 16),
         scale_factor=2 ** (len(levels) - 1),
-        decode_halo=KL_HALO,
+        attention_scale=1,
     )
 
 
@@ -84,8 +86,19 @@ def _dc(path: Path, vae: dict[str, Any]) -> AutoencoderGeometry:
     return AutoencoderGeometry(
         latent_channels=whole_number(path, vae, "vae", "latent_channels", 32),
         scale_factor=2 ** (len(levels) - 1),
-        decode_halo=KL_HALO,
     )
+
+
+def _levels(path: Path, vae: dict[str, Any]) -> list[Any]:
+    """The channels of the levels of diffusers' `Encoder` and `Decoder`, if their blocks can be tiled."""
+    known = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D", "UpDecoderBlock2D", "AttnUpDecoderBlock2D")
+    for key in ("down_block_types", "up_block_types"):
+        unknown = set(vae.get(key, ())) - set(known)
+        if unknown:
+            raise unusable(
+                path, f"has {sorted(unknown)[0]!r} in {key} of its vae; use one of {', '.join(known)}"
+            )
+    return _list(path, vae, "block_out_channels")
 
 
 def _list(path: Path, vae: dict[str, Any], key: str, default: list[int] | None = None) -> list[Any]:

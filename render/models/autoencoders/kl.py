@@ -21,7 +21,7 @@ class KL:
     @property
     def dtype(self) -> torch.dtype:
         """See `LayeredAutoencoder.dtype`."""
-        return self._network.dtype  # type: ignore[no-any-return]
+        return self._network.dtype
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ from render.models.autoencoders.tiles import Tiles
 def decode_layers(decoder: Any, tiles: Tiles, finish: Callable[[Tensor, int], Tensor]) -> Tiles:
     """A `Decoder`; `finish` makes float32 of its output. Frees `tiles`."""
 
-
     tiles = _middle(decoder.mid_block, convolve(tiles, decoder.conv_in))
     for block in decoder.up_blocks:
         tiles = _blocks(block, tiles)
@@ -92,5 +91,3 @@ def _attention(block: Any, tiles: Tiles) -> Tiles:
 
 def _then(first: Pointwise, second: Pointwise) -> Pointwise:
     return lambda values: second(first(values))
-
-

@@ -23,8 +23,8 @@ def same(values: Tensor) -> Tensor:
 
 
 def valid(conv: Any, values: Tensor, stride: int | None = None) -> Tensor:
-    """A convolution without padding. Of a causal 3-D one (Qwen-Image's) only the last frame of the kernel, since
-    the frames before the first one are zeros."""
+    """A convolution without padding. Of a causal 3-D one (Qwen-Image's) only the last frame of the kernel,
+    since the frames before the first one are zeros."""
     weight = conv.weight if conv.weight.dim() == 4 else conv.weight[:, :, -1]
     step = conv.stride[-1] if stride is None else stride
     return functional.conv2d(values, weight, conv.bias, stride=step, groups=conv.groups)
@@ -114,8 +114,8 @@ def attend(
     (`render.plan.attention_window`). All ranks must call it.
 
     `project` maps a tile [1, C, h, w] to its queries, keys and values, [n, width] each; `finish` takes what a
-    tile attends to, [n, width], and the tile. Keys are gone through tile by tile in their order with a running
-    maximum (Milakov and Gimelshein 2018), so no matrix of all queries and keys is ever held.
+    tile attends to, [n, width], and the tile. Keys are gone through tile by tile in their order with a
+    running maximum (Milakov and Gimelshein 2018), so no matrix of all queries and keys is ever held.
     """
     run, width = tiles.run, tiles.channels
     wanted = {index: attended_tiles(run.grid, index, tiles.scale) for index in run.own}

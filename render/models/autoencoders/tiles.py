@@ -38,9 +38,9 @@ class Patch:
         missing = (left, right, top, bottom)
         return functional.pad(values, missing) if any(missing) else values
 
-    def center(self, values: Tensor) -> Tensor:
-        """Without the margin."""
-        top, left, bottom, right = self.margins
+    def center(self, values: Tensor, scale: int = 1) -> Tensor:
+        """Without the margin, which is `scale` times as wide in `values`."""
+        top, left, bottom, right = (margin * scale for margin in self.margins)
         height, width = values.shape[-2:]
         return values[..., top : height - bottom, left : width - right]
 
@@ -76,6 +76,10 @@ class TilePass:
         for index in self.own:
             made.put(index, function(index))
         return made
+
+    def empty_like(self, tiles: Tiles) -> Tiles:
+        """Tiles of the same channels, scale and type, none of which is set."""
+        return Tiles(self, tiles.channels, tiles.scale, tiles.dtype)
 
     def gather_values(self, values: dict[int, Tensor], count: int) -> Tensor:
         """[tiles, count] float64 on the host, from this rank's [count] of each of its tiles."""
@@ -171,8 +175,10 @@ class Tiles:
             yield index, Patch(values=values, margins=grid.margins(index, self.scale, reach), reach=reach)
 
     def gather(self, area: Rect) -> Tensor:
-        """[1, C, area.height * scale, area.width * scale] on the host. All ranks must call it; their areas (in
-        latents, without a latent twice) may differ."""
+        """[1, C, area.height * scale, area.width * scale] on the host. All ranks must call it.
+
+        Their areas may differ; they are in latents, and hold no latent twice.
+        """
         grid, scale = self.run.grid, self.scale
         gathered = torch.empty((1, self.channels, area.height * scale, area.width * scale), dtype=self.dtype)
         for index, values in self.rounds():

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from render.errors import ModelNotUsable, exit_code
 from render.models import hub, load_adapter, read_model_info, resolve_model
-from render.models.autoencoders.geometry import KL_HALO, tiny_decoder_halo
+from render.models.autoencoders.geometry import tiny_decoder_halo
 from render.models.folder import _read_model_info
 from render.plan.stages import make_stages
 from render.spec import Spec
@@ -36,7 +36,8 @@ def folder(model_folders: dict[str, Path], tmp_path: Path) -> Path:
 def test_model_info_of_stable_diffusion(model_folders: dict[str, Path]) -> None:
     info = read_model_info(model_folders["sd-v"])
     assert (info.family, info.latent_channels, info.scale_factor, info.native_size) == ("sd", 4, 8, 64)
-    assert (info.decode_halo, info.zoom_limit) == (KL_HALO, None)
+    assert (info.decode_halo, info.layered_autoencoder, info.attention_scale) == (0, True, 1)
+    assert info.zoom_limit is None
 
 
 def test_model_info_of_sdxl_with_one_encoder_and_a_tiny_autoencoder(model_folders: dict[str, Path]) -> None:
