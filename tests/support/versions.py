@@ -7,7 +7,7 @@ from pathlib import Path
 
 TOP = Path(__file__).parent.parent.parent
 CHANGES = {
-    "render/numerics.py": ("\nNUMERICS = 1\n", "\nNUMERICS = 2\n"),
+    "render/numerics.py": ("\nNUMERICS = 2\n", "\nNUMERICS = 3\n"),
     "render/sampling/noise.py": (
         "    key_low, key_high = seed & 0xFFFF_FFFF,",
         "    key_low, key_high = (seed ^ 1) & 0xFFFF_FFFF,",
