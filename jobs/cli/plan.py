@@ -36,6 +36,10 @@ def plan(ranks: str, as_json: bool, **options: Any) -> None:
         f"{plural(made.model_calls, 'model call')} on the busiest rank; "
         f"at most {plural(made.useful_ranks, 'rank')} can be used"
     )
+    if made.decode.layered:
+        window = made.decode.attention_window
+        seen = "the whole image" if window is None else f"a window of {window} px"
+        print_line(f"decoded exactly, layer by layer over all ranks; the decoder's attention sees {seen}")
 
 
 def _document(made: Plan) -> dict[str, Any]:
@@ -43,6 +47,7 @@ def _document(made: Plan) -> dict[str, Any]:
         "ranks": made.world_size,
         "useful_ranks": made.useful_ranks,
         "model_calls": made.model_calls,
+        "attention_window": made.decode.attention_window,
         "stages": [
             {
                 "width": stage.width,

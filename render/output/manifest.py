@@ -71,6 +71,8 @@ class ManifestNumerics(_Part):
     """1 on a CPU, None on a GPU."""
     engine: int | None = None
     """`render.numerics.NUMERICS`; None in manifests that were written before it existed."""
+    attention_window: int | None = None
+    """Side of the window that the decoder's attention saw, in pixels; None where it saw the whole image."""
 
 
 class Manifest(_Part):
@@ -187,7 +189,10 @@ def build_manifest(
         range=(pyramid.darkest, pyramid.brightest),
         device=device,
         numerics=ManifestNumerics(
-            dtype=spec.dtype, threads_per_rank=1 if device == "cpu" else None, engine=NUMERICS
+            dtype=spec.dtype,
+            threads_per_rank=1 if device == "cpu" else None,
+            engine=NUMERICS,
+            attention_window=layout.attention_window,
         ),
         ranks=ranks,
         versions=_versions(("chorale", "torch", "diffusers", "transformers", "pillow")),

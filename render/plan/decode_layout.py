@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from render.model_info import ModelInfo
+from render.plan.attention_window import attends_to_whole, window_radius
 from render.plan.geometry import Rect, bounding
 from render.plan.tile_grid import TileGrid, cut_into_tiles, tile_side
 from render.plan.topology import Topology
@@ -50,6 +51,8 @@ class DecodeLayout:
     wrap_x: bool = False
     layered: bool = False
     """Whether the autoencoder is run layer by layer over the tiles of `tile_grid`."""
+    attention_scale: int = 0
+    """Tokens per latent, in each direction, that its attention compares; 0 without one."""
 
     @cached_property
     def top_level(self) -> int:
@@ -81,6 +84,14 @@ class DecodeLayout:
         """In latents."""
         height, width = self.height // self.scale_factor, self.width // self.scale_factor
         return Topology(height=height, width=width, wrap_y=self.wrap_y, wrap_x=self.wrap_x)
+
+    @property
+    def attention_window(self) -> int | None:
+        """Side of the window that the decoder's attention sees, in pixels; None where it sees all."""
+        scale = self.attention_scale
+        if attends_to_whole(self.canvas.height * self.canvas.width * scale**2):
+            return None
+        return (2 * window_radius(self.decode_tile * scale) + 1) * self.decode_tile * self.scale_factor
 
     def tile_grid(self, world_size: int) -> TileGrid:
         """The tiles that a layered autoencoder is run on; each is its block's rank's."""
@@ -148,6 +159,7 @@ def make_decode_layout(spec: Spec, info: ModelInfo) -> DecodeLayout:
         wrap_y=spec.wrap_y,
         wrap_x=spec.wrap_x,
         layered=info.layered_autoencoder,
+        attention_scale=info.attention_scale,
     )
 
 

@@ -42,7 +42,8 @@ def parsed(document: object) -> Manifest:
 def test_the_file_keeps_its_fields(document: dict[str, Any]) -> None:
     assert document.keys() == FIELDS
     assert document["schema"] == 1
-    assert document["numerics"] == {"dtype": "float32", "threads_per_rank": 1, "engine": NUMERICS}
+    numerics = {"dtype": "float32", "threads_per_rank": 1, "engine": NUMERICS, "attention_window": None}
+    assert document["numerics"] == numerics
     assert document["model"].keys() == {"family", "digest"}
     assert document["seams"].keys() == {"ratio", "worst", "offset", "borders"}
     assert document["levels"][0] == [1, 1] and document["levels"][-1] == [264, 200]
