@@ -89,7 +89,7 @@ class Rules(_Strict):
 
     priority: int = Field(DEFAULT_PRIORITY, ge=0, le=100)
     group_limit: int | None = Field(None, ge=1, le=100_000)
-    time_window: str | None = Field(None, max_length=100, examples=["22:00-07:00 Europe/Paris"])
+    time_window: str | None = Field(None, max_length=100, examples=["mon-fri 22:00-07:00 Europe/Paris"])
     paused: bool = False
 
 
@@ -210,11 +210,11 @@ def queues(board: Here) -> dict[str, Any]:
 
 @router.put("/queues/{name}", tags=["farm"])
 def change_queue(board: Here, name: Name, rules: Rules) -> dict[str, Any]:
-    """Create a queue, or change some of its rules."""
+    """Create a queue, or change some of its rules; a time window without a zone gets the server's."""
     with board.farm.database.write() as connection:
-        set_queue(connection, name, rules.model_dump(exclude_unset=True))
+        stored = set_queue(connection, name, rules.model_dump(exclude_unset=True))
     board.forget_queues()
-    return {"queue": name}
+    return {"queue": name, **stored}
 
 
 @router.get("/batches", tags=["farm"])

@@ -34,6 +34,7 @@ from jobs.db.board_queries import (
 from jobs.db.commands import VERBS
 from jobs.db.nodes import list_nodes
 from jobs.db.queries import Filter, count_jobs, list_batches, show_job
+from jobs.db.queues import check_exists
 from jobs.db.state_machine import HOLDING, STATES
 from jobs.db.tables import attempts, jobs, members
 from jobs.intake.batch import CheckedBatch
@@ -93,6 +94,7 @@ def job_list(board: Board, request: Request) -> dict[str, Any]:
     )
     after, before = (request.query_params.get(name) for name in ("after", "before"))
     with board.farm.database.read() as connection:
+        check_exists(connection, wanted.batch, wanted.queue)
         found = page_jobs(
             connection,
             wanted,

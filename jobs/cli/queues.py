@@ -13,6 +13,7 @@ from jobs.cli.help import examples
 from jobs.cli.terminal import print_json, print_line, print_table
 from jobs.db.queries import list_batches
 from jobs.db.queues import check_exists, delete_queue, list_queues, set_queue
+from jobs.db.time_window import TimeWindow, has_zone
 from jobs.farm import Farm
 from jobs.formatting import age, counts_by_state, plural
 from jobs.results import write_results
@@ -22,14 +23,17 @@ from render.errors import BadInput
 @click.command(
     epilog=examples(
         "chorale queues",
-        'chorale queues night --window "22:00-07:00 Europe/Paris" --limit 4',
+        'chorale queues night --window "mon-fri 22:00-07:00 Europe/Paris" --limit 4',
         "chorale queues night --pause",
     )
 )
 @click.argument("name", required=False)
 @click.option("--priority", type=click.IntRange(0, 100), help="Default priority of its jobs. [50]")
 @click.option("--limit", help="Maximum number of groups at once, or none.")
-@click.option("--window", help="Time window in which its jobs may run: HH:MM-HH:MM ZONE, or none.")
+@click.option(
+    "--window",
+    help="Time window in which its jobs may run: [DAYS] HH:MM-HH:MM [ZONE], or none. [this machine's zone]",
+)
 @click.option(
     "--share", "shares", multiple=True, help="OWNER=WEIGHT: this owner's share of the queue; may repeat."
 )
@@ -46,6 +50,10 @@ def queues(farm: Farm, as_json: bool, name: str | None, delete: bool, **options:
             if delete:
                 delete_queue(connection, name)
             else:
+                window = rules.get("time_window")
+                if window is not None and not has_zone(window):
+                    zone = f"{TimeWindow.parse(window)}: no zone is given, so it is this machine's"
+                    print_line(f"chorale: time window {zone}", error=True)
                 if set(rules) <= {"paused"}:
                     # A misspelled name must not make a queue: one is made by giving it rules.
                     check_exists(connection, None, name)

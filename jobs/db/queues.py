@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from infra.database import now
+from jobs.db.names import check_name
 from jobs.db.records import QueueRules
 from jobs.db.state_machine import ENDED, change_state
 from jobs.db.tables import batches, jobs, queues
@@ -16,11 +17,13 @@ from render.errors import BadInput
 DEFAULT_PRIORITY = 50
 
 
-def set_queue(connection: Connection, name: str, rules: dict[str, Any]) -> None:
+def set_queue(connection: Connection, name: str, rules: dict[str, Any]) -> dict[str, Any]:
     """Create a queue or update some of its rules: priority, group_limit, time_window, paused, shares.
 
-    Raises `BadInput` for an invalid time window.
+    Returns the rules as they are stored: a time window has a zone. Raises `BadInput` for an invalid one, and
+    for a name that not every database holds.
     """
+    check_name("queue", name, queues.c.name)
     if rules.get("time_window") is not None:
         rules = rules | {"time_window": str(TimeWindow.parse(rules["time_window"]))}
     known = connection.execute(select(queues.c.name).where(queues.c.name == name)).first()
@@ -28,6 +31,7 @@ def set_queue(connection: Connection, name: str, rules: dict[str, Any]) -> None:
         connection.execute(insert(queues).values(name=name, **rules))
     elif rules:
         connection.execute(update(queues).where(queues.c.name == name).values(**rules))
+    return rules
 
 
 def delete_queue(connection: Connection, name: str) -> None:

@@ -15,11 +15,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Column, Connection, String, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from infra.database import Database, insert_unless_there, now
 from infra.errors import ServiceError
 from jobs.db.leases import lock_placement
+from jobs.db.names import check_name, longest
 from jobs.db.prompt_search import index_words, stored_words
 from jobs.db.state_machine import change_state
 from jobs.db.tables import batches, entries, events, jobs, rates
@@ -67,26 +68,9 @@ class JobOptions:
 
     def __post_init__(self) -> None:
         for name, value in (("owner", self.owner), ("queue", self.queue)):
-            check_name(name, value, _longest(jobs.c[name]))
+            check_name(name, value, jobs.c[name])
         if self.not_before and self.deadline and self.deadline <= self.not_before:
             raise BadInput("deadline", None, "is not after not_before; move one of them")
-
-
-def check_name(field: str, value: str, longest: int) -> None:
-    """Raise `BadInput` for a name that SQLite may take and PostgreSQL may not, or that no terminal shows."""
-    if not value.strip():
-        raise BadInput(field, value, "is empty; give a name")
-    if len(value) > longest:
-        fix = f"has {len(value)} characters; use at most {longest}"
-        raise BadInput(field, value[:60], fix)
-    if not value.isprintable():
-        raise BadInput(field, value, "has characters that do not print; use letters and digits")
-
-
-def _longest(column: Column[Any]) -> int:
-    """Characters that a column holds; PostgreSQL refuses more, SQLite does not."""
-    assert isinstance(column.type, String) and column.type.length is not None
-    return column.type.length
 
 
 def parse_moment(name: str, text: str | None) -> float | None:
@@ -163,7 +147,7 @@ class Preparation:
 
     def add(self, item: BatchItem) -> None:
         """Check one image and keep it. Raises `BadInput`, and keeps nothing of it then."""
-        check_name("custom_id", item.custom_id, _longest(entries.c.custom_id))
+        check_name("custom_id", item.custom_id, entries.c.custom_id)
         if item.custom_id in self._custom_ids:
             raise BadInput("custom_id", item.custom_id, "is already used in this batch; use another")
         row = _job_row(item, self.options)
@@ -218,7 +202,7 @@ def insert_batch(database: Database, prepared: Preparation, name: str) -> Receip
     """
     options = prepared.options
     receipt = Receipt(batch=uuid.uuid4().hex[:12])
-    label = printable(name).strip()[: _longest(batches.c.name)] or "batch"
+    label = printable(name).strip()[: longest(batches.c.name)] or "batch"
     with database.write() as connection:
         connection.execute(
             insert(batches).values(
@@ -274,8 +258,8 @@ def _submit_chunk(connection: Connection, chunk: list[dict[str, Any]], receipt: 
 
 def _job_row(item: BatchItem, options: JobOptions) -> dict[str, Any]:
     spec = _resolved(item.spec)
-    if len(spec.model) > _longest(rates.c.model):
-        fix = f"has more than {_longest(rates.c.model)} characters; use a shorter path"
+    if len(spec.model) > longest(rates.c.model):
+        fix = f"has more than {longest(rates.c.model)} characters; use a shorter path"
         raise BadInput("model", spec.model[:60], fix)
     info, weights = _models(spec.model, spec.refiner)
     if spec.lora:

@@ -61,6 +61,9 @@ class RowImages:
         return str(self._known[name])
 
     def close(self) -> None:
+        """Close connections and remove what was downloaded."""
+        if self._http is not None:
+            self._http.clear()
         if self._temporary is not None:
             self._temporary.cleanup()
 

@@ -141,3 +141,42 @@ def test_a_variation_as_its_page_has_it_is_the_same_image_with_another_seed(visi
     made = visitor.board.ask(f"/api/v1{sent.headers['location']}").json["spec"]
     known = visitor.board.ask(f"/api/v1/jobs/{original}").json["spec"]
     assert made == known | {"seed": known["seed"] + 1} and made["boxes"][0]["weight"] == 0.25
+
+
+def test_a_batch_is_checked_before_it_is_sent_and_the_form_is_kept(visitor: Visitor) -> None:
+    text = "SKU;Title;Colour;Spare\r\nA-1;Vase groß;rot;x\r\nA-2;Schüssel;blau;y\r\n"
+    fields = {"template": "ein {Colour}er {Title}", "id_column": "SKU", "size": "64x64", "seeds": "2"}
+    checked = visitor.upload("feed.csv", text, **fields, queue="forms", action="check")
+    page = checked.body.decode()
+    assert checked.status == 200
+    assert "4 images would be queued" in page and "ein roter Vase groß" in page
+    assert "read with a semicolon between columns" in page and "ignored 1 column" in page
+    for name, value in fields.items():
+        assert f'name="{name}" value="{html.escape(value)}"' in page
+    token = re.search(r'name="upload" value="([\w-]+)"', page)
+    assert token is not None and "feed.csv is here" in page
+    sent = visitor.send("/submit/batch", **fields, queue="forms", upload=token[1], action="submit")
+    assert sent.status == 303, sent.body
+    batch = sent.headers["location"].partition("?")[0].rpartition("/")[2]
+    rows = visitor.board.ask(f"/api/v1/batches/{batch}").json["rows"]
+    assert [row["custom_id"] for row in rows] == ["A-1", "A-1-s2", "A-2", "A-2-s2"]
+    gone = visitor.send("/submit/batch", **fields, upload=token[1], action="submit")
+    assert gone.status == 400 and b"choose a file" in gone.body
+
+
+def test_errors_of_an_upload_keep_the_file_and_name_it(visitor: Visitor) -> None:
+    text = "custom_id,product,steps\n" + "".join(f"{n},vase,{n}x\n" for n in range(50))
+    refused = visitor.upload("feed.csv", text, template="a {product}", size="64x64", grid="seed=1,2")
+    page = html.unescape(refused.body.decode())
+    assert refused.status == 400 and "'feed.csv' has 50 bad rows" in page and "/tmp" not in page
+    assert "lines 2, 3, 4 and 47 more: steps: '0x' is not a whole number" in page
+    assert "seed=1,2" in page and re.search(r'name="upload" value="[\w-]+"', page)
+    wrong = visitor.upload("feed.csv", "a;b\n1;2\n", template="a {product}")
+    assert wrong.status == 400 and b"names product, which is no column" in wrong.body
+
+
+def test_one_prompt_with_wildcards_is_a_batch(visitor: Visitor) -> None:
+    sent = visitor.send("/submit", prompt="a {red|blue} bowl", size="64x64", seed="random", queue="forms")
+    assert sent.status == 303 and sent.headers["location"].startswith("/batches/")
+    rows = visitor.board.ask(f"/api/v1{sent.headers['location']}").json["rows"]
+    assert [row["prompt"] for row in rows] == ["a red bowl", "a blue bowl"]

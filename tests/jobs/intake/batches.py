@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ def read_file(
     **options: Any,
 ) -> tuple[list[Row], list[str], list[str]]:
     """The good rows, the problems of the bad ones with their lines, and the notes."""
+    images = RowImages(Settings(), path.parent)
     reader = BatchReader(
         reading=Reading(path=path, encoding=encoding, sheet=sheet),
         options=parse_options(**options),
         defaults={"width": 64, "height": 64} | (defaults or {}),
-        images=RowImages(Settings(), path.parent),
+        images=images,
     )
-    rows = list(reader)
+    with closing(images):
+        rows = list(reader)
     good = [row for row in rows if isinstance(row, Row)]
     return good, [f"{row.line}: {row.problem}" for row in rows if isinstance(row, BadRow)], reader.notes
 
