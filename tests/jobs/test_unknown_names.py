@@ -14,7 +14,7 @@ _CREATES = {("submit", "queue")}
 _SKIPPED = {("schema", "batch"), ("agent", "name")}
 """A flag of another meaning."""
 _NAMES = {"batch": "--batch", "queue": "--queue", "job": "", "ids": "", "node": "", "name": ""}
-_MORE = {"batches": ["--results", "out"], "priority": ["50"]}
+_MORE = {"batches": ["--results", "out"], "priority": ["50"], "export": ["out/{custom_id}.jpg"]}
 
 
 def _cases() -> list[tuple[str, list[str]]]:
