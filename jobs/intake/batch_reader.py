@@ -21,7 +21,7 @@ from jobs.intake.options import CUSTOM_ID, IntakeOptions, is_random
 from jobs.intake.raw_rows import Reading
 from jobs.intake.row_images import RowImages, image_fields
 from render.errors import BadInput
-from render.spec import Spec, expand_size
+from render.spec import Spec, beside, expand_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class _Rows:
     """One reading of a file."""
 
     def __init__(self, reader: BatchReader) -> None:
-        self._options, self._images = reader.options, reader.images
+        self._options, self._images, self._path = reader.options, reader.images, reader.reading.path
         self._defaults = expand_size(reader.defaults)
         self.columns = Columns(reader.options)
         self._expansion = Expansion(reader.options)
@@ -151,13 +151,16 @@ class _Rows:
         if of.name == "seed" and is_random(value):
             return value
         found = parse_cell(of, value)
-        if of.name == "lora" and (self._images is None or not self._images.names_files):
-            raise BadInput(of.name, found, "is a file of another machine; use chorale submit")
+        names_files = self._images is not None and self._images.names_files
         if of.name in self._image_fields:
             if isinstance(found, str) and self._images is not None:
                 return self._images.local(of.name, found.strip())
-            if self._images is None or not self._images.names_files:
+            if not names_files:
                 raise BadInput(of.name, found, "is a file of another machine; use chorale submit, or a URL")
+        if of.many and of.shown.local:
+            if not names_files:
+                raise BadInput(of.name, found, "is a file of another machine; use chorale submit")
+            return beside(self._path, {of.name: found})[of.name]
         return found
 
     def _prompt(self, texts: dict[str, Any]) -> str:

@@ -136,3 +136,11 @@ def test_a_column_names_images(site: Site, tmp_path: Path, monkeypatch: pytest.M
     # The first one has another shape than the size that is asked for.
     assert [text.partition(":")[0] for text in bad] == ["2", "5"] and "b.png" in bad[1]
     assert [row.spec.init is not None for row in good] == [True, False]
+
+
+def test_paths_of_other_files_are_beside_the_batch_too(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    path = tmp_path / "sub" / "b.csv"
+    path.write_text("prompt,lora\na vase,brand.safetensors:0.5\n")
+    _, bad, _ = read_file(path)
+    assert len(bad) == 1 and str(tmp_path / "sub" / "brand.safetensors") in bad[0]
