@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from bench import board, coherence, farm, image, intake, metrics, panorama, seams, starts, store
+from bench import board, coherence, farm, image, intake, metrics, panorama, seams, simulated, starts, store
 from bench.table import as_markdown, write_section
 
 SECTIONS = {
@@ -21,6 +21,7 @@ SECTIONS = {
     "farm": ("Farm", farm.rows),
     "starts": ("Starts", starts.rows),
     "intake": ("Intake", intake.rows),
+    "simulated": ("Simulated nights", simulated.rows),
     "metrics": ("Metrics", metrics.rows),
     "store": ("Object store: requests", store.request_rows),
     "uploads": ("Object store: uploads beside a render", store.upload_rows),

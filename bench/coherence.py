@@ -19,7 +19,7 @@ from PIL import Image
 
 from bench.table import Row
 from render.builtin.data import random_scene
-from render.builtin.judge import load_judge, prompt_of, right
+from render.builtin.judge import is_correct, load_judge, prompt_of
 from render.builtin.studio import PRODUCTS, Scene, mask, photo
 from render.distributed import SingleRankGroup
 from render.engine import render_latents
@@ -126,7 +126,7 @@ def _figures(
     _write_sheet(pictures, Path("out/coherence") / f"{sheet.replace(' ', '_')}.webp")
     counts = [counter.count(picture) for counter, picture in zip(counters, pictures, strict=True)]
     small = [Image.fromarray(each).resize((_NATIVE, _NATIVE), Image.Resampling.BOX) for each in pictures]
-    verdicts = right(load_judge(), np.stack([np.asarray(each) for each in small]), scenes)
+    verdicts = is_correct(load_judge(), np.stack([np.asarray(each) for each in small]), scenes)
     borders = [
         each * adapter.info.scale_factor
         for each in make_plan(specs[0], adapter.info, 1).stages[-1].stage.grid.cols.starts()
@@ -135,7 +135,7 @@ def _figures(
     return [
         Row(f"{name}: share with one product", _share(counts), ""),
         Row(f"{name}: products, mean", float(np.mean(counts)), ""),
-        Row(f"{name}: product, colour and backdrop right", float(np.mean(list(verdicts.values()))), ""),
+        Row(f"{name}: product, color and backdrop correct", float(np.mean(list(verdicts.values()))), ""),
         Row(f"{name}: seams, ratio of means, mean", float(np.mean([seam.ratio for seam in seams])), ""),
         Row(f"{name}: model calls", make_plan(specs[0], adapter.info, 1).model_calls, ""),
         Row(f"{name}: CPU seconds a picture", seconds, ""),

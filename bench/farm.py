@@ -24,7 +24,7 @@ from jobs.db.queries import Filter, count_jobs, list_jobs
 from jobs.db.schema import upgrade
 from jobs.db.state_machine import change_state
 from jobs.db.submission import BatchItem, JobOptions, submit
-from jobs.node.agent import RENEW_S
+from jobs.node.node_lease import RENEW_S
 from jobs.scheduler.dispatcher import dispatch
 from render.spec import Spec
 from tests.support.services import postgres_binaries, postgres_server
@@ -121,7 +121,7 @@ def _placed_per_second(database: Database) -> float:
         if time.perf_counter() - renewed > RENEW_S:
             with database.write() as connection:
                 for name in names:
-                    renew(connection, name)
+                    renew(connection, name, "bench", [])
             renewed = time.perf_counter()
         for node, attempt, _ in dispatch(database, names[0]):
             with database.write() as connection:

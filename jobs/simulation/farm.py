@@ -87,6 +87,13 @@ class SimulatedFarm:
             self._pending.setdefault((job.queue, job.owner, job.priority), []), (job.created, job.name, job)
         )
 
+    def free_slots(self, nodes: Iterable[str]) -> dict[str, int]:
+        """The slots of some nodes that no group holds."""
+        held = Counter[str]()
+        for group in self.groups.values():
+            held.update(group.slots)
+        return {name: self.nodes[name].slots - held[name] for name in nodes}
+
     def place(self, moment: float) -> Decision:
         """A round of the scheduler. Takes the placed jobs out of the pending ones."""
         up = [node for node in self.nodes.values() if node.name not in self.down]

@@ -13,6 +13,7 @@ from jobs.db.records import PlacedGroup
 from jobs.simulation.farm import Group, Job, SimulatedFarm
 from jobs.simulation.outcome import Outcome, OwnerWait, percentile
 from jobs.simulation.scenario import Faults
+from jobs.simulation.warm_groups import WarmGroups
 from jobs.simulation.workload import ModelTimes
 
 _HORIZON_S = 60 * 86_400.0
@@ -35,8 +36,7 @@ class Simulator:
     _now: float = field(init=False)
     _events: list[tuple[float, int, Callable[[], None]]] = field(init=False, default_factory=list)
     _numbers: count[int] = field(init=False, default_factory=count)
-    _warm: dict[str, tuple[str, frozenset[tuple[str, int]]]] = field(init=False, default_factory=dict)
-    """Node -> the model and the slots of the group that ended there last, while no other has begun."""
+    _warm: WarmGroups = field(init=False, default_factory=WarmGroups)
     _lost_slot_s: float = field(init=False, default=0.0)
     _held_slot_s: float = field(init=False, default=0.0)
     _done: int = field(init=False, default=0)
@@ -75,10 +75,7 @@ class Simulator:
 
     def _begin(self, job: Job, placed: PlacedGroup) -> None:
         model, slots = job.workload.model, dict(placed.slots)
-        key = (model, frozenset(slots.items()))
-        is_warm = all(self._warm.get(name) == key for name in slots)
-        for name in slots:
-            self._warm.pop(name, None)
+        is_warm = self._warm.take(model, slots, self.farm.free_slots(slots))
         times = self.times.get(model)
         start_s = 0.0 if times is None else times.warm_start_s if is_warm else times.start_s
         begins = self._now + start_s
@@ -94,8 +91,7 @@ class Simulator:
         self._release(group)
         group.job.done, group.job.ended = 1.0, self._now
         self._done += 1
-        key = (group.job.workload.model, frozenset(group.slots.items()))
-        self._warm.update(dict.fromkeys(group.slots, key))
+        self._warm.add(group.job.workload.model, group.slots)
 
     def _stop(self, group: Group, checkpointed_s: float | None = None) -> None:
         """End a group early; its job is queued again with what its checkpoint holds.
@@ -149,7 +145,7 @@ class Simulator:
         assert self.faults is not None, "there are faults to draw"
         self._losses += 1
         self.farm.down.add(name)
-        self._warm.pop(name, None)
+        self._warm.end_node(name)
         died = self._now
         for group in [each for each in self.farm.groups.values() if name in each.slots]:
             group.lost = True
