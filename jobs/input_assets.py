@@ -1,4 +1,4 @@
-"""Init images and LoRA of jobs: uploaded to the farm's store under their digest, downloaded by the nodes."""
+"""Init images, masks and LoRA of jobs: in the farm's store under their digest, downloaded by the nodes."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def upload_inputs(items: Iterable[BatchItem], images: Store) -> Iterator[BatchIt
 def download_input(spec: Spec, images: Store, home: Path) -> Spec:
     """The spec with the paths of its files on this node; downloads those that are missing."""
     changes: dict[str, Any] = {}
-    if spec.init is not None:
-        changes["init"] = _downloaded(spec.init, images, home)
+    for field, image in spec.images.items():
+        changes[field] = _downloaded(image, images, home)
     if spec.lora:
         changes["lora"] = tuple(_downloaded(lora, images, home) for lora in spec.lora)
     return spec.with_changes(**changes) if changes else spec
@@ -54,7 +54,7 @@ def _downloaded(asset: Asset, images: Store, home: Path) -> Asset:
 
 
 def _assets(spec: Spec) -> list[InitImage | Lora]:
-    return [*([] if spec.init is None else [spec.init]), *spec.lora]
+    return [*spec.images.values(), *spec.lora]
 
 
 def _key(asset: InitImage | Lora) -> str:

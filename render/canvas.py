@@ -12,6 +12,7 @@ from render.distributed import Group
 from render.plan.geometry import Rect
 from render.plan.tiling import Tiling
 from render.plan.topology import Topology
+from render.spec.source_image import SourceImage
 
 _CHUNK = 1 << 16
 """Numbers of a rank that are gathered at a time, or one plane if that is more."""
@@ -64,6 +65,8 @@ class LatentRegion:
     colors: Tensor | None = None
     """[4 or more, area.height, area.width]: the colors that the decoded pixels are corrected to, see
     `render.guidance.color_correction.color_plane`. None for no correction."""
+    kept: SourceImage | None = None
+    """The init image whose kept pixels are put over the decoded ones; None where nothing is kept."""
 
     def read(self, part: Rect) -> Tensor:
         """The latents of a part of the area, in the canvas's coordinates."""

@@ -20,6 +20,7 @@ from render.denoise.upscaling import (
     enlarge,
     first_canvas,
     next_canvas,
+    painted_canvas,
     pixels_of_init_image,
     pixels_of_previous_stage,
 )
@@ -74,7 +75,11 @@ class Denoised:
         """An area of the finished latents. All ranks must call it; their areas may differ."""
         latents, colors = self.state.finished(area)
         return LatentRegion(
-            latents=latents.mul_(self.scale), area=area, canvas=self.plan.tiling.surface, colors=colors
+            latents=latents.mul_(self.scale),
+            area=area,
+            canvas=self.plan.tiling.surface,
+            colors=colors,
+            kept=self.plan.spec.kept,
         )
 
 
@@ -153,20 +158,24 @@ def _start(
     if below is not None:
         # One gather for both: the rank that shows the stage below needs all of it.
         shown = preview is not None and group.rank == 0 and preview.wants(below.plan)
-        wanted = below.plan.stage.grid.whole if shown else plan.enlarging.decoded_by(group.rank)
+        # Painting around what is kept reads farther than enlarging does, on a canvas that is small.
+        whole = shown or stage.paints
+        wanted = below.plan.stage.grid.whole if whole else plan.enlarging.decoded_by(group.rank)
         region = below.gather(wanted)
         if preview is not None and shown:
             preview.show(region, loop.adapter, loop.device)
         # An init image has no detail to add to a stage that is larger.
-        source = spec.init if spec.init is not None and stage.width <= spec.init.width else None
+        source = spec.source if spec.source is not None and spec.source.has_detail_for(stage.width) else None
         pixels = pixels_of_previous_stage(region, plan, loop.adapter, group, loop.device, source)
-    elif spec.init is not None:
-        pixels = pixels_of_init_image(spec.init, stage)
+    elif spec.source is not None:
+        pixels = pixels_of_init_image(spec.source, stage)
     else:
         return first_canvas(stage, loop.schedule, plan.seed, plan.channels, box)
     has_reference = needs_reference(spec, stage)
     strength = color_strength(spec, stage, box) if has_reference else None
     enlarged = enlarge(pixels, plan, loop.adapter, group, loop.device, box, strength)
+    if stage.paints and stage.first_step == 0:
+        return painted_canvas(enlarged, stage, loop.schedule, plan.seed)
     return next_canvas(enlarged, stage, loop.schedule, plan.seed, has_reference=has_reference)
 
 

@@ -34,7 +34,7 @@ from render.output.manifest import KEY, Manifest, parse_manifest
 from render.plan.plan import Plan, make_plan
 from render.progress_bar import ProgressBar
 from render.rendered_image import PipelineOutput, RenderedImage, check_fits_memory
-from render.spec import Spec
+from render.spec import IMAGE_FIELDS, Spec
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -137,9 +137,9 @@ class ParallelizedDiffusionPipeline:
         """Render an image of each prompt into memory, one after another.
 
         `options` are `negative_prompt`, `width`, `height`, `num_inference_steps` (or `steps`),
-        `guidance_scale`, `seed` or a `generator` whose initial seed it is, `init` (a PIL image or a path),
-        `strength`, and all other fields of a spec. All prompts get the same seed; `seed`, `generator` and
-        `negative_prompt` may be lists, with one value for each prompt.
+        `guidance_scale`, `seed` or a `generator` whose initial seed it is, `init` and `mask` (PIL images or
+        paths), `strength`, and all other fields of a spec. All prompts get the same seed; `seed`, `generator`
+        and `negative_prompt` may be lists, with one value for each prompt.
         Raises `BadInput` for a value that cannot be rendered, `RenderFailed` when a render breaks off.
         """
         if output_type not in ("pil", "np", "latent"):
@@ -288,8 +288,9 @@ def _spec_values(options: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
         if not hasattr(generator, "initial_seed"):
             raise BadInput("generator", generator, "is not a torch.Generator; use seed=")
         _add(values, "seed", generator.initial_seed(), "generator")
-    if "init" in values:
-        values["init"] = _init_path(values["init"], scratch)
+    for name in IMAGE_FIELDS:
+        if name in values:
+            values[name] = _image_path(values[name], scratch)
     return values
 
 
@@ -305,8 +306,8 @@ def _nearest(name: str) -> str:
     return f"did you mean {match[0]}?" if match else f"use one of {', '.join(sorted(known))}"
 
 
-def _init_path(init: Any, scratch: Path) -> Any:
-    """The path of an init image; a PIL image is stored as a PNG first, which is all of it."""
+def _image_path(init: Any, scratch: Path) -> Any:
+    """The path of an init image or a mask; a PIL image is stored as a PNG first, which is all of it."""
     if isinstance(init, str | Path):
         return str(init)
     if not hasattr(init, "save"):

@@ -28,6 +28,7 @@ from jobs.intake.options import IntakeOptions
 from render.errors import BadInput
 from render.models.folder import BUILTIN
 from render.sink import UNFINISHED_PREVIEW
+from render.spec import IMAGE_FIELDS, names_image
 
 Value = TypeVar("Value")
 _ESTIMATE_S = 15.0
@@ -104,8 +105,9 @@ class Board:
         self, values: dict[str, Any], options: JobOptions, intake: IntakeOptions | None = None
     ) -> Receipt:
         """Queue one image, or each that its prompt's wildcards stand for; raises `BadInput`."""
-        if isinstance(values.get("init"), str):
-            raise BadInput("init", values["init"][:120], "is a file; submit this image with chorale submit")
+        for name in IMAGE_FIELDS:
+            if names_image(name, values.get(name)):
+                raise BadInput(name, values[name][:120], "is a file; submit this image with chorale submit")
         if values.get("lora"):
             fix = "is a file; submit this image with chorale submit"
             raise BadInput("lora", str(values["lora"])[:120], fix)

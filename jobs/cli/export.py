@@ -58,6 +58,7 @@ from render.output.export import export_image, export_targets
 @click.option(
     "--report", type=click.Path(path_type=Path), help="Write one JSON line for each file and its rules."
 )
+@click.option("--publish-prompt", is_flag=True, help="Write the prompts into the file's metadata, too.")
 @click.option("--force", is_flag=True, help="Overwrite files that exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 @click.pass_context
@@ -72,6 +73,7 @@ def export(
     force: bool,
     report: Path | None,
     quality: int | None,
+    publish_prompt: bool,
     **options: Any,
 ) -> None:
     """Write an image as one .png, .tif (pyramidal BigTIFF), .webp or .jpg file.
@@ -96,7 +98,7 @@ def export(
     settings = read_settings({})
     if batch is None and all(value is None for value in options.values()):
         assert image is not None, "checked above"
-        _export_whole(image, Path(target), quality or 90, force, settings, as_json)
+        _export_whole(image, Path(target), quality or 90, publish_prompt, force, settings, as_json)
         return
     # A folder at full size needs no farm, and its libraries take longer to import.
     from jobs.cli.export_renditions import export_batch, export_one, print_files
@@ -122,7 +124,13 @@ def _print_channels(as_json: bool) -> None:
 
 
 def _export_whole(
-    image: str, target: Path, quality: int, force: bool, settings: Settings, as_json: bool
+    image: str,
+    target: Path,
+    quality: int,
+    publish_prompt: bool,
+    force: bool,
+    settings: Settings,
+    as_json: bool,
 ) -> None:
     """At full size; libvips streams the tiles into the file."""
     store = open_image(image, settings)
@@ -146,7 +154,14 @@ def _export_whole(
         for number, (each, part) in enumerate(targets.items()):
             done = partial(_advance, progress, task, 100 * number)
             export_image(
-                local.folder, manifest, each, part=part, quality=quality, force=force, on_progress=done
+                local.folder,
+                manifest,
+                each,
+                part=part,
+                quality=quality,
+                publish_prompt=publish_prompt,
+                force=force,
+                on_progress=done,
             )
     if as_json:
         print_json({"files": [{"file": str(each), "bytes": each.stat().st_size} for each in targets]})

@@ -25,6 +25,7 @@ from jobs.formatting import plural, size
 from jobs.input_assets import INPUTS
 from render.output.manifest import KEY
 from render.sink import WORK
+from render.spec import IMAGE_FIELDS
 
 _LOG = re.compile(rf"{LOGS}/[^/]+-[^/]+-[^/]+\.log")
 _THREADS = 16
@@ -115,12 +116,11 @@ def _logs(farm: Farm) -> list[_Unneeded]:
 
 
 def _inputs(farm: Farm) -> list[_Unneeded]:
-    digest = jobs.c.spec["init"]["digest"].as_string()
+    digests = [jobs.c.spec[name]["digest"].as_string() for name in IMAGE_FIELDS]
     with farm.database.read() as connection:
         # A failed job may be retried.
-        needed = set(
-            connection.execute(select(digest).where(jobs.c.state.not_in(("done", "cancelled")))).scalars()
-        )
+        named = connection.execute(select(*digests).where(jobs.c.state.not_in(("done", "cancelled"))))
+        needed = {digest for row in named for digest in row}
     return [
         _unneeded(store, entry.key, [entry], "init image of no unfinished job")
         for store in (LocalStore(default_home()), open_images(farm.settings))

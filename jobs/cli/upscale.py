@@ -40,9 +40,9 @@ def upscale(context: click.Context, /, image: Path, scale: str, prompt: str | No
     if not prompt:
         raise BadInput("prompt", prompt, 'is not in the image; give one, as in --prompt "a vase"')
     width, height = (max(8, round(side * int(scale) / 8) * 8) for side in (source.width, source.height))
-    context.invoke(render, prompt=prompt, init=str(image), size=f"{width}x{height}", **options)
+    context.invoke(render, prompt=prompt, init=str(image), mask="none", size=f"{width}x{height}", **options)
 
 
 for _parameter in render.params:
-    if _parameter.name not in {"init", "size", "spec_file", "strength", "skip_residual", "prompt"}:
+    if _parameter.name not in {"init", "mask", "size", "spec_file", "strength", "skip_residual", "prompt"}:
         upscale.params.append(_parameter)

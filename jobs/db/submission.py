@@ -157,12 +157,10 @@ class Preparation:
             self.twin_count += 1
             if len(self.twins) < _SHOWN_TWINS:
                 self.twins.append((item.custom_id, first))
-        assets = (
-            None if item.spec.init is None else item.spec.init.digest,
-            *(x.digest for x in item.spec.lora),
-        )
-        if any(assets) and assets not in self._images:
-            self._images.add(assets)
+        digests = {image.digest for image in item.spec.images.values()}
+        digests |= {lora.digest for lora in item.spec.lora}
+        if not digests <= self._images:
+            self._images |= digests
             self.with_images.append(item)
         self.count += 1
         self._chunk.append({"custom_id": item.custom_id, "row": item.row, "job": row})

@@ -19,9 +19,9 @@ from jobs.intake.expansion import Expansion
 from jobs.intake.open_table import open_table
 from jobs.intake.options import CUSTOM_ID, IntakeOptions, is_random
 from jobs.intake.raw_rows import Reading
-from jobs.intake.row_images import RowImages, image_fields
+from jobs.intake.row_images import RowImages
 from render.errors import BadInput
-from render.spec import Spec, beside, expand_size
+from render.spec import IMAGE_FIELDS, Spec, beside, expand_size, names_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,6 @@ class _Rows:
         self._defaults = expand_size(reader.defaults)
         self.columns = Columns(reader.options)
         self._expansion = Expansion(reader.options)
-        self._image_fields = image_fields()
         self._seen: dict[str, int] = {}
 
     def read(self, line: int, values: dict[str, Any] | BadInput) -> list[Row | BadRow]:
@@ -152,7 +151,8 @@ class _Rows:
             return value
         found = parse_cell(of, value)
         names_files = self._images is not None and self._images.names_files
-        if of.name in self._image_fields:
+        is_word = isinstance(found, str) and not names_image(of.name, found)
+        if of.name in IMAGE_FIELDS and not is_word:
             if isinstance(found, str) and self._images is not None:
                 return self._images.local(of.name, found.strip())
             if not names_files:

@@ -15,16 +15,10 @@ from infra.errors import SettingError, StoreError
 from infra.settings import Settings
 from infra.store.open import open_store
 from render.errors import BadInput
-from render.spec import Spec
 
 _TIMEOUT_S = 30.0
 _MAX_REDIRECTS = 5
 _CHUNK_BYTES = 1 << 20
-
-
-def image_fields() -> tuple[str, ...]:
-    """The fields of the spec that are images, which a row may name by a path or a URL."""
-    return tuple(field.name for field in Spec.inputs() if field.kind is object and field.shown.local)
 
 
 class RowImages:

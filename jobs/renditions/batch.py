@@ -26,6 +26,7 @@ from jobs.renditions.maker import make_rendition
 from jobs.renditions.names import FIELDS, check_unique, file_name
 from render.errors import BadInput
 from render.output.export import joined_image
+from render.spec import TRAINED
 
 _FURTHER = re.compile(r"(-[sv][0-9]+)+$")
 """How a submission names further seeds and variations of a row."""
@@ -150,7 +151,7 @@ def _make(file: Path, image: BatchImage, found: Store, wanted: Rendition, rules:
     with _tiles(found) as (folder, store):
         manifest = published_image(store)
         source = joined_image(folder, manifest, (0, 0, manifest.width, manifest.height))
-        data = make_rendition(source, wanted)
+        data = make_rendition(source, wanted, manifest.spec.get("source_type", TRAINED))
     LocalStore(file.parent).put(file.name, data, _CONTENT_TYPES[wanted.format])
     results = check_rendition(data, rules, (manifest.width, manifest.height))
     return Made(image=image, file=file, bytes=len(data), results=results)

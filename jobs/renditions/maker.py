@@ -7,6 +7,7 @@ from typing import Any
 from jobs.renditions.channel import Rendition
 from render.errors import BadInput
 from render.output.encode import srgb_profile, xmp
+from render.spec import TRAINED
 
 _WORST_QUALITY = 30
 """Below this, block artifacts are worse than what any channel accepts."""
@@ -14,10 +15,11 @@ _WHITE = (255, 255, 255)
 _INCH_MM = 25.4
 
 
-def make_rendition(image: Any, wanted: Rendition) -> bytes:
+def make_rendition(image: Any, wanted: Rendition, source_type: str = TRAINED) -> bytes:
     """Encode a `pyvips.Image` of 3 or 4 sRGB bands as a rendition.
 
-    The file is marked as sRGB and as made by a trained model, and it does not hold the prompt. Raises
+    The file is marked as sRGB and as made by a trained model (or, with the spec's source type, by one from a
+    picture), and it does not hold the prompt. Raises
     `BadInput` when it cannot be made small enough.
     """
     import pyvips
@@ -29,7 +31,7 @@ def make_rendition(image: Any, wanted: Rendition) -> bytes:
     # One decode, however many qualities are tried.
     marked = fitted.copy(xres=dots_per_mm, yres=dots_per_mm).copy_memory()
     marked.set_type(pyvips.GValue.blob_type, "icc-profile-data", srgb_profile())
-    marked.set_type(pyvips.GValue.blob_type, "xmp-data", xmp())
+    marked.set_type(pyvips.GValue.blob_type, "xmp-data", xmp(None, source_type))
     return _encoded(marked, wanted)
 
 

@@ -22,6 +22,7 @@ from render.canvas import Canvas, LatentRegion, cut_out
 from render.denoise.layered import decode_layered, encode_layered
 from render.distributed import AllGatherHandle, Group
 from render.guidance.color_correction import color_means, color_plane, decode_region
+from render.guidance.kept_pixels import put_over, read_pixels, without_fringe
 from render.models.adapter import Adapter
 from render.models.autoencoders.tile_store import TileStore
 from render.plan.enlarge_layout import EnlargeLayout
@@ -31,8 +32,10 @@ from render.plan.stages import Stage
 from render.plan.topology import Topology, topology_of
 from render.sampling.noise import INITIAL, stage_noise
 from render.sampling.schedule import NoiseSchedule
-from render.spec.init_image import InitImage
+from render.spec.source_image import SourceImage
 
+FRINGE = 2
+"""Latents around what is kept in which the first stage's picture shows some of it."""
 Pixels = Callable[[Rect], Tensor]
 """An area of the new canvas, in its latents -> [1, 3, H, W] pixels in [0, 1] to encode there."""
 
@@ -41,6 +44,15 @@ def first_canvas(stage: Stage, schedule: NoiseSchedule, seed: int, channels: int
     """Pure noise, at the scale that the sampler starts from, in an area of the canvas."""
     noise = stage_noise(stage, seed, INITIAL, channels, area).mul_(schedule.initial_scale)
     return Canvas(step=0, planes=noise[None], area=area)
+
+
+def painted_canvas(enlarged: LatentRegion, stage: Stage, schedule: NoiseSchedule, seed: int) -> Canvas:
+    """Pure noise, as in `first_canvas`, with the source's latents and colors beside it."""
+    channels, area = len(enlarged.latents), enlarged.area
+    noise = stage_noise(stage, seed, INITIAL, channels, area).mul_(schedule.initial_scale)
+    assert enlarged.colors is not None, "a reference has colors"
+    planes = torch.stack([noise, enlarged.latents, enlarged.colors])
+    return Canvas(step=0, planes=planes, area=area, has_reference=True)
 
 
 def next_canvas(
@@ -72,7 +84,7 @@ def pixels_of_previous_stage(
     adapter: Adapter,
     group: Group,
     device: torch.device,
-    source: InitImage | None = None,
+    source: SourceImage | None = None,
 ) -> Pixels:
     """The stage below, decoded and enlarged, with the detail of `source` where that is given.
 
@@ -80,17 +92,23 @@ def pixels_of_previous_stage(
     """
     layout = plan.enlarging
     if layout.layered:
-        decoded = _decoded_layered(below, layout, adapter, group, device)
+        whole = below.canvas.whole if plan.stage.paints else layout.source_of(group.rank)
+        decoded = _decoded_layered(below, whole, layout, adapter, group, device)
     else:
         decoded = partial(_decoded, below, adapter, device)
     enlarged = partial(_enlarged_pixels, decoded, layout=layout, device=device)
+    kept, canvas, pixel = below.kept, plan.enlarging.canvas, adapter.info.scale_factor
+    if kept is not None:
+        if plan.stage.paints:
+            return partial(_repainted_pixels, enlarged, kept, canvas, pixel)
+        return lambda area: put_over(enlarged(area).clamp_(0.0, 1.0), kept, canvas, pixel, area)
     if source is None:
         return lambda area: enlarged(area).clamp_(0.0, 1.0)
     given = pixels_of_init_image(source, plan.stage)
     return lambda area: (enlarged(area, source=source) + given(area).to(device)).clamp_(0.0, 1.0)
 
 
-def pixels_of_init_image(source: InitImage, stage: Stage) -> Pixels:
+def pixels_of_init_image(source: SourceImage, stage: Stage) -> Pixels:
     """The init image at the stage's size."""
     return partial(_given_pixels, source, topology_of(stage.grid), stage.width // stage.grid.width)
 
@@ -188,21 +206,22 @@ def _encoded(pixels: Pixels, tile: Rect, layout: EnlargeLayout, adapter: Adapter
     return fresh[:, top : top + tile.height, left : left + tile.width]
 
 
-def _given_pixels(source: InitImage, canvas: Topology, pixel: int, area: Rect) -> Tensor:
-    """[1, 3, H, W] pixels of a rectangle of the canvas (in latents), from a picture scaled to the canvas."""
-    picture = torch.empty((1, 3, area.height * pixel, area.width * pixel))
-    for there, here in canvas.intersect(area, canvas.whole):
-        rows, cols = (_scaled(side, pixel) for side in here)
-        part = Rect(y=rows.start, x=cols.start, height=rows.stop - rows.start, width=cols.stop - cols.start)
-        size = canvas.width * pixel, canvas.height * pixel
-        cut = source.pixels(part, *size, wrap_x=canvas.wrap_x, wrap_y=canvas.wrap_y)
-        down, along = (_scaled(side, pixel) for side in there)
-        picture[0, :, down, along] = torch.from_numpy(cut.copy()).permute(2, 0, 1).float() / 255
-    return picture
+def _repainted_pixels(
+    enlarged: Pixels, kept: SourceImage, canvas: Topology, pixel: int, area: Rect
+) -> Tensor:
+    """[1, 3, H, W] pixels of an area of the canvas: what is kept, put over a picture without it."""
+    margin = canvas.pad(area, FRINGE * 3)
+    weight = read_pixels(kept.kept, canvas, pixel, margin)[:, 3:].float() / 255
+    painted = enlarged(margin).clamp_(0.0, 1.0)
+    bare = without_fringe(painted, weight.to(painted.device), FRINGE * pixel)
+    top, left = (area.y - margin.y) * pixel, (area.x - margin.x) * pixel
+    cut = bare[:, :, top : top + area.height * pixel, left : left + area.width * pixel]
+    return put_over(cut, kept, canvas, pixel, area)
 
 
-def _scaled(side: slice, pixel: int) -> slice:
-    return slice(side.start * pixel, side.stop * pixel)
+def _given_pixels(source: SourceImage, canvas: Topology, pixel: int, area: Rect) -> Tensor:
+    """[1, 3, H, W] pixels in [0, 1] of a rectangle of the canvas (in latents), from the init image on it."""
+    return read_pixels(source.pixels, canvas, pixel, area).float() / 255
 
 
 def _decoded(below: LatentRegion, adapter: Adapter, device: torch.device, area: Rect) -> Tensor:
@@ -211,10 +230,15 @@ def _decoded(below: LatentRegion, adapter: Adapter, device: torch.device, area: 
 
 
 def _decoded_layered(
-    below: LatentRegion, layout: EnlargeLayout, adapter: Adapter, group: Group, device: torch.device
+    below: LatentRegion,
+    source: Rect,
+    layout: EnlargeLayout,
+    adapter: Adapter,
+    group: Group,
+    device: torch.device,
 ) -> Pixels:
-    """The same, of a stage that is decoded as a whole. All ranks must call it."""
-    pixel, source = layout.scale_factor, layout.source_of(group.rank)
+    """The same, of a stage that is decoded as a whole, inside of `source`. All ranks must call it."""
+    pixel = layout.scale_factor
     with TileStore(device) as store:
         picture = decode_layered(adapter, below, layout.decoded_grid, group, store).gather(source)
     canvas = replace(below.canvas, height=below.canvas.height * pixel, width=below.canvas.width * pixel)
@@ -232,7 +256,7 @@ def _enlarged_pixels(
     *,
     layout: EnlargeLayout,
     device: torch.device,
-    source: InitImage | None = None,
+    source: SourceImage | None = None,
 ) -> Tensor:
     """[1, 3, H, W] pixels of an area of the new canvas (in its latents), from the stage below; with a
     source, by how much they differ from it."""

@@ -18,10 +18,11 @@ from torch.nn import functional
 from render.canvas import LatentRegion
 from render.guidance.hook import GuidanceHook, StageContext
 from render.guidance.ilvr import low_pass_matrix
+from render.guidance.kept_pixels import put_over
 from render.guidance.prediction_weights import stage_prompt_weights
 from render.models.adapter import Adapter
 from render.models.autoencoders.tiles import Tiles
-from render.plan.stages import Stage
+from render.plan.stages import PAINTING_STAGES, Stage
 from render.rect import Rect
 from render.spec import Spec
 
@@ -55,7 +56,8 @@ def color_strength(spec: Spec, stage: Stage, area: Rect) -> Tensor:
     stains of its own, and removes them. Where a region prompt first appears, the image below has nothing to
     keep. And in a tile set the sides that join are equal to the bit, but what lies behind them is not.
     """
-    cleans = stage.index == 1 and spec.init is None
+    painted = PAINTING_STAGES if spec.kept is not None else 1 if spec.init is None else None
+    cleans = stage.index == painted
     keeps = stage.enlarges and not cleans and stage.tile_set_layout is None
     strength = torch.full((area.height, area.width), spec.ilvr if keeps else 0.0)
     weights = stage_prompt_weights(spec, stage, area) if stage.composes else None
@@ -67,8 +69,15 @@ def color_strength(spec: Spec, stage: Stage, area: Rect) -> Tensor:
 
 
 def decode_region(region: LatentRegion, area: Rect, adapter: Adapter, device: torch.device) -> Tensor:
-    """[1, 3, H, W] pixels in [0, 1] of an area that the region holds, in the colors that its stage keeps."""
-    pixels = adapter.decode(region.read(area)[None].to(device))
+    """[1, 3, H, W] pixels in [0, 1] of an area that the region holds, in the colors that its stage keeps, and
+    with the pixels of the init image that are kept."""
+    pixels = _corrected(adapter.decode(region.read(area)[None].to(device)), region, area, adapter)
+    if region.kept is None:
+        return pixels
+    return put_over(pixels, region.kept, region.canvas, adapter.info.scale_factor, area)
+
+
+def _corrected(pixels: Tensor, region: LatentRegion, area: Rect, adapter: Adapter) -> Tensor:
     if region.colors is None:
         return pixels
     colors = region.read_colors(area).to(pixels.device)
@@ -82,10 +91,23 @@ def decode_region(region: LatentRegion, area: Rect, adapter: Adapter, device: to
 
 
 def correct_tiles(pixels: Tiles, region: LatentRegion, scale_factor: int) -> Tiles:
-    """`pixels` of a whole stage in the colors that it keeps; `region` holds this rank's tiles.
+    """`pixels` of a whole stage in the colors that it keeps, and with the pixels of the init image that are
+    kept; `region` holds this rank's tiles.
 
     All ranks must call it. Frees `pixels`. The result is that of `decode_region` for the whole canvas.
     """
+    corrected = _corrected_tiles(pixels, region, scale_factor)
+    if region.kept is None:
+        return corrected
+    run, finished = corrected.run, corrected.run.empty_like(corrected)
+    for index in run.own:
+        tile = run.grid.tiles[index]
+        finished.put(index, put_over(corrected.take(index), region.kept, region.canvas, scale_factor, tile))
+    corrected.drop_all()
+    return finished
+
+
+def _corrected_tiles(pixels: Tiles, region: LatentRegion, scale_factor: int) -> Tiles:
     if region.colors is None:
         return pixels
     run, tiles = pixels.run, pixels.run.grid.tiles

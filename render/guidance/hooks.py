@@ -15,6 +15,7 @@ from render.guidance.cross_window_attention import CrossWindowAttention
 from render.guidance.dilated_views import DilatedViews
 from render.guidance.hook import Evaluation, GuidanceHook, ModelCall, Predict, StageContext, Step
 from render.guidance.ilvr import ILVR
+from render.guidance.kept_pixels import KeptPixels
 from render.guidance.shared_latents import SharedLatents
 from render.guidance.skip_residual import SkipResidual
 from render.plan.stages import Stage
@@ -27,6 +28,7 @@ HOOKS: tuple[type[GuidanceHook], ...] = (
     DilatedViews,
     ILVR,
     ColorCorrection,
+    KeptPixels,
 )
 """At each point of a step the hooks run in this order. It fixes the order of the arithmetic, and so the
 pixels. It also fixes the order of the parts of a message and of a checkpoint's guidance state; checkpoints

@@ -30,7 +30,7 @@ class SkipResidual(GuidanceHook):
 
     @classmethod
     def needs_reference(cls, spec: Spec, stage: Stage) -> bool:
-        return spec.skip_residual > 0
+        return spec.skip_residual > 0 and not stage.paints
 
     @classmethod
     def create(cls, context: StageContext) -> Self | None:

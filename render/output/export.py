@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import Callable
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from render.errors import BadInput, RenderFailed
-from render.output.encode import srgb_profile, xmp
+from render.output.encode import published_parameters, srgb_profile, xmp
 from render.output.manifest import Manifest
+from render.spec import TRAINED
 
 LIMITS = {
     ".png": 2**31 - 1,
@@ -53,12 +53,14 @@ def export_image(
     *,
     part: Part | None = None,
     quality: int = 90,
+    publish_prompt: bool = False,
     force: bool = False,
     on_progress: Callable[[int], None] = lambda percent: None,
 ) -> Path:
     """Write a published image at full resolution, or a part of it, as one file (.png .tif .jpg .webp).
 
-    A .tif is a pyramidal BigTIFF. The target is checked before any work.
+    A .tif is a pyramidal BigTIFF. The file carries the parameters of its generation, the prompts only with
+    `publish_prompt`. The target is checked before any work.
     Raises `BadInput` for a target that cannot be written, `RenderFailed` when writing it fails.
     """
     part = part or (0, 0, manifest.width, manifest.height)
@@ -66,8 +68,9 @@ def export_image(
     import pyvips
 
     image = joined_image(folder, manifest, part)
-    parameters = json.dumps(manifest.spec, sort_keys=True, ensure_ascii=False)
-    image.set_type(pyvips.GValue.blob_type, "xmp-data", xmp(parameters))
+    parameters = published_parameters(manifest.spec, prompt=publish_prompt)
+    packet = xmp(parameters, manifest.spec.get("source_type", TRAINED))
+    image.set_type(pyvips.GValue.blob_type, "xmp-data", packet)
     image.set_type(pyvips.GValue.blob_type, "icc-profile-data", srgb_profile())
     image.set_progress(True)
     image.signal_connect("eval", lambda _, progress: on_progress(int(progress.percent)))

@@ -75,6 +75,14 @@ class ManifestNumerics(_Part):
     """Side of the window that the decoder's attention saw, in pixels; None where it saw the whole image."""
 
 
+class ManifestKept(_Part):
+    """Pixels of the init image that came back to the byte; each rank has checked those of its own tiles."""
+
+    pixels: Annotated[int, Field(ge=0)]
+    own_scale: bool
+    """Whether they are the file's own pixels; else those of the file scaled to its place."""
+
+
 class Manifest(_Part):
     """Everything that is known of a finished image.
 
@@ -103,6 +111,8 @@ class Manifest(_Part):
     tiles: dict[_TileKey, TileEntry]
     """Key -> digest and size of every file of the pyramid."""
     seams: SeamScore = SeamScore(ratio=1.0, worst=1.0, offset=0.0, borders=0)
+    kept: ManifestKept | None = None
+    """None where nothing was to be kept."""
     range: tuple[_Level, _Level] = (0, 255)
     """The darkest and the brightest value of the image."""
     device: str = ""
@@ -172,7 +182,7 @@ def build_manifest(
     timings: Mapping[str, float],
 ) -> Manifest:
     """The manifest of a finished image; `device` is torch's type of it."""
-    layout, set_layout = pyramid.layout, spec.tile_set_layout
+    layout, set_layout, source = pyramid.layout, spec.tile_set_layout, spec.kept
     return Manifest(
         digest=spec.digest(info.digest),
         root=root_of(pyramid.tiles),
@@ -186,6 +196,7 @@ def build_manifest(
         tile_set={} if set_layout is None else set_layout.parts(spec.width, spec.height),
         tiles=pyramid.tiles,
         seams=seam_score(pyramid.columns, pyramid.rows),
+        kept=None if source is None else ManifestKept(pixels=pyramid.kept_pixels, own_scale=source.own_scale),
         range=(pyramid.darkest, pyramid.brightest),
         device=device,
         numerics=ManifestNumerics(

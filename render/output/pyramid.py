@@ -22,7 +22,8 @@ from render.distributed import Group
 from render.models.adapter import Adapter
 from render.output.block_journal import BlockJournal
 from render.output.decode import block_decoder
-from render.output.encode import ENDINGS, Pixels, encode
+from render.output.encode import ENDINGS, Pixels, encode, published_parameters
+from render.output.kept_check import count_kept
 from render.output.pyramid_report import PyramidReport
 from render.output.seams import LineDifferences, add_block
 from render.output.tile_entry import Tiles, tiles_from_json, tiles_to_json
@@ -104,6 +105,8 @@ class _Measurements:
     layout: DecodeLayout
     columns: LineDifferences
     rows: LineDifferences
+    kept_pixels: int = 0
+    """Pixels that are kept in full, and were found to be the init image's."""
     decode_seconds: float = 0.0
     darkest: int = 255
     brightest: int = 0
@@ -120,6 +123,7 @@ class _Measurements:
 
     def take(self, block: Rect, pixels: Pixels, writer: TileWriter) -> _Measurements:
         """Measure a decoded block, write its tiles, and keep what is left of it."""
+        self.kept_pixels += count_kept(writer.spec.kept, block, pixels)
         add_block(self.columns, self.rows, block, pixels)
         self.edges.append((block, (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])))
         self.darkest = min(self.darkest, int(pixels.min()))
@@ -138,6 +142,7 @@ class _Measurements:
         header = {
             "darkest": self.darkest,
             "brightest": self.brightest,
+            "kept_pixels": self.kept_pixels,
             "blocks": [asdict(block) for block, _ in self.edges],
             "leftovers": [(y, x, *pixels.shape[:2]) for y, x, pixels in self.leftovers],
         }
@@ -164,6 +169,7 @@ class _Measurements:
 
         self.darkest = min(self.darkest, header["darkest"])
         self.brightest = max(self.brightest, header["brightest"])
+        self.kept_pixels += header.get("kept_pixels", 0)
         for lines in (self.columns, self.rows):
             lines.merge(read(lines.absolute.shape, np.int64), read(lines.signed.shape, np.int64))
         for values in header["blocks"]:
@@ -217,9 +223,10 @@ def _write_top(layout: DecodeLayout, whole: _Measurements, spec: Spec, writer: T
         if preview is None and max(pixels.shape[:2]) <= PREVIEW_SIDE:
             preview = pixels
         pixels, level = halved(pixels), level - 1
-    parameters = json.dumps(spec.to_dict(), sort_keys=True, ensure_ascii=False)
+    parameters = published_parameters(spec.to_dict(), prompt=False)
     shown = preview if preview is not None else pixels
-    writer.put_extra("preview.webp", encode(shown, "webp", 90, parameters), "image/webp")
+    data = encode(shown, "webp", 90, parameters, source_type=spec.source_type)
+    writer.put_extra("preview.webp", data, "image/webp")
     writer.put_extra("image.dzi", _descriptor(layout, spec).encode(), "application/xml")
 
 
@@ -246,6 +253,7 @@ def _report(
         rows=whole.rows,
         darkest=whole.darkest,
         brightest=whole.brightest,
+        kept_pixels=whole.kept_pixels,
         seconds=_seconds(own, writer),
     )
 

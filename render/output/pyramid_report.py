@@ -22,5 +22,7 @@ class PyramidReport:
     darkest: int
     brightest: int
     """The range of all values of the image, 0 to 255."""
+    kept_pixels: int = 0
+    """Pixels that are kept in full, each found to be the init image's on the rank that decoded it."""
     seconds: dict[str, float]
     """This rank's, by phase."""

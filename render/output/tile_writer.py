@@ -16,6 +16,7 @@ import numpy as np
 
 from render.output.block_journal import BlockJournal
 from render.output.encode import CONTENT_TYPES, ENDINGS, Pixels, encode
+from render.output.kept_check import check_file
 from render.output.tile_entry import TileEntry, Tiles
 from render.plan.decode_layout import tile_key
 from render.plan.geometry import Rect
@@ -38,7 +39,8 @@ class TileWriter:
     """
 
     def __init__(self, spec: Spec, sink: Sink, journal: BlockJournal | None) -> None:
-        self._spec, self._sink, self._journal = spec, sink, journal
+        self.spec = spec
+        self._sink, self._journal = sink, journal
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._uploads = ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload")
         self._tile_slots = threading.Semaphore(_QUEUED_TILES)
@@ -70,7 +72,7 @@ class TileWriter:
 
     def put_level(self, level: int, origin_col: int, origin_row: int, pixels: Pixels, side: int) -> None:
         """Cut [h, w, 3] pixels, whose first tile is (origin_col, origin_row), into tiles of `side` pixels."""
-        ending = ENDINGS[self._spec.format]
+        ending = ENDINGS[self.spec.format]
         for y in range(0, pixels.shape[0], side):
             for x in range(0, pixels.shape[1], side):
                 key = tile_key(level, origin_col + x // side, origin_row + y // side, ending)
@@ -93,11 +95,18 @@ class TileWriter:
     def _encode(self, key: str, pixels: Pixels) -> Future[None]:
         started = time.perf_counter()
         try:
-            data = encode(pixels, self._spec.format, self._spec.quality)
+            data = self._encoded(pixels)
         finally:
             self._tile_slots.release()
             self.encode_seconds += time.perf_counter() - started
-        return self._upload(key, data, CONTENT_TYPES[self._spec.format], immutable=True)
+        return self._upload(key, data, CONTENT_TYPES[self.spec.format], immutable=True)
+
+    def _encoded(self, pixels: Pixels) -> bytes:
+        spec, keeps = self.spec, self.spec.kept is not None
+        data = encode(pixels, spec.format, spec.quality, source_type=spec.source_type, lossless=keeps)
+        if keeps:
+            check_file(data, pixels)
+        return data
 
     def _upload(self, key: str, data: bytes, content_type: str, *, immutable: bool) -> Future[None]:
         self._file_slots.acquire()

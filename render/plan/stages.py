@@ -15,7 +15,7 @@ from render.plan.latent_classes import LatentClasses, make_latent_classes
 from render.plan.region_prompts import region_area
 from render.plan.tiling import Tiling
 from render.spec import LEARNED, POOLED, Spec
-from render.spec.init_image import InitImage
+from render.spec.source_image import SourceImage
 from render.spec.tile_set import TileSetLayout
 
 OVERLAP_SHARE = 4
@@ -25,6 +25,10 @@ SHIFT_SHARE = 16
 
 ENLARGED = math.sqrt(2)
 """From this factor on an init image is enlarged rather than repainted."""
+PAINTING_STAGES = 2
+"""Stages of the first size where pixels of the init image are kept (see `render.guidance.kept_pixels`)."""
+SECOND_PAINTING = 0.8
+"""How far the second of them is noised, at least: the composition stays, what lies along edges does not."""
 MIN_BOX_SHARE = 4
 """A region prompt is used from the stage on where its shorter side is a quarter of a window: models cannot
 compose anything smaller."""
@@ -72,6 +76,9 @@ class Stage:
     """The layout of the tile set that the canvas shows, if any."""
     enlarges: bool = False
     """It starts from something smaller, which may guide it."""
+    paints: bool = False
+    """It paints around the kept pixels of the init image, at the size at which the composition is decided:
+    nothing else of what it starts from is to be kept."""
     composes: frozenset[int] = frozenset()
     """The `text` of the patches that begin here: no stage below shows what they describe."""
 
@@ -140,8 +147,9 @@ def make_stages(spec: Spec, info: ModelInfo) -> tuple[Stage, ...]:
     for index, size in enumerate(sizes):
         stage = _stage(spec, info, index, *size)
         texts = frozenset(patch.text for patch in stage.patches)
-        below = index > 0 or (spec.init is not None and _enlarging(spec, spec.init) >= ENLARGED)
-        stages.append(replace(stage, enlarges=below, composes=texts - begun))
+        paints = spec.kept is not None and index < PAINTING_STAGES
+        below = not paints and (index > 0 or _is_enlarged(spec.source))
+        stages.append(replace(stage, enlarges=below, paints=paints, composes=texts - begun))
         begun = texts
     return tuple(stages)
 
@@ -218,9 +226,8 @@ def _sizes(spec: Spec, info: ModelInfo) -> list[tuple[int, int]]:
     side = math.sqrt(spec.width * spec.height)
     # The first stage has between half and twice the native area.
     halvings = max(0, math.ceil(math.log2(side / native) - 0.5))
-    enlarging = 1.0 if spec.init is None else _enlarging(spec, spec.init)
-    if enlarging >= ENLARGED:
-        halvings = max(0, math.ceil(math.log2(enlarging) - 0.5) - 1)
+    if spec.source is not None and _is_enlarged(spec.source):
+        halvings = max(0, math.ceil(math.log2(spec.source.enlarging) - 0.5) - 1)
     # The short side of a very long image stays above half the native size: the model was not trained on
     # smaller ones, and a row of windows gives a better image.
     while halvings and min(spec.width, spec.height) / 2**halvings < native / 2:
@@ -231,12 +238,14 @@ def _sizes(spec: Spec, info: ModelInfo) -> list[tuple[int, int]]:
             max(pixel, round(side / 2**power / pixel) * pixel) for side in (spec.width, spec.height)
         )
         sizes.append((width, height))
+    if spec.kept is not None:
+        sizes[:1] = sizes[:1] * PAINTING_STAGES
     return sizes
 
 
-def _enlarging(spec: Spec, init: InitImage) -> float:
-    """The image's side divided by that of its init image."""
-    return math.sqrt(spec.width * spec.height / (init.width * init.height))
+def _is_enlarged(source: SourceImage | None) -> bool:
+    """Whether the image is the init image made larger; with kept pixels it is a new one around them."""
+    return source is not None and not source.keeps and source.enlarging >= ENLARGED
 
 
 def _stage(spec: Spec, info: ModelInfo, index: int, width: int, height: int) -> Stage:
@@ -244,8 +253,7 @@ def _stage(spec: Spec, info: ModelInfo, index: int, width: int, height: int) -> 
     native = info.native_size // info.scale_factor
     grid = _grid(latent_height, latent_width, native, spec.blend == "shift", (spec.wrap_y, spec.wrap_x))
     passes = 2 if spec.guidance(info) > 1 and not info.takes_guidance else 1
-    from_noise = index == 0 and spec.init is None
-    first_step = 0 if from_noise else spec.steps - max(1, round(spec.steps * spec.strength))
+    first_step = spec.steps - max(1, round(spec.steps * _strength(spec, index)))
     return Stage(
         index=index,
         width=width,
@@ -259,6 +267,15 @@ def _stage(spec: Spec, info: ModelInfo, index: int, width: int, height: int) -> 
         dilation=dilation_of(grid, native) if spec.dilated else None,
         tile_set_layout=spec.tile_set_layout,
     )
+
+
+def _strength(spec: Spec, index: int) -> float:
+    """How far a stage is noised; 1 starts from pure noise."""
+    if index == 0 and spec.init is None:
+        return 1.0
+    if spec.kept is not None and index < PAINTING_STAGES:
+        return spec.repaint if index == 0 else max(spec.strength, min(SECOND_PAINTING, spec.repaint))
+    return spec.strength
 
 
 def _batch(grid: Grid, passes: int, most: int) -> int:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from render.spec.fields import SpecField
-from render.spec.files import beside, expand_size, load_yaml, parse_size, read_spec_file
+from render.spec.files import (
+    IMAGE_FIELDS,
+    beside,
+    expand_size,
+    load_yaml,
+    names_image,
+    parse_size,
+    read_spec_file,
+)
 from render.spec.spec import (
     ATTENTION_FORMS,
     BLENDS,
+    COMPOSITE,
     DIGEST_VERSION,
     DTYPES,
     FORMATS,
@@ -14,6 +23,7 @@ from render.spec.spec import (
     LEARNED,
     POOLED,
     SAMPLERS,
+    TRAINED,
     WRAPS,
     Spec,
 )
@@ -21,19 +31,23 @@ from render.spec.spec import (
 __all__ = [
     "ATTENTION_FORMS",
     "BLENDS",
+    "COMPOSITE",
     "DIGEST_VERSION",
     "DTYPES",
     "FORMATS",
     "GROUPS",
+    "IMAGE_FIELDS",
     "LEARNED",
     "POOLED",
     "SAMPLERS",
+    "TRAINED",
     "WRAPS",
     "Spec",
     "SpecField",
     "beside",
     "expand_size",
     "load_yaml",
+    "names_image",
     "parse_size",
     "read_spec_file",
 ]

@@ -14,6 +14,10 @@ from render.errors import BadInput
 
 MAX_YAML_NODES = 5_000_000
 """Values of a YAML file, with its aliases written out: a batch of 200,000 rows has about so many."""
+IMAGE_FIELDS = ("init", "mask")
+"""The fields of a spec that name an image file."""
+_WORDS = (("mask", "alpha"), ("mask", "none"))
+"""Values of them that do not."""
 _SIZE_FORM = "is not WIDTHxHEIGHT in pixels; use e.g. 1024x1024"
 
 
@@ -82,11 +86,17 @@ def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
     return found
 
 
+def names_image(field: str, value: object) -> bool:
+    """Whether a value of a spec's field is the path of an image file."""
+    return field in IMAGE_FIELDS and isinstance(value, str) and (field, value) not in _WORDS
+
+
 def beside(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a file, with its relative paths resolved against the folder it is in."""
     found = dict(values)
-    if isinstance(found.get("init"), str):
-        found["init"] = str(file.parent / found["init"])
+    for name in IMAGE_FIELDS:
+        if names_image(name, found.get(name)):
+            found[name] = str(file.parent / found[name])
     if isinstance(found.get("lora"), list):
         found["lora"] = [str(file.parent / each) if isinstance(each, str) else each for each in found["lora"]]
     return found

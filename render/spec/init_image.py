@@ -85,13 +85,19 @@ class InitImage(Checked):
         """`width` and `height` of an image for which nothing but this one gives a size: multiples of 8."""
         return {"width": max(8, round(self.width / 8) * 8), "height": max(8, round(self.height / 8) * 8)}
 
+    @property
+    def own_size(self) -> dict[str, int]:
+        """The largest `width` and `height`, multiples of 8, that fit into the image at its own scale."""
+        return {"width": max(8, self.width // 8 * 8), "height": max(8, self.height // 8 * 8)}
+
     def check_shape(self, width: int, height: int) -> None:
         """Raise `BadInput` unless it fits an image of `width` x `height` without visible distortion."""
         fitting = max(8, round(width * self.height / self.width / 8) * 8)
         # The size is a multiple of 8, so a small image's aspect ratio may not be matched more closely.
         if abs(height - fitting) > max(8, SHAPE_TOLERANCE * fitting):
             shape = f"{self.width}x{self.height}, another shape than {width}x{height}"
-            raise BadInput("init", self.path, f"is {shape}; use --size {width}x{fitting}, or crop it")
+            fix = f"use --size {width}x{fitting}, or --fit crop, pad or outpaint"
+            raise BadInput("init", self.path, f"is {shape}; {fix}")
 
     def pixels(
         self, area: Rect, width: int, height: int, *, wrap_x: bool = False, wrap_y: bool = False
@@ -112,6 +118,28 @@ class InitImage(Checked):
                 f"{self.part_of}: {self.path} cannot be read ({reason(exc)}); restore it"
             ) from exc
         return np.frombuffer(cut, np.uint8).reshape(area.height, area.width, 3)
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class MaskImage(InitImage):
+    """A mask for the init image: white where the image is painted anew, black where it is kept."""
+
+    part_of: ClassVar[str] = "mask"
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """As `InitImage.open`. Raises `BadInput` for one with transparency, too."""
+        found = super().open(path)
+        if cls.is_transparent(path):
+            fix = "has transparency of its own; save it as gray, white where the image is painted anew"
+            raise BadInput("mask", str(path), fix)
+        return found
+
+    def check_fits(self, init: InitImage) -> None:
+        """Raise `BadInput` unless the mask has the shape of the init image."""
+        if abs(self.width * init.height - self.height * init.width) > max(init.width, init.height) * 2:
+            shapes = f"{self.width}x{self.height}, the init image {init.width}x{init.height}"
+            raise BadInput("mask", self.path, f"is {shapes}; make the mask for this image")
 
 
 def open_image(path: Path) -> InitImage:

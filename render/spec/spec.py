@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
 from pydantic import BeforeValidator, Field
@@ -20,14 +22,17 @@ from pydantic.dataclasses import dataclass
 
 from render.errors import BadInput
 from render.spec.fields import NO_FLAG, Filled, OneOf, Shown, SpecField
-from render.spec.files import expand_size
+from render.spec.files import IMAGE_FIELDS, expand_size
 from render.spec.image_checks import KINDS, LARGEST_SIDE
-from render.spec.init_image import InitImage
+from render.spec.init_image import InitImage, MaskImage
 from render.spec.lora import EXAMPLE as LORA_EXAMPLE
 from render.spec.lora import Lora, check_once
+from render.spec.placement import ANCHORS, CROP, EXACT, FITS, OUTPAINT, Placement, place
+from render.spec.placement import EXAMPLE as PLACEMENT_EXAMPLE
 from render.spec.prompt_text import FilledPrompt, PromptText
 from render.spec.region_prompt import EXAMPLE as REGION_EXAMPLE
 from render.spec.region_prompt import RegionPrompt
+from render.spec.source_image import ALPHA, SourceImage
 from render.spec.tile_set import EXAMPLE as TILE_EXAMPLE
 from render.spec.tile_set import SetTile, TileSetLayout, solve_layout
 from render.spec.validation import CONFIG, Checked
@@ -44,11 +49,15 @@ FORMATS = {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_500}
 """Output formats and the longest side in pixels that each can hold as one exported file."""
 TILE_SIZES = (64, 128, 256, 512, 1024, 2048)
 DIGEST_VERSION = 5
+NO_MASK = "none"
+"""In place of a mask: not even the init image's own transparency is one."""
+TRAINED, COMPOSITE = SOURCE_TYPES = ("trained", "composite")
 IMAGE, COMPOSITION, MODEL, STAGES, OUTPUT = "Image", "Composition", "Model", "Stages and windows", "Output"
 GROUPS = (IMAGE, COMPOSITION, MODEL, STAGES, OUTPUT)
 """In the order in which a form and a table show them; the first one is what most people set."""
 
 Part = TypeVar("Part")
+_Mask = Annotated[Annotated[str, OneOf((ALPHA,))] | MaskImage, Field(union_mode="left_to_right")]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -63,6 +72,20 @@ def _parts_of(name: str, read: Callable[[Any], Part], example: str) -> Callable[
 
 def _init_image(value: Any) -> InitImage | None:
     return None if value is None else InitImage.from_any(value)
+
+
+def _mask(value: Any) -> MaskImage | str | None:
+    if value is None or value == NO_MASK:
+        return None
+    return ALPHA if value == ALPHA else MaskImage.from_any(value)
+
+
+def _placement(value: Any) -> Placement | None:
+    return None if value is None else Placement.from_any(value)
+
+
+def _anchor(value: Any) -> Any:
+    return value.replace("centre", "center") if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -255,6 +278,67 @@ class Spec(Checked):
         ),
         Shown(label="Init image", group=COMPOSITION, default="none", local=True),
     ] = None
+    mask: Annotated[
+        _Mask | None,
+        BeforeValidator(_mask, json_schema_input_type=str | MaskImage | None),
+        Field(
+            description="What of the init image is kept, to the byte at its own scale: an image, white where "
+            "to paint anew; or alpha, the init image's own transparency; or none.",
+            examples=["mask.png"],
+        ),
+        Shown(
+            label="Mask",
+            group=COMPOSITION,
+            default="alpha where the init image has it",
+            local=True,
+            late=True,
+        ),
+    ] = None
+    repaint: Annotated[
+        float,
+        Field(
+            ge=0.01,
+            le=1.0,
+            description="How far what the mask leaves free is noised in the first stage; 1 paints it anew.",
+        ),
+        Shown(label="Repaint", group=COMPOSITION, local=True, late=True),
+    ] = 1.0
+    fit: Annotated[
+        str,
+        OneOf(FITS),
+        Field(
+            description="How an init image of another shape becomes one of this size: crop cuts it, pad puts "
+            "white around it, outpaint paints around it and keeps it; exact refuses it.",
+        ),
+        Shown(label="Fit", group=COMPOSITION, local=True, late=True),
+    ] = EXACT
+    anchor: Annotated[
+        str,
+        OneOf(ANCHORS),
+        BeforeValidator(_anchor),
+        Field(description="What of the init image, or where on the image, a fit keeps it."),
+        Shown(label="Anchor", group=COMPOSITION, local=True, late=True),
+    ] = "center"
+    placement: Annotated[
+        Placement | None,
+        BeforeValidator(_placement, json_schema_input_type=str | Placement | None),
+        Field(
+            description="x,y,width: where the init image lies, in shares of the image's width, height and "
+            "width. What is around it is painted, or white with --fit pad.",
+            examples=[PLACEMENT_EXAMPLE],
+        ),
+        Shown(label="Placement", group=COMPOSITION, default="by fit and anchor", local=True, late=True),
+    ] = None
+    source_type: Annotated[
+        str,
+        OneOf(SOURCE_TYPES),
+        Field(
+            description="What the files declare as their digital source type (IPTC): trained, made by a "
+            "model; composite, made by a model from a picture. composite where an init image is given by its "
+            "path.",
+        ),
+        Shown(label="Source type", group=OUTPUT, local=True, late=True),
+    ] = TRAINED
     boxes: Annotated[
         tuple[RegionPrompt, ...],
         BeforeValidator(
@@ -314,8 +398,60 @@ class Spec(Checked):
             raise BadInput("wrap", self.wrap, "does not go with a tile set, whose labels decide it")
         if self.dilated and (self.wrap_y or self.wrap_x):
             raise BadInput("dilated", self.dilated, "does not go with sides that wrap; set it to 0")
-        if self.init is not None:
+        self._check_source()
+
+    def _check_source(self) -> None:
+        """Check the init image, and what only goes with one."""
+        if self.init is None:
+            for name, default in (("mask", None), ("fit", EXACT), ("placement", None)):
+                if (value := getattr(self, name)) != default:
+                    raise BadInput(name, _given(value), "needs an init image; give --init")
+            return
+        if self.fit == EXACT:
+            for name, default in (("anchor", "center"), ("placement", None)):
+                if (value := getattr(self, name)) != default:
+                    raise BadInput(name, _given(value), "needs another fit; use --fit crop, pad or outpaint")
             self.init.check_shape(self.width, self.height)
+        if self.placement is not None and self.fit == CROP:
+            raise BadInput("fit", self.fit, "does not go with a placement; use pad or outpaint")
+        if isinstance(self.mask, MaskImage):
+            self.mask.check_fits(self.init)
+        source = self.source
+        assert source is not None, "there is an init image"
+        if source.keeps and self.format == "jpeg":
+            raise BadInput("format", self.format, "cannot keep pixels to the byte; use png or webp")
+        if source.keeps and self.tile_set:
+            raise BadInput(
+                "tile_set", None, "does not go with a mask or outpainting, whose edges differ; leave it out"
+            )
+
+    @property
+    def source(self) -> SourceImage | None:
+        """The init image as it lies on the canvas. Raises `BadInput` where none of it does."""
+        if self.init is None:
+            return None
+        rect = place(
+            (self.init.width, self.init.height),
+            (self.width, self.height),
+            self.fit,
+            self.anchor,
+            self.placement,
+        )
+        return SourceImage(
+            init=self.init, mask=self.mask, fit=self.fit, rect=rect, width=self.width, height=self.height
+        )
+
+    @property
+    def images(self) -> dict[str, InitImage]:
+        """The image files that the spec names, by field."""
+        values = {name: getattr(self, name) for name in IMAGE_FIELDS}
+        return {name: value for name, value in values.items() if isinstance(value, InitImage)}
+
+    @property
+    def kept(self) -> SourceImage | None:
+        """The init image where some of its pixels are kept; None where none are."""
+        source = self.source
+        return source if source is not None and source.keeps else None
 
     def guidance(self, info: ModelInfo) -> float:
         """The guidance scale that is rendered with."""
@@ -345,8 +481,7 @@ class Spec(Checked):
             raise BadInput("spec", values, "is not names and values; write e.g. prompt: a red vase")
         given = expand_size(values)
         if given.get("init") is not None:
-            init = InitImage.from_any(given["init"])
-            given = init.canvas_size | given | {"init": init}
+            given = _with_init(given)
         return cls.from_values(given, "")
 
     def to_dict(self) -> dict[str, Any]:
@@ -381,7 +516,8 @@ class Spec(Checked):
 
     def seed_of(self, stage: int) -> int:
         """The seed of a stage's noise; the first stage, or `init`, decides the composition."""
-        if self.variation == 0 or (stage == 0 and self.init is None):
+        anew = self.init is None or (self.repaint == 1.0 and self.kept is not None)
+        if self.variation == 0 or (stage == 0 and anew):
             return self.seed
         drawn = hashlib.sha256(f"{self.seed}/{self.variation}".encode()).digest()
         return int.from_bytes(drawn[:8], "big") >> 1
@@ -395,9 +531,10 @@ class Spec(Checked):
         if bool(refiner) != (self.refiner is not None):
             raise ValueError(f"{model_digest!r} are not the digests of {self.model!r} and {self.refiner!r}")
         document = self.to_dict() | {"model": model, "refiner": refiner or None, "version": DIGEST_VERSION}
-        if self.init is not None:
-            # The path does not touch a pixel.
-            del document["init"]["path"]
+        for name in IMAGE_FIELDS:
+            if isinstance(document.get(name), dict):
+                # The path does not touch a pixel.
+                del document[name]["path"]
         for lora in document.get("lora", ()):
             del lora["path"]
         return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -423,4 +560,40 @@ def _size_field(width: int, height: int) -> SpecField:
         help="WIDTHxHEIGHT in pixels, multiples of 8.",
         examples=("1536x1024",),
         shown=Shown(label="Size", group=IMAGE),
+    )
+
+
+def _with_init(given: dict[str, Any]) -> dict[str, Any]:
+    """The values of a spec with an init image, with what follows from it where nothing else is given."""
+    is_file = isinstance(given["init"], str)
+    init = InitImage.from_any(given["init"])
+    found: dict[str, Any] = {"init": init}
+    if is_file:
+        found["source_type"] = given.get("source_type", COMPOSITE)
+        if (
+            given.get("mask") is None
+            and not given.get("tile_set")
+            and InitImage.is_transparent(Path(init.path))
+        ):
+            found["mask"] = ALPHA
+        elif given.get("mask") == ALPHA and not InitImage.is_transparent(Path(init.path)):
+            raise BadInput("mask", ALPHA, "is the init image's transparency, and it has none; give a mask")
+    if given.get("placement") is not None and given.get("fit") is None:
+        found["fit"] = OUTPAINT
+    size: dict[str, int] = init.canvas_size
+    if (found | given).get("mask") not in (None, NO_MASK) and not {"width", "height", "fit"} & set(
+        given | found
+    ):
+        # At its own scale, so that what is kept is equal to the byte.
+        size, found["fit"] = init.own_size, CROP
+    return size | given | found
+
+
+def _given(value: Any) -> Any:
+    return (
+        value.path
+        if isinstance(value, MaskImage)
+        else asdict(value)
+        if isinstance(value, Placement)
+        else value
     )

@@ -51,3 +51,18 @@ def test_a_lora_travels_as_an_init_image_does(tmp_path: Path) -> None:
     assert there.digest("m") == spec.digest("m")
     assert Path(there.lora[0].path).is_relative_to(tmp_path / "node")
     assert Path(there.lora[0].path).is_file()
+
+
+def test_a_mask_travels_with_its_init_image(tmp_path: Path) -> None:
+    Image.radial_gradient("L").convert("RGB").save(tmp_path / "photo.png")
+    Image.new("L", (256, 256), 255).save(tmp_path / "mask.png")
+    names = {"init": str(tmp_path / "photo.png"), "mask": str(tmp_path / "mask.png")}
+    spec = Spec.from_mapping({"prompt": "a vase"} | names)
+    images = LocalStore(tmp_path / "store")
+    list(upload_inputs([BatchItem(row=0, custom_id="0", spec=spec)], images))
+    for name in names.values():
+        Path(name).unlink()
+    there = download_input(spec, images, tmp_path / "node")
+    assert there.digest("m") == spec.digest("m") and there.kept is not None
+    kept = there.kept.kept(Rect(y=0, x=0, height=256, width=256), 256, 256)
+    assert kept.shape == (256, 256, 4) and kept[..., 3].max() == 0

@@ -2,6 +2,7 @@
 
 import io
 import json
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from render.distributed import SingleRankGroup
 from render.engine import render_image
 from render.errors import BadInput, RenderFailed
 from render.output.export import export_image
+from render.output.image_metadata import read_parameters
 from render.output.manifest import Manifest, parse_manifest
 from render.output.pyramid import publish_pyramid
 from render.output.seams import LineDifferences, add_block
@@ -108,7 +110,7 @@ def test_images_are_marked_as_generated(form: str) -> None:
     ending = {"png": "png", "webp": "webp", "jpeg": "jpg"}[form]
     assert b"trainedAlgorithmicMedia" in sink.files[f"image_files/9/0_0.{ending}"]
     assert b"trainedAlgorithmicMedia" in sink.files["preview.webp"]
-    assert b"a red vase &amp; more" in sink.files["preview.webp"]
+    assert b"tile_size" in sink.files["preview.webp"] and b"a red vase" not in sink.files["preview.webp"]
     assert f'Format="{ending}"'.encode() in sink.files["image.dzi"]
 
 
@@ -136,6 +138,25 @@ def test_verify_finds_altered_missing_and_extra_files(image: Path) -> None:
     assert report.altered == ("image_files/9/1_1.png",)
     assert report.missing == ("image_files/9/0_0.png",)
     assert report.extra == ("image_files/9/99_99.png",)
+
+
+def test_prompts_are_published_only_if_wanted(image: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(image)
+    words = str(manifest.spec["prompt"])
+    values = manifest.spec | {
+        "source_type": "composite",
+        "boxes": [{"prompt": "secret", "x": 0}],
+        "init": {"path": "/home/someone/vase.png", "digest": "0f"},
+    }
+    for publish, seen in ((False, False), (True, True)):
+        target = tmp_path / f"{publish}.webp"
+        changed = manifest.model_copy(update={"spec": values})
+        export_image(image, changed, target, publish_prompt=publish)
+        packet = pyvips.Image.new_from_file(str(target)).get("xmp-data").decode()
+        assert ((f'"prompt": "{words}"' in unescape(packet)) is seen) and (("secret" in packet) is seen)
+        assert "compositeWithTrainedAlgorithmicMedia" in packet
+        assert "steps" in packet and "someone" not in packet
+        assert ("prompt" in read_parameters(target)) is seen
 
 
 @pytest.mark.parametrize("ending", ["png", "tif", "webp", "jpg"])

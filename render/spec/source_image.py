@@ -1,0 +1,221 @@
+"""The init image as it lies on the canvas, and which of its pixels are kept.
+
+The engine reads it by areas at any stage's size. `pixels` is what a stage starts from; `kept` is what comes
+back untouched in the result: straight colors, and the weight by which each pixel is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from render.errors import RenderFailed
+from render.rect import Rect
+from render.spec.image_pixels import full_scale, opaque, read_upright, reason, resized, to_srgb, vips
+from render.spec.init_image import InitImage, MaskImage
+from render.spec.placement import OUTPAINT, PAD
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyvips
+    from numpy.typing import NDArray
+
+ALPHA = "alpha"
+"""The mask is the init image's own transparency."""
+_EDGE_BLUR = 1.5
+"""Standard deviation in pixels of the blur that finds the ground beside an edge."""
+_EDGE_SHARE, _NARROWEST_EDGE = 32, 16
+"""Where a photograph ends inside the canvas, it fades over a share of its shorter side, or pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceImage:
+    """The init image on the canvas of the whole image. Its lengths are in pixels."""
+
+    init: InitImage
+    mask: MaskImage | str | None
+    """White where the image is painted anew; `ALPHA`; None for no mask."""
+    fit: str
+    rect: Rect
+    """Where the init image lies; it may leave the canvas."""
+    width: int
+    height: int
+    """Of the canvas."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether any pixel comes back untouched."""
+        return self.mask is not None or self.fit == OUTPAINT
+
+    @property
+    def own_scale(self) -> bool:
+        """Whether the init image lies on the canvas pixel by pixel."""
+        return (self.rect.width, self.rect.height) == (self.init.width, self.init.height)
+
+    @property
+    def covers_exactly(self) -> bool:
+        """Whether the init image's sides are the canvas's."""
+        return self.rect == Rect(y=0, x=0, height=self.height, width=self.width)
+
+    @property
+    def enlarging(self) -> float:
+        """How many times the init image is as long on the canvas as in its file."""
+        return math.sqrt(self.rect.area / (self.init.width * self.init.height))
+
+    def has_detail_for(self, width: int) -> bool:
+        """Whether the init image is as fine as a stage of so many pixels across."""
+        return width * self.rect.width <= self.init.width * self.width
+
+    def pixels(
+        self, area: Rect, width: int, height: int, *, wrap_x: bool = False, wrap_y: bool = False
+    ) -> NDArray[np.uint8]:
+        """[area.height, area.width, 3] sRGB pixels of an area of the canvas scaled to width x height.
+
+        What is transparent, and what the init image leaves of the canvas, is white; beside a photograph that
+        is to be painted on, its edges go on.
+        Raises `RenderFailed` when the file is gone or has changed.
+        """
+        if self.covers_exactly:
+            return self.init.pixels(area, width, height, wrap_x=wrap_x, wrap_y=wrap_y)
+        return self._read(area, 3, lambda: _pixels(self, width, height, wrap_x, wrap_y))
+
+    def kept(
+        self, area: Rect, width: int, height: int, *, wrap_x: bool = False, wrap_y: bool = False
+    ) -> NDArray[np.uint8]:
+        """[area.height, area.width, 4]: sRGB colors, and the weight by which they are kept: 255 is fully.
+
+        Colors are straight: an edge that is half transparent has the product's color. Raises as `pixels`.
+        """
+        return self._read(area, 4, lambda: _kept(self, width, height, wrap_x, wrap_y))
+
+    def _read(self, area: Rect, bands: int, make: Callable[[], pyvips.Image]) -> NDArray[np.uint8]:
+        import numpy as np
+
+        try:
+            cut = make().crop(area.x, area.y, area.width, area.height).write_to_memory()
+        except (vips().Error, OSError) as exc:
+            raise RenderFailed(f"init: {self.init.path} cannot be read ({reason(exc)}); restore it") from exc
+        return np.frombuffer(cut, np.uint8).reshape(area.height, area.width, bands)
+
+
+@lru_cache(maxsize=4)
+def _pixels(source: SourceImage, width: int, height: int, wrap_x: bool, wrap_y: bool) -> pyvips.Image:
+    image = opaque(read_upright(source.init.path, source.init.digest, "init"))
+    rect = source.rect
+    image = resized(image, rect.width, rect.height)
+    beside = "copy" if source.fit == OUTPAINT and source.mask is None else "white"
+    placed = _on_canvas(source, image, beside)
+    return resized(placed, width, height, wrap_x=wrap_x, wrap_y=wrap_y)
+
+
+@lru_cache(maxsize=4)
+def _kept(source: SourceImage, width: int, height: int, wrap_x: bool, wrap_y: bool) -> pyvips.Image:
+    rgba = _kept_on_canvas(source)
+    if (width, height) == (source.width, source.height):
+        return rgba
+    return _resized_straight(rgba, width, height, wrap_x=wrap_x, wrap_y=wrap_y)
+
+
+@lru_cache(maxsize=2)
+def _kept_on_canvas(source: SourceImage) -> pyvips.Image:
+    """RGBA on the canvas; at the init image's own scale its bytes are the file's."""
+    image = read_upright(source.init.path, source.init.digest, "init")
+    colors, weight = to_srgb(_without_alpha(image)), _alpha_of(image)
+    if isinstance(source.mask, MaskImage):
+        weight = _both(weight, _keep_of(source.mask, image.width, image.height))
+        colors = _unmixed(opaque(image), weight)
+    elif source.mask is None:
+        colors = opaque(image)
+        weight = _constant(255, image.width, image.height)
+    rect = source.rect
+    rgba = colors.bandjoin(weight).copy(interpretation="srgb")
+    if not source.own_scale:
+        rgba = _resized_straight(rgba, rect.width, rect.height)
+    if source.fit == OUTPAINT:
+        rgba = _faded(rgba, source)
+    if source.fit == PAD:
+        return _on_canvas(source, rgba, "white")
+    return _on_canvas(source, rgba, "black")
+
+
+def _on_canvas(source: SourceImage, image: pyvips.Image, beside: str) -> pyvips.Image:
+    rect = source.rect
+    return image.embed(rect.x, rect.y, source.width, source.height, extend=beside)
+
+
+def _resized_straight(rgba: pyvips.Image, width: int, height: int, **wraps: bool) -> pyvips.Image:
+    """Scaled with premultiplied colors, so that nothing bleeds in from where nothing is kept."""
+    scaled = resized(rgba.premultiply(), width, height, **wraps)
+    return scaled.unpremultiply().rint().cast("uchar").copy(interpretation="srgb")
+
+
+def _without_alpha(image: pyvips.Image) -> pyvips.Image:
+    return image.extract_band(0, n=image.bands - 1) if image.hasalpha() else image
+
+
+def _alpha_of(image: pyvips.Image) -> pyvips.Image:
+    if not image.hasalpha():
+        return _constant(255, image.width, image.height)
+    alpha = image[image.bands - 1]
+    if full_scale(image) == 65535:
+        # Rounded down: what is not fully opaque in 16 bits is not in 8 bits.
+        alpha = (alpha / 257).floor()
+    return alpha.cast("uchar").copy(interpretation="b-w")
+
+
+def _keep_of(mask: MaskImage, width: int, height: int) -> pyvips.Image:
+    """[height, width] of the weight 255 where the mask is black."""
+    gray = opaque(read_upright(mask.path, mask.digest, "mask")).colourspace("b-w")[0].invert()
+    return gray if (gray.width, gray.height) == (width, height) else resized(gray, width, height)
+
+
+def _unmixed(colors: pyvips.Image, weight: pyvips.Image) -> pyvips.Image:
+    """The product's own colors at its edge, where the photograph mixes them with the ground around it.
+
+    A pixel is w * product + (1 - w) * ground; the ground is what lies just outside, blurred. Where there is
+    none near, or nothing is mixed, the color is the photograph's.
+    """
+    outside = weight == 0
+    near = outside.ifthenelse(1.0, 0.0).cast("float").gaussblur(_EDGE_BLUR, precision="float")
+    # A black ground where the mask is not zero, and the blur divided by how much of it there is.
+    ground = outside.ifthenelse(colors, 0).cast("float").gaussblur(_EDGE_BLUR, precision="float") / (
+        near + 1e-3
+    )
+    share = weight / 255.0
+    product = (colors - ground * (1.0 - share)) / (share + 1e-3)
+    mixed = (weight > 0) & (weight < 255) & (near > 0.02)
+    whole = (product < 0).ifthenelse(0, (product > 255).ifthenelse(255, product))
+    return mixed.ifthenelse(whole.rint().cast("uchar"), colors)
+
+
+def _both(one: pyvips.Image, other: pyvips.Image) -> pyvips.Image:
+    return (one * other / 255).rint().cast("uchar")
+
+
+def _constant(value: int, width: int, height: int) -> pyvips.Image:
+    return (vips().Image.black(width, height) + value).cast("uchar").copy(interpretation="b-w")
+
+
+def _faded(rgba: pyvips.Image, source: SourceImage) -> pyvips.Image:
+    """The weight falls to zero towards those sides of the init image that lie inside the canvas."""
+    rect = source.rect
+    soft = max(_NARROWEST_EDGE, min(rect.width, rect.height) // _EDGE_SHARE)
+    places = vips().Image.xyz(rect.width, rect.height)
+    ramp: Any = None
+    for inside, distance in (
+        (rect.x > 0, places[0]),
+        (rect.x + rect.width < source.width, rect.width - 1 - places[0]),
+        (rect.y > 0, places[1]),
+        (rect.y + rect.height < source.height, rect.height - 1 - places[1]),
+    ):
+        if inside:
+            share = (distance.cast("float") + 0.5) / soft
+            share = (share > 1).ifthenelse(1.0, share)
+            ramp = share if ramp is None else ramp * share
+    if ramp is None:
+        return rgba
+    weight = (rgba[3] * ramp).rint().cast("uchar")
+    return rgba.extract_band(0, n=3).bandjoin(weight).copy(interpretation="srgb")
