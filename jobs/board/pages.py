@@ -315,12 +315,15 @@ def form_page(
 ) -> Response:
     """The form with its values and an error, or what a checked batch comes to."""
     board: Board = request.app.state.board
+    # Both forms have a size, a seed and a queue: what was entered in one stays out of the other.
+    image, batch = ({}, values) if part == "batch" else (values, {})
     with board.farm.database.read() as connection:
-        models = {BUILTIN, *known_models(connection)} | ({values["model"]} if values.get("model") else set())
+        models = {BUILTIN, *known_models(connection)} | ({image["model"]} if image.get("model") else set())
     given = {
-        "values": _JOB_DEFAULTS | values,
-        "groups": form_groups(values, tuple(sorted(models))),
-        "kept": kept_labels(values),
+        "values": _JOB_DEFAULTS | image,
+        "batch": _JOB_DEFAULTS | batch,
+        "groups": form_groups(image, tuple(sorted(models))),
+        "kept": kept_labels(image),
         "error": error,
         "part": part,
         "checked": checked,
