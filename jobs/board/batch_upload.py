@@ -25,6 +25,8 @@ from render.spec import Spec
 
 TEXTS = ("template", "id_column", "map", "ignore", "encoding", "sheet", "grid", "seeds", "variations")
 """Fields of the form and of the request that say how rows become images."""
+MAX_IMAGES = 100_000
+"""Of one upload: a board has other work, too."""
 LOCAL = frozenset(field.name for field in Spec.inputs() if field.shown.local)
 
 
@@ -54,7 +56,7 @@ def take_batch(
             images=images,
         )
         try:
-            checked = check_batch(reader, prepared, board.check_models)
+            checked = check_batch(reader, prepared, board.check_models, MAX_IMAGES)
         except BadInput as exc:
             # Named as the user knows it, not by its place on this machine.
             known = exc.value == str(upload.path)

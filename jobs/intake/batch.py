@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,14 +40,18 @@ class CheckedBatch:
 
 
 def check_batch(
-    reader: BatchReader, prepared: Preparation, check_models: ModelCheck | None = None
+    reader: BatchReader,
+    prepared: Preparation,
+    check_models: ModelCheck | None = None,
+    most: int | None = None,
 ) -> CheckedBatch:
     """Read a batch file once, and add its good images to `prepared`.
 
-    Raises `BadInput` for a file that cannot be read as a batch, and for one without rows.
+    Raises `BadInput` for a file that cannot be read as a batch, for one without rows, and for one with more
+    than `most` images and bad rows.
     """
     checked = CheckedBatch()
-    _add(reader, prepared, _remembered(check_models or check_model_folders), checked)
+    _add(_limited(reader, most), prepared, _remembered(check_models or check_model_folders), checked)
     if not (checked.images or checked.bad):
         raise BadInput("batch", str(reader.reading.path), "has no rows; write one per image")
     _finish(checked, prepared, reader.options, reader.notes)
@@ -74,6 +78,14 @@ def check_single(
 def check_model_folders(model: str, refiner: str | None) -> None:
     """Raise `BadInput` for a model or a refiner that is not on this machine, or cannot be used."""
     model_info(find_model_paths(model, refiner))
+
+
+def _limited(reader: BatchReader, most: int | None) -> Iterator[Row | BadRow]:
+    for number, row in enumerate(reader):
+        if most is not None and number >= most:
+            fix = f"makes more than {most:,} images; divide it, or use chorale submit"
+            raise BadInput("batch", str(reader.reading.path), fix)
+        yield row
 
 
 def _add(

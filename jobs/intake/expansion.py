@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from jobs.intake.options import IntakeOptions, is_random
+from jobs.intake.options import MAX_IMAGES_PER_ROW, IntakeOptions, is_random
 from jobs.intake.template import expand_wildcards
 from render.errors import BadInput
 from render.spec import Spec, expand_size
@@ -32,6 +32,10 @@ class Expansion:
         """
         prompt = values.get("prompt")
         prompts = expand_wildcards(prompt) if isinstance(prompt, str) else [prompt]
+        count = len(prompts) * len(self._points) * self._options.seeds * self._options.variations
+        if count > MAX_IMAGES_PER_ROW:
+            fix = f"images are too many for one row; use at most {MAX_IMAGES_PER_ROW}"
+            raise BadInput("prompt", count, fix)
         for number, each in enumerate(prompts, 1):
             choice = f"-p{number}" if len(prompts) > 1 else ""
             of_prompt = values if prompt is None else {**values, "prompt": each}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -34,6 +35,8 @@ def open_workbook(reading: Reading, files: ExitStack) -> Table:
     # Not at module level: every command would pay for the import.
     import openpyxl
 
+    # Of extensions that it does not read, such as lists of allowed values; a user can do nothing about them.
+    warnings.filterwarnings("ignore", category=UserWarning, module="openpyxl")
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except OSError:

@@ -29,6 +29,7 @@ from yaml.events import (
 
 from jobs.intake.encoding import find_encoding
 from jobs.intake.raw_rows import RawRow, Reading, Table, not_names_and_values, refuse_row
+from jobs.intake.template import fold
 from render.errors import BadInput
 
 _NULLS = ("", "~", "null", "Null", "NULL")
@@ -98,7 +99,10 @@ class _Document:
         value = self._value(events, event, 0, problem)
         if problem:
             return problem[0]
-        return defaults | value if isinstance(value, dict) else not_names_and_values()
+        if not isinstance(value, dict):
+            return not_names_and_values()
+        own = {fold(name) for name in value} if defaults else set()
+        return {name: each for name, each in defaults.items() if fold(name) not in own} | value
 
     @contextmanager
     def _events(self) -> Iterator[Iterator[Event]]:

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.intake.batch_reader import BadRow
+from jobs.db.submission import JobOptions, Preparation
+from jobs.intake.batch import check_batch
+from jobs.intake.batch_reader import BadRow, file_reader
 from jobs.intake.cells import parse_cell
 from jobs.intake.error_report import SHOWN_KINDS, error_lines, grouped_errors
 from jobs.intake.options import parse_options
@@ -231,6 +233,28 @@ def test_wildcards_never_fail(prompt: str) -> None:
 def test_too_many_alternatives_are_refused() -> None:
     with pytest.raises(BadInput, match="more than 1000 images"):
         expand_wildcards("{a|b|c|d}" * 12)
+
+
+def test_a_row_makes_no_more_images_than_a_person_can_want(tmp_path: Path) -> None:
+    path = write(tmp_path / "b.csv", "prompt\n{a|b|c} {d|e|f} vase\na mug\n")
+    good, bad, _ = read_file(path, seeds=200)
+    assert len(good) == 200 and "2: prompt: 1800 images are too many for one row" in bad[0]
+
+
+@pytest.mark.parametrize("seed", ["1", "x"])
+def test_an_upload_has_a_limit_for_good_and_bad_rows(tmp_path: Path, seed: str) -> None:
+    path = write(tmp_path / "b.csv", "prompt,seed,width,height\n" + f"a vase,{seed},64,64\n" * 5)
+    with Preparation(JobOptions(owner="me")) as prepared:
+        checked = check_batch(file_reader(path), prepared, most=5)
+        assert (checked.images, len(checked.bad)) == ((5, 0) if seed == "1" else (0, 5))
+    with Preparation(JobOptions(owner="me")) as prepared, pytest.raises(BadInput, match="more than 4 images"):
+        check_batch(file_reader(path), prepared, most=4)
+
+
+def test_a_default_of_any_spelling_gives_way_to_the_row(tmp_path: Path) -> None:
+    text = "defaults: {Steps: 5, prompt: a vase}\nrows:\n- {steps: 7}\n- {seed: 1}\n"
+    good, bad, _ = read_file(write(tmp_path / "b.yaml", text))
+    assert bad == [] and [row.spec.steps for row in good] == [7, 5]
 
 
 def test_a_template_with_wildcards_and_braces() -> None:
