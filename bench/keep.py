@@ -1,0 +1,190 @@
+"""Products on new backdrops: kept to the byte, the backdrop as asked, and no halo. With two rivals.
+
+    python -m bench.keep --photographs 60 --sizes 512,1024,2048 --ranks 1,3
+    python -m bench.keep --photographs 2 --sizes 256 --ranks 1,3 --steps 12 --sheet out/keep.png
+
+Each photograph is one of the studio's, with its exact mask; another backdrop is asked for. Rivals get the
+same inputs and the same weights: diffusers' inpainting pipeline, and the product pasted onto a render of the
+prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional
+
+from render import ParallelizedDiffusionPipeline
+from render.builtin import WEIGHTS
+from render.builtin.data import NATIVE, random_scene
+from render.builtin.judge import is_correct, load_judge, prompt_of
+from render.builtin.studio import BACKDROPS, Scene, _render
+from render.spec import Spec
+
+Pixels = NDArray[np.uint8]
+RING = 0.008
+"""Width of the ring around a product, as a share of the image's side, in which a halo shows."""
+
+
+@click.command()
+@click.option("--photographs", default=60, show_default=True, help="How many.")
+@click.option("--sizes", default="512,1024,2048", show_default=True, help="Sides in pixels, with commas.")
+@click.option("--ranks", default="1,3", show_default=True, help="Numbers of ranks, with commas.")
+@click.option("--steps", default=25, show_default=True)
+@click.option("--seed", default=1, show_default=True)
+@click.option("--rivals/--no-rivals", default=True, show_default=True)
+@click.option("--sheet", type=click.Path(path_type=Path), help="Write a sheet of the first size's first 8.")
+def main(
+    photographs: int, sizes: str, ranks: str, steps: int, seed: int, rivals: bool, sheet: Path | None
+) -> None:
+    """Print one line of JSON for each size."""
+    scenes = _scenes(photographs, seed)
+    rows: list[Pixels] = []
+    for size in map(int, sizes.split(",")):
+        found = [_measured(scene, size, _numbers(ranks), steps, rivals) for scene in scenes]
+        click.echo(json.dumps({"size": size, "photographs": photographs} | _summary(found)))
+        if sheet is not None and not rows:
+            rows = [np.concatenate([each["photo"], *each["pictures"].values()], axis=1) for each in found[:8]]
+    if sheet is not None:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.concatenate(rows)).save(sheet)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(each) for each in text.split(",")]
+
+
+def _scenes(count: int, seed: int) -> list[tuple[Scene, Scene]]:
+    """(as photographed, as asked for): the backdrop differs."""
+    draw = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        scene = random_scene(draw)
+        other = str(draw.choice([each for each in BACKDROPS if each != scene.backdrop]))
+        found.append((scene, replace(scene, backdrop=other)))
+    return found
+
+
+def _measured(
+    scenes: tuple[Scene, Scene], size: int, ranks: Sequence[int], steps: int, rivals: bool
+) -> dict[str, Any]:
+    photographed, asked = scenes
+    colors, cover = _render(photographed, size, size, None)
+    photo, alpha = ((np.clip(each, 0, 1) * 255 + 0.5).astype(np.uint8) for each in (colors, cover))
+    truth = (np.clip(_render(asked, size, size, None)[0], 0, 1) * 255 + 0.5).astype(np.uint8)
+    prompt, full = prompt_of(asked), alpha == 255
+    pictures, roots, seconds = {}, set(), 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        names = {name: str(Path(folder) / f"{name}.png") for name in ("init", "mask")}
+        Image.fromarray(photo).save(names["init"])
+        Image.fromarray(255 - alpha).save(names["mask"])
+        for count in ranks:
+            started = time.perf_counter()
+            pictures["kept"], root = _rendered(prompt, size, count, steps, asked.seed, **names)
+            seconds += time.perf_counter() - started
+            roots.add(root)
+        if rivals:
+            plain, _ = _rendered(prompt, size, ranks[0], steps, asked.seed)
+            weight = alpha[..., None] / 255
+            pictures["pasted"] = (photo * weight + plain * (1 - weight) + 0.5).astype(np.uint8)
+            pictures["inpainted"] = _inpainted(prompt, photo, alpha, steps, asked.seed)
+    return {
+        "photo": photo,
+        "pictures": pictures,
+        "ranks_agree": len(roots) == 1,
+        "seconds": seconds / len(ranks),
+        "bytes": {name: bool(np.array_equal(each[full], photo[full])) for name, each in pictures.items()},
+        "backdrop": {name: _shows(each, asked) for name, each in pictures.items()},
+        "edge": {name: _halo(each, alpha, truth) for name, each in pictures.items()},
+    }
+
+
+def _summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+    names = list(found[0]["pictures"])
+    return {
+        "ranks_agree": sum(each["ranks_agree"] for each in found),
+        "byte_equal": {name: sum(each["bytes"][name] for each in found) for name in names},
+        "backdrop_as_asked": {name: sum(each["backdrop"][name] for each in found) for name in names},
+        "edge": {name: round(float(np.mean([each["edge"][name] for each in found])), 2) for name in names},
+        "seconds": round(float(np.mean([each["seconds"] for each in found])), 1),
+    }
+
+
+def _rendered(prompt: str, size: int, ranks: int, steps: int, seed: int, **images: str) -> tuple[Pixels, str]:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ParallelizedDiffusionPipeline("builtin", num_modules=ranks) as pipeline,
+    ):
+        pipeline.set_progress_bar_config(disable=True)
+        options = {"width": size, "height": size, "steps": steps, "seed": seed, "out": Path(folder) / "image"}
+        image = pipeline.generate_image(prompt, **options, **images)
+        return np.asarray(image.pil()), image.root
+
+
+def _inpainted(prompt: str, photo: Pixels, alpha: Pixels, steps: int, seed: int) -> Pixels:
+    """diffusers' inpainting with the built-in model's weights, at the photograph's own size."""
+    from diffusers import StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
+
+    torch.set_num_threads(1)
+    plain = StableDiffusionXLPipeline.from_pretrained(WEIGHTS, dtype=torch.float32)
+    pipeline = StableDiffusionXLInpaintPipeline(**plain.components)
+    pipeline.set_progress_bar_config(disable=True)
+    made = pipeline(
+        prompt,
+        image=Image.fromarray(photo),
+        mask_image=Image.fromarray(255 - alpha),
+        width=photo.shape[1],
+        height=photo.shape[0],
+        strength=1.0,
+        guidance_scale=Spec(prompt="x").guidance(_info()),
+        num_inference_steps=steps,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="np",
+    ).images[0]
+    return (made * 255).round().astype(np.uint8)
+
+
+def _info() -> Any:
+    from render.models.model_paths import find_model_paths, model_info
+
+    return model_info(find_model_paths("builtin", None))
+
+
+def _shows(picture: Pixels, asked: Scene) -> bool:
+    small = np.asarray(Image.fromarray(picture).resize((NATIVE, NATIVE), Image.Resampling.BOX))
+    return bool(is_correct(load_judge(), small[None], [asked])["backdrop"][0])
+
+
+def _halo(picture: Pixels, alpha: Pixels, truth: Pixels) -> float:
+    """How much more the ring beside the product differs from what lies farther out, in gray levels, than it
+    does in the studio's own photograph of the product on such a backdrop."""
+    return max(0.0, _ring_difference(picture, alpha) - _ring_difference(truth, alpha))
+
+
+def _ring_difference(picture: Pixels, alpha: Pixels) -> float:
+    width = max(2, round(RING * max(alpha.shape)))
+    cover = torch.from_numpy((alpha > 0).astype(np.float32))[None, None]
+    near, far = (
+        functional.max_pool2d(cover, 2 * reach + 1, stride=1, padding=reach)[0, 0].numpy() > 0
+        for reach in (width, 4 * width)
+    )
+    ring, beyond = near & (alpha == 0), far & ~near
+    # Row by row, so that a table's edge behind the product is no halo.
+    rows = [y for y in range(len(alpha)) if ring[y].any() and beyond[y].any()]
+    gaps = [picture[y][ring[y]].mean(0) - picture[y][beyond[y]].mean(0) for y in rows]
+    return float(np.abs(np.array(gaps)).mean()) if gaps else 0.0
+
+
+if __name__ == "__main__":
+    main()
