@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from render.spec import SAMPLERS
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
@@ -14,7 +12,7 @@ class ModelInfo:
     family: str
     latent_channels: int
     scale_factor: int
-    """Pixels per latent in each direction (8 for every family so far)."""
+    """Pixels per latent in each direction."""
     native_size: int
     """Side of the square that the model was trained on, in pixels."""
     digest: str
@@ -37,12 +35,21 @@ class ModelInfo:
     """Numbers by which a window tells all others of itself under one condition; 0 when it cannot."""
     has_cross_window_attention: bool = False
     """Whether it brings a trained cross attention (`render.models.trained_cross_window_attention`)."""
-    samplers: tuple[str, ...] = SAMPLERS
-    """Those that can step the noise that it was trained on (`render.sampling.scheduler_config`)."""
+    samplers: tuple[str, ...] = ()
+    """Those that can step the noise that it was trained on (`render.sampling.scheduler_config`); empty where
+    all can."""
     most_steps: int = 1000
     """Noise levels that it was trained on."""
     most_lcm_steps: int = 50
     """Levels of the distillation that `lcm` steps through."""
+    patch: int = 1
+    """Side of a token of the network, in latents."""
+    guidance_offset: float = 0.0
+    """What the guidance rule adds to the scale before it weights two predictions by 1 - g and g."""
+    guided_above: float = 1.0
+    """The scale above which there are two predictions."""
+    longest_window: int | None = None
+    """Longest side of a window in pixels, where the network's positions end; None where they do not."""
 
     def __post_init__(self) -> None:
         # From JSON it comes as a list.

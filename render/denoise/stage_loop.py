@@ -152,7 +152,8 @@ class StageState:
         planes = own.to(loop.device, copy=True)
         self.sampler_state = SamplerState(planes[0], tuple(planes[1 : 1 + canvas.history]))
         self.reference = Reference(latents=planes[-2], colors=planes[-1]) if canvas.has_reference else None
-        weights = condition_weights(self.tiling.passes, loop.spec.guidance(loop.adapter.info))
+        info = loop.adapter.info
+        weights = condition_weights(self.tiling.passes, loop.spec.guidance(info) + info.guidance_offset)
         shares = stage_prompt_weights(loop.spec, loop.stage, self.area)
         self._fixed = FixedPoint.for_weights(weights)
         self._context = StageContext(

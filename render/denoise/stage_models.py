@@ -39,11 +39,17 @@ def assign_models(
     def encode_with(network: Adapter) -> tuple[Any, ...]:
         return tuple(network.encode_prompt(prompt, spec.negative_prompt, guided) for prompt in prompts)
 
-    alone = StageModel(
-        adapter=adapter, schedule=adapter.schedule(spec.sampler, spec.steps), texts=encode_with(adapter)
-    )
+    texts = encode_with(adapter)
+
+    def model_of(stage: Stage) -> StageModel:
+        window = stage.grid.rows.window, stage.grid.cols.window
+        schedule = adapter.schedule(spec.sampler, spec.steps, window)
+        return StageModel(adapter=adapter, schedule=schedule, texts=texts)
+
+    models = tuple(map(model_of, stages))
     if refiner is None:
-        return (alone,) * len(stages)
+        return models
+    alone = models[-1]
     step = refiner_step(alone.schedule, spec.refiner_start)
     first = stages[-1].first_step if len(stages) == 1 else 0
     if not first < step < spec.steps:
@@ -51,12 +57,12 @@ def assign_models(
         raise BadInput(
             "refiner_start", spec.refiner_start, f"leaves {whom} none of {spec.steps} steps; use more steps"
         )
-    pairs = tuple(RefinedTexts(*texts) for texts in zip(alone.texts, encode_with(refiner), strict=True))
+    pairs = tuple(RefinedTexts(*both) for both in zip(texts, encode_with(refiner), strict=True))
     both = RefinedAdapter(
         model=adapter, refiner=refiner, last_model_timestep=alone.schedule.timesteps[step - 1]
     )
     last = StageModel(adapter=both, schedule=replace(alone.schedule, restart=step), texts=pairs)
-    return (*(alone,) * (len(stages) - 1), last)
+    return (*models[:-1], last)
 
 
 def refiner_step(schedule: NoiseSchedule, start: float) -> int:

@@ -37,13 +37,17 @@ class Adapter(Protocol):
     """What `decode` and `encode` use; None for a refiner, which works on another model's latents. The engine
     runs a layered one over tiles (`ModelInfo.layered_autoencoder`)."""
     prediction_type: str
-    """`epsilon`, `v_prediction` or `sample`: what `predict` returns."""
+    """What `predict` returns, one of `render.sampling.process.PREDICTION_TYPES`."""
 
     pipeline: Any
     """The stock pipeline whose networks it calls; LoRA are loaded by it."""
 
-    def schedule(self, sampler: str, steps: int) -> NoiseSchedule:
-        """The sigmas and timesteps that diffusers' own scheduler of this sampler would use."""
+    def schedule(self, sampler: str, steps: int, window: tuple[int, int] | None = None) -> NoiseSchedule:
+        """The sigmas and timesteps that diffusers' own scheduler of this sampler would use.
+
+        `window` is the height and width in latents of what the network sees at a time, by which some models
+        shift their noise; by default the native size.
+        """
         ...
 
     def encode_prompt(self, prompt: str, negative_prompt: str, guided: bool) -> Any:
@@ -61,7 +65,7 @@ class Adapter(Protocol):
     ) -> Tensor:
         """The network's predictions for a batch of evaluations: one forward of batch B, nothing combined.
 
-        `latents` is [B, C, h, w], already scaled as the network expects it (x / sqrt(1 + sigma^2)).
+        `latents` is [B, C, h, w], already scaled as the network expects it (`NoiseLevel.input_scale`).
         `conditions` has the condition index of each row: with guidance 0 is unconditional and 1
         conditional, without guidance 0 is conditional. It selects the row of the text states.
         Returns [B, C, h, w] in float32.
@@ -95,7 +99,7 @@ class Adapter(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """[B, C, h, w] latents in the loop's scale -> [B, 3, 8h, 8w] pixels in [0, 1], float32, clamped."""
+        """[B, C, h, w] latents in the loop's scale -> [B, 3, s h, s w] pixels in [0, 1], float32, clamped."""
         ...
 
     def encode(self, pixels: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ from render.model_info import ModelInfo
 from render.models.autoencoders.geometry import autoencoder_geometry
 from render.models.config_files import number, read_config, read_json, unusable, whole_number
 from render.models.hub import download, looks_like_hub_id
-from render.models.registry import BASES, FAMILIES, REFINERS, UNUSED_PARTS, Family
+from render.models.registry import BASES, FAMILIES, REFINERS, UNUSED_PARTS, Family, GuidanceRule
 from render.models.weights import PICKLES, check_pointers, check_weights, refuse_pickles, weights_digest
-from render.sampling.scheduler_config import NoiseKind, TrainedNoise, trained_noise
+from render.sampling.scheduler_config import TrainedNoise, trained_noise
 
 BUILTIN = "builtin"
 ZOOM_LIMIT_KEY = "_max_zoom"
@@ -28,6 +28,8 @@ ZOOM_LIMIT_KEY = "_max_zoom"
 ignores keys with a leading underscore, so the folder still loads in a stock pipeline."""
 GUIDANCE_KEY = "_guidance_scale"
 """In the same file: the model's default guidance scale, where it is not that of its family."""
+NATIVE_KEY = "_native_size"
+"""In the same file: the side in pixels of the images that it was trained on, if not that of its family."""
 AESTHETICS_KEY = "requires_aesthetics_score"
 """In a refiner's `model_index.json`: its network takes an aesthetic score."""
 TRAINED_ATTENTION, OLD_TRAINED_ATTENTION = "cross_window_attention", "listener"
@@ -115,33 +117,68 @@ def _read_refiner_info(path: Path, listing: Listing) -> ModelInfo:
 
 
 def _model_info(path: Path, index: dict[str, Any], family: Family, parts: tuple[str, ...]) -> ModelInfo:
-    unet, vae = read_json(path, "unet/config.json"), read_json(path, "vae/config.json")
+    network, vae = read_json(path, f"{family.network}/config.json"), read_json(path, "vae/config.json")
     autoencoder = autoencoder_geometry(path, index["vae"][1], vae)
     channels = autoencoder.latent_channels
-    in_channels = whole_number(path, unet, "unet", "in_channels", 4)
-    if in_channels != channels:
-        raise unusable(
-            path, f"has a unet of {in_channels} input channels for {channels}; use a text-to-image model"
-        )
-    noise = _trained_noise(path, index)
+    in_channels = whole_number(path, network, family.network, "in_channels", 4)
+    if in_channels not in (channels, channels * family.patch**2):
+        wrong = f"{family.network} of {in_channels} input channels for {channels}"
+        raise unusable(path, f"has a {wrong}; use a text-to-image model")
+    noise = _trained_noise(path, index, family)
+    takes_guidance, default_guidance = _guidance(family, network)
     return ModelInfo(
         family=family.name,
         latent_channels=channels,
         scale_factor=autoencoder.scale_factor,
-        native_size=_sample_size(path, unet) * autoencoder.scale_factor,
+        native_size=_native_size(path, index, family, network, autoencoder.scale_factor),
         digest=weights_digest(path, parts),
         decode_halo=autoencoder.decode_halo,
         layered_autoencoder=autoencoder.layered,
         attention_scale=autoencoder.attention_scale,
-        guidance_scale=number(path, index, GUIDANCE_KEY, 0.0, family.guidance_scale),
-        takes_guidance=unet.get("time_cond_proj_dim") is not None,
+        guidance_scale=number(path, index, GUIDANCE_KEY, 0.0, default_guidance),
+        takes_guidance=takes_guidance,
         zoom_limit=number(path, index, ZOOM_LIMIT_KEY, 1.0, None),
-        token_width=_token_width(unet),
+        token_width=_token_width(network) if family.network == "unet" else 0,
         has_cross_window_attention=any(part in _TRAINED_ATTENTIONS for part in parts),
         samplers=noise.samplers,
         most_steps=noise.most_steps,
         most_lcm_steps=noise.most_lcm_steps,
+        patch=family.patch,
+        guidance_offset=1.0 if family.guidance is GuidanceRule.CFG_ONE_MORE else 0.0,
+        guided_above=0.0 if family.guidance is GuidanceRule.CFG_ONE_MORE else 1.0,
+        longest_window=_longest_window(path, family, network, autoencoder.scale_factor),
     )
+
+
+def _guidance(family: Family, network: dict[str, Any]) -> tuple[bool, float]:
+    """Whether the guidance scale is an input of the adapter, and the scale where a spec does not say."""
+    rule = family.guidance
+    if rule is GuidanceRule.EMBEDDED_OR_CFG and not network.get("guidance_embeds"):
+        return False, 1.0
+    inside = rule not in (GuidanceRule.CFG, GuidanceRule.CFG_ONE_MORE)
+    return inside or network.get("time_cond_proj_dim") is not None, family.guidance_scale
+
+
+def _native_size(
+    path: Path, index: dict[str, Any], family: Family, network: dict[str, Any], scale_factor: int
+) -> int:
+    """A whole number of tokens of the network, in pixels."""
+    given = index.get(NATIVE_KEY)
+    if given is None:
+        given = family.native_size or _sample_size(path, family.network, network) * scale_factor
+    unit = scale_factor * family.patch
+    if isinstance(given, bool) or not isinstance(given, int) or given < unit or given % unit:
+        raise unusable(
+            path, f"has {NATIVE_KEY} {given!r} in model_index.json; it must be a multiple of {unit}"
+        )
+    return given
+
+
+def _longest_window(path: Path, family: Family, network: dict[str, Any], scale_factor: int) -> int | None:
+    if not family.table_of_positions:
+        return None
+    tokens = whole_number(path, network, family.network, "pos_embed_max_size", 96)
+    return tokens * family.patch * scale_factor
 
 
 def family_of(path: Path) -> Family:
@@ -166,6 +203,12 @@ def text_width(path: Path) -> int | None:
     return width if isinstance(width, int) else None
 
 
+def absent_parts(path: Path) -> tuple[str, ...]:
+    """The optional parts of its family that a folder does not have."""
+    _, family, parts = _inspect(path, FAMILIES | REFINERS)
+    return tuple(part for part in family.optional if part not in parts)
+
+
 def _builtin_folder() -> Path:
     folder = Path(str(resources.files("render") / "builtin" / "weights"))
     if not folder.is_dir():
@@ -183,18 +226,18 @@ def _listing(path: Path) -> Listing:
     return tuple(listing)
 
 
-def _trained_noise(path: Path, index: dict[str, Any]) -> TrainedNoise:
+def _trained_noise(path: Path, index: dict[str, Any], family: Family) -> TrainedNoise:
     config = read_config(path, "scheduler") | {"_class_name": index["scheduler"][1]}
     try:
         noise = trained_noise(config)
     except ValueError as exc:
         raise unusable(path, f"has a scheduler {exc}") from exc
-    if noise.kind is NoiseKind.TRIGFLOW:
-        raise unusable(path, "has the scheduler SCMScheduler, which no UNet was trained for; use another")
-    if config.get("use_dynamic_shifting"):
-        raise unusable(
-            path, "has a scheduler with use_dynamic_shifting, which UNets do not have; set a shift"
-        )
+    if noise.kind not in family.noise:
+        name = config["_class_name"]
+        raise unusable(path, f"has the scheduler {name}, which no {family.name} was trained for; use another")
+    if config.get("use_dynamic_shifting") and not family.dynamic_shift:
+        fix = f"has a scheduler with use_dynamic_shifting, which {family.name} does not have; set a shift"
+        raise unusable(path, fix)
     return noise
 
 
@@ -285,12 +328,12 @@ def _check_files(path: Path, part: str) -> None:
         raise unusable(path, f"lacks {part}/ with {wanted}; download the model again")
 
 
-def _sample_size(path: Path, unet: dict[str, Any]) -> int:
-    size = unet.get("sample_size")
+def _sample_size(path: Path, part: str, network: dict[str, Any]) -> int:
+    size = network.get("sample_size")
     if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
         size = size[0]
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise unusable(path, f"has sample_size {size!r} in unet/config.json; it must be one whole number")
+        raise unusable(path, f"has sample_size {size!r} in {part}/config.json; it must be one whole number")
     return size
 
 

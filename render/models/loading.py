@@ -14,7 +14,7 @@ import transformers
 from safetensors import SafetensorError
 
 from render.errors import ModelNotUsable
-from render.models.folder import networks_of
+from render.models.folder import absent_parts, networks_of
 from render.models.weights import loadable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -37,6 +37,7 @@ def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str,
             }
             # Looked up here: the first access makes transformers warn of packages that are not installed.
             pipeline_class = getattr(diffusers, class_name)
+            unused |= dict.fromkeys(absent_parts(path))
             pipeline = pipeline_class.from_pretrained(str(path), local_files_only=True, **networks, **unused)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as exc:
         reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]

@@ -45,8 +45,8 @@ class RefinedAdapter:
         self.info, self.prediction_type = self.model.info, self.model.prediction_type
         self.autoencoder = self.model.autoencoder
 
-    def schedule(self, sampler: str, steps: int) -> NoiseSchedule:
-        return self.model.schedule(sampler, steps)
+    def schedule(self, sampler: str, steps: int, window: tuple[int, int] | None = None) -> NoiseSchedule:
+        return self.model.schedule(sampler, steps, window)
 
     def encode_prompt(self, prompt: str, negative_prompt: str, guided: bool) -> RefinedTexts:
         both = self.model, self.refiner

@@ -1,18 +1,45 @@
 """The model families with an adapter, by the pipeline class that `model_index.json` names. No torch.
 
-To add a family, write one file beside `sd.py` with a `load` function and add its entry here.
+To add a family, write one file beside `sd.py` with a `load` function and add its entry here; docs/ADDING.md
+has the steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from render.sampling.scheduler_config import NoiseKind
 
 _TEXT = ("CLIPTextModel",)
 _TEXT_PROJECTED = ("CLIPTextModelWithProjection",)
 _TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
 _VAE = ("AutoencoderKL", "AutoencoderTiny")
 _UNET = ("UNet2DConditionModel",)
+_T5 = ("T5EncoderModel", "UMT5EncoderModel")
+_T5_TOKENIZER = ("T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+_QWEN_TOKENIZER = ("Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+
+
+class GuidanceRule(StrEnum):
+    """What a family does with the guidance scale g."""
+
+    CFG = "classifier-free"
+    """Above 1: without + g * (with - without) of two predictions per window."""
+    CFG_ONE_MORE = "classifier-free, 1 + g"
+    """Above 0: with + g * (with - without)."""
+    EMBEDDED = "embedded"
+    """An input of the network; one prediction per window."""
+    EMBEDDED_OR_CFG = "embedded if distilled, else classifier-free"
+    """An input where the network's configuration has `guidance_embeds`, else classifier-free and off by
+    default."""
+    RESCALED = "classifier-free, rescaled to the norm of the prediction with the prompt"
+    """Both predictions of a window are made in one call of the adapter."""
+
+
+_BETAS = frozenset({NoiseKind.BETAS, NoiseKind.EDM, NoiseKind.FLOW_MATCH, NoiseKind.FLOW_SIGMAS})
+_FLOW = frozenset({NoiseKind.FLOW_MATCH, NoiseKind.FLOW_SIGMAS})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +55,19 @@ class Family:
     """The default of diffusers' pipeline."""
     optional: tuple[str, ...] = ()
     """The names in `parts` that may be null."""
+    network: str = "transformer"
+    """The part that predicts."""
+    patch: int = 1
+    """Side of a token of the network in latents; a window of another multiple is padded."""
+    native_size: int | None = None
+    """Side in pixels of the images that it was trained on, where the network's `sample_size` does not say."""
+    guidance: GuidanceRule = GuidanceRule.CFG
+    noise: frozenset[NoiseKind] = _FLOW
+    """The kinds of training noise that its networks may have."""
+    dynamic_shift: bool = True
+    """Its pipeline gives the scheduler a shift that depends on the image's size."""
+    table_of_positions: bool = False
+    """Its network has positions up to `pos_embed_max_size` tokens only."""
 
 
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
@@ -45,6 +85,9 @@ FAMILIES: dict[str, Family] = {
             "vae": _VAE,
         },
         guidance_scale=7.5,
+        network="unet",
+        noise=_BETAS,
+        dynamic_shift=False,
     ),
     "StableDiffusionXLPipeline": Family(
         name="sdxl",
@@ -60,8 +103,130 @@ FAMILIES: dict[str, Family] = {
         },
         guidance_scale=5.0,
         optional=("text_encoder", "tokenizer"),
+        network="unet",
+        noise=_BETAS,
+        dynamic_shift=False,
+    ),
+    "FluxPipeline": Family(
+        name="flux",
+        module="render.models.flux",
+        parts={
+            "scheduler": (),
+            "text_encoder": _TEXT,
+            "text_encoder_2": _T5,
+            "tokenizer": _TOKENIZER,
+            "tokenizer_2": _T5_TOKENIZER,
+            "transformer": ("FluxTransformer2DModel",),
+            "vae": _VAE,
+        },
+        guidance_scale=3.5,
+        patch=2,
+        native_size=1024,
+        guidance=GuidanceRule.EMBEDDED_OR_CFG,
+    ),
+    "StableDiffusion3Pipeline": Family(
+        name="sd3",
+        module="render.models.sd3",
+        parts={
+            "scheduler": (),
+            "text_encoder": _TEXT_PROJECTED,
+            "text_encoder_2": _TEXT_PROJECTED,
+            "text_encoder_3": _T5,
+            "tokenizer": _TOKENIZER,
+            "tokenizer_2": _TOKENIZER,
+            "tokenizer_3": _T5_TOKENIZER,
+            "transformer": ("SD3Transformer2DModel",),
+            "vae": _VAE,
+        },
+        optional=("text_encoder_3", "tokenizer_3"),
+        guidance_scale=7.0,
+        patch=2,
+        table_of_positions=True,
+    ),
+    "ZImagePipeline": Family(
+        name="z-image",
+        module="render.models.z_image",
+        parts={
+            "scheduler": (),
+            "text_encoder": ("Qwen3Model", "Qwen3ForCausalLM"),
+            "tokenizer": _QWEN_TOKENIZER,
+            "transformer": ("ZImageTransformer2DModel",),
+            "vae": _VAE,
+        },
+        guidance_scale=5.0,
+        patch=2,
+        native_size=1024,
+        guidance=GuidanceRule.CFG_ONE_MORE,
+    ),
+    "QwenImagePipeline": Family(
+        name="qwen-image",
+        module="render.models.qwen_image",
+        parts={
+            "scheduler": (),
+            "text_encoder": ("Qwen2_5_VLForConditionalGeneration",),
+            "tokenizer": _QWEN_TOKENIZER,
+            "transformer": ("QwenImageTransformer2DModel",),
+            "vae": ("AutoencoderKLQwenImage",),
+        },
+        guidance_scale=4.0,
+        patch=2,
+        native_size=1328,
+        guidance=GuidanceRule.RESCALED,
+    ),
+    "ChromaPipeline": Family(
+        name="chroma",
+        module="render.models.chroma",
+        parts={
+            "scheduler": (),
+            "text_encoder": _T5,
+            "tokenizer": _T5_TOKENIZER,
+            "transformer": ("ChromaTransformer2DModel",),
+            "vae": _VAE,
+        },
+        guidance_scale=5.0,
+        patch=2,
+        native_size=1024,
+    ),
+    "SanaPipeline": Family(
+        name="sana",
+        module="render.models.sana",
+        parts={
+            "scheduler": (),
+            "text_encoder": ("Gemma2Model", "Gemma2ForCausalLM"),
+            "tokenizer": (
+                "GemmaTokenizer",
+                "GemmaTokenizerFast",
+                "PreTrainedTokenizerFast",
+                "TokenizersBackend",
+            ),
+            "transformer": ("SanaTransformer2DModel",),
+            "vae": ("AutoencoderDC",),
+        },
+        guidance_scale=4.5,
+        dynamic_shift=False,
+    ),
+    "PixArtSigmaPipeline": Family(
+        name="pixart-sigma",
+        module="render.models.pixart_sigma",
+        parts={
+            "scheduler": (),
+            "text_encoder": _T5,
+            "tokenizer": _T5_TOKENIZER,
+            "transformer": ("PixArtTransformer2DModel", "Transformer2DModel"),
+            "vae": _VAE,
+        },
+        guidance_scale=4.5,
+        patch=2,
+        noise=frozenset({NoiseKind.BETAS}),
+        dynamic_shift=False,
     ),
 }
+FAMILIES["SanaSprintPipeline"] = replace(
+    FAMILIES["SanaPipeline"],
+    name="sana-sprint",
+    guidance=GuidanceRule.EMBEDDED,
+    noise=frozenset({NoiseKind.TRIGFLOW}),
+)
 _SDXL = FAMILIES["StableDiffusionXLPipeline"]
 
 REFINERS: dict[str, Family] = {

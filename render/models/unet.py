@@ -75,7 +75,7 @@ class UNetAdapter:
         # Distilled models take the guidance scale as an input instead of a second forward.
         self._guidance_width: int | None = pipeline.unet.config.time_cond_proj_dim
 
-    def schedule(self, sampler: str, steps: int) -> NoiseSchedule:
+    def schedule(self, sampler: str, steps: int, window: tuple[int, int] | None = None) -> NoiseSchedule:
         """The sigmas and timesteps that the stock diffusers scheduler of this sampler would use."""
         return noise_schedule(self._scheduler_config, sampler, steps)
 

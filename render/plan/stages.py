@@ -130,6 +130,7 @@ def make_stages(spec: Spec, info: ModelInfo) -> tuple[Stage, ...]:
             f"needs a model with trained cross-window attention, which {spec.model} lacks; use {POOLED}",
         )
     check_sampler(spec.model, spec.sampler, spec.steps, info)
+    _check_multiples(spec, info)
     _check_closes("height", spec.height, spec.wrap_y, info)
     _check_closes("width", spec.width, spec.wrap_x, info)
     sizes = _sizes(spec, info)
@@ -157,13 +158,22 @@ def make_stages(spec: Spec, info: ModelInfo) -> tuple[Stage, ...]:
 def check_sampler(model: str, sampler: str, steps: int, info: ModelInfo) -> None:
     """Raise `BadInput` for a sampler that cannot step the model's noise, and for more steps than the model
     has noise levels."""
-    if sampler not in info.samplers:
+    if info.samplers and sampler not in info.samplers:
         raise BadInput(
             "sampler", sampler, f"cannot step the noise of {model}; use {', '.join(info.samplers)}"
         )
     most = min(info.most_steps, info.most_lcm_steps) if sampler == "lcm" else info.most_steps
     if steps > most:
         raise BadInput("steps", steps, f"do not fit the {sampler} sampler; use at most {most}")
+
+
+def _check_multiples(spec: Spec, info: ModelInfo) -> None:
+    """The image's sides are whole latents."""
+    unit = info.scale_factor
+    for name, side in (("width", spec.width), ("height", spec.height)):
+        if side % unit:
+            better = max(unit, round(side / unit) * unit)
+            raise BadInput(name, side, f"is not a multiple of {unit}, which {spec.model} needs; use {better}")
 
 
 def _check_closes(name: str, pixels: int, wraps: bool, info: ModelInfo) -> None:
@@ -251,8 +261,10 @@ def _is_enlarged(source: SourceImage | None) -> bool:
 def _stage(spec: Spec, info: ModelInfo, index: int, width: int, height: int) -> Stage:
     latent_width, latent_height = width // info.scale_factor, height // info.scale_factor
     native = info.native_size // info.scale_factor
-    grid = _grid(latent_height, latent_width, native, spec.blend == "shift", (spec.wrap_y, spec.wrap_x))
-    passes = 2 if spec.guidance(info) > 1 and not info.takes_guidance else 1
+    longest = None if info.longest_window is None else info.longest_window // info.scale_factor
+    moving = spec.blend == "shift"
+    grid = _grid(latent_height, latent_width, native, longest, moving, (spec.wrap_y, spec.wrap_x))
+    passes = 2 if spec.guidance(info) > info.guided_above and not info.takes_guidance else 1
     first_step = spec.steps - max(1, round(spec.steps * _strength(spec, index)))
     return Stage(
         index=index,
@@ -263,7 +275,7 @@ def _stage(spec: Spec, info: ModelInfo, index: int, width: int, height: int) -> 
         batch=_batch(grid, passes, _max_windows_per_call(spec, native)),
         grid=grid,
         passes=passes,
-        patches=_patches(spec, latent_height, latent_width, native),
+        patches=_patches(spec, latent_height, latent_width, native, longest),
         dilation=dilation_of(grid, native) if spec.dilated else None,
         tile_set_layout=spec.tile_set_layout,
     )
@@ -300,9 +312,11 @@ def _max_windows_per_call(spec: Spec, native: int) -> int:
     return min(MAX_WINDOWS_PER_CALL, max(MIN_WINDOWS_PER_CALL, LATENTS_PER_CALL // (native * native)))
 
 
-def _grid(height: int, width: int, native: int, moving: bool, wraps: tuple[bool, bool]) -> Grid:
+def _grid(
+    height: int, width: int, native: int, longest: int | None, moving: bool, wraps: tuple[bool, bool]
+) -> Grid:
     # A canvas of about native area is one window of its own shape, as a stock pipeline renders it.
-    whole = width * height <= 2 * native * native
+    whole = width * height <= 2 * native * native and max(width, height) <= (longest or max(width, height))
     window_width = width if whole else min(native, width)
     window_height = height if whole else min(native, height)
     return Grid(
@@ -310,7 +324,7 @@ def _grid(height: int, width: int, native: int, moving: bool, wraps: tuple[bool,
     )
 
 
-def _patches(spec: Spec, height: int, width: int, native: int) -> tuple[Layer, ...]:
+def _patches(spec: Spec, height: int, width: int, native: int, longest: int | None) -> tuple[Layer, ...]:
     """The region prompts that are large enough; each is a layer of windows of its own."""
     areas = ((text, region_area(box, height, width)) for text, box in enumerate(spec.boxes, start=1))
     return tuple(
@@ -319,6 +333,7 @@ def _patches(spec: Spec, height: int, width: int, native: int) -> tuple[Layer, .
                 area.height,
                 area.width,
                 native,
+                longest,
                 spec.blend == "shift",
                 # A region that spans an axis that wraps is periodic too; any other has two ends.
                 (spec.wrap_y and area.height == height, spec.wrap_x and area.width == width),

@@ -37,7 +37,7 @@ class ToyModel:
         self._paint = torch.randn((3, channels, 3, 3), generator=draw) * 0.1
         self.calls: list[tuple[int, ...]] = []
 
-    def schedule(self, sampler: str, steps: int) -> NoiseSchedule:
+    def schedule(self, sampler: str, steps: int, window: tuple[int, int] | None = None) -> NoiseSchedule:
         sigmas = torch.linspace(10.0, 0.0, steps + 1).tolist()
         return NoiseSchedule(
             timesteps=tuple(999.0 * s / 10 for s in sigmas[:-1]), sigmas=tuple(sigmas), initial_scale=10.0

@@ -252,7 +252,10 @@ def test_a_folder_that_cannot_be_rendered_is_refused_before_the_plan(
 
 @pytest.mark.parametrize(
     ("name", "problem"),
-    [("trigflow", "has the scheduler SCMScheduler"), ("flow dynamic", "use_dynamic_shifting")],
+    [
+        ("trigflow", "has the scheduler SCMScheduler, which no sd was trained for"),
+        ("flow dynamic", "use_dynamic_shifting"),
+    ],
 )
 def test_a_unet_takes_no_noise_that_depends_on_a_transformer(
     name: str, problem: str, folder: Path, tmp_path: Path

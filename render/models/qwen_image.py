@@ -1,0 +1,66 @@
+"""Qwen-Image: classifier-free guidance whose result keeps each token's norm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from render.model_info import ModelInfo
+from render.models.loading import load_pipeline
+from render.models.transformer import Rows, TransformerAdapter, pack, shifted_sigmas, unpack
+
+
+class QwenImage(TransformerAdapter):
+    """2x2 latents to a token; positions are made inside the network, centred on the window.
+
+    The rescaled guidance is not a weighted sum of predictions, so both are made in one call of `predict`: to
+    the engine the guidance scale is an input of the network.
+    """
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str, negative_prompt: str, guided: bool) -> Rows:
+        """Text states, ready for `predict`. An empty negative prompt is a space, as in the model's card."""
+        states, mask = self._pipeline.encode_prompt(prompt, device=self._device)
+        negative, negative_mask = self._pipeline.encode_prompt(negative_prompt or " ", device=self._device)
+        return {"states": states, "mask": mask, "negative": negative, "negative_mask": negative_mask}
+
+    def _predict(
+        self, latents: Tensor, times: Tensor, text: Rows, conditions: Sequence[int], guidance_scale: float
+    ) -> Tensor:
+        height, width = latents.shape[2:]
+        with_prompt = self._tokens(latents, times, text["states"], text["mask"], guidance_scale)
+        if guidance_scale <= 1.0:
+            return unpack(with_prompt, height, width)
+        without = self._tokens(latents, times, text["negative"], text["negative_mask"], guidance_scale)
+        combined = without + guidance_scale * (with_prompt - without)
+        norms = (torch.norm(each, dim=-1, keepdim=True) for each in (with_prompt, combined))
+        kept, changed = norms
+        return unpack(combined * (kept / changed), height, width)
+
+    def _tokens(
+        self, latents: Tensor, times: Tensor, states: Tensor, mask: Tensor | None, guidance_scale: float
+    ) -> Tensor:
+        batch, _, height, width = latents.shape
+        takes_guidance = self._transformer.config.guidance_embeds
+        tokens: Tensor = self._transformer(
+            hidden_states=pack(latents),
+            timestep=times.to(latents.dtype) / 1000,
+            guidance=torch.full_like(times, guidance_scale) if takes_guidance else None,
+            encoder_hidden_states=states.expand(batch, -1, -1),
+            encoder_hidden_states_mask=None if mask is None else mask.expand(batch, -1),
+            img_shapes=[[(1, height // 2, width // 2)]] * batch,
+            return_dict=False,
+        )[0]
+        return tokens
+
+    def _timestep_options(self, steps: int, tokens: int) -> Mapping[str, Any]:
+        return shifted_sigmas(self._scheduler_config, steps, tokens)
+
+
+def load(path: Path, info: ModelInfo, device: torch.device, dtype: str) -> QwenImage:
+    """Load a folder of class `QwenImagePipeline`; raises `ModelNotUsable` when it does not load."""
+    return QwenImage(load_pipeline("QwenImagePipeline", path, device, dtype), info, device, dtype)

@@ -1,0 +1,178 @@
+"""Each transformer family at native size in one window equals the stock diffusers pipeline."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from render.canvas import Canvas
+from render.denoise.stage_loop import StageLoop
+from render.denoise.stage_models import assign_models
+from render.distributed import SingleRankGroup
+from render.models import load_adapter
+from render.models.folder import absent_parts
+from render.models.transformer import pack
+from render.plan.plan import StagePlan
+from render.plan.stages import make_stages
+from render.spec import Spec
+from tests.render.models.tiny_transformers import BUILDERS, native_size, save
+
+PROMPT, NEGATIVE = "a red vase", "blue"
+STEPS = 3
+PACKED = ("flux", "flux-schnell", "qwen-image", "chroma")
+"""Their pipelines take and return tokens where the others have latents."""
+
+
+class Case:
+    """How the stock pipeline of a family is called for a guidance scale of ours."""
+
+    def __init__(self, name: str, guidance: float, sampler: str = "euler", **arguments: Any) -> None:
+        self.name, self.guidance, self.sampler, self.arguments = name, guidance, sampler, arguments
+
+
+CASES = (
+    Case("flux", 3.5, guidance_scale=3.5),
+    Case("flux-schnell", 1.0),
+    Case("flux-schnell", 3.0, true_cfg_scale=3.0, negative_prompt=NEGATIVE),
+    Case("sd3", 4.0, guidance_scale=4.0, negative_prompt=NEGATIVE),
+    Case("sd3", 1.0, guidance_scale=1.0),
+    Case("sd3-without-t5", 4.0, guidance_scale=4.0, negative_prompt=NEGATIVE),
+    Case("z-image", 3.0, guidance_scale=3.0, negative_prompt=NEGATIVE),
+    Case("z-image", 0.0, guidance_scale=0.0),
+    Case("qwen-image", 4.0, true_cfg_scale=4.0, negative_prompt=NEGATIVE),
+    Case("qwen-image", 1.0, true_cfg_scale=1.0),
+    Case("chroma", 4.0, guidance_scale=4.0, negative_prompt=NEGATIVE),
+    Case("chroma", 1.0, guidance_scale=1.0),
+    Case("sana", 4.0, "dpmpp-2m", guidance_scale=4.0, negative_prompt=NEGATIVE, use_resolution_binning=False),
+    Case("sana", 1.0, "dpmpp-2m", guidance_scale=1.0, use_resolution_binning=False),
+    Case(
+        "sana-sprint",
+        4.5,
+        "lcm",
+        guidance_scale=4.5,
+        intermediate_timesteps=None,
+        use_resolution_binning=False,
+    ),
+    Case(
+        "pixart-sigma",
+        4.0,
+        "dpmpp-2m",
+        guidance_scale=4.0,
+        negative_prompt=NEGATIVE,
+        use_resolution_binning=False,
+        clean_caption=False,
+    ),
+    Case(
+        "pixart-sigma",
+        1.0,
+        "dpmpp-2m",
+        guidance_scale=1.0,
+        use_resolution_binning=False,
+        clean_caption=False,
+    ),
+)
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("transformers")
+
+
+@lru_cache
+def folder_of(root: Path, name: str) -> Path:
+    return save(name, root / name)
+
+
+@lru_cache
+def stock_of(folder: Path) -> Any:
+    absent = dict.fromkeys(absent_parts(folder))
+    pipeline = DiffusionPipeline.from_pretrained(
+        folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, **absent
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@lru_cache
+def loaded(folder: Path) -> Any:
+    return load_adapter(folder, torch.device("cpu"), "float32")
+
+
+def unit_noise(adapter: Any) -> Tensor:
+    side = adapter.info.native_size // adapter.info.scale_factor
+    shape = (1, adapter.info.latent_channels, side, side)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(7))
+
+
+def our_latents(adapter: Any, case: Case) -> Tensor:
+    """The engine's own loop with one window, with the stock pipeline's noise instead of the engine's."""
+    side = adapter.info.native_size
+    spec = Spec(
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE if case.guidance not in (0.0, 1.0) else "",
+        width=side,
+        height=side,
+        steps=STEPS,
+        guidance_scale=case.guidance,
+        sampler=case.sampler,
+    )
+    (stage,) = make_stages(spec, adapter.info)
+    assert stage.grid.windows == 1
+    (model,) = assign_models(spec, (stage,), adapter, None)
+    loop = StageLoop(
+        plan=StagePlan(spec=spec, info=adapter.info, stage=stage),
+        schedule=model.schedule,
+        adapter=adapter,
+        texts=model.texts,
+        device=torch.device("cpu"),
+    )
+    noise, generator = unit_noise(adapter), torch.Generator().manual_seed(3)
+    draw = patch(
+        "render.sampling.noise.normal", lambda *_: torch.randn(noise.shape, generator=generator)[0].numpy()
+    )
+    with draw:
+        start = Canvas(step=0, planes=noise * model.schedule.initial_scale, area=stage.grid.whole)
+        canvas = loop.run(start, SingleRankGroup()).gather()
+    return canvas.latents[None] * model.schedule.final_scale
+
+
+def stock_output(pipeline: Any, case: Case, noise: Tensor, output_type: str) -> Tensor:
+    side = native_size(case.name)
+    return pipeline(
+        PROMPT,
+        height=side,
+        width=side,
+        num_inference_steps=STEPS,
+        latents=pack(noise) if case.name in PACKED else noise.clone(),
+        generator=torch.Generator().manual_seed(3),
+        output_type=output_type,
+        **case.arguments,
+    ).images
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.guidance}")
+def test_latents_and_pixels_equal_those_of_the_stock_pipeline(root: Path, case: Case) -> None:
+    folder = folder_of(root, case.name)
+    adapter, pipeline = loaded(folder), stock_of(folder)
+    ours, noise = our_latents(adapter, case), unit_noise(adapter)
+    theirs = stock_output(pipeline, case, noise, "latent")
+    assert theirs.std() > 0.1 and ours.isfinite().all()
+    tokens = pack(ours) if case.name in PACKED else ours
+    assert (tokens - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.std()))
+    pixels = stock_output(pipeline, case, noise, "pt")
+    assert (adapter.decode(ours) - pixels).abs().max() <= 1 / 255
+
+
+def test_every_family_with_a_transformer_is_tested() -> None:
+    from render.models.registry import FAMILIES
+
+    families = {family.name for family in FAMILIES.values() if family.network == "transformer"}
+    assert families <= set(BUILDERS)
+    assert {case.name for case in CASES} == set(BUILDERS)

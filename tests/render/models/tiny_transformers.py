@@ -1,0 +1,346 @@
+"""Tiny random transformer models in diffusers' folder format, one builder per family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderDC, AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler
+
+from tests.render.models.tiny_folders import kl_vae, text_config, tokenizer
+
+WIDTH = 32
+"""Of the text encoders' states."""
+
+
+def t5_encoder() -> transformers.T5EncoderModel:
+    return transformers.T5EncoderModel(
+        transformers.T5Config(
+            vocab_size=64,
+            d_model=WIDTH,
+            d_kv=8,
+            d_ff=WIDTH,
+            num_layers=1,
+            num_heads=2,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
+def t5_tokenizer() -> Any:
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    pieces += [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    return transformers.T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
+
+
+def byte_vocabulary(*special: str) -> dict[str, int]:
+    """Every byte as a token of a byte-level tokenizer, then the special ones."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return {token: number for number, token in enumerate([*sorted(ByteLevel.alphabet()), *special])}
+
+
+def qwen_tokenizer() -> Any:
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>")
+    made = transformers.Qwen2Tokenizer(vocab=byte_vocabulary(*special), merges=[], pad_token="<|endoftext|>")
+    made.add_special_tokens({"additional_special_tokens": list(special[1:])})
+    made.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
+    )
+    return made
+
+
+def qwen3(heads: type = transformers.Qwen3Model, layers: int = 3) -> Any:
+    return heads(
+        transformers.Qwen3Config(
+            vocab_size=272,
+            hidden_size=WIDTH,
+            intermediate_size=WIDTH,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=16,
+            max_position_embeddings=2048,
+        )
+    )
+
+
+def qwen_vae() -> AutoencoderKLQwenImage:
+    return AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 0.8, 1.1, 2.0],
+    )
+
+
+def shifting(**options: Any) -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **options)
+
+
+def clip_projected() -> transformers.CLIPTextModelWithProjection:
+    return transformers.CLIPTextModelWithProjection(text_config(16))
+
+
+def flux(guidance_embeds: bool) -> Any:
+    return diffusers.FluxPipeline(
+        scheduler=shifting() if guidance_embeds else FlowMatchEulerDiscreteScheduler(shift=1.0),
+        vae=kl_vae(shift_factor=0.1, scaling_factor=0.5),
+        text_encoder=transformers.CLIPTextModel(text_config(16)),
+        tokenizer=tokenizer(),
+        text_encoder_2=t5_encoder(),
+        tokenizer_2=t5_tokenizer(),
+        transformer=diffusers.FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            pooled_projection_dim=16,
+            axes_dims_rope=(4, 4, 8),
+            guidance_embeds=guidance_embeds,
+        ),
+    )
+
+
+def sd3(with_t5: bool) -> Any:
+    return diffusers.StableDiffusion3Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=kl_vae(shift_factor=0.1, scaling_factor=0.5),
+        text_encoder=clip_projected(),
+        tokenizer=tokenizer(),
+        text_encoder_2=clip_projected(),
+        tokenizer_2=tokenizer(),
+        text_encoder_3=t5_encoder() if with_t5 else None,
+        tokenizer_3=t5_tokenizer() if with_t5 else None,
+        transformer=diffusers.SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            caption_projection_dim=32,
+            joint_attention_dim=WIDTH,
+            pooled_projection_dim=32,
+            pos_embed_max_size=8,
+        ),
+    )
+
+
+def z_image() -> Any:
+    return diffusers.ZImagePipeline(
+        scheduler=shifting(),
+        vae=kl_vae(shift_factor=0.1, scaling_factor=0.5),
+        text_encoder=qwen3(),
+        tokenizer=qwen_tokenizer(),
+        transformer=diffusers.ZImageTransformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=1,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=WIDTH,
+            axes_dims=[8, 4, 4],
+            axes_lens=[1024, 64, 64],
+        ),
+    )
+
+
+def qwen_image() -> Any:
+    text = {
+        "vocab_size": 272,
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDTH,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"mrope_section": [2, 2, 4], "rope_type": "default", "rope_theta": 1e4},
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": WIDTH,
+    }
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    return diffusers.QwenImagePipeline(
+        scheduler=shifting(base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02),
+        vae=qwen_vae(),
+        text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=qwen_tokenizer(),
+        transformer=diffusers.QwenImageTransformer2DModel(
+            patch_size=2,
+            in_channels=16,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            axes_dims_rope=(4, 6, 6),
+        ),
+    )
+
+
+def chroma() -> Any:
+    return diffusers.ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        vae=kl_vae(shift_factor=0.1, scaling_factor=0.5),
+        text_encoder=t5_encoder(),
+        tokenizer=t5_tokenizer(),
+        transformer=diffusers.ChromaTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            axes_dims_rope=(4, 4, 8),
+            approximator_num_channels=8,
+            approximator_hidden_dim=32,
+            approximator_layers=1,
+        ),
+    )
+
+
+def deep_vae() -> AutoencoderDC:
+    levels = 6
+    return AutoencoderDC(
+        in_channels=3,
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=("ResBlock",) * levels,
+        decoder_block_types=("ResBlock",) * levels,
+        encoder_block_out_channels=(4,) * levels,
+        decoder_block_out_channels=(4,) * levels,
+        encoder_layers_per_block=(1,) * levels,
+        decoder_layers_per_block=(1,) * levels,
+        encoder_qkv_multiscales=((),) * levels,
+        decoder_qkv_multiscales=((),) * levels,
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+        upsample_block_type="interpolate",
+        downsample_block_type="stride_conv",
+        scaling_factor=0.41,
+    )
+
+
+def gemma_tokenizer() -> Any:
+    fast = qwen_tokenizer().backend_tokenizer
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=fast, pad_token="<|endoftext|>", eos_token="<|endoftext|>", bos_token="<|im_start|>"
+    )
+
+
+def gemma() -> Any:
+    return transformers.Gemma2Model(
+        transformers.Gemma2Config(
+            vocab_size=272,
+            hidden_size=WIDTH,
+            intermediate_size=WIDTH,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=16,
+        )
+    )
+
+
+def sana_transformer(**options: Any) -> Any:
+    return diffusers.SanaTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=WIDTH,
+        sample_size=4,
+        **options,
+    )
+
+
+def sana() -> Any:
+    return diffusers.SanaPipeline(
+        scheduler=diffusers.DPMSolverMultistepScheduler(
+            use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
+        ),
+        vae=deep_vae(),
+        text_encoder=gemma(),
+        tokenizer=gemma_tokenizer(),
+        transformer=sana_transformer(),
+    )
+
+
+def sana_sprint() -> Any:
+    return diffusers.SanaSprintPipeline(
+        scheduler=diffusers.SCMScheduler(),
+        vae=deep_vae(),
+        text_encoder=gemma(),
+        tokenizer=gemma_tokenizer(),
+        transformer=sana_transformer(guidance_embeds=True, qk_norm="rms_norm_across_heads"),
+    )
+
+
+def pixart_sigma() -> Any:
+    return diffusers.PixArtSigmaPipeline(
+        scheduler=diffusers.DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.002),
+        vae=kl_vae(scaling_factor=0.5),
+        text_encoder=t5_encoder(),
+        tokenizer=t5_tokenizer(),
+        transformer=diffusers.PixArtTransformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=8,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            cross_attention_dim=16,
+            caption_channels=WIDTH,
+        ),
+    )
+
+
+BUILDERS: dict[str, Callable[[], Any]] = {
+    "flux": lambda: flux(guidance_embeds=True),
+    "flux-schnell": lambda: flux(guidance_embeds=False),
+    "sd3": lambda: sd3(with_t5=True),
+    "sd3-without-t5": lambda: sd3(with_t5=False),
+    "z-image": z_image,
+    "qwen-image": qwen_image,
+    "chroma": chroma,
+    "sana": sana,
+    "sana-sprint": sana_sprint,
+    "pixart-sigma": pixart_sigma,
+}
+
+
+def native_size(name: str) -> int:
+    return 128 if name.startswith("sana") else 64
+
+
+def save(name: str, folder: Path) -> Path:
+    """Save the tiny model of this name; its native size is that of `native_size`."""
+    torch.manual_seed(4)
+    BUILDERS[name]().save_pretrained(folder, safe_serialization=True)
+    index = json.loads((folder / "model_index.json").read_text()) | {"_native_size": native_size(name)}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
