@@ -125,7 +125,7 @@ def _model_info(path: Path, index: dict[str, Any], family: Family, parts: tuple[
         wrong = f"{family.network} of {in_channels} input channels for {channels}"
         raise unusable(path, f"has a {wrong}; use a text-to-image model")
     noise = _trained_noise(path, index, family)
-    takes_guidance, default_guidance = _guidance(family, network)
+    takes_guidance, default_guidance = _guidance(family, index, network)
     return ModelInfo(
         family=family.name,
         latent_channels=channels,
@@ -150,9 +150,11 @@ def _model_info(path: Path, index: dict[str, Any], family: Family, parts: tuple[
     )
 
 
-def _guidance(family: Family, network: dict[str, Any]) -> tuple[bool, float]:
+def _guidance(family: Family, index: dict[str, Any], network: dict[str, Any]) -> tuple[bool, float]:
     """Whether the guidance scale is an input of the adapter, and the scale where a spec does not say."""
     rule = family.guidance
+    if rule is GuidanceRule.CFG and index.get("is_distilled"):
+        return True, 1.0  # and ignored
     if rule is GuidanceRule.EMBEDDED_OR_CFG and not network.get("guidance_embeds"):
         return False, 1.0
     inside = rule not in (GuidanceRule.CFG, GuidanceRule.CFG_ONE_MORE)
@@ -261,7 +263,7 @@ def _inspect(
     parts = tuple(part for part in family.parts if _check_part(path, index, family, part))
     for name, entry in index.items():
         foreign = isinstance(entry, list) and name not in (*family.parts, *UNUSED_PARTS)
-        if foreign and not name.startswith("_") and any(entry):
+        if foreign and not name.startswith("_") and any(isinstance(value, str) for value in entry):
             raise unusable(
                 path, f"has a part {name!r} that {family.name} does not support; use a stock folder"
             )

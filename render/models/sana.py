@@ -82,8 +82,10 @@ def _instruction(pipeline: Any) -> list[str]:
 
 
 def load(path: Path, info: ModelInfo, device: torch.device, dtype: str) -> Sana:
-    """Load a folder of class `SanaPipeline` or `SanaSprintPipeline`; raises `ModelNotUsable` when it does not
-    load."""
+    """Load a folder of class `SanaPipeline` or `SanaSprintPipeline`.
+
+    Raises `ModelNotUsable` when it does not load.
+    """
     if info.family == "sana-sprint":
         return SanaSprint(load_pipeline("SanaSprintPipeline", path, device, dtype), info, device, dtype)
     return Sana(load_pipeline("SanaPipeline", path, device, dtype), info, device, dtype)

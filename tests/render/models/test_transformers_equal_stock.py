@@ -26,8 +26,10 @@ from tests.render.models.tiny_transformers import BUILDERS, native_size, save
 
 PROMPT, NEGATIVE = "a red vase", "blue"
 STEPS = 3
-PACKED = ("flux", "flux-schnell", "qwen-image", "chroma")
-"""Their pipelines take and return tokens where the others have latents."""
+PACKED = ("flux", "flux-schnell", "qwen-image", "chroma", "krea2")
+"""Their pipelines take and return tokens of 2x2 latents where the others have latents."""
+FLAT = ("flux2", "flux2-klein", "flux2-klein-distilled")
+"""Theirs return latents as tokens."""
 
 
 class Case:
@@ -50,6 +52,11 @@ CASES = (
     Case("qwen-image", 1.0, true_cfg_scale=1.0),
     Case("chroma", 4.0, guidance_scale=4.0, negative_prompt=NEGATIVE),
     Case("chroma", 1.0, guidance_scale=1.0),
+    Case("flux2", 4.0, guidance_scale=4.0),
+    Case("flux2-klein", 4.0, guidance_scale=4.0),
+    Case("flux2-klein-distilled", 4.0, guidance_scale=4.0),
+    Case("krea2", 3.0, guidance_scale=3.0, negative_prompt=NEGATIVE),
+    Case("krea2", 0.0, guidance_scale=0.0),
     Case("sana", 4.0, "dpmpp-2m", guidance_scale=4.0, negative_prompt=NEGATIVE, use_resolution_binning=False),
     Case("sana", 1.0, "dpmpp-2m", guidance_scale=1.0, use_resolution_binning=False),
     Case(
@@ -116,7 +123,7 @@ def our_latents(adapter: Any, case: Case) -> Tensor:
     side = adapter.info.native_size
     spec = Spec(
         prompt=PROMPT,
-        negative_prompt=NEGATIVE if case.guidance not in (0.0, 1.0) else "",
+        negative_prompt=case.arguments.get("negative_prompt", ""),
         width=side,
         height=side,
         steps=STEPS,
@@ -146,7 +153,7 @@ def our_latents(adapter: Any, case: Case) -> Tensor:
 def stock_output(pipeline: Any, case: Case, noise: Tensor, output_type: str) -> Tensor:
     side = native_size(case.name)
     return pipeline(
-        PROMPT,
+        prompt=PROMPT,
         height=side,
         width=side,
         num_inference_steps=STEPS,
@@ -165,6 +172,8 @@ def test_latents_and_pixels_equal_those_of_the_stock_pipeline(root: Path, case: 
     theirs = stock_output(pipeline, case, noise, "latent")
     assert theirs.std() > 0.1 and ours.isfinite().all()
     tokens = pack(ours) if case.name in PACKED else ours
+    if case.name in FLAT:
+        tokens = ours.flatten(2).transpose(1, 2)
     assert (tokens - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.std()))
     pixels = stock_output(pipeline, case, noise, "pt")
     assert (adapter.decode(ours) - pixels).abs().max() <= 1 / 255

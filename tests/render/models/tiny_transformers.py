@@ -319,6 +319,135 @@ def pixart_sigma() -> Any:
     )
 
 
+def flux2_vae() -> Any:
+    made = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+    made.bn.running_mean.copy_(torch.randn(16) * 0.1)
+    made.bn.running_var.copy_(torch.rand(16) + 0.5)
+    return made
+
+
+def flux2_transformer(**options: Any) -> Any:
+    return diffusers.Flux2Transformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * WIDTH,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        **options,
+    )
+
+
+def mistral() -> Any:
+    text = {
+        "model_type": "mistral",
+        "vocab_size": 272,
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDTH,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    }
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 16,
+    }
+    config = transformers.Mistral3Config(text_config=text, vision_config=vision)
+    return transformers.Mistral3ForConditionalGeneration(config)
+
+
+def mistral_tokenizer() -> Any:
+    made = gemma_tokenizer()
+    made.chat_template = "{% for message in messages %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}"
+    return made
+
+
+def flux2() -> Any:
+    return diffusers.Flux2Pipeline(
+        scheduler=shifting(),
+        vae=flux2_vae(),
+        text_encoder=mistral(),
+        tokenizer=mistral_tokenizer(),
+        transformer=flux2_transformer(),
+    )
+
+
+def flux2_klein(is_distilled: bool) -> Any:
+    return diffusers.Flux2KleinPipeline(
+        scheduler=shifting(),
+        vae=flux2_vae(),
+        text_encoder=qwen3(transformers.Qwen3ForCausalLM, layers=28),
+        tokenizer=qwen_tokenizer(),
+        transformer=flux2_transformer(guidance_embeds=False),
+        is_distilled=is_distilled,
+    )
+
+
+def qwen3_vl() -> Any:
+    text = {
+        "vocab_size": 272,
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDTH,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rope_parameters": {"mrope_section": [4, 2, 2], "rope_type": "default", "rope_theta": 1e4},
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": WIDTH,
+        "deepstack_visual_indexes": [0],
+    }
+    return transformers.Qwen3VLModel(transformers.Qwen3VLConfig(text_config=text, vision_config=vision))
+
+
+def krea2() -> Any:
+    return diffusers.Krea2Pipeline(
+        scheduler=shifting(),
+        vae=qwen_vae(),
+        text_encoder=qwen3_vl(),
+        tokenizer=qwen_tokenizer(),
+        transformer=diffusers.Krea2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=32,
+            timestep_embed_dim=16,
+            text_hidden_dim=WIDTH,
+            num_text_layers=2,
+            text_num_attention_heads=2,
+            text_num_key_value_heads=2,
+            text_intermediate_size=32,
+            num_layerwise_text_blocks=1,
+            num_refiner_text_blocks=1,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        text_encoder_select_layers=(2, 4),
+    )
+
+
 BUILDERS: dict[str, Callable[[], Any]] = {
     "flux": lambda: flux(guidance_embeds=True),
     "flux-schnell": lambda: flux(guidance_embeds=False),
@@ -330,6 +459,10 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "sana": sana,
     "sana-sprint": sana_sprint,
     "pixart-sigma": pixart_sigma,
+    "flux2": flux2,
+    "flux2-klein": lambda: flux2_klein(is_distilled=False),
+    "flux2-klein-distilled": lambda: flux2_klein(is_distilled=True),
+    "krea2": krea2,
 }
 
 
