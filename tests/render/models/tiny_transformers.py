@@ -374,7 +374,8 @@ def mistral() -> Any:
 
 def mistral_tokenizer() -> Any:
     made = gemma_tokenizer()
-    made.chat_template = "{% for message in messages %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}"
+    each = "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}"
+    made.chat_template = "{% for message in messages %}" + each + "{% endfor %}"
     return made
 
 
