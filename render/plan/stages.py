@@ -192,7 +192,7 @@ def _check_cost(spec: Spec, info: ModelInfo) -> None:
     """Refuse what would take very long to plan, before anything is planned."""
     height, width = spec.height // info.scale_factor, spec.width // info.scale_factor
     native = info.native_size // info.scale_factor
-    grid = _grid(height, width, native, spec.blend == "shift", (spec.wrap_y, spec.wrap_x))
+    grid = _grid(height, width, native, None, spec.blend == "shift", (spec.wrap_y, spec.wrap_x))
     share = min(MAX_LATENTS / (height * width), MAX_WINDOWS / grid.windows)
     if share < 1:
         side = max(("width", spec.width), ("height", spec.height), key=itemgetter(1))
