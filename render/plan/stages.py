@@ -203,7 +203,7 @@ def _check_cost(spec: Spec, info: ModelInfo) -> None:
         raise BadInput(*side, f"{made} {limit}; use e.g. {_smaller(spec, share)}")
     if len(spec.boxes) > MAX_REGIONS:
         raise BadInput("boxes", len(spec.boxes), f"regions are too many; use at most {MAX_REGIONS}")
-    windows = grid.windows + sum(patch.grid.windows for patch in _patches(spec, height, width, native))
+    windows = grid.windows + sum(patch.grid.windows for patch in _patches(spec, height, width, native, None))
     if windows > MAX_WINDOWS:
         fix = (
             f"regions make {windows:,} windows, above the limit of {MAX_WINDOWS:,}; use fewer or smaller ones"
