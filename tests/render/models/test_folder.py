@@ -59,7 +59,7 @@ def pickle_at_the_top(folder: Path) -> None:
 
 
 def unknown_pipeline(folder: Path) -> None:
-    edit(folder / "model_index.json", _class_name="FluxPipeline")
+    edit(folder / "model_index.json", _class_name="KandinskyPipeline")
 
 
 def code_in_the_folder(folder: Path) -> None:
