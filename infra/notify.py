@@ -44,8 +44,8 @@ def mail(smtp_url: str, to: str, subject: str, text: str, page: str) -> None:
     message = EmailMessage()
     message["From"] = unquote(server.username or "") or f"chorale@{server.hostname}"
     message["To"], message["Subject"] = to, subject
-    message.set_content(text)
-    message.add_alternative(page, subtype="html")
+    message.set_content(_encodable(text))
+    message.add_alternative(_encodable(page), subtype="html")
     kind = smtplib.SMTP_SSL if server.scheme == "smtps" else smtplib.SMTP
     try:
         with kind(server.hostname, server.port or 0, timeout=_TIMEOUT_S) as connection:
@@ -57,3 +57,8 @@ def mail(smtp_url: str, to: str, subject: str, text: str, page: str) -> None:
     except (OSError, smtplib.SMTPException) as exc:
         problem = f"the mail server did not accept the report ({exc}); check CHORALE_SMTP_URL"
         raise NotifyFailed(problem) from exc
+
+
+def _encodable(text: str) -> str:
+    """Lone surrogates, which no mail can hold, as question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -57,6 +57,7 @@ def claim(
         secret=row.secret,
         folder=folder,
         numerics=numerics,
+        follows=row.follows,
     )
 
 
@@ -71,7 +72,8 @@ def _claim(attempt: Any, node: Any, supervisor: Any) -> Any:
 @built_once
 def _share(attempt: Any, node: Any) -> Any:
     count = select(func.count()).where(members.c.attempt == attempt).scalar_subquery().label("nodes")
-    names = (members, jobs.c.digest, jobs.c.spec, attempts.c.job, attempts.c.fence, attempts.c.secret)
+    own = (attempts.c.job, attempts.c.fence, attempts.c.secret, attempts.c.follows)
+    names = (members, jobs.c.digest, jobs.c.spec, *own)
     return (
         select(*names, nodes.c.address, count)
         .join(attempts, attempts.c.id == members.c.attempt)

@@ -57,4 +57,6 @@ class Assignment:
     numerics: str | None = None
     """Identity of this node's numerics, see `render.numerics`."""
     begun: bool = False
-    """The group exists already (it is warm), so there is no rendezvous to wait for."""
+    """The group exists already (it is warm) on its only node, so there is nobody to wait for."""
+    follows: str | None = None
+    """The attempt before it, whose warm group of several nodes goes on with this one."""

@@ -18,27 +18,28 @@ def reserve(
     connection: Connection,
     groups: Sequence[PlacedGroup],
     reason: Callable[[PlacedGroup], str],
-    slots: tuple[int, ...] | None = None,
+    slots: Sequence[tuple[int, ...]] | None = None,
+    follows: str | None = None,
 ) -> dict[str, tuple[str, int]]:
     """Reserve the slots of whole groups for their queued jobs. Returns (attempt, fence) by job.
 
     Jobs that are no longer queued are left out. All groups share the same statements, because every statement
-    is a round trip to the database. `slots` gives the slot numbers for one group on one node; without it, any
-    free slots are taken.
+    is a round trip to the database. `slots` gives the slot numbers of one group on each of its nodes; without
+    it, any free slots are taken. `follows` is the attempt whose warm group goes on with this one.
     """
     if slots is None:
         assigned = _assign(
             groups, _free_slots(connection, {node for group in groups for node in group.slots})
         )
     else:
-        assigned = {group.job: [list(slots)] for group in groups}
+        assigned = {group.job: [list(each) for each in slots] for group in groups}
     reasons = {group.job: reason(group) for group in groups if group.job in assigned}
     fences = change_states(connection, reasons, "queued", "placing", fence=jobs.c.fence + 1)
     if not fences:
         return {}
     made = {job: (uuid.uuid4().hex[:16], fence) for job, fence in fences.items()}
     rows = [
-        {"id": attempt, "job": job, "fence": fence, "secret": secrets.token_hex(32)}
+        {"id": attempt, "job": job, "fence": fence, "secret": secrets.token_hex(32), "follows": follows}
         for job, (attempt, fence) in made.items()
     ]
     connection.execute(insert(attempts).values(created=now()), rows)

@@ -153,6 +153,8 @@ class AttemptRunner:
         part = self.claimed
         if part.begun:
             return None
+        if part.follows is not None and (self.group is None or not self.group.alive()):
+            raise Stopped("the warm group of several nodes is not whole any more")
         point = f"{part.address}:{_free_port(part.address)}" if part.place == 0 else None
         with_retry(self.farm.database, lambda connection: make_ready(connection, part, point))
         while (endpoint := self._endpoint()) is None:
@@ -197,9 +199,10 @@ class AttemptRunner:
         manifest = self._find_or_claim(images, spec.canonical_json(info.digest)) if part.place == 0 else None
         spec = download_input(spec, images, self.logs.parent)
         if manifest is not None:
-            self._finish(manifest.root)
+            # The other nodes of a group wait for this one's ranks, so such a group does not stay.
+            self._finish(manifest.root, stays=part.nodes == 1)
             self._finished = True
-            return self.group
+            return self.group if part.nodes == 1 else None
         request = Request(
             spec=spec.to_dict(),
             folders=folders,
@@ -211,8 +214,7 @@ class AttemptRunner:
             slots=part.slots,
             log=str(self._log.path),
             observer=OBSERVER,
-            # A group of one node stays; the ranks of several would have to agree on what comes next.
-            last=part.nodes > 1,
+            last=False,
         )
         visible = visible_gpus()
         gpus = tuple(visible[slot].selector for slot in part.slots) if visible else None
@@ -225,9 +227,8 @@ class AttemptRunner:
             self.ended = time.monotonic()
             if part.place == 0:
                 assert done is not None
-                self._finish(done.root)
-            self._finished = True
-            stays = not request.last
+                self._finish(done.root, stays=True)
+            self._finished = stays = True
         finally:
             if not stays:
                 group.close()
@@ -272,17 +273,17 @@ class AttemptRunner:
         try:
             return group.render(request, self._on_event, on_tick=self._poll)
         except GroupLost as exc:
-            if not was_warm or self._has_events:
+            if not was_warm or self._has_events or self.claimed.nodes > 1:
                 raise
             self._metrics.on_failure(exc)
         group.close()
         self._metrics.on_start()
         return group.render(request, self._on_event, on_tick=self._poll)
 
-    def _finish(self, root: str) -> None:
+    def _finish(self, root: str, stays: bool) -> None:
         """Record the image as done; a group that stays takes the next job in the same transaction."""
         part, seconds = self.claimed, self._model_seconds
-        if part.nodes > 1 or self.stopping():
+        if not stays or self.stopping():
             with_retry(self.farm.database, lambda connection: finish(connection, part, root, seconds))
         else:
             self.next = with_retry(

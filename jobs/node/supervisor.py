@@ -1,8 +1,8 @@
 """A supervisor: `python -m jobs.node.supervisor PARENT NODE ATTEMPT HOME`.
 
 It claims its node's part of an attempt, renders it with a group of ranks, and keeps the attempt's lease in
-the database. A group of one node then takes the next job that is placed on the same slots, and stays warm for
-a while when there is none. It dies with its agent, and its ranks with it.
+the database. The group then takes the next job that is placed on the same slots, and stays warm for a while
+when there is none. It dies with its agent, and its ranks with it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ from jobs.farm import Farm, open_farm
 from jobs.node.attempt_runner import AttemptRunner
 from jobs.node.heartbeat import with_retry
 from jobs.numerics import local_numerics
+from jobs.scheduler.warm_reuse import next_for_group, waiting_for_slots
 from render.launch.parent_death import die_with_parent
 from render.launch.rank_group import RankGroup
 
 _POLL_S = 0.25
 """Between two looks for work while the group is idle."""
+_ADOPT_S = 3.0
+"""The other nodes of a group wait so long for the first one to take an attempt for all."""
 
 
 def main() -> int:
@@ -80,6 +83,31 @@ class _Supervisor:
 
     def _next(self, last: Assignment) -> Assignment | None:
         """Keep the group warm for a while, in case its slots get more work."""
+        return self._next_of_node(last) if last.nodes == 1 else self._next_of_group(last)
+
+    def _next_of_group(self, last: Assignment) -> Assignment | None:
+        """The first node of a group chooses; the others wait a little longer, so that it goes first."""
+        end = time.monotonic() + self.farm.settings.warm_s + (_ADOPT_S if last.place else 0.0)
+        taken_since: float | None = None
+        while self._group is not None and self._group.alive() and not self._stopping:
+            with contextlib.suppress(ServiceError):
+                with self.farm.database.read() as connection:
+                    waiting = waiting_for_slots(connection, last)
+                if waiting == "others":
+                    return None
+                if waiting == "group":
+                    with self.farm.database.write() as connection:
+                        part = next_for_group(connection, last)
+                    # The first node may be about to take it for the group.
+                    taken_since = taken_since or time.monotonic()
+                    if part is not None or last.place == 0 or time.monotonic() - taken_since > _ADOPT_S:
+                        return part
+            if time.monotonic() > end:
+                break
+            time.sleep(_POLL_S)
+        return None
+
+    def _next_of_node(self, last: Assignment) -> Assignment | None:
         end = time.monotonic() + self.farm.settings.warm_s
         while self._group is not None and self._group.alive() and not self._stopping:
             with contextlib.suppress(ServiceError):

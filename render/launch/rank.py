@@ -230,12 +230,13 @@ def _forward(events: EventSender, observer: RankObserver) -> Callable[[Event], N
     All ranks take the same steps; the first one of each node reports them, the others only their times.
     Each rank has its own tiles.
     """
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    local_rank = int(os.environ["LOCAL_RANK"])
 
     def on_event(event: Event) -> None:
         observer.on_event(event)
         if isinstance(event, ImageDone):
-            if rank == 0:
+            # All ranks have it at the same point; each node learns that its ranks wait for the next request.
+            if local_rank == 0:
                 events.send_reliable(event)
         elif local_rank == 0 or isinstance(event, TilesWritten):
             events.send(event)

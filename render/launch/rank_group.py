@@ -81,7 +81,9 @@ class RankGroup:
         self._requests += 1
         request.write(request_path(self._running.directory, self._requests))
         done = self._running.until_done(request, on_event, timeout, on_tick)
-        if done is None and self._rendezvous.holds_first:
+        if not self._rendezvous.holds_first:
+            return None
+        if done is None:
             raise GroupFailed("the group of ranks ended without an image; nothing was published")
         return done
 
@@ -176,7 +178,7 @@ class _RunningGroup:
 
     def _outcome(self, request: Request) -> ImageDone | None:
         """What the group has come to; raises unless it has rendered the image, or its part of it."""
-        if self._done is not None:
+        if self._done is not None and (self._rendezvous.holds_first or not request.last):
             # However its processes have ended after that: the image is there.
             return self._done
         if self._stopped is not None:

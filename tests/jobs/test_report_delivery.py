@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from infra.database import Database
 from infra.errors import BadSetting
-from infra.notify import post
+from infra.notify import mail, post
 from infra.settings import Settings
 from jobs import report_delivery
 from jobs.db.commands import apply_command
@@ -141,6 +141,11 @@ def test_names_with_line_breaks_and_control_characters_do_not_stop_reports(
     parsed = message_from_string(mail, policy=default)
     assert parsed["Subject"].startswith("Chorale: 1 cancelled (batch ") and parsed["Bcc"] is None
     assert len(inbox.posts) == 1
+
+
+def test_a_lone_surrogate_does_not_stop_a_mail(farm: Farm, inbox: Inbox) -> None:
+    mail(farm.settings.smtp_url.get_secret_value(), "anna@example.org", "a", "b \ud800", "<p>\ud800</p>")
+    assert len(inbox.mails) == 1
 
 
 def test_a_report_that_cannot_be_made_does_not_stop_the_next(

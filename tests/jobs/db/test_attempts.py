@@ -19,7 +19,7 @@ from jobs.db.submission import BatchItem, JobOptions, submit
 from jobs.db.tables import attempts, jobs, leases, members, nodes
 from jobs.errors import LostRace
 from jobs.scheduler.dispatcher import dispatch
-from jobs.scheduler.warm_reuse import finish_and_take_next
+from jobs.scheduler.warm_reuse import finish_and_take_next, next_for_group, waiting_for_slots
 from render.spec import Spec
 
 
@@ -399,3 +399,84 @@ def test_on_the_only_node_a_missing_model_fails_the_job_at_once(farm: Database) 
         set_draining(connection, "b", True)
     fail_next(farm, job, "node")
     assert job_of(farm, job).state == "failed"
+
+
+def pair(farm: Database, attempt: str, supervisor: str = "s") -> tuple[Assignment, Assignment]:
+    """Both parts of a group of two nodes, claimed."""
+    first, second = claimed(farm, attempt, "a", supervisor), claimed(farm, attempt, "b", supervisor)
+    assert first is not None and second is not None
+    return first, second
+
+
+def keep(farm: Database) -> None:
+    """Both nodes have agents that keep groups of several nodes."""
+    with farm.write() as connection:
+        connection.execute(update(nodes).values(agent="new"))
+
+
+def offers(farm: Database, *parts: Assignment) -> list[Assignment | None]:
+    found = []
+    for part in parts:
+        with farm.write() as connection:
+            found.append(next_for_group(connection, part))
+    return found
+
+
+def test_a_group_of_two_nodes_goes_on_with_the_next_job_for_both(farm: Database) -> None:
+    keep(farm)
+    one, two, three = submit_jobs(farm, count=3, ranks=2)
+    ((_, attempt, _), _) = dispatch(farm, "a")
+    first, second = pair(farm, attempt)
+    rendering(farm, one, first)
+    following = finished(farm, one, first)
+    assert following is not None and not following.begun
+    assert (following.job, following.follows, following.place) == (two, attempt, 0)
+    with farm.read() as connection:
+        assert waiting_for_slots(connection, second) == "group"
+    (other,) = offers(farm, second)
+    assert other is not None and (other.attempt, other.place) == (following.attempt, 1)
+    with farm.write() as connection:
+        assert rendezvous_endpoint(connection, following) is None, "both must be there"
+        make_ready(connection, following, "a:1")
+        make_ready(connection, other, None)
+        assert rendezvous_endpoint(connection, following) == "a:1"
+    # Idle for a while, and then the dispatcher places the next one on its slots.
+    with farm.write() as connection:
+        apply_command(connection, "pause", three, "me")
+    rendering(farm, two, following)
+    assert finished(farm, two, following) is None
+    with farm.read() as connection:
+        assert waiting_for_slots(connection, other) == "nothing"
+    assert offers(farm, following, other) == [None, None]
+    with farm.write() as connection:
+        apply_command(connection, "resume", three, "me")
+    ((_, third, _), _) = dispatch(farm, "a")
+    assert offers(farm, other) == [None], "the first node chooses"
+    assert [part and part.attempt for part in offers(farm, following, other)] == [third, third]
+
+
+@pytest.mark.parametrize("why", ["old agent", "claimed", "other shape"])
+def test_a_group_of_two_nodes_does_not_go_on_alone(farm: Database, why: str) -> None:
+    keep(farm)
+    (one,) = submit_jobs(farm, ranks=2)
+    ((_, attempt, _), _) = dispatch(farm, "a")
+    first, second = pair(farm, attempt)
+    rendering(farm, one, first)
+    assert finished(farm, one, first) is None
+    submit(
+        farm,
+        [BatchItem(row=9, custom_id="9", spec=Spec(prompt="another", width=128, height=128))],
+        "test",
+        JobOptions(owner="me", ranks=1 if why == "other shape" else 2),
+    )
+    placed = dispatch(farm, "a")
+    if why == "old agent":
+        with farm.write() as connection:
+            connection.execute(update(nodes).where(nodes.c.name == "b").values(agent=None))
+    elif why == "claimed":
+        # The second node's supervisor had ended, and its agent has started another.
+        assert claimed(farm, placed[0][1], "b", "fresh") is not None
+    else:
+        with farm.read() as connection:
+            assert waiting_for_slots(connection, first) == "others"
+    assert offers(farm, first, second) == [None, None]

@@ -163,3 +163,28 @@ def test_jobs_follow_each_other_on_a_warm_group(
     for batch, root in ((first, wanted), (last, wanted_last)):
         (job,) = machines.call("list", "--batch", batch)["jobs"]
         assert machines.call("show", job["id"])["root"] == root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_group_of_two_nodes_stays_warm(machines: Machines, alone: Callable[[tuple[str, ...]], str]) -> None:
+    wanted = alone(SMALL)
+    machines.environment["CHORALE_WARM_S"] = "300"
+    machines.boot("n1")
+    machines.boot("n2")
+    ranks: set[int] = set()
+    for seed in range(3):
+        machines.call("submit", *SMALL[:-1], str(seed + 10), "--ranks", "2")
+    wait_until(lambda: ranks.update(ranks_with(machines.mark)) or machines.count("done") == 3, 240)
+    # The group is idle now, and takes what is placed on its slots.
+    batch = machines.call("submit", *SMALL, "--ranks", "2")["batch"]
+    wait_until(lambda: ranks.update(ranks_with(machines.mark)) or machines.count("done") == 4, 240)
+    assert len(ranks) == 2, "the same processes rendered them all"
+    (job,) = machines.call("list", "--batch", batch)["jobs"]
+    found = machines.call("show", job["id"])
+    assert (found["root"], found["fence"]) == (wanted, 1)
+    # Its second node ends; the first does not go on without it.
+    machines.agents["n2"].kill()
+    machines.agents["n2"].communicate(timeout=60)
+    batch = machines.call("submit", *SMALL[:-1], "77", "--ranks", "1")["batch"]
+    wait_until(lambda: machines.count("done") == 5, 240)
