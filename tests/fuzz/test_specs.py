@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from random import Random
 from typing import Any
-
-import pytest
-import yaml
 
 from render.errors import BadInput
 from render.models.model_paths import find_model_paths, model_info
 from render.plan.plan import make_plan
-from render.spec import Spec, read_spec_file
+from render.spec import Spec
 from tests.fuzz import values
 from tests.fuzz.campaign import run
 

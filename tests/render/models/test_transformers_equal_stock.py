@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from render.canvas import Canvas
 from render.denoise.stage_loop import StageLoop
 from render.denoise.stage_models import assign_models
 from render.distributed import SingleRankGroup
+from render.errors import BadInput, ModelNotUsable
 from render.models import load_adapter
-from render.models.folder import absent_parts
+from render.models.folder import absent_parts, read_model_info
 from render.models.transformer import pack
 from render.plan.plan import StagePlan
 from render.plan.stages import make_stages
@@ -194,3 +197,24 @@ def test_every_family_with_a_transformer_is_tested() -> None:
     families = {family.name for family in FAMILIES.values() if family.network == "transformer"}
     assert families <= set(BUILDERS)
     assert {case.name for case in CASES} == set(BUILDERS)
+
+
+@pytest.mark.parametrize("size", [True, "64", 0, 63])
+def test_a_native_size_that_is_not_whole_tokens_is_refused(root: Path, tmp_path: Path, size: object) -> None:
+    folder = Path(shutil.copytree(folder_of(root, "flux"), tmp_path / "model"))
+    index = json.loads((folder / "model_index.json").read_text()) | {"_native_size": size}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelNotUsable, match=r"_native_size .* must be a multiple of 16"):
+        read_model_info(folder)
+
+
+def test_sides_that_are_not_whole_latents_are_refused(root: Path) -> None:
+    info = read_model_info(folder_of(root, "sana"))
+    with pytest.raises(BadInput, match="width: 136 is not a multiple of 32, which m needs; use 128"):
+        make_stages(Spec(prompt="x", model="m", width=136, height=128, sampler="dpmpp-2m"), info)
+
+
+def test_a_window_never_exceeds_the_table_of_positions(root: Path) -> None:
+    info = read_model_info(folder_of(root, "sd3"))
+    (stage,) = make_stages(Spec(prompt="x", width=136, height=48), info)
+    assert info.longest_window == 128 and stage.grid.cols.window <= 16
