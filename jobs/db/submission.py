@@ -303,7 +303,7 @@ def _models(model: str, refiner: str | None) -> tuple[ModelInfo, int]:
 
 
 def _weights(folder: Path) -> list[Path]:
-    return list(folder.rglob("*.safetensors"))
+    return [folder] if folder.is_file() else list(folder.rglob("*.safetensors"))
 
 
 def useful_ranks(spec: Spec, info: ModelInfo) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from render.errors import ModelNotUsable
+from render.models.single_file import layout_of
 from render.safetensors_file import file_problem, is_lfs_pointer
 
 
@@ -18,6 +19,8 @@ def read_config(path: Path, part: str) -> dict[str, Any]:
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
     """A JSON object of the folder; raises `ModelNotUsable` when it is missing or not an object."""
+    if path.is_file():
+        return dict(layout_of(path)[name])
     try:
         document = json.loads((path / name).read_text(encoding="utf-8"))
     except FileNotFoundError as exc:

@@ -19,6 +19,7 @@ from render.models.autoencoders.geometry import autoencoder_geometry
 from render.models.config_files import number, read_config, read_json, unusable, whole_number
 from render.models.hub import download, looks_like_hub_id
 from render.models.registry import BASES, FAMILIES, REFINERS, UNUSED_PARTS, Family, GuidanceRule
+from render.models.single_file import single_file_digest
 from render.models.weights import PICKLES, check_pointers, check_weights, refuse_pickles, weights_digest
 from render.sampling.scheduler_config import TrainedNoise, trained_noise
 
@@ -45,7 +46,7 @@ Listing = tuple[tuple[str, int, int, int], ...]
 
 
 def resolve_model(name: str) -> Path:
-    """`builtin`, a local folder, or a hub id (from the local cache, else the network) -> a folder.
+    """`builtin`, a local folder or file, or a hub id (from the local cache, else the network) -> its path.
 
     Raises `ModelNotUsable` when there is none. `read_model_info` checks whether it can be used.
     """
@@ -57,11 +58,16 @@ def resolve_model(name: str) -> Path:
         return download(name, _is_complete)
     if "://" in name:
         raise ModelNotUsable("model", name, _url_advice(name))
-    raise ModelNotUsable("model", name, "is not a folder on this machine; use builtin, a folder or a hub id")
+    raise ModelNotUsable(
+        "model", name, "is not on this machine; use builtin, a folder, a .safetensors file or a hub id"
+    )
 
 
 def local_path(name: str) -> Path | None:
-    """The folder of that name on this machine; None if there is none. Raises `ModelNotUsable` for a file."""
+    """The folder, or the .safetensors, of that name on this machine; None if there is none.
+
+    Raises `ModelNotUsable` for any other file.
+    """
     folder = Path(name)
     try:
         with contextlib.suppress(RuntimeError):  # ~name of no user
@@ -75,14 +81,16 @@ def local_path(name: str) -> Path | None:
     if folder.suffix.lower() in PICKLES:
         fix = "is a pickle, which can run any code when it is opened; convert it to safetensors"
         raise ModelNotUsable("model", name, fix)
-    raise ModelNotUsable("model", name, "is a file; give a folder in diffusers' format")
+    if folder.suffix.lower() != ".safetensors":
+        raise ModelNotUsable("model", name, "is a file; give a .safetensors or a folder in diffusers' format")
+    return folder
 
 
 def _url_advice(name: str) -> str:
     hub = re.match(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", name)
     if hub is not None:
         return f"is a URL; write {hub[1]}, the model's id on the hub"
-    return "is a URL, which is not downloaded; download the model and give its folder"
+    return "is a URL, which is not downloaded; download the model and give its path"
 
 
 def read_model_info(path: Path) -> ModelInfo:
@@ -131,7 +139,7 @@ def _model_info(path: Path, index: dict[str, Any], family: Family, parts: tuple[
         latent_channels=channels,
         scale_factor=autoencoder.scale_factor,
         native_size=_native_size(path, index, family, network, autoencoder.scale_factor),
-        digest=weights_digest(path, parts),
+        digest=single_file_digest(path) if path.is_file() else weights_digest(path, parts),
         decode_halo=autoencoder.decode_halo,
         layered_autoencoder=autoencoder.layered,
         attention_scale=autoencoder.attention_scale,
@@ -199,7 +207,7 @@ def networks_of(path: Path) -> dict[str, tuple[str, str]]:
 
 def text_width(path: Path) -> int | None:
     """The width of the text states that a UNet attends to; None where its configuration does not tell."""
-    if not (path / "unet/config.json").is_file():
+    if not path.is_file() and not (path / "unet/config.json").is_file():
         return None
     width = read_json(path, "unet/config.json").get("cross_attention_dim")
     return width if isinstance(width, int) else None
@@ -221,7 +229,7 @@ def _builtin_folder() -> Path:
 def _listing(path: Path) -> Listing:
     """Every file below a folder with its size and its times in nanoseconds; links are followed."""
     listing = []
-    for file in sorted(path.rglob("*")):
+    for file in [path] if path.is_file() else sorted(path.rglob("*")):
         with contextlib.suppress(OSError):
             stat = file.stat()
             listing.append((str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
@@ -255,6 +263,10 @@ def _inspect(
     path: Path, families: Mapping[str, Family] = FAMILIES
 ) -> tuple[dict[str, Any], Family, tuple[str, ...]]:
     """The index, the family and the parts in use of a folder; raises `ModelNotUsable`."""
+    if path.is_file():
+        index = read_json(path, "model_index.json")
+        family = _family(path, index, families)
+        return index, family, tuple(part for part in family.parts if part in index)
     if not path.is_dir():
         raise unusable(path, "is not a folder; check the path")
     index = read_json(path, "model_index.json")

@@ -31,6 +31,11 @@ def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str,
     """
     try:
         with quiet():
+            if path.is_file():
+                from render.models.single_file_loading import load_components
+
+                components = load_components(path, DTYPES[dtype], unused)
+                return getattr(diffusers, class_name)(**(components | unused)).to(device)
             kinds = networks_of(path).items()
             networks = {
                 part: _load_network(path, part, kind, dtype) for part, kind in kinds if part not in unused

@@ -143,7 +143,7 @@ class Spec(Checked):
     ] = "euler"
     model: Annotated[
         Filled,
-        Field(description="The model: builtin, a local folder, or a hub id."),
+        Field(description="The model: builtin, a folder, a .safetensors file, or a hub id."),
         Shown(label="Model", group=MODEL),
     ] = "builtin"
     lora: Annotated[

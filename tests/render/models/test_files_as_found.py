@@ -193,7 +193,7 @@ def test_a_model_saved_after_another_use_is_a_base_model(folder: Path, use: str)
     [
         ("https://huggingface.co/owner/name/blob/main/x.safetensors", "write owner/name"),
         ("https://example.com/x.safetensors", "download the model"),
-        ("~nobody-of-this-name/x", "is not a folder"),
+        ("~nobody-of-this-name/x", "is not on this machine"),
         ("x" * 5000, "cannot be read"),
     ],
 )

@@ -276,7 +276,7 @@ def test_an_unknown_name_is_refused_without_network_access(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "_snapshot", lambda name, local: pytest.fail("called the hub"))
-    with pytest.raises(ModelNotUsable, match="use builtin, a folder or a hub id"):
+    with pytest.raises(ModelNotUsable, match=r"use builtin, a folder, a \.safetensors file or a hub id"):
         resolve_model(name)
 
 

@@ -1,0 +1,105 @@
+"""Single files: a whole Stable Diffusion 1, 2 or XL checkpoint in one .safetensors. No torch.
+
+Such a file has no configuration. The package carries those of the three kinds (`single_file_layouts.json`,
+after the models' own repositories), and the file's header tells which one it is. A layout maps the names of a
+model folder's JSON files to what would stand in them.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from render.errors import ModelNotUsable
+from render.safetensors_file import file_problem, file_sha256, read_header, read_metadata
+
+Layout = dict[str, Any]
+UNET = "model.diffusion_model."
+KINDS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+"""By the width of the text states that the UNet attends to."""
+_VAE = "first_stage_model.decoder.conv_in.weight"
+_TEXTS = {
+    "sd1": ("cond_stage_model.transformer.",),
+    "sd2": ("cond_stage_model.model.",),
+    "sdxl": ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
+}
+_SCHEDULER = "scheduler/scheduler_config.json"
+_ADVICE = "use a Stable Diffusion 1, 2 or XL checkpoint, or a folder in diffusers' format"
+
+
+@lru_cache(maxsize=1)
+def layouts() -> dict[str, Layout]:
+    """The carried configurations by kind."""
+    file = resources.files("render.models") / "single_file_layouts.json"
+    document: dict[str, Layout] = json.loads(file.read_text(encoding="utf-8"))
+    return document
+
+
+def layout_of(file: Path) -> Layout:
+    """The configuration of a single file, from its header.
+
+    Raises `ModelNotUsable` for a file that is damaged, not a whole checkpoint, or of another kind.
+    """
+    if (damage := file_problem(file)) is not None:
+        raise ModelNotUsable("model", str(file), f"is a file {damage}")
+    stat = file.stat()
+    return copy.deepcopy(_layout(file, stat.st_size, stat.st_mtime_ns))
+
+
+def single_file_digest(file: Path) -> str:
+    """SHA-256 over the file's and its layout's."""
+    layout = json.dumps(layout_of(file), sort_keys=True)
+    lines = [["layout", hashlib.sha256(layout.encode()).hexdigest()], ["weights", file_sha256(file)]]
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+
+
+@lru_cache(maxsize=32)
+def _layout(file: Path, size: int, mtime_ns: int) -> Layout:
+    header, metadata = read_header(file), read_metadata(file)
+
+    def refused(fix: str) -> ModelNotUsable:
+        return ModelNotUsable("model", str(file), fix)
+
+    if any("lora" in name for name in header):
+        raise refused("is a LoRA; give it as --lora, beside a model")
+    width = next(
+        (
+            tensor["shape"][1]
+            for name, tensor in header.items()
+            if name.startswith(UNET) and name.endswith("attn2.to_k.weight")
+        ),
+        None,
+    )
+    kind = KINDS.get(width) if width is not None else None
+    if kind is None:
+        raise refused(f"is of a kind that is not read from a single file; {_ADVICE}")
+    channels = header.get(f"{UNET}input_blocks.0.0.weight", {"shape": [0, 0]})["shape"][1]
+    layout = copy.deepcopy(layouts()[kind])
+    if channels != layout["unet/config.json"]["in_channels"]:
+        raise refused(f"has a unet of {channels} input channels; use a text-to-image model")
+    needed = {"autoencoder": (_VAE,), "text encoder": _TEXTS.get(kind, ())}
+    for part, beginnings in needed.items():
+        for beginning in beginnings:
+            if not any(name.startswith(beginning) for name in header):
+                raise refused(f"lacks its {part}; use a whole checkpoint, or a folder in diffusers' format")
+    _set_prediction(layout, header, metadata)
+    return layout
+
+
+def _set_prediction(layout: Layout, header: dict[str, Any], metadata: dict[str, str]) -> None:
+    """What trainers write of the prediction: SAI's model spec in the metadata, or ComfyUI's empty tensors."""
+    told = metadata.get("modelspec.prediction_type", "")
+    scheduler = layout[_SCHEDULER]
+    if "v_pred" in header or told.startswith("v"):
+        scheduler["prediction_type"] = "v_prediction"
+    elif told == "epsilon":
+        scheduler["prediction_type"] = "epsilon"
+        if layout["unet/config.json"]["sample_size"] == 96:  # Stable Diffusion 2 base, of 512 pixels
+            layout["unet/config.json"]["sample_size"] = 64
+    if "ztsnr" in header:
+        scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}

@@ -1,0 +1,149 @@
+"""Single files: loaded as the folder that they were written from, by the package's own configurations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from render.errors import ModelNotUsable
+from render.models import load_adapter, read_model_info, resolve_model, single_file, single_file_loading
+from render.models.single_file import layouts
+from tests.render.models.original_format import write_single_file
+from tests.render.models.test_equals_stock import our_latents
+from tests.render.models.tiny_folders import tokenizer
+
+CPU = torch.device("cpu")
+WIDTHS = {"sd-v": 16, "sdxl": 40}
+
+
+@pytest.fixture(params=sorted(WIDTHS))
+def pair(
+    request: pytest.FixtureRequest,
+    model_folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[Path, Path]:
+    """(folder, single file) of one tiny model, whose configuration the package is made to carry."""
+    folder = model_folders[request.param]
+    layout: dict[str, Any] = {
+        file.relative_to(folder).as_posix(): json.loads(file.read_text())
+        for file in folder.rglob("*config.json")
+        if "tokenizer" not in file.name
+    }
+    layout["model_index.json"] = json.loads((folder / "model_index.json").read_text())
+    layout |= {"tokenizer/pad": "", "tokenizer_2/pad": ""}
+    monkeypatch.setitem(layouts(), request.param, layout)
+    monkeypatch.setitem(single_file.KINDS, WIDTHS[request.param], request.param)
+    monkeypatch.setattr(single_file_loading, "_tokenizer", lambda pad: tokenizer())
+    return folder, write_single_file(folder, tmp_path / "model.safetensors")
+
+
+def test_a_single_file_is_the_folder_that_it_was_written_from(pair: tuple[Path, Path]) -> None:
+    folder, file = pair
+    assert resolve_model(str(file)) == file
+    whole, single = read_model_info(folder), read_model_info(file)
+    assert (single.family, single.native_size, single.samplers) == (
+        whole.family,
+        whole.native_size,
+        whole.samplers,
+    )
+    assert single.digest != whole.digest
+
+    def latents(path: Path) -> tuple[Tensor, Tensor]:
+        adapter: Any = load_adapter(path, CPU, "float32")
+        found = our_latents(adapter, adapter.schedule("euler", 3), "euler", 4.0, "blue")
+        return found, adapter.decode(found)
+
+    for ours, theirs in zip(latents(file), latents(folder), strict=True):
+        # To rounding: weights lie at other places of the file, and kernels round by their alignment.
+        assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.std()))
+
+
+def test_a_file_that_lacks_a_weight_is_refused(pair: tuple[Path, Path]) -> None:
+    _, file = pair
+    tensors = {name: value.clone() for name, value in load_file(file).items()}
+    tensors.pop("model.diffusion_model.out.2.bias")
+    file.unlink()
+    save_file(tensors, file)
+    read_model_info(file)
+    with pytest.raises(ModelNotUsable, match=r"weights of unet|does not load"):
+        load_adapter(file, CPU, "float32")
+
+
+# As counted by the models' own repositories: UNet, autoencoder, text encoders.
+PARAMETERS = {
+    "sd1": [859_520_964, 83_653_863, 123_060_480],
+    "sd2": [865_910_724, 83_653_863, 340_387_840],
+    "sdxl": [2_567_463_684, 83_653_863, 123_060_480, 694_659_840],
+}
+
+
+@pytest.mark.parametrize("kind", sorted(PARAMETERS))
+def test_the_carried_configurations_are_those_of_the_models(kind: str) -> None:
+    layout = layouts()[kind]
+    with torch.device("meta"):
+        networks: list[Any] = [
+            diffusers.UNet2DConditionModel.from_config(layout["unet/config.json"]),
+            diffusers.AutoencoderKL.from_config(layout["vae/config.json"]),
+        ]
+        for part in ("text_encoder", "text_encoder_2"):
+            if (config := layout.get(f"{part}/config.json")) is not None:
+                made = getattr(transformers, config["architectures"][0])
+                networks.append(made(transformers.CLIPTextConfig(**config)))
+    assert [sum(p.numel() for p in network.parameters()) for network in networks] == PARAMETERS[kind]
+
+
+def test_the_carried_tokenizer_is_clips() -> None:
+    found = single_file_loading._tokenizer("!")
+    assert len(found) == 49_408 and found.pad_token_id == 0
+    assert found("a photo of a cat")["input_ids"] == [49406, 320, 1125, 539, 320, 2368, 49407]
+
+
+def header_of(file: Path, width: int, *, channels: int = 4, whole: bool = True, **more: Tensor) -> Path:
+    unet = "model.diffusion_model.input_blocks"
+    tensors = {
+        f"{unet}.1.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(1, width),
+        f"{unet}.0.0.weight": torch.zeros(1, channels, 1, 1),
+        "first_stage_model.decoder.conv_in.weight": torch.zeros(1),
+    }
+    if whole:
+        starts = {start for kind in single_file._TEXTS.values() for start in kind}
+        tensors |= {f"{start}x": torch.zeros(1) for start in starts}
+    save_file(tensors | more, file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("width", "family", "native"), [(768, "sd", 512), (1024, "sd", 768), (2048, "sdxl", 1024)]
+)
+def test_the_header_tells_the_kind(tmp_path: Path, width: int, family: str, native: int) -> None:
+    info = read_model_info(header_of(tmp_path / "x.safetensors", width))
+    assert (info.family, info.native_size, info.scale_factor) == (family, native, 8)
+
+
+def test_a_v_prediction_model_that_says_so_is_one(tmp_path: Path) -> None:
+    file = header_of(tmp_path / "x.safetensors", 2048, v_pred=torch.zeros(0), ztsnr=torch.zeros(0))
+    scheduler = single_file.layout_of(file)["scheduler/scheduler_config.json"]
+    assert scheduler["prediction_type"] == "v_prediction" and scheduler["rescale_betas_zero_snr"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 4096}, "of a kind that is not read from a single file"),
+        ({"width": 768, "channels": 9}, "9 input channels"),
+        ({"width": 2048, "whole": False}, "lacks its text encoder"),
+        ({"width": 768, "lora_unet_a": torch.zeros(1)}, "give it as --lora"),
+    ],
+)
+def test_other_files_are_answered(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelNotUsable, match=message):
+        read_model_info(header_of(tmp_path / "x.safetensors", **options))
