@@ -93,7 +93,7 @@ def _grid_line(text: str) -> tuple[str, tuple[Any, ...]]:
     name, _, values = text.partition("=")
     fields = {field.name: field for field in Spec.inputs()}
     known = fields.get(fold(name))
-    if known is None or known.many or known.shown.local or known.name == "prompt":
+    if known is None or known.kind in (list, object) or known.name == "prompt":
         raise BadInput("grid", text, "is not FIELD=VALUE,VALUE of the spec; use e.g. steps=20,30")
     found = [parse_cell(known, value.strip()) for value in values.split(",") if value.strip()]
     if not found:

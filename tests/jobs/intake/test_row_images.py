@@ -14,9 +14,12 @@ import pytest
 from PIL import Image
 
 from infra.settings import Settings
-from jobs.intake.row_images import RowImages, image_fields
+from jobs.intake.row_images import RowImages
 from render.errors import BadInput
+from render.spec import IMAGE_FIELDS
 from tests.jobs.intake.batches import read_file
+
+_OTHERS = [name for name in IMAGE_FIELDS if name != "init"]
 
 
 def png(size: tuple[int, int] = (64, 64)) -> bytes:
@@ -68,10 +71,6 @@ def site() -> Iterator[Site]:
 def images(folder: Path | None, hosts: str = "") -> Iterator[RowImages]:
     with closing(RowImages(Settings(image_hosts=hosts, image_max_mib=1), folder)) as found:
         yield found
-
-
-def test_the_init_image_is_one_of_the_fields() -> None:
-    assert "init" in image_fields() and "refiner" not in image_fields()
 
 
 def test_an_image_is_downloaded_once(site: Site, tmp_path: Path) -> None:
@@ -136,6 +135,17 @@ def test_a_column_names_images(site: Site, tmp_path: Path, monkeypatch: pytest.M
     # The first one has another shape than the size that is asked for.
     assert [text.partition(":")[0] for text in bad] == ["2", "5"] and "b.png" in bad[1]
     assert [row.spec.init is not None for row in good] == [True, False]
+
+
+def test_an_image_of_any_field_may_be_a_url(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHORALE_IMAGE_HOSTS", site.host)
+    (tmp_path / "a.png").write_bytes(png())
+    path = tmp_path / "b.csv"
+    path.write_text("prompt,init," + ",".join(_OTHERS) + "\na vase,a.png," + site.url("ok") + "\n")
+    good, bad, _ = read_file(path)
+    assert bad == [] and {*good[0].spec.images} == {*IMAGE_FIELDS} and site.asked == ["/ok"]
 
 
 def test_paths_of_other_files_are_beside_the_batch_too(tmp_path: Path) -> None:

@@ -289,6 +289,7 @@ def test_a_row_becomes_each_point_of_a_grid_with_each_seed(tmp_path: Path) -> No
         {"grid": ["steps=a"]},
         {"grid": ["prompt=a,b"]},
         {"grid": ["init=a.png"]},
+        {"grid": ["lora=a"]},
         {"grid": ["size=1"]},
         {"grid": ["steps=1", "steps=2"]},
         {"grid": ["seed=" + ",".join(map(str, range(40)))], "seeds": 40},
