@@ -247,6 +247,25 @@ FAMILIES: dict[str, Family] = {
         native_size=1024,
         guidance=GuidanceRule.CFG_ONE_MORE,
     ),
+    "Lumina2Pipeline": Family(
+        name="lumina2",
+        module="render.models.lumina2",
+        parts={
+            "scheduler": (),
+            "text_encoder": ("Gemma2Model",),
+            "tokenizer": (
+                "GemmaTokenizer",
+                "GemmaTokenizerFast",
+                "PreTrainedTokenizerFast",
+                "TokenizersBackend",
+            ),
+            "transformer": ("Lumina2Transformer2DModel",),
+            "vae": _VAE,
+        },
+        guidance_scale=4.0,
+        patch=2,
+        guidance=GuidanceRule.RESCALED,
+    ),
     "PixArtSigmaPipeline": Family(
         name="pixart-sigma",
         module="render.models.pixart_sigma",

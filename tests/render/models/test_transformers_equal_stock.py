@@ -62,6 +62,8 @@ CASES = (
     Case("flux2-klein-distilled", 4.0, guidance_scale=4.0),
     Case("krea2", 3.0, guidance_scale=3.0, negative_prompt=NEGATIVE),
     Case("krea2", 0.0, guidance_scale=0.0),
+    Case("lumina2", 4.0, guidance_scale=4.0, negative_prompt=NEGATIVE),
+    Case("lumina2", 1.0, guidance_scale=1.0),
     Case("sana", 4.0, "dpmpp-2m", guidance_scale=4.0, negative_prompt=NEGATIVE, use_resolution_binning=False),
     Case("sana", 1.0, "dpmpp-2m", guidance_scale=1.0, use_resolution_binning=False),
     Case(

@@ -319,6 +319,29 @@ def pixart_sigma() -> Any:
     )
 
 
+def lumina2() -> Any:
+    return diffusers.Lumina2Pipeline(
+        scheduler=shifting(),
+        vae=kl_vae(shift_factor=0.1, scaling_factor=0.5),
+        text_encoder=gemma(),
+        tokenizer=gemma_tokenizer(),
+        transformer=diffusers.Lumina2Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            hidden_size=48,
+            num_layers=1,
+            num_refiner_layers=1,
+            num_attention_heads=4,
+            num_kv_heads=2,
+            multiple_of=16,
+            axes_dim_rope=(4, 4, 4),
+            axes_lens=(300, 64, 64),
+            cap_feat_dim=WIDTH,
+        ),
+    )
+
+
 def flux2_vae() -> Any:
     made = diffusers.AutoencoderKLFlux2(
         block_out_channels=(8, 8, 16, 16),
@@ -464,6 +487,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "flux2-klein": lambda: flux2_klein(is_distilled=False),
     "flux2-klein-distilled": lambda: flux2_klein(is_distilled=True),
     "krea2": krea2,
+    "lumina2": lumina2,
 }
 
 
