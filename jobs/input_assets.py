@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from infra.errors import StoreMissing
 from infra.store.base import Store
 from jobs.db.submission import BatchItem
 from render.errors import BadInput
@@ -20,8 +21,11 @@ INPUTS = "inputs"
 """Folder of the inputs, in the farm's store and in a node's home."""
 
 
-def upload_inputs(items: Iterable[BatchItem], images: Store) -> Iterator[BatchItem]:
-    """Yield the items, each once its files are in the store: they have to be there before the job is."""
+def upload_inputs(items: Iterable[BatchItem], images: Store) -> None:
+    """Store the items' files that the store lacks: they have to be there before the jobs are.
+
+    To be called by `jobs.db.submission.insert_batch`, which keeps `chorale gc` from deleting what was found.
+    """
     uploaded: set[str] = set()
     for item in items:
         for asset in _assets(item.spec):
@@ -30,11 +34,13 @@ def upload_inputs(items: Iterable[BatchItem], images: Store) -> Iterator[BatchIt
             if images.size(_key(asset)) is None:
                 images.put(_key(asset), _bytes(asset), "application/octet-stream", immutable=True)
             uploaded.add(asset.digest)
-        yield item
 
 
 def download_input(spec: Spec, images: Store, home: Path) -> Spec:
-    """The spec with the paths of its files on this node; downloads those that are missing."""
+    """The spec with the paths of its files on this node; downloads those that are missing.
+
+    Raises `BadInput` for a file that the store does not have: waiting will not bring it back.
+    """
     changes: dict[str, Any] = {}
     for field, image in spec.images.items():
         changes[field] = _downloaded(image, images, home)
@@ -48,7 +54,12 @@ def _downloaded(asset: Asset, images: Store, home: Path) -> Asset:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".part-{uuid.uuid4().hex}")
-        part.write_bytes(images.get(_key(asset)))
+        try:
+            data = images.get(_key(asset))
+        except StoreMissing as exc:
+            fix = f"is not in the farm's store any more ({_key(asset)}); submit the image again"
+            raise BadInput(asset.part_of, asset.path, fix) from exc
+        part.write_bytes(data)
         os.replace(part, path)
     return asset.with_changes(path=str(path))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -63,9 +64,8 @@ def take_batch(
             raise BadInput(exc.field, upload.name, exc.fix) if known else exc from exc
         if checked.bad or dry_run:
             return checked, None
-        for _ in upload_inputs(prepared.with_images, open_images(board.farm.settings)):
-            pass
-        receipt = insert_batch(board.farm.database, prepared, upload.name)
+        store_inputs = partial(upload_inputs, prepared.with_images, open_images(board.farm.settings))
+        receipt = insert_batch(board.farm.database, prepared, upload.name, store_inputs)
     board.uploads.drop(upload)
     return checked, receipt
 

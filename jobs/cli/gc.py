@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import click
-from sqlalchemy import select
+from sqlalchemy import Connection, Text, cast, select
 
 from infra.settings import default_home
 from infra.store.base import Entry, Store
@@ -18,7 +19,9 @@ from jobs.cli.farm_options import farm_options
 from jobs.cli.help import examples
 from jobs.cli.terminal import print_json, print_line
 from jobs.db.folders import digest_of
+from jobs.db.leases import lock_inputs
 from jobs.db.state_machine import ENDED
+from jobs.db.submission import submissions_in_progress
 from jobs.db.tables import jobs
 from jobs.farm import LOGS, Farm, open_images
 from jobs.formatting import plural, size
@@ -28,6 +31,8 @@ from render.sink import WORK
 from render.spec import IMAGE_FIELDS
 
 _LOG = re.compile(rf"{LOGS}/[^/]+-[^/]+-[^/]+\.log")
+_WAITING = jobs.c.state.not_in(("done", "cancelled"))
+"""Of jobs that may run; a failed one may be retried."""
 _THREADS = 16
 """Images that are examined at the same time; a store may be far away and hold very many."""
 
@@ -57,7 +62,8 @@ def gc(farm: Farm, as_json: bool, older_than: float, yes: bool) -> None:
     """List, or delete with --yes, files that no job needs any more.
 
     These are old logs, unfinished work of images that are finished or whose jobs have ended, and init
-    images of jobs that are done. Finished images and the work of unfinished jobs are never deleted.
+    images and LoRA of jobs that are done; none of these while a batch is being submitted. Finished images and
+    the work of unfinished jobs are never deleted.
     """
     before = time.time() - older_than * 86_400
     found = [each for each in [*_work(farm), *_logs(farm), *_inputs(farm)] if each.modified < before]
@@ -116,17 +122,46 @@ def _logs(farm: Farm) -> list[_Unneeded]:
 
 
 def _inputs(farm: Farm) -> list[_Unneeded]:
-    digests = [jobs.c.spec[name]["digest"].as_string() for name in IMAGE_FIELDS]
+    reason = "input of no unfinished job"
     with farm.database.read() as connection:
-        # A failed job may be retried.
-        named = connection.execute(select(*digests).where(jobs.c.state.not_in(("done", "cancelled"))))
-        needed = {digest for row in named for digest in row}
-    return [
-        _unneeded(store, entry.key, [entry], "init image of no unfinished job")
-        for store in (LocalStore(default_home()), open_images(farm.settings))
-        for entry in store.entries(f"{INPUTS}/")
-        if entry.key.removeprefix(f"{INPUTS}/") not in needed
+        needed = _needed_inputs(connection)
+    # A node that lacks an input downloads it; only the store's own copy must not go too early.
+    found = [
+        _unneeded(LocalStore(default_home()), entry.key, [entry], reason)
+        for entry in LocalStore(default_home()).entries(f"{INPUTS}/")
+        if _digest(entry) not in needed
     ]
+    images = open_images(farm.settings)
+    for entry in images.entries(f"{INPUTS}/"):
+        if _digest(entry) not in needed:
+            deleted = partial(_delete_input, farm, images, entry)
+            found.append(_Unneeded(images.url(entry.key), reason, entry.size, entry.modified, deleted))
+    return found
+
+
+def _delete_input(farm: Farm, images: Store, entry: Entry) -> None:
+    """Delete an input unless a batch that may need it is being submitted, or has been meanwhile."""
+    with farm.database.write() as connection:
+        lock_inputs(connection)
+        needed = select(jobs.c.id).where(_WAITING, cast(jobs.c.spec, Text).contains(_digest(entry))).limit(1)
+        if not submissions_in_progress(connection) and connection.execute(needed).first() is None:
+            images.delete(entry.key)
+
+
+def _digest(entry: Entry) -> str:
+    return entry.key.removeprefix(f"{INPUTS}/")
+
+
+def _needed_inputs(connection: Connection) -> set[str]:
+    """Digests of the images and LoRA of all jobs that may run."""
+    images = [jobs.c.spec[name]["digest"].as_string() for name in IMAGE_FIELDS]
+    named = connection.execute(select(*images).where(_WAITING).distinct())
+    needed = {digest for row in named for digest in row}
+    lora = jobs.c.spec["lora"].as_json()
+    has_lora = jobs.c.spec["lora"][0]["digest"].as_string() != ""
+    for parts in connection.execute(select(lora).where(_WAITING, has_lora)).scalars():
+        needed.update(part["digest"] for part in parts)
+    return needed
 
 
 def _unneeded(store: Store, name: str, files: Sequence[Entry], reason: str) -> _Unneeded:

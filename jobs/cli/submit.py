@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,9 +116,8 @@ def submit_command(farm: Farm, as_json: bool, skip_bad: bool, dry_run: bool, **o
             result |= {"dry_run": True, "preview": checked.preview, "notes": checked.notes}
             _print(result, checked, None, as_json)
             return
-        for _ in upload_inputs(prepared.with_images, open_images(farm.settings)):
-            pass
-        receipt = insert_batch(farm.database, prepared, name)
+        store_inputs = partial(upload_inputs, prepared.with_images, open_images(farm.settings))
+        receipt = insert_batch(farm.database, prepared, name, store_inputs)
     if reading is not None and checked.bad:
         _write_errors(reading.path, checked)
     result |= {"queue": job_options.queue, "notes": checked.notes, **receipt.to_dict()}

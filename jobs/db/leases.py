@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 
 from infra.database import insert_unless_there, now
 from jobs.db.tables import leases
@@ -25,6 +25,10 @@ def hold_lease(connection: Connection, name: str, holder: str, seconds: float) -
     return now_held == holder
 
 
+_INPUTS_LOCK = 0x63686F72
+"""Number of the advisory lock; any that nothing else uses."""
+
+
 def lock_placement(connection: Connection) -> None:
     """Block every dispatcher until this transaction ends.
 
@@ -37,3 +41,12 @@ def lock_placement(connection: Connection) -> None:
         free = insert_unless_there(connection, leases).values(name=DISPATCHER, holder="", until=0.0)
         connection.execute(free)
         connection.execute(locked)
+
+
+def lock_inputs(connection: Connection) -> None:
+    """Until this transaction ends, no batch begins to be stored and no input is deleted by others.
+
+    SQLite has one writer at a time anyway.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(_INPUTS_LOCK)))

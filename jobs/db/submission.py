@@ -6,7 +6,7 @@ import pickle
 import tempfile
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -15,11 +15,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from infra.database import Database, insert_unless_there, now
 from infra.errors import ServiceError
-from jobs.db.leases import lock_placement
+from jobs.db.leases import lock_inputs, lock_placement
 from jobs.db.names import check_name, longest
 from jobs.db.prompt_search import index_words, stored_words
 from jobs.db.state_machine import change_state
@@ -33,6 +33,7 @@ from render.spec import Spec
 
 MAX_AUTO_RANKS = 64
 """Beyond this the borders cost more than another rank gains."""
+_LONGEST_SUBMISSION_S = 86_400.0
 _CHUNK_ROWS = 400
 _SIZE_BYTES = 4
 """Of the length before each packed chunk."""
@@ -191,8 +192,13 @@ def submit(database: Database, items: Iterable[BatchItem], name: str, options: J
         return insert_batch(database, prepared, name)
 
 
-def insert_batch(database: Database, prepared: Preparation, name: str) -> Receipt:
+def insert_batch(
+    database: Database, prepared: Preparation, name: str, store_inputs: Callable[[], None] = lambda: None
+) -> Receipt:
     """Queue a prepared batch. Images that the farm knows already join the batch as they are.
+
+    `store_inputs` is called before its jobs are inserted, while `chorale gc` deletes no inputs (see
+    `submissions_in_progress`). If it raises, nothing is queued.
 
     A cancelled job that is submitted again is queued again, with the new options; a failed one needs `retry`.
     Rows are inserted in chunks, so that a large batch does not block the database; if the database goes away
@@ -202,11 +208,18 @@ def insert_batch(database: Database, prepared: Preparation, name: str) -> Receip
     receipt = Receipt(batch=uuid.uuid4().hex[:12])
     label = printable(name).strip()[: longest(batches.c.name)] or "batch"
     with database.write() as connection:
+        lock_inputs(connection)
         connection.execute(
             insert(batches).values(
                 id=receipt.batch, name=label, owner=options.owner, queue=options.queue, created=now()
             )
         )
+    try:
+        store_inputs()
+    except BaseException:
+        with database.write() as connection:
+            connection.execute(delete(batches).where(batches.c.id == receipt.batch))
+        raise
     try:
         for chunk in prepared.chunks():
             with database.write() as connection:
@@ -217,6 +230,12 @@ def insert_batch(database: Database, prepared: Preparation, name: str) -> Receip
         queued = f"{len(receipt.jobs):,} of {prepared.count:,} images are queued in batch {receipt.batch}"
         raise type(exc)(f"{exc}; {queued}, submit again to add the rest") from exc
     return receipt
+
+
+def submissions_in_progress(connection: Connection) -> int:
+    """Batches whose jobs are being inserted. One that was interrupted counts for a day."""
+    recent = batches.c.submitted.is_(None), batches.c.created > now() - _LONGEST_SUBMISSION_S
+    return connection.execute(select(func.count()).select_from(batches).where(*recent)).scalar_one()
 
 
 def _submit_chunk(connection: Connection, chunk: list[dict[str, Any]], receipt: Receipt) -> None:

@@ -23,8 +23,9 @@ def _items(path: Path, count: int = 1) -> list[BatchItem]:
 def test_a_node_downloads_the_image_that_was_submitted(tmp_path: Path) -> None:
     Image.radial_gradient("L").convert("RGB").save(tmp_path / "here.png")
     images = LocalStore(tmp_path / "store")
-    items = list(upload_inputs(_items(tmp_path / "here.png", 3), images))
-    assert len(items) == 3 and len(list(images.entries("inputs/"))) == 1
+    items = _items(tmp_path / "here.png", 3)
+    upload_inputs(items, images)
+    assert len(list(images.entries("inputs/"))) == 1
     (tmp_path / "here.png").unlink()
     there = download_input(items[0].spec, images, tmp_path / "node")
     assert there.init is not None and Path(there.init.path).is_relative_to(tmp_path / "node")
@@ -38,14 +39,14 @@ def test_a_missing_init_image_is_refused_before_anything_is_queued(tmp_path: Pat
     items = _items(tmp_path / "here.png")
     (tmp_path / "here.png").unlink()
     with pytest.raises(BadInput, match="cannot be read"):
-        list(upload_inputs(items, LocalStore(tmp_path / "store")))
+        upload_inputs(items, LocalStore(tmp_path / "store"))
 
 
 def test_a_lora_travels_as_an_init_image_does(tmp_path: Path) -> None:
     save_file({"unet.a.lora_A.weight": np.zeros(2, np.float32)}, tmp_path / "brand.safetensors")
     spec = Spec.from_mapping({"prompt": "x", "lora": [f"{tmp_path / 'brand.safetensors'}:0.5"]})
     images = LocalStore(tmp_path / "store")
-    list(upload_inputs([BatchItem(row=1, custom_id="a", spec=spec)], images))
+    upload_inputs([BatchItem(row=1, custom_id="a", spec=spec)], images)
     (tmp_path / "brand.safetensors").unlink()
     there = download_input(Spec.from_mapping(spec.to_dict()), images, tmp_path / "node")
     assert there.digest("m") == spec.digest("m")
@@ -59,10 +60,17 @@ def test_a_mask_travels_with_its_init_image(tmp_path: Path) -> None:
     names = {"init": str(tmp_path / "photo.png"), "mask": str(tmp_path / "mask.png")}
     spec = Spec.from_mapping({"prompt": "a vase"} | names)
     images = LocalStore(tmp_path / "store")
-    list(upload_inputs([BatchItem(row=0, custom_id="0", spec=spec)], images))
+    upload_inputs([BatchItem(row=0, custom_id="0", spec=spec)], images)
     for name in names.values():
         Path(name).unlink()
     there = download_input(spec, images, tmp_path / "node")
     assert there.digest("m") == spec.digest("m") and there.kept is not None
     kept = there.kept.kept(Rect(y=0, x=0, height=256, width=256), 256, 256)
     assert kept.shape == (256, 256, 4) and kept[..., 3].max() == 0
+
+
+def test_an_input_that_the_store_lost_is_an_error_of_the_job_and_no_outage(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "here.png")
+    (item,) = _items(tmp_path / "here.png")
+    with pytest.raises(BadInput, match=r"^init: .* is not in the farm's store any more .*; submit the image"):
+        download_input(item.spec, LocalStore(tmp_path / "empty"), tmp_path / "node")
