@@ -131,7 +131,7 @@ def parse_address(text: str) -> tuple[str, int]:
     """`HOST:PORT`, `[::1]:PORT`, or `PORT` on the loopback; raises `BadSetting`."""
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") if host else "127.0.0.1"
-    if not port.isascii() or not port.isdigit() or int(port) > 65535 or text.startswith(":"):
+    if not port.isascii() or not port.isdigit() or int(port[:9]) > 65535 or text.startswith(":"):
         raise BadSetting("metrics_address", text, "is not HOST:PORT; use e.g. 0.0.0.0:9464, or off")
     return host, int(port)
 

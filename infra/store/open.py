@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,10 @@ from infra.store.retrying import RetryingStore
 
 _FEW_TRIES, _MANY_TRIES = 2, 5
 """Tries of boto3 itself: where an answer is wanted at once, and where work would be lost."""
+
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 3800
+"""Bytes; a path leaves some for the keys below it."""
 
 
 def open_store(
@@ -50,11 +55,11 @@ def _backend(url: str, settings: Settings, field: str, tries: int) -> Store:
             raise BadSetting(
                 field, url, "has no slashes after the scheme; use s3://bucket/prefix or file:///folder"
             )
-        return LocalStore(Path(url))
+        return _folder(url, url, field)
     if scheme == "file":
         if not rest.startswith("/"):
             raise BadSetting(field, url, "is not an absolute path; use file:///folder")
-        return LocalStore(Path(unquote(rest)))
+        return _folder(unquote(rest), url, field)
     if scheme == "s3":
         from infra.store.s3 import S3Store
         from infra.store.s3_client import S3Options, split_s3_url
@@ -64,3 +69,14 @@ def _backend(url: str, settings: Settings, field: str, tries: int) -> Store:
     raise BadSetting(
         field, redact_url(url), "has an unknown scheme; use s3://bucket/prefix or file:///folder"
     )
+
+
+def _folder(path: str, url: str, field: str) -> LocalStore:
+    shown = url if len(url) <= 80 else f"{url[:77]}..."
+    if "\0" in path:
+        raise BadSetting(field, shown.replace("\0", "?"), "contains a null byte; give the path of a folder")
+    if len(os.fsencode(path)) > _LONGEST_PATH or any(
+        len(os.fsencode(part)) > _LONGEST_NAME for part in path.split("/")
+    ):
+        raise BadSetting(field, shown, "has a name that is too long for a folder; use a shorter one")
+    return LocalStore(Path(path))

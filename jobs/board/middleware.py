@@ -109,7 +109,8 @@ def cookie_line(value: str, secure: bool, age_s: int = SESSION_S) -> str:
 def _content_length(headers: Headers) -> int:
     """The declared length; 0 when there is none, because `_limited` counts what arrives anyway."""
     text = headers.get("content-length", "")
-    return int(text) if text.isascii() and text.isdigit() else 0
+    # More digits are more than any limit, and int() refuses thousands of them.
+    return int(text[:18]) if text.isascii() and text.isdigit() else 0
 
 
 def _limit(path: str) -> int:
@@ -128,7 +129,15 @@ def _same_origin(headers: Headers, host: str) -> bool:
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site is not None and site not in ("same-origin", "none"):
         return False
-    return origin is None or urlsplit(origin).netloc == host
+    return origin is None or _place_of(origin) == host
+
+
+def _place_of(origin: str) -> str | None:
+    """Host and port of an origin; None for one that is no URL."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _cookie_of(headers: Headers) -> str:

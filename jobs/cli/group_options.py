@@ -170,6 +170,6 @@ def whole(field: str, text: str | None, low: int, high: int) -> int:
     """The number that a flag's text stands for; raises `BadInput`."""
     if text is None:
         raise BadInput(field, None, f"is missing; use {low} to {high}")
-    if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not low <= int(text) <= high:
         raise BadInput(field, text, f"is not a whole number from {low} to {high}")
     return int(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from typing import Any
 
@@ -12,6 +14,14 @@ from jobs.cli.help import WIDTH, CommandGroup, examples
 from jobs.cli.terminal import print_json
 from jobs.errors import BAD_INPUT, CANCELLED, KNOWN, exit_code
 from jobs.formatting import printable
+from render.errors import BadInput
+
+
+_PATH_ERRORS = {
+    getattr(errno, name)
+    for name in ("EACCES", "EEXIST", "EISDIR", "ELOOP", "ENAMETOOLONG", "ENOENT", "ENOTDIR", "EPERM", "EROFS")
+}
+"""Errors of a path that somebody gave. A command names the option where it can; this is for what is left."""
 
 
 @click.group(
@@ -93,14 +103,26 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     try:
+        _check_text(arguments)
         code = cli.main(arguments, prog_name="chorale", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as exc:
         _fail(exc.format_message(), BAD_INPUT, as_json)
     except (click.Abort, KeyboardInterrupt):
         _fail("cancelled", CANCELLED, as_json)
+    except OSError as exc:
+        if exc.filename is None or exc.errno not in _PATH_ERRORS:
+            raise
+        _fail(f"{os.fsdecode(exc.filename)[:300]}: {exc.strerror}; check the path", BAD_INPUT, as_json)
     except KNOWN as exc:
         _fail(str(exc), exit_code(exc), as_json, field=getattr(exc, "field", None))
+
+
+def _check_text(arguments: list[str]) -> None:
+    """Refuse an argument whose bytes are no UTF-8: no database, report or JSON could hold it."""
+    for argument in arguments:
+        if any(0xD800 <= ord(sign) <= 0xDFFF for sign in argument):
+            raise BadInput("argument", argument, "is not UTF-8; write it in UTF-8, and rename such a file")
 
 
 def _fail(text: str, code: int, as_json: bool, **more: Any) -> None:

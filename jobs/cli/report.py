@@ -45,7 +45,7 @@ def report(
         check_exists(connection, batch, queue)
         made = make_report(connection, scope)
     if page is not None:
-        page.write_text(as_html(made), encoding="utf-8")
+        _write_page(page, as_html(made))
     if as_json:
         print_json(made)
         return
@@ -80,6 +80,14 @@ def estimate_command(farm: Farm, as_json: bool) -> None:
         hours, ends, closes = f"{line['slot_hours']:.2f}", _clock(line["ends"]), _clock(line["closes"])
         rows.append((line["queue"], line["jobs"], hours, ends, closes, _verdict(line)))
     print_table("estimate", ("queue", "jobs", "slot hours", "empty at", "closes at", "fits"), rows)
+
+
+def _write_page(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as exc:
+        fix = f"cannot be written ({exc.strerror}); name a file in a folder that exists"
+        raise BadInput("html", str(path), fix) from exc
 
 
 def _verdict(line: dict[str, Any]) -> str:
