@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from kombu import Connection
 from kombu.exceptions import OperationalError
@@ -90,7 +90,8 @@ def embedded_redis(folder: Path) -> Iterator[str]:
             if server.poll() is not None or time.monotonic() > end:
                 raise BrokerUnreachable(f"the embedded Redis did not start; see {folder / 'redis.log'}")
             time.sleep(0.02)
-        yield f"redis+socket://{path}"
+        # kombu splits it as a URL, in which a question mark or a percent sign of the path is another thing.
+        yield f"redis+socket://{quote(str(path))}"
     finally:
         server.send_signal(signal.SIGTERM)
         try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from urllib.parse import quote
+
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -27,6 +30,11 @@ def parse_database_url(text: str) -> URL:
         # Part of a password was taken for the host, the user or the database.
         raise BadSetting("database_url", redact_url(text), f"cannot be split into its parts; {_ESCAPES}")
     return url
+
+
+def sqlite_url(file: Path) -> str:
+    """The URL of an SQLite file; `parse_database_url` finds the same file by it."""
+    return f"sqlite:///{quote(str(file))}"
 
 
 def shown_database_url(url: URL) -> str:

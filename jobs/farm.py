@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from infra.database import Database
+from infra.database_url import sqlite_url
 from infra.settings import Settings, default_home
 from infra.store.base import Store
 from infra.store.instrumented import Observer
@@ -49,7 +50,7 @@ def restore_embedded(farm: Farm) -> None:
 
 
 def _embedded_url() -> str:
-    return f"sqlite:///{default_home() / 'farm.db'}"
+    return sqlite_url(default_home() / "farm.db")
 
 
 @contextmanager

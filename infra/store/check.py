@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import ssl
 import urllib.error
 import urllib.request
 import uuid
@@ -39,7 +41,8 @@ def check_store(store: Store) -> list[Finding]:
     Raises the store's error when it cannot be used at all.
     """
     check_reach(store)
-    place = store.within(_FOLDER).within(uuid.uuid4().hex)
+    folder = f"{_FOLDER}/{uuid.uuid4().hex}"
+    place = store.within(folder)
     findings = [
         _required("writes", lambda: place.put("file", b"0123456789", "text/plain")),
         _required("reads", lambda: _expect(place.get("file"), b"0123456789")),
@@ -54,6 +57,8 @@ def check_store(store: Store) -> list[Finding]:
     with suppress(StoreError):
         for entry in list(place.entries()):
             place.delete(entry.key)
+        # The folders of a local store go with the last key in them.
+        store.delete(f"{folder}/nothing")
     return findings
 
 
@@ -90,12 +95,26 @@ def _make(store: S3Store) -> bool:
     if region and region not in ("us-east-1", "aws-global"):
         where = {"CreateBucketConfiguration": {"LocationConstraint": region}}
     with translated(f"s3://{store.bucket}"):
+        # Asked first: some stores answer that they have created a bucket that was there.
+        if _exists(store):
+            return False
         try:
             store.client.create_bucket(Bucket=store.bucket, **where)
         except ClientError as exc:
             if exc.response["Error"]["Code"] != "BucketAlreadyOwnedByYou":
                 raise
             return False
+    return True
+
+
+def _exists(store: S3Store) -> bool:
+    """Whether the bucket is there and ours; what cannot be told is left to its creation."""
+    try:
+        store.client.head_bucket(Bucket=store.bucket)
+    except ClientError as exc:
+        if exc.response["ResponseMetadata"]["HTTPStatusCode"] in (301, 400, 403, 404):
+            return False
+        raise
     return True
 
 
@@ -161,11 +180,17 @@ def _presigned(place: Store) -> Finding:
         place.put("signed", b"signed", "text/plain")
         url = place.presign("signed", _PRESIGN_S)
         assert url is not None, "S3 can sign URLs"
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S, context=_trust(place)) as answer:
             _expect(answer.read(), b"signed")
     except (StoreError, OSError, urllib.error.URLError) as exc:
         return Finding(name="presigned URLs", works=False, needed=False, detail=str(exc))
     return Finding(name="presigned URLs", works=True, needed=False, detail="")
+
+
+def _trust(place: Store) -> ssl.SSLContext:
+    """The certificates that the store's own client trusts."""
+    bundle = place.options.ca_bundle if isinstance(place, S3Store) else None
+    return ssl.create_default_context(cafile=bundle or os.environ.get("AWS_CA_BUNDLE") or None)
 
 
 def _cors(store: S3Store) -> Finding:

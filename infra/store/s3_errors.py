@@ -143,6 +143,14 @@ _CODES: dict[str, tuple[Kind, str]] = {
     "OperationAborted": (StoreRetryable, "another change to the same resource is in progress; try again"),
     "BadDigest": (StoreRetryable, "the data was corrupted in transit; try again"),
     "XAmzContentSHA256Mismatch": (StoreRetryable, "the data was corrupted in transit; try again"),
+    "BucketAlreadyExists": (
+        StoreUnusable,
+        "the bucket belongs to somebody else; choose another name, or use its owner's credentials",
+    ),
+    "MissingContentLength": (
+        StoreUnusable,
+        "the store cannot read checksums that follow the data; set CHORALE_S3_CHECKSUMS=when_required",
+    ),
     "NotImplemented": (StorePermanent, "the store does not implement this operation"),
     "QuotaExceeded": (StorePermanent, "the quota is exceeded; free some space and render again"),
 }
@@ -186,6 +194,8 @@ def _kind_of_answer(exc: ClientError) -> tuple[Kind, str]:
         return _CODES[code]
     status = int(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     text = f"the store answers {code or status}: {error.get('Message') or 'without a reason'}"
+    if status == 411:
+        return _CODES["MissingContentLength"]
     if status == 404:
         return StoreMissing, "is not in the store"
     if status in (401, 403):

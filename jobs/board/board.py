@@ -13,6 +13,7 @@ from sqlalchemy import select
 from infra.errors import StoreError
 from infra.store.base import Store
 from jobs.board.access import Access
+from jobs.board.login_limit import LoginLimit
 from jobs.board.uploads import Uploads
 from jobs.db.board_queries import is_known_model, queue_rates
 from jobs.db.folders import image_folder
@@ -43,6 +44,7 @@ class Board:
 
     farm: Farm
     access: Access
+    logins: LoginLimit = field(default_factory=LoginLimit)
     ending: threading.Event = field(default_factory=threading.Event)
     """Set when the board stops; event streams end then."""
     uploads: Uploads = field(default_factory=Uploads)

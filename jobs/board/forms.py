@@ -16,7 +16,7 @@ from jobs.board import pages
 from jobs.board.api import WHO
 from jobs.board.batch_upload import keep_upload, take_batch
 from jobs.board.board import Board
-from jobs.board.middleware import cookie_line
+from jobs.board.middleware import address_of, cookie_line
 from jobs.board.spec_form import entered_values, kept_values
 from jobs.board.templating import page
 from jobs.board.uploads import Upload
@@ -184,6 +184,7 @@ async def log_in(request: Request) -> Response:
         token, wanted = str(form.get("token", "")), str(form.get("next", "/"))
     role = board.access.role_of(token.strip())
     if role is None:
+        board.logins.count_wrong(address_of(request.scope))
         return page(request, "login.html", {"next": wanted, "error": "Invalid token"}, 403)
     answer = RedirectResponse(wanted if _is_ours(wanted) else "/", 303)
     session = board.access.new_session(role)

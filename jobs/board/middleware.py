@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
+from math import ceil
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,6 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.board.access import COOKIE, SESSION_S, Access, Role, Session, is_loopback
+from jobs.board.login_limit import LoginLimit
 
 LARGEST_BODY = 1 << 20
 LARGEST_UPLOAD = 16 << 20
@@ -51,13 +53,23 @@ class SecurityMiddleware:
 
     app: ASGIApp
     access: Access
+    logins: LoginLimit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        wait_s = self.logins.wait_s(address_of(scope)) if _brings_token(scope, headers) else 0.0
+        if wait_s > 0:
+            text = f"too many wrong tokens from this address; try again in {ceil(wait_s)} s"
+            refused = _refuse(scope, 429, text)
+            refused.headers["retry-after"] = str(ceil(wait_s))
+            await refused(scope, receive, _with_headers(send, None))
+            return
         session, role = self._authenticate(headers)
+        if role is None and _is_bearer(headers) and not self.access.open:
+            self.logins.count_wrong(address_of(scope))
         fresh = session is None and self.access.open
         if fresh:
             session = self.access.new_session("operator")
@@ -71,9 +83,8 @@ class SecurityMiddleware:
         await self.app(scope, _limited(receive, _limit(scope["path"])), respond)
 
     def _authenticate(self, headers: Headers) -> tuple[Session | None, Role | None]:
-        kind, _, token = headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and not self.access.open:
-            return None, self.access.role_of(token.strip())
+        if _is_bearer(headers) and not self.access.open:
+            return None, self.access.role_of(headers["authorization"].partition(" ")[2].strip())
         session = self.access.session_of(_cookie_of(headers))
         return session, None if session is None else session.role
 
@@ -98,6 +109,20 @@ class SecurityMiddleware:
 
     def _cookie(self, session: Session, scope: Scope) -> str:
         return cookie_line(session.cookie, scope["scheme"] == "https")
+
+
+def address_of(scope: Scope) -> str:
+    """The client's address; empty for one without, of a unix socket."""
+    client = scope.get("client")
+    return "" if client is None else str(client[0])
+
+
+def _is_bearer(headers: Headers) -> bool:
+    return headers.get("authorization", "").partition(" ")[0].lower() == "bearer"
+
+
+def _brings_token(scope: Scope, headers: Headers) -> bool:
+    return _is_bearer(headers) or (scope["method"] == "POST" and scope["path"] == "/login")
 
 
 def cookie_line(value: str, secure: bool, age_s: int = SESSION_S) -> str:

@@ -16,7 +16,6 @@ from jobs.errors import BAD_INPUT, CANCELLED, KNOWN, exit_code
 from jobs.formatting import printable
 from render.errors import BadInput
 
-
 _PATH_ERRORS = {
     getattr(errno, name)
     for name in ("EACCES", "EEXIST", "EISDIR", "ELOOP", "ENAMETOOLONG", "ENOENT", "ENOTDIR", "EPERM", "EROFS")

@@ -82,7 +82,7 @@ def _rules(
 
 
 def _whole(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < int(text[:9]) and len(text) < 9):
+    if not (text.isascii() and text.isdigit() and int(text[:9]) > 0 and len(text) < 9):
         raise BadInput(name, text, "is not a positive whole number; use one, or none")
     return int(text)
 

@@ -1,4 +1,4 @@
-"""A campaign: many inputs made from a seed, each given to the program, which may take or refuse it and no more.
+"""A campaign: many inputs made from a seed, each given to the program, which may take or refuse it.
 
 Input number n of a campaign depends on the campaign's name and on n alone, so the short form that `make test`
 runs is the beginning of the long form, and a failure is repeated by its number.

@@ -1,4 +1,4 @@
-"""Command lines of every command with values that nobody expects: a documented exit code, and never a traceback."""
+"""Command lines of all commands with odd values: a documented exit code, and never a traceback."""
 
 from __future__ import annotations
 
@@ -19,10 +19,23 @@ from tests.fuzz.campaign import Result, run
 CODES = {0, 2, 3, 4, 5, 6}
 _RUNS_ON = {"up", "agent", "serve", "doctor", "simulate", "wait", "watch"}
 """Commands that go on until they are stopped, or measure: only with an argument that ends them."""
-_PATHS = (".", "nowhere", "folder", "spec.yaml", "rows.csv", "a/b", "/dev/null", "/proc/self/mem", "image", "image.png")
+_PATHS = (
+    ".",
+    "nowhere",
+    "folder",
+    "spec.yaml",
+    "rows.csv",
+    "a/b",
+    "/dev/null",
+    "/proc/self/mem",
+    "image",
+    "image.png",
+)
 
 
-def _commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+def _commands(
+    group: click.Group, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from _commands(command, (*path, name))
@@ -61,7 +74,9 @@ def _word(random: Random, param: click.Parameter) -> str:
     if roll < 0.45:
         return random.choice(_PATHS)
     if roll < 0.6:
-        return random.choice(("0", "1", "16", "256x256", "auto", "none", "builtin", "a red vase", "12h", "owner=1"))
+        return random.choice(
+            ("0", "1", "16", "256x256", "auto", "none", "builtin", "a red vase", "12h", "owner=1")
+        )
     if roll < 0.7:
         try:
             return str(random.choice(values.NUMBERS))

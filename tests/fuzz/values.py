@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Values that no program expects: numbers without end, texts that are none, structures too deep."""
 
 from __future__ import annotations

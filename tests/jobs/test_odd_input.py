@@ -1,4 +1,4 @@
-"""Values that once ended in a traceback: each is one sentence and exit code 2, and nothing is queued or written."""
+"""Values that once ended in a traceback: one sentence and exit code 2, and nothing queued or written."""
 
 from __future__ import annotations
 
