@@ -55,7 +55,11 @@ def load_yaml(text: str) -> Any:
     nine lines of lists of lists can stand for more than any memory holds. Raises `RecursionError` where it is
     nested too deeply.
     """
-    loader = yaml.SafeLoader(text)
+    try:
+        # It reads the text at once, and refuses control characters.
+        loader = yaml.SafeLoader(text)
+    except yaml.YAMLError as exc:
+        raise ValueError(str(exc)) from exc
     try:
         node = loader.get_single_node()
         if node is None:

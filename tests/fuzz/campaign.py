@@ -49,12 +49,9 @@ class Result:
 def run(name: str, cases: int, make: Callable[[Random], Case], judge: Callable[[Case], str]) -> Result:
     """Make `cases` inputs and judge each: `judge` returns the outcome in a word and raises for a failure."""
     result = Result(name=name)
-    trace = os.environ.get("FZ_TRACE")
     for number in range(int(os.environ.get(CASES, cases))):
         random = Random(f"{name}/{number}")
         case: Any = "(not made)"
-        if trace:
-            print(number, flush=True)
         started = time.monotonic()
         try:
             case = make(random)

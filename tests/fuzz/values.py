@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -118,6 +119,8 @@ def key(random: Random) -> Any:
     return random.choice((None, 1, 2.5, True, (), (1, 2), b"x", frozenset(), dt.date(2026, 1, 1)))
 
 
+FOLDER = Path("/nowhere")
+"""A folder that nothing is written to."""
 FIELDS = tuple(field.name for field in Spec.inputs())
 _GOOD: dict[str, tuple[Any, ...]] = {
     "prompt": ("a red vase", "x", "a vase, a table, " * 40),

@@ -17,6 +17,7 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9
         ("prompt: &a [*a]", "a value holds itself"),
         ("prompt: x\nseed: 2026-13-45", "month must be in 1..12"),
         ("prompt: x\nseed: " + "9" * 5000, "is not valid yaml"),
+        ("prompt: \x04", "special characters are not allowed"),
         ("? [a, b]\n: x", "is not valid yaml"),
         ("prompt: !!timestamp x", "is not valid yaml"),
         ("prompt: !!int x", "is not valid yaml"),
