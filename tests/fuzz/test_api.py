@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 from sqlalchemy import func, select
@@ -23,9 +23,31 @@ from jobs.farm import open_farm
 from tests.fuzz import values
 from tests.fuzz.campaign import Result, run
 
-_NAMES = ("queue", "owner", "priority", "ranks", "not_before", "deadline", "verb", "draining", "paused", "group_limit",
-          "time_window", "batch", "file", "template", "defaults", "ignore", "shares", "images", "limit", "after", "search",
-          "state", "attempt", "n", "seeds", "grid", "dry_run")  # fmt: skip
+_NAMES = (
+    "queue", "owner", "priority", "ranks", "not_before", "deadline", "verb", "draining", "paused",
+    "group_limit", "time_window", "batch", "file", "template", "defaults", "ignore", "shares", "images",
+    "limit", "after", "search", "state", "attempt", "n", "seeds", "grid", "dry_run",
+)  # fmt: skip
+_HEADERS = tuple(
+    name.encode()
+    for name in [
+        "origin",
+        "content-length",
+        "cookie",
+        "authorization",
+        "accept",
+        "content-type",
+        "sec-fetch-site",
+        "host",
+    ]
+)
+_VALUES = (
+    b"http://[", b"9" * 5000, b"\xff\xfe", b"Bearer x", b"text/html", b"multipart/form-data; boundary=",
+    b"application/x-www-form-urlencoded", b"chorale_session=x;;=",
+)  # fmt: skip
+_DAMAGED = (
+    b"", b"{", b"[" * 100_000, b"\xff", b'{"prompt": ' + b"9" * 5000 + b"}", b"null", b'"x"',
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,44 +76,16 @@ class Api:
             path = values.text(random)
         while "{" in path and "}" in path:
             before, _, rest = path.partition("{")
-            name, _, after = rest.partition("}")
+            _, _, after = rest.partition("}")
             given = random.choice(("cancel", "retry", "default", "0" * 16, "a", values.text(random)))
             path = f"{before}{quote(given[:300], errors='replace', safe='')}{after}"
         query = "&".join(
-            f"{quote(str(_name(random))[:50], errors='replace')}={quote(_text(random)[:300], errors='replace')}"
+            f"{_quoted(str(_name(random)))}={_quoted(_text(random))}"
             for _ in range(random.choice((0, 0, 1, 2)))
         )
         headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
         if random.random() < 0.1:
-            name = random.choice(
-                (
-                    b"origin",
-                    b"content-length",
-                    b"cookie",
-                    b"authorization",
-                    b"accept",
-                    b"content-type",
-                    b"sec-fetch-site",
-                    b"host",
-                )
-            )
-            headers.append(
-                (
-                    name,
-                    random.choice(
-                        (
-                            b"http://[",
-                            b"9" * 5000,
-                            b"\xff\xfe",
-                            b"Bearer x",
-                            b"text/html",
-                            b"multipart/form-data; boundary=",
-                            b"application/x-www-form-urlencoded",
-                            b"chorale_session=x;;=",
-                        )
-                    ),
-                )
-            )
+            headers.append((random.choice(_HEADERS), random.choice(_VALUES)))
         return Call(method, path, query, tuple(headers), _body(random))
 
     def judge(self, call: Call) -> str:
@@ -135,15 +129,26 @@ class Api:
                 if not message.get("more_body"):
                     sent.set()
 
-        from urllib.parse import unquote
-
         scope = {
-            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": call.method, "scheme": "http",
-            "path": unquote(call.path), "raw_path": call.path.encode(errors="replace"), "root_path": "",
-            "query_string": call.query.encode(), "headers": list(call.headers), "client": ("127.0.0.1", 5), "server": ("127.0.0.1", 80),
-        }  # fmt: skip
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": call.method,
+            "scheme": "http",
+            "path": unquote(call.path),
+            "raw_path": call.path.encode(errors="replace"),
+            "root_path": "",
+            "query_string": call.query.encode(),
+            "headers": list(call.headers),
+            "client": ("127.0.0.1", 5),
+            "server": ("127.0.0.1", 80),
+        }
         await self.app(scope, receive, send)
         return status, b"".join(parts)
+
+
+def _quoted(text: str) -> str:
+    return quote(text[:300], errors="replace")
 
 
 def _name(random: Random) -> Any:
@@ -160,9 +165,7 @@ def _text(random: Random) -> str:
 def _body(random: Random) -> bytes:
     roll = random.random()
     if roll < 0.1:
-        return random.choice(
-            (b"", b"{", b"[" * 100_000, b"\xff", b'{"prompt": ' + b"9" * 5000 + b"}", b"null", b'"x"')
-        )
+        return random.choice(_DAMAGED)
     found = values.as_json(values.spec_values(random))
     if isinstance(found, dict):
         for _ in range(random.choice((0, 0, 1, 2))):
