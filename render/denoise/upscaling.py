@@ -99,7 +99,7 @@ def pixels_of_previous_stage(
     enlarged = partial(_enlarged_pixels, decoded, layout=layout, device=device)
     kept, canvas, pixel = below.kept, plan.enlarging.canvas, adapter.info.scale_factor
     if kept is not None:
-        if plan.stage.paints:
+        if plan.stage.paints and kept.stands_free:
             return partial(_repainted_pixels, enlarged, kept, canvas, pixel)
         return lambda area: put_over(enlarged(area).clamp_(0.0, 1.0), kept, canvas, pixel, area)
     if source is None:

@@ -57,7 +57,8 @@ class KeptPixels(GuidanceHook):
         if source is None or context.reference is None:
             return None
         canvas, pixel = topology_of(context.stage.grid), context.adapter.info.scale_factor
-        weights = latent_weights(source, canvas, pixel, context.area, shrunk=context.stage.index == 0)
+        shrunk = context.stage.index == 0 and source.stands_free
+        weights = latent_weights(source, canvas, pixel, context.area, shrunk=shrunk)
         return cls(context, context.reference.latents, weights.to(context.device))
 
     def adjust_latents(self, step: Step, x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ ALPHA = "alpha"
 """The mask is the init image's own transparency."""
 _EDGE_BLUR = 1.5
 """Standard deviation in pixels of the blur that finds the ground beside an edge."""
-_EDGE_SHARE, _NARROWEST_EDGE = 32, 16
+_EDGE_SHARE, _NARROWEST_EDGE = 16, 16
 """Where a photograph ends inside the canvas, it fades over a share of its shorter side, or pixels."""
 
 
@@ -49,6 +49,11 @@ class SourceImage:
     def keeps(self) -> bool:
         """Whether any pixel comes back untouched."""
         return self.mask is not None or self.fit == OUTPAINT
+
+    @property
+    def stands_free(self) -> bool:
+        """Whether a product is kept and its ground is not; else the ground goes on around a photograph."""
+        return self.mask is not None
 
     @property
     def own_scale(self) -> bool:
