@@ -26,8 +26,7 @@ exchanges bits or integer sums, never floating-point sums, and latents that seve
 values on each of them.
 
 To add a hook, write a class in a file of its own and put it into `HOOKS` at the place where its arithmetic
-belongs. Pixels that a user wants to keep fit in as a hook: `adjust_latents` or `adjust_denoised` replaces the
-masked latents, and `decoder_planes` carries the mask to the decoder.
+belongs. `render.guidance.kept_pixels` is one that replaces latents, in `adjust_latents` and `adjust_denoised`.
 """
 
 from __future__ import annotations
