@@ -26,7 +26,7 @@ exchanges bits or integer sums, never floating-point sums, and latents that seve
 values on each of them.
 
 To add a hook, write a class in a file of its own and put it into `HOOKS` at the place where its arithmetic
-belongs. `render.guidance.kept_pixels` is one that replaces latents, in `adjust_latents` and `adjust_denoised`.
+belongs. `render.guidance.kept_pixels` is one that replaces latents, before a step and in the estimate of x0.
 """
 
 from __future__ import annotations
