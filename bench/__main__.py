@@ -7,7 +7,20 @@ from __future__ import annotations
 
 import click
 
-from bench import board, coherence, farm, image, intake, metrics, panorama, seams, simulated, starts, store
+from bench import (
+    autoencoders,
+    board,
+    coherence,
+    farm,
+    image,
+    intake,
+    metrics,
+    panorama,
+    seams,
+    simulated,
+    starts,
+    store,
+)
 from bench.table import as_markdown, write_section
 
 SECTIONS = {
@@ -18,6 +31,7 @@ SECTIONS = {
     "coherence": ("Global context", coherence.rows),
     "repainting": ("Global context, at a strength of 0.8", coherence.repainting_rows),
     "memory": ("Memory", image.memory_rows),
+    "autoencoders": ("Autoencoders", autoencoders.lines),
     "farm": ("Farm", farm.rows),
     "starts": ("Starts", starts.rows),
     "intake": ("Intake", intake.rows),

@@ -2,7 +2,8 @@
 
 Cases: `image` renders a spec into a folder and reports seconds, model seconds and peak memory;
 `stage` denoises one stage of a bare canvas with an SD-shaped model, as the panorama comparison wants it;
-`decode` is diffusers' own decoding of a canvas, and reports its peak memory.
+`decode` is diffusers' own decoding of a canvas, and reports its peak memory;
+`autoencoder` is passes of layered autoencoders.
 """
 
 from __future__ import annotations
@@ -98,6 +99,14 @@ def decode(case: dict[str, Any], group: Group, device: torch.device) -> dict[str
     return {"above_model": _memory("VmHWM") - loaded}
 
 
+def autoencoder(case: dict[str, Any], group: Group, device: torch.device) -> dict[str, Any]:
+    """Decode and encode with tiny layered autoencoders; see `bench.autoencoder_case`."""
+    from bench.autoencoder_case import run
+
+    done = [run(each, group, device, _start_peak, lambda: _memory("VmHWM")) for each in case["cases"]]
+    return {"results": done}
+
+
 def _start_peak() -> int:
     """Resident bytes now, from which on the peak is taken."""
     Path("/proc/self/clear_refs").write_text("5")
@@ -115,7 +124,8 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device("cpu")
     group: Group = join(device) if "RANK" in os.environ else SingleRankGroup()
-    result = {"image": image, "stage": stage, "decode": decode}[case["kind"]](case, group, device)
+    kinds = {"image": image, "stage": stage, "decode": decode, "autoencoder": autoencoder}
+    result = kinds[case["kind"]](case, group, device)
     if group.rank == 0:
         print(json.dumps(result), flush=True)
     leave()

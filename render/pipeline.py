@@ -181,7 +181,7 @@ class ParallelizedDiffusionPipeline:
         spec = Spec.from_mapping(
             {"model": self.model, "tile_size": self.tile_size} | values | {"prompt": prompt}
         )
-        paths = find_model_paths(spec.model, spec.refiner)
+        paths = find_model_paths(spec.model, spec.refiner, spec.vae)
         info = model_info(paths)
         check_loras(paths, spec.lora)
         plan = make_plan(spec, info, 1)

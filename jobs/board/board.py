@@ -117,21 +117,21 @@ class Board:
             check_single(values, intake or IntakeOptions(), prepared, self.check_models)
             return insert_batch(self.farm.database, prepared, str(values.get("prompt"))[:80])
 
-    def check_models(self, model: str, refiner: str | None) -> None:
-        """Raise `BadInput` for a model that no job of this farm has used, and for any refiner.
+    def check_models(self, model: str, refiner: str | None, vae: str | None) -> None:
+        """Raise `BadInput` for a model that no job of this farm has used, for any refiner and autoencoder.
 
         A web page must not make the server read other files or download models.
         """
-        if refiner is not None:
-            raise BadInput(
-                "refiner", refiner[:120], "cannot be set on the board; submit this image with chorale submit"
-            )
+        for given, name in (("refiner", refiner), ("vae", vae)):
+            if name is not None:
+                fix = "cannot be set on the board; submit this image with chorale submit"
+                raise BadInput(given, name[:120], fix)
         if model != BUILTIN:
             with self.farm.database.read() as connection:
                 if not is_known_model(connection, model):
                     fix = "is new to this farm; submit its first image with chorale submit"
                     raise BadInput("model", model[:120], fix)
-        check_model_folders(model, refiner)
+        check_model_folders(model, refiner, vae)
 
     def _queues(self) -> list[dict[str, Any]]:
         with self.farm.database.read() as connection:

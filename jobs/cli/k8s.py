@@ -72,7 +72,7 @@ def _one_image(spec: Spec, options: dict[str, Any]) -> OneImage:
         raise BadInput("init", spec.init.path, "is a file that pods do not have; submit this image to a farm")
     if options["refiner"] and spec.refiner is None:
         raise BadInput("refiner", options["refiner"], "is not in the spec; add it there too")
-    info = model_info(find_model_paths(spec.model, spec.refiner))
+    info = model_info(find_model_paths(spec.model, spec.refiner, spec.vae))
     digest = spec.digest(info.digest)
     useful = make_plan(spec, info, 1).useful_ranks
     device, per_pod = _per_pod(options["gpus_per_pod"], options["cpus_per_pod"])

@@ -67,7 +67,7 @@ def take_spec(options: dict[str, Any]) -> tuple[Spec, ModelPaths, ModelInfo]:
     if prompt and batch_file(prompt) is not None:
         raise BadInput("prompt", prompt, "is a batch file; give it to chorale submit")
     spec = Spec.from_mapping(given_values(options))
-    folders = find_model_paths(spec.model, spec.refiner)
+    folders = find_model_paths(spec.model, spec.refiner, spec.vae)
     check_loras(folders, spec.lora)
     return spec, folders, model_info(folders)
 

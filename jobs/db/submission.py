@@ -28,6 +28,7 @@ from jobs.formatting import printable
 from render.errors import BadInput
 from render.model_info import ModelInfo
 from render.models.model_paths import absolute_name, check_loras, find_model_paths, model_info
+from render.models.vae_folder import resolve_vae
 from render.plan.plan import make_plan
 from render.spec import Spec
 
@@ -278,9 +279,9 @@ def _job_row(item: BatchItem, options: JobOptions) -> dict[str, Any]:
     if len(spec.model) > longest(rates.c.model):
         fix = f"has more than {longest(rates.c.model)} characters; use a shorter path"
         raise BadInput("model", spec.model[:60], fix)
-    info, weights = _models(spec.model, spec.refiner)
+    info, weights = _models(spec.model, spec.refiner, spec.vae)
     if spec.lora:
-        check_loras(find_model_paths(spec.model, spec.refiner), spec.lora)
+        check_loras(find_model_paths(spec.model, spec.refiner, spec.vae), spec.lora)
         weights += sum(lora.bytes for lora in spec.lora)
     same = geometry(spec)
     least, most = (options.ranks, options.ranks) if options.ranks else (1, useful_ranks(same, info))
@@ -309,15 +310,18 @@ def _resolved(spec: Spec) -> Spec:
     """The spec with the full paths of its models: agents run in other folders than whoever submits."""
     names = {"model": spec.model, "refiner": spec.refiner}
     found = {field: absolute_name(name) for field, name in names.items() if name is not None}
+    if spec.vae is not None:
+        names["vae"], found["vae"] = spec.vae, str(resolve_vae(spec.vae).absolute())
     changed = {field: name for field, name in found.items() if name != names[field]}
     return spec.with_changes(**changed) if changed else spec
 
 
 @lru_cache(maxsize=32)
-def _models(model: str, refiner: str | None) -> tuple[ModelInfo, int]:
+def _models(model: str, refiner: str | None, vae: str | None) -> tuple[ModelInfo, int]:
     """The info of a model with its refiner, and the bytes of their weights."""
-    paths = find_model_paths(model, refiner)
-    weights = [path for folder in (paths.model, paths.refiner) if folder for path in _weights(folder)]
+    paths = find_model_paths(model, refiner, vae)
+    folders = paths.model, paths.refiner, paths.vae
+    weights = [path for folder in folders if folder for path in _weights(folder)]
     return model_info(paths), sum(path.stat().st_size for path in weights)
 
 

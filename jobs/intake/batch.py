@@ -16,7 +16,7 @@ from render.errors import BadInput
 from render.models.model_paths import find_model_paths, model_info
 
 _PREVIEWED = 3
-ModelCheck = Callable[[str, str | None], None]
+ModelCheck = Callable[[str, str | None, str | None], None]
 """Raises `BadInput` for a model, or its refiner, that cannot be used."""
 
 
@@ -75,9 +75,9 @@ def check_single(
     return checked
 
 
-def check_model_folders(model: str, refiner: str | None) -> None:
-    """Raise `BadInput` for a model or a refiner that is not on this machine, or cannot be used."""
-    model_info(find_model_paths(model, refiner))
+def check_model_folders(model: str, refiner: str | None, vae: str | None) -> None:
+    """Raise `BadInput` for a model, refiner or autoencoder that is not on this machine, or cannot be used."""
+    model_info(find_model_paths(model, refiner, vae))
 
 
 def _limited(reader: BatchReader, most: int | None) -> Iterator[Row | BadRow]:
@@ -102,7 +102,7 @@ def _add(
 
 
 def _add_image(row: Row, prepared: Preparation, check: ModelCheck, checked: CheckedBatch) -> None:
-    check(row.spec.model, row.spec.refiner)
+    check(row.spec.model, row.spec.refiner, row.spec.vae)
     prepared.add(BatchItem(row=prepared.count + 1, custom_id=row.custom_id, spec=row.spec))
     checked.images += 1
     if len(checked.preview) < _PREVIEWED:
@@ -130,13 +130,13 @@ def _finish(
 
 def _remembered(check: ModelCheck) -> ModelCheck:
     """Checks each model once, not once per row: it reads the model's folder."""
-    problems: dict[tuple[str, str | None], BadInput | None] = {}
+    problems: dict[tuple[str, str | None, str | None], BadInput | None] = {}
 
-    def checked(model: str, refiner: str | None) -> None:
-        key = model, refiner
+    def checked(model: str, refiner: str | None, vae: str | None) -> None:
+        key = model, refiner, vae
         if key not in problems:
             try:
-                check(model, refiner)
+                check(model, refiner, vae)
                 problems[key] = None
             except BadInput as exc:
                 problems[key] = exc

@@ -188,10 +188,10 @@ class AttemptRunner:
     def _render(self, rendezvous: Rendezvous | None) -> RankGroup | None:
         part = self.claimed
         spec = Spec.from_mapping(part.spec)
-        folders = find_model_paths(spec.model, spec.refiner)
+        folders = find_model_paths(spec.model, spec.refiner, spec.vae)
         info = model_info(folders)
         if spec.digest(info.digest) != part.digest:
-            names = spec.model if spec.refiner is None else f"{spec.model} or {spec.refiner}"
+            names = " or ".join(name for name in (spec.model, spec.refiner, spec.vae) if name is not None)
             raise WrongModel(f"model {names} is not the one that was submitted")
         patience_s = self.farm.settings.store_patience_s
         images = open_images(self.farm.settings, patience_s=patience_s)

@@ -53,6 +53,10 @@ def load_models(
     Raises `ModelNotUsable` for a folder that cannot be used.
     """
     model = load_adapter(paths.model, device, dtype, info)
+    if paths.vae is not None:
+        from render.models.loading import replace_autoencoder
+
+        replace_autoencoder(model, paths.vae, device, dtype)
     if paths.refiner is None:
         return model, None
     try:

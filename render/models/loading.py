@@ -14,10 +14,14 @@ import transformers
 from safetensors import SafetensorError
 
 from render.errors import ModelNotUsable
+from render.models.autoencoders import open_autoencoder
 from render.models.folder import absent_parts, networks_of
+from render.models.vae_folder import read_vae_info
 from render.models.weights import loadable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
+"""What libraries raise for a folder that does not load."""
 _HAS_ACCELERATE = importlib.util.find_spec("accelerate") is not None
 """With accelerate, diffusers loads weights in place (`low_cpu_mem_usage`); without it, that option
 has to be off or diffusers warns."""
@@ -44,10 +48,27 @@ def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str,
             pipeline_class = getattr(diffusers, class_name)
             unused |= dict.fromkeys(absent_parts(path))
             pipeline = pipeline_class.from_pretrained(str(path), local_files_only=True, **networks, **unused)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as exc:
+    except _ERRORS as exc:
         reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
         raise ModelNotUsable("model", str(path), f"does not load ({reason}); download it again") from exc
     return pipeline.to(device)
+
+
+def replace_autoencoder(adapter: Any, path: Path, device: torch.device, dtype: str) -> None:
+    """Give a loaded model the autoencoder of another folder; raises `ModelNotUsable` if it does not load."""
+    kind = "diffusers", read_vae_info(path).class_name
+    try:
+        with quiet():
+            network = _load_network(path.parent, path.name, kind, dtype).to(device)
+    except ModelNotUsable as exc:
+        raise ModelNotUsable("vae", str(path), exc.fix) from exc
+    except _ERRORS as exc:
+        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        raise ModelNotUsable("vae", str(path), f"does not load ({reason}); download it again") from exc
+    if dtype == "float16" and network.config.get("force_upcast"):
+        network.to(torch.float32)
+    adapter.pipeline.register_modules(vae=network)
+    adapter.autoencoder = open_autoencoder(network, device)
 
 
 @contextmanager

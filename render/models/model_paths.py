@@ -22,6 +22,7 @@ from render.models.folder import (
     resolve_model,
     text_width,
 )
+from render.models.vae_folder import read_vae_info, resolve_vae, with_vae
 from render.spec.lora import Lora
 
 _TRAINING: dict[str, Any] = {
@@ -42,24 +43,35 @@ class ModelPaths:
 
     model: Path
     refiner: Path | None = None
+    vae: Path | None = None
+    """The folder of the autoencoder that replaces the model's own."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types, for another process."""
-        return {"model": str(self.model), "refiner": None if self.refiner is None else str(self.refiner)}
+        return {
+            "model": str(self.model),
+            "refiner": None if self.refiner is None else str(self.refiner),
+            "vae": None if self.vae is None else str(self.vae),
+        }
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> ModelPaths:
         """The reverse of `to_json`."""
-        refiner = document["refiner"]
-        return cls(model=Path(document["model"]), refiner=None if refiner is None else Path(refiner))
+        refiner, vae = document["refiner"], document.get("vae")
+        return cls(
+            model=Path(document["model"]),
+            refiner=None if refiner is None else Path(refiner),
+            vae=None if vae is None else Path(vae),
+        )
 
 
-def find_model_paths(model: str, refiner: str | None) -> ModelPaths:
+def find_model_paths(model: str, refiner: str | None, vae: str | None = None) -> ModelPaths:
     """The folders of the models that a spec names; raises `ModelNotUsable` when one is not available."""
+    own_vae = None if vae is None else resolve_vae(vae)
     if refiner is None:
-        return ModelPaths(model=resolve_model(model))
+        return ModelPaths(model=resolve_model(model), vae=own_vae)
     try:
-        return ModelPaths(model=resolve_model(model), refiner=resolve_model(refiner))
+        return ModelPaths(model=resolve_model(model), refiner=resolve_model(refiner), vae=own_vae)
     except ModelNotUsable as exc:
         raise _with_field(exc, model, refiner) from exc
 
@@ -81,6 +93,8 @@ def model_info(paths: ModelPaths) -> ModelInfo:
     model.
     """
     info = read_model_info(paths.model)
+    if paths.vae is not None:
+        info = with_vae(info, read_vae_info(paths.vae), str(paths.vae))
     if paths.refiner is None:
         return info
     refiner_details = refiner_info(paths.refiner)

@@ -118,6 +118,13 @@ def weights_digest(path: Path, parts: tuple[str, ...]) -> str:
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
 
 
+def part_digest(part: Path) -> str:
+    """The same of one folder by itself."""
+    files = [*_config_files(part), *weight_files(part)]
+    lines = sorted((file.name, file_sha256(file)) for file in files)
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+
+
 def _config_files(part: Path) -> list[Path]:
     if not part.is_dir():
         return []

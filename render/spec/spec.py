@@ -158,6 +158,13 @@ class Spec(Checked):
         ),
         Shown(label="LoRA", group=MODEL, default="none", local=True, late=True),
     ] = ()
+    vae: Annotated[
+        Filled | None,
+        Field(
+            description="A folder with an autoencoder in place of the model's own, e.g. TAESD or TAEF1.",
+        ),
+        Shown(label="Autoencoder", group=MODEL, default="the model's own", local=True, late=True),
+    ] = None
     refiner: Annotated[
         Filled | None,
         Field(description="A model that finishes what the model has begun: a folder, or a hub id."),
@@ -537,6 +544,8 @@ class Spec(Checked):
                 del document[name]["path"]
         for lora in document.get("lora", ()):
             del lora["path"]
+        # The model's digest stands for its autoencoder too (`render.models.vae_folder`).
+        document.pop("vae", None)
         return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     def digest(self, model_digest: str) -> str:
