@@ -70,11 +70,7 @@ def spec_text(random: Random) -> tuple[str, bytes]:
     except (ValueError, RecursionError, yaml.YAMLError):
         text = "prompt: a vase"
     if ending == "toml":
-        text = (
-            "\n".join(f"{name} = {json.dumps(str(value)[:50])}" for name, value in found.items())
-            if isinstance(found, dict)
-            else "x"
-        )
+        text = "\n".join(f"{name} = {json.dumps(values.text(random)[:50])}" for name in values.FIELDS[:4])
     for _ in range(random.choice((0, 0, 1, 3))):
         at = random.randrange(len(text) + 1)
         text = text[:at] + random.choice(_PIECES) + text[at + random.randrange(3) :]
