@@ -134,5 +134,8 @@ def expand_size(values: Mapping[str, Any]) -> dict[str, Any]:
     width, height = parse_size(size)
     for name, side in (("width", width), ("height", height)):
         if expanded.setdefault(name, side) != side:
-            raise BadInput("size", size, f"contradicts {name} {expanded[name]}; give one of them")
+            given = expanded[name]
+            # Anything may be given for it, of any length.
+            shown = f" {given}" if type(given) is int and abs(given) < 10**9 else ""
+            raise BadInput("size", size, f"contradicts {name}{shown}; give one of them")
     return expanded

@@ -42,6 +42,12 @@ def test_aliases_that_stand_for_little_are_taken() -> None:
     assert load_yaml("") is None
 
 
+@pytest.mark.parametrize("width", [10**5000, "\ud800", [1], 1.5])
+def test_a_size_beside_any_width_is_one_sentence(width: object) -> None:
+    with pytest.raises(BadInput, match=r"^size: '64x64' contradicts width; give one of them$"):
+        Spec.from_mapping({"prompt": "x", "size": "64x64", "width": width})
+
+
 def test_a_value_is_quoted_without_being_written_out() -> None:
     nested: list[object] = ["x"]
     for _ in range(40):
