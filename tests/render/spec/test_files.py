@@ -42,7 +42,7 @@ def test_aliases_that_stand_for_little_are_taken() -> None:
     assert load_yaml("") is None
 
 
-@pytest.mark.parametrize("width", [10**5000, "\ud800", [1], 1.5])
+@pytest.mark.parametrize("width", [10**5000, "\ud800", [1], 1.5], ids=["digits", "half", "list", "float"])
 def test_a_size_beside_any_width_is_one_sentence(width: object) -> None:
     with pytest.raises(BadInput, match=r"^size: '64x64' contradicts width; give one of them$"):
         Spec.from_mapping({"prompt": "x", "size": "64x64", "width": width})
