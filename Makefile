@@ -3,16 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all check docs bench bench-quality chaos k8s clean
+.PHONY: demo test test-all image-test check docs bench bench-quality chaos lock k8s clean
 
 demo: $(READY)  ## a small farm renders a picture with two ranks, verifies it; OPEN=1 shows it in a browser
 	@OPEN=$(OPEN) $(BIN)/python examples/demo.py
 
 test: $(READY)  ## the test suite, without the long tail
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not image" $(ARGS)
 
 test-all: $(READY)  ## every test
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+image-test: $(READY)  ## build the CPU image with buildah, and run it (as root; apt-get install buildah mmdebstrap)
+	@$(BIN)/python -m pytest -m image -s $(ARGS) tests/k8s
 
 check: $(READY)  ## style and types
 	@$(BIN)/ruff check .
@@ -24,6 +27,9 @@ chaos: $(READY)  ## three hosts, forty jobs, sixty faults; the table goes into b
 
 docs: $(READY)  ## write the documents that are generated from the code
 	@$(BIN)/python docs/generate.py
+
+lock: $(READY)  ## write the pinned, hashed requirements of the container image
+	@$(BIN)/python infra/docker/lock.py
 
 k8s: $(READY)  ## write the manifests that are made from something else
 	@$(BIN)/python -m k8s.generate

@@ -135,6 +135,12 @@ FARM_GAUGES = (
     ),
     _farm("chorale_slots", "Slots of nodes that are up, healthy and not draining.", "node"),
     _farm("chorale_slots_free", "Slots of those nodes that no group holds.", "node"),
+    _farm("chorale_queue_open", "1 if the queue may start jobs now: not paused, its window open.", "queue"),
+    _farm(
+        "chorale_queue_slots_needed",
+        "Slots that the queue's groups hold, and while it is open the least that its waiting jobs need.",
+        "queue",
+    ),
     _farm("chorale_queue_depth", "Queued jobs.", "queue"),
     _farm("chorale_queue_running", "Jobs in placing, rendering or publishing.", "queue"),
     _farm("chorale_queue_oldest_seconds", "Age of the oldest queued job, 0 without one.", "queue"),

@@ -18,7 +18,7 @@ from infra.errors import ServiceError
 from infra.metrics import NODE_CHECKS
 from infra.metrics_exporter import Value
 from jobs.db.nodes import list_nodes
-from jobs.db.queues import list_queues
+from jobs.db.queues import list_queues, queue_needs
 from jobs.db.state_machine import ENDED, HOLDING
 from jobs.db.tables import jobs
 from jobs.db.time_window import TimeWindow
@@ -80,6 +80,9 @@ def read_gauges(connection: Connection) -> Iterator[Value]:
     moment: float = connection.execute(select(now())).scalar_one()
     yield from _nodes(connection, moment)
     yield from _queues(connection, moment)
+    for name, (is_open, slots) in queue_needs(connection, moment).items():
+        yield _value("chorale_queue_open", is_open, queue=name)
+        yield _value("chorale_queue_slots_needed", slots, queue=name)
     for line in estimate(connection):
         if line["ends"] is not None and not line["unknown"]:
             yield _value("chorale_queue_left_seconds", max(0.0, line["ends"] - moment), queue=line["queue"])

@@ -20,6 +20,12 @@ from infra.store.open import check_reach, open_store
 from jobs.cli.help import examples
 from jobs.cli.terminal import print_json, print_table
 from jobs.formatting import plural, size
+from render.launch.shared_memory import (
+    MORE_SHARED_MEMORY,
+    SHARED_MEMORY,
+    SHARED_MEMORY_BYTES,
+    shared_memory_bytes,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +45,8 @@ class Finding:
 def doctor(context: click.Context, no_services: bool, as_json: bool) -> None:
     """Check this machine and the services of the farm. Exit code 3 when something needed is missing.
 
-    Checks Python, torch, devices, GPU metrics, transports, the built-in model and the current folder; and
-    the database, broker and store of the farm.
+    Checks Python, torch, devices, GPU metrics, transports, the built-in model, the current folder and shared
+    memory; and the database, broker and store of the farm.
     """
     settings = read_settings({})
     findings = [check() for check in CHECKS]
@@ -116,6 +122,20 @@ def _disk() -> Finding:
     return Finding(name="current folder", here=writable, detail=detail)
 
 
+def _shared_memory() -> Finding:
+    """Containers have 64 MiB by default, which NCCL fills: ranks then die of a bus error."""
+    total = shared_memory_bytes()
+    if total is None:
+        return Finding(name="shared memory", here=False, needed=False, detail=f"{SHARED_MEMORY} is missing")
+    detail = f"{size(total)} in {SHARED_MEMORY}"
+    if total >= SHARED_MEMORY_BYTES:
+        return Finding(name="shared memory", here=True, detail=detail)
+    from render.launch.gpus import visible_gpus
+
+    detail += f"; enough for CPU ranks, but GPUs need {size(SHARED_MEMORY_BYTES)}: {MORE_SHARED_MEMORY}"
+    return Finding(name="shared memory", here=not visible_gpus(), needed=False, detail=detail)
+
+
 def _service(name: str, check: Callable[[Settings], str], settings: Settings) -> Finding:
     try:
         return Finding(name=name, here=True, detail=check(settings))
@@ -161,6 +181,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     _transports,
     _model,
     _disk,
+    _shared_memory,
 )
 SERVICES: dict[str, Callable[[Settings], str]] = {"database": _database, "broker": _broker, "store": _store}
 """Each check returns where its service is, and raises when it cannot be reached."""

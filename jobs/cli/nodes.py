@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import click
 from pydantic import SecretStr
 
 from infra.broker import embedded_redis
-from infra.errors import BadSetting
+from infra.errors import BadSetting, DatabaseUnreachable
 from infra.metrics_exporter import DEFAULT_ADDRESS
 from infra.settings import Settings, default_home, read_settings
 from infra.store.open import check_reach
@@ -28,6 +29,8 @@ from jobs.node.agent import Agent
 from jobs.node.metrics_server import MetricsServer
 from render.errors import BadInput
 from render.launch.gpus import processors, smallest_memory_bytes, visible_gpus
+
+_POLL_S = 1.0
 
 _metrics_option = click.option(
     "--metrics-address",
@@ -128,15 +131,24 @@ def nodes(farm: Farm, as_json: bool) -> None:
     print_table("nodes", ("node", "state", "slots", "device", "problem"), rows)
 
 
-@click.command(epilog=examples("chorale drain n1"))
+@click.command(epilog=examples("chorale drain n1", "chorale drain n1 --wait 3600"))
 @click.argument("node", required=False)
+@click.option(
+    "--wait",
+    "wait_s",
+    metavar="SECONDS",
+    type=click.IntRange(0, 7 * 86_400),
+    default=0,
+    help="Return once the node runs no group any more, or after so long. [0]",
+)
 @farm_options
-def drain(farm: Farm, as_json: bool, node: str | None) -> None:
+def drain(farm: Farm, as_json: bool, node: str | None, wait_s: int) -> None:
     """Start no more jobs on a node. Running jobs go on. NODE defaults to CHORALE_NODE."""
     node = node or farm.settings.node
     if not node:
         raise click.UsageError("Name the node to drain; chorale nodes lists them")
     _drain(farm, as_json, node, True)
+    _wait_until_idle(farm, node, wait_s)
 
 
 @click.command(epilog=examples("chorale undrain n1"))
@@ -154,6 +166,16 @@ def _drain(farm: Farm, as_json: bool, node: str, draining: bool) -> None:
         print_json({"node": node, "draining": draining})
     else:
         print_line(f"Node {node} {'starts no more jobs' if draining else 'starts jobs again'}")
+
+
+def _wait_until_idle(farm: Farm, node: str, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        # A database that is away for a while must not end the wait, and with it the node's groups.
+        with contextlib.suppress(DatabaseUnreachable), farm.database.read() as connection:
+            if not any(each["used"] for each in list_nodes(connection) if each["name"] == node):
+                return
+        time.sleep(min(_POLL_S, max(0.0, end - time.monotonic())))
 
 
 def _agent(farm: Farm, slots: int | None, broker_url: str | None) -> Agent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
@@ -10,7 +11,7 @@ from infra.database import now
 from jobs.db.names import check_name
 from jobs.db.records import QueueRules
 from jobs.db.state_machine import ENDED, change_state
-from jobs.db.tables import batches, jobs, queues
+from jobs.db.tables import attempts, batches, jobs, members, queues
 from jobs.db.time_window import TimeWindow
 from render.errors import BadInput
 
@@ -97,6 +98,44 @@ def queue_rules(connection: Connection, moment: float | None = None) -> list[Que
         )
         for row in connection.execute(select(queues))
     ]
+
+
+def queue_needs(connection: Connection, moment: float) -> dict[str, tuple[bool, int]]:
+    """Queue -> whether it may start jobs at `moment`, and how many slots it needs then.
+
+    Those are the slots of its groups, and while it is open the least that all of its waiting jobs could start
+    with, as far as its limit of groups allows. Jobs that are retried later count too.
+    """
+    rules = {each.name: each for each in queue_rules(connection, moment)}
+    held, groups = _held(connection)
+    waiting = select(jobs.c.queue, jobs.c.least_ranks, func.count().label("jobs"))
+    waiting = waiting.where(jobs.c.state == "queued").group_by(jobs.c.queue, jobs.c.least_ranks)
+    needs = {name: held[name] for name in {*rules, *held}}
+    room = {name: each.limit - groups[name] for name, each in rules.items() if each.limit is not None}
+    # The largest first: with a limit this is the most that can be needed.
+    for row in connection.execute(waiting.order_by(jobs.c.least_ranks.desc())):
+        needs.setdefault(row.queue, 0)
+        if row.queue not in rules or rules[row.queue].open:
+            started = max(0, min(row.jobs, room.get(row.queue, row.jobs)))
+            needs[row.queue] += started * row.least_ranks
+            if row.queue in room:
+                room[row.queue] -= started
+    return {name: (name not in rules or rules[name].open, needs[name]) for name in sorted(needs)}
+
+
+def _held(connection: Connection) -> tuple[Counter[str], Counter[str]]:
+    """Slots, and groups, that run now, by queue."""
+    running = (
+        select(jobs.c.queue, attempts.c.id, members.c.slots)
+        .join(attempts, attempts.c.job == jobs.c.id)
+        .join(members, members.c.attempt == attempts.c.id)
+        .where(attempts.c.ended.is_(None))
+    )
+    held, groups = Counter[str](), dict[str, set[str]]()
+    for row in connection.execute(running):
+        held[row.queue] += len(row.slots)
+        groups.setdefault(row.queue, set()).add(row.id)
+    return held, Counter({name: len(each) for name, each in groups.items()})
 
 
 def stop_closed(connection: Connection, moment: float | None = None) -> int:

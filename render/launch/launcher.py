@@ -9,6 +9,7 @@ A process of its own rather than a hook between fork and exec, which is not safe
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -17,6 +18,7 @@ from render.launch.group_directory import rendezvous_path
 from render.launch.parent_death import PARENT, die_with_parent
 from render.launch.preloaded_rank import preload_ranks
 from render.launch.rendezvous_config import Rendezvous
+from render.launch.shared_memory import bus_error
 
 PEERS_LOST = 75
 """Exit code of a rank, and then of torchrun, that ends because ranks of other nodes are gone."""
@@ -44,6 +46,8 @@ def main() -> int:
         traceback.print_exc()
         # A rank that crashed takes the others of its node along; then it is this node that failed.
         codes = {failure.exitcode for failure in exc.failures.values()}
+        if -signal.SIGBUS in codes:
+            sys.stderr.write(f"{bus_error()}\n")
         return PEERS_LOST if codes == {PEERS_LOST} else 1
     except Misconfigured as exc:
         sys.stderr.write(f"{exc}\n")

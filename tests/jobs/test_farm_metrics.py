@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
 import pytest
 from sqlalchemy import select, update
@@ -77,6 +78,37 @@ def test_queues_nodes_and_slots_are_counted(database: Database) -> None:
     assert oldest is not None and HOUR <= oldest < HOUR + 600
     assert of(gauges, "jobs_ended", "night", "done") == 0
     assert of(gauges, "queue_left_seconds", "night") is None, "nobody knows how long they take"
+
+
+def test_needed_slots_follow_the_queues_own_windows(database: Database) -> None:
+    """What KEDA scales by: nothing while the window is closed, but for what still runs."""
+    at = moment(database)
+    opens, closes = (f"{datetime.fromtimestamp(at + hours * HOUR, UTC):%H:%M}" for hours in (2, 4))
+    with database.write() as connection:
+        register(connection, "a", address="127.0.0.1", slots=2, device="cpu", vram_bytes=None)
+    queue_up(database, 3, "night")
+    assert len(dispatch(database, "a")) == 2
+    queue_up(database, 4, "few")
+    queue_up(database, 5, "shut")
+
+    def needs() -> dict[str, tuple[float | None, float | None]]:
+        gauges = read(database)
+        names = ("night", "few", "shut")
+        return {
+            name: (of(gauges, "queue_open", name), of(gauges, "queue_slots_needed", name)) for name in names
+        }
+
+    assert needs() == {"night": (1, 3), "few": (1, 4), "shut": (1, 5)}
+    with database.write() as connection:
+        set_queue(connection, "night", {"time_window": f"{opens}-{closes} UTC"})
+        set_queue(connection, "few", {"group_limit": 2})
+        set_queue(connection, "shut", {"paused": True})
+    assert needs() == {"night": (0, 2), "few": (1, 2), "shut": (0, 0)}
+    there = ZoneInfo("America/New_York")
+    opened, closes = (f"{datetime.fromtimestamp(at + hours * HOUR, there):%H:%M}" for hours in (-1, 1))
+    with database.write() as connection:
+        set_queue(connection, "night", {"time_window": f"{opened}-{closes} {there.key}"})
+    assert needs()["night"] == (1, 3)
 
 
 def test_estimates_and_deadlines_follow_the_measured_rates(database: Database) -> None:

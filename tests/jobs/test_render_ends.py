@@ -63,6 +63,16 @@ def test_sigterm_keeps_a_checkpoint_after_the_step(mark: str, tmp_path: Path) ->
     check_nothing_left(mark, tmp_path / "image")
 
 
+def test_a_bus_error_is_told_as_a_lack_of_shared_memory(mark: str, tmp_path: Path) -> None:
+    process = begin(mark, tmp_path / "image")
+    pids = wait_until(lambda: ranks_with(mark))
+    os.kill(pids[-1], signal.SIGBUS)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert re.search(r"bus error \(SIGBUS\): /dev/shm has \d+ MiB and is full; mount an emptyDir", errors)
+    check_nothing_left(mark, tmp_path / "image")
+
+
 def test_a_killed_rank_fails_the_render(mark: str, tmp_path: Path) -> None:
     process = begin(mark, tmp_path / "image")
     pids = wait_until(lambda: ranks_with(mark))
