@@ -1,18 +1,21 @@
 """Writes the manifests that are made from something else: `make k8s`.
 
-The PrometheusRule comes from the farm's own rules, the example images from `chorale k8s render`.
+The PrometheusRule comes from the farm's own rules, the example images from `chorale k8s render`, the Helm
+chart from the Kustomize base.
 """
 
 from __future__ import annotations
 
 import io
 from contextlib import redirect_stdout
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from jobs.cli.main import cli
+from k8s.chart import chart_files
 
 TOP = Path(__file__).parent.parent
 RULES = TOP / "infra" / "prometheus" / "rules"
@@ -31,9 +34,10 @@ def generated() -> dict[str, str]:
     made = {
         path: f"# chorale {' '.join(words)}\n{_MADE}{_output_of(words)}" for path, words in IMAGES.items()
     }
-    if RULES.exists():
-        made["k8s/components/monitoring/rules.yaml"] = _MADE + _yaml(prometheus_rule())
-    return made
+    rule = prometheus_rule()
+    made["k8s/components/monitoring/rules.yaml"] = _MADE + _yaml(rule)
+    chart = chart_files(version("chorale"), rule)
+    return made | {f"k8s/{path}": text for path, text in chart.items()}
 
 
 def prometheus_rule() -> dict[str, Any]:
@@ -59,4 +63,5 @@ def _yaml(document: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     for path, text in generated().items():
+        (TOP / path).parent.mkdir(parents=True, exist_ok=True)
         (TOP / path).write_text(text, encoding="utf-8")

@@ -167,8 +167,22 @@ def names_and_addresses(objects: Objects) -> Iterator[str]:
                     yield from _service_at(objects, name, value)
     for document in of_kind(objects, "ScaledObject"):
         target = document["spec"]["scaleTargetRef"]
-        if named(objects, target["kind"], target["name"]) is None:
+        owner = named(objects, target["kind"], target["name"])
+        if owner is None:
             yield f"{_name(document)}: there is no {target['kind']} {target['name']}"
+        else:
+            yield from _scales_by_slots(document, owner)
+
+
+def _scales_by_slots(document: Document, owner: Document) -> Iterator[str]:
+    """An agent more for every so many needed slots as an agent has."""
+    slots = after(owner["spec"]["template"]["spec"]["containers"][0]["args"], "--slots")
+    for trigger in document["spec"]["triggers"]:
+        wanted = trigger["metadata"]["threshold"]
+        if wanted != slots:
+            yield f"{_name(document)}: an agent for every {wanted} slots, which has {slots}"
+    if "replicas" in owner["spec"]:
+        yield f"{_name(document)}: {_name(owner)} has a number of replicas of its own"
 
 
 def _service_at(objects: Objects, name: str, url: str) -> Iterator[str]:

@@ -142,6 +142,7 @@ def restricted(objects: Objects) -> Iterator[str]:
         }:
             yield f"{pod.name}: may run as root or without a seccomp profile"
         kinds = {"configMap", "emptyDir", "persistentVolumeClaim", "secret", "projected", "downwardAPI"}
+        kinds |= {"image"}
         for volume in pod.spec.get("volumes", []):
             if volume.keys() - {"name"} - kinds:
                 yield f"{pod.name}: volume {volume['name']} is of a forbidden kind"
@@ -160,7 +161,8 @@ def grace(objects: Objects) -> Iterator[str]:
             given = environment(objects, pod, container).get("CHORALE_STOP_S")
             slots = after(container.get("args", []), "--slots")
             if given and slots != "0":
-                least = int(given) + SIGN_OFF_S
+                stop = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
+                least = int(given) + SIGN_OFF_S + int(after(stop, "--wait") or 0)
                 if pod.spec.get("terminationGracePeriodSeconds", 30) < least:
                     yield f"{pod.name}: is killed before its ranks have kept a checkpoint ({least} s)"
 

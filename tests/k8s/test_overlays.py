@@ -142,6 +142,7 @@ SLIPS = (
     slip("writable root", "base", BOARD, f"{CONTAINER} securityContext readOnlyRootFilesystem", to=False),
     slip("short grace", "base", AGENT, f"{POD} terminationGracePeriodSeconds", to=30),
     slip("no such queue", "overlays/kueue", JOB, "metadata labels kueue.x-k8s.io/queue-name", to="day"),
+    slip("agents for other slots", "overlays/keda", KEDA, "spec triggers 0 metadata threshold", to="4"),
     slip("no such record", "overlays/keda", KEDA, "spec triggers 0 metadata query", to="job:waiting:sum"),
 )
 
@@ -151,6 +152,12 @@ def test_a_slip_is_found(folder: str, spoil: Callable[[list[Document]], None]) -
     objects = build(folder)
     spoil(objects)
     assert problems(objects)
+
+
+def test_replicas_beside_keda_are_found() -> None:
+    objects = build("overlays/keda")
+    (named(objects, "StatefulSet", "chorale-agent") or {})["spec"]["replicas"] = 2
+    assert any("replicas of its own" in problem for problem in problems(objects))
 
 
 def test_a_series_that_nobody_exports_is_found() -> None:
