@@ -11,6 +11,15 @@ from importlib.metadata import version
 from typing import Any
 
 from jobs.errors import BAD_INPUT, CANCELLED, UNREACHABLE
+from jobs.pod_scheduling import (
+    GPU_RESOURCE,
+    claimed_gpus,
+    gang_of_job,
+    gpu_claim_template,
+    jobset_topology,
+    kueue_topology,
+    pod_group,
+)
 from render.launch.rendezvous_config import MASTER_PORT, SECRET_VARIABLE
 from render.spec import Spec
 
@@ -47,6 +56,14 @@ class OneImage:
     """PersistentVolumeClaim that all pods mount at /images; None to write to a bucket."""
     models_claim: str | None = None
     """PersistentVolumeClaim with models, mounted read-only at /models."""
+    model_image: str | None = None
+    """OCI image with models, by its digest, mounted at /models instead of a claim."""
+    gang: bool = False
+    """Kubernetes itself starts all pods or none."""
+    device_class: str | None = None
+    """DeviceClass of GPUs that come by dynamic resource allocation."""
+    topology: str | None = None
+    """Label of nodes: pods are to be in one domain of it."""
     grace_s: int = 120
     """Termination grace period: longer than a step, its checkpoint and the upload of it take."""
     checkpoint_s: int | None = None
@@ -66,9 +83,13 @@ class OneImage:
 def documents(image: OneImage) -> list[Document]:
     """All objects of the image, in the order in which to create them."""
     run = _jobset(image) if image.jobset else _job(image)
-    network = [_network_policy(image)]
+    needed = [_spec_map(image), _network_policy(image)]
+    if image.device_class is not None:
+        needed.append(gpu_claim_template(_metadata(image), image.device_class, image.ranks_per_pod))
+    if image.jobset and image.gang:
+        needed.append(pod_group(_metadata(image), image.pods, image.topology))
     # A JobSet creates its own headless Service.
-    return [_spec_map(image), *network, *([] if image.jobset else [_service(image)]), run]
+    return [*needed, *([] if image.jobset else [_service(image)]), run]
 
 
 def _labels(image: OneImage) -> dict[str, str]:
@@ -133,15 +154,19 @@ def _job(image: OneImage) -> Document:
             "kueue.x-k8s.io/job-completions-equal-parallelism": "true",
         }
     spec = _job_spec(image) | {"ttlSecondsAfterFinished": 86_400}
+    if image.gang:
+        spec["scheduling"] = gang_of_job(image.pods, image.topology)
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
     return _queued(job, image)
 
 
 def _jobset(image: OneImage) -> Document:
+    alone = image.topology is not None and image.queue is None and not image.gang
+    annotations = {"annotations": jobset_topology(str(image.topology))} if alone else {}
     jobset = {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": _metadata(image),
+        "metadata": _metadata(image, **annotations),
         "spec": {
             "network": {
                 "enableDNSHostnames": True,
@@ -186,8 +211,14 @@ def _job_spec(image: OneImage) -> Document:
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {"rules": _failure_rules()},
         **deadline,
-        "template": {"metadata": {"labels": _labels(image)}, "spec": _pod(image)},
+        "template": {"metadata": _pod_metadata(image), "spec": _pod(image)},
     }
+
+
+def _pod_metadata(image: OneImage) -> Document:
+    queued = image.topology is not None and image.queue is not None
+    annotations = {"annotations": kueue_topology(str(image.topology))} if queued else {}
+    return {"labels": _labels(image), **annotations}
 
 
 def _failure_rules() -> list[Document]:
@@ -227,6 +258,8 @@ def _pod(image: OneImage) -> Document:
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
+        **({"schedulingGroup": {"podGroupName": image.name}} if image.jobset and image.gang else {}),
+        **({"resourceClaims": [claimed_gpus(image.name)[0]]} if image.device_class is not None else {}),
         "containers": [_container(image)],
         "volumes": _volumes(image),
     }
@@ -251,7 +284,7 @@ def _container(image: OneImage) -> Document:
             {"name": "scratch", "mountPath": "/tmp"},
             {"name": "shm", "mountPath": "/dev/shm"},
             *([{"name": "images", "mountPath": "/images"}] if image.claim else []),
-            *([{"name": "models", "mountPath": "/models", "readOnly": True}] if image.models_claim else []),
+            *([{"name": "models", "mountPath": "/models", "readOnly": True}] if _has_models(image) else []),
         ],
     }
 
@@ -287,13 +320,19 @@ def _resources(image: OneImage) -> Document:
     ranks, gpu = image.ranks_per_pod, image.device == "cuda"
     memory = image.memory_gib or (16 if gpu else 3) * ranks + _shm_gib(image)
     # Memory is a limit too, so that exceeding it fails the pod and not the node.
-    amounts = {"memory": f"{memory}Gi"} | ({"nvidia.com/gpu": str(ranks)} if gpu else {})
-    return {"requests": {"cpu": str(4 * ranks if gpu else ranks)} | amounts, "limits": amounts}
+    claimed = image.device_class is not None
+    amounts = {"memory": f"{memory}Gi"} | ({GPU_RESOURCE: str(ranks)} if gpu and not claimed else {})
+    claims = {"claims": [claimed_gpus(image.name)[1]]} if claimed else {}
+    return {"requests": {"cpu": str(4 * ranks if gpu else ranks)} | amounts, "limits": amounts, **claims}
 
 
 def _shm_gib(image: OneImage) -> int:
     """NCCL connects the ranks of a pod through /dev/shm, which counts as memory."""
     return 8 if image.device == "cuda" else 1
+
+
+def _has_models(image: OneImage) -> bool:
+    return image.models_claim is not None or image.model_image is not None
 
 
 def _volumes(image: OneImage) -> list[Document]:
@@ -307,4 +346,9 @@ def _volumes(image: OneImage) -> list[Document]:
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{_shm_gib(image)}Gi"}},
         *([claimed("images", image.claim, False)] if image.claim else []),
         *([claimed("models", image.models_claim, True)] if image.models_claim else []),
+        *(
+            [{"name": "models", "image": {"reference": image.model_image, "pullPolicy": "IfNotPresent"}}]
+            if image.model_image
+            else []
+        ),
     ]

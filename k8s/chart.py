@@ -21,6 +21,7 @@ _FREE = {"agents", "settings", "resources", "nodeSelector", "podAnnotations"}
 """Mappings whose keys are the user's."""
 _POOLS = """{{- range $pool, $given := .Values.agents }}
 {{- $agent := mustMergeOverwrite (deepCopy $.Values.agentDefaults) ($given | default dict) }}
+{{- $name := eq $pool "default" | ternary "chorale-agent" (printf "chorale-agent-%s" $pool) }}
 ---
 """
 _DRAIN = """{{- with $agent.drainSeconds }}
@@ -43,7 +44,18 @@ _MODELS_VOLUME = """{{- if $.Values.models.image }}
     claimName: {{ $.Values.models.claim }}
     readOnly: true
 {{- end }}"""
-AGENT_NAME = '{{ eq $pool "default" | ternary "chorale-agent" (printf "chorale-agent-%s" $pool) }}'
+_RESOURCES = """resources:
+  {{- toYaml $agent.resources | nindent @2 }}
+  {{- if $agent.deviceClass }}
+  claims:
+  - name: gpus
+  {{- end }}"""
+_CLAIMS = """{{- if $agent.deviceClass }}
+resourceClaims:
+- name: gpus
+  resourceClaimTemplateName: {{ $name }}
+{{- end }}"""
+AGENT_NAME = "{{ $name }}"
 _IMAGE = '{{ include "chorale.image" $ }}'
 _NAMESPACE = "{{ $.Release.Namespace }}"
 
@@ -135,6 +147,7 @@ def chart_files(version: str, rules: Document) -> dict[str, str]:
         "templates/_helpers.tpl": _part("_helpers.tpl"),
         "templates/farm.yaml": _farm(base),
         "templates/agents.yaml": _agents(base),
+        "templates/devices.yaml": _devices(),
         "templates/board.yaml": _board(base),
         "templates/migrate.yaml": _migrate(base),
         "templates/network.yaml": _joined(
@@ -198,14 +211,29 @@ def _agents(base: dict[str, Document]) -> str:
     made.put(f"{container} envFrom 2 secretRef name", "{{ $.Values.database.secret }}")
     made.put(f"{container} envFrom 3 secretRef name", "{{ $.Values.store.secret }}")
     made.append(f"{container} env", _items("$agent.env"))
-    made.replace(f"{container} resources", "resources:\n  {{- toYaml $agent.resources | nindent @2 }}")
+    made.replace(f"{container} resources", _RESOURCES)
     for number, key in enumerate(("home", "scratch", "sharedMemory")):
         made.put(f"{pod} volumes {number} emptyDir sizeLimit", f"{{{{ $agent.{key} }}}}")
     made.append(f"{container} volumeMounts", _MODELS_MOUNT + "\n" + _items("$agent.volumeMounts"))
     made.append(f"{pod} volumes", _MODELS_VOLUME + "\n" + _items("$agent.volumes"))
-    for key in ("nodeSelector", "tolerations", "resourceClaims"):
+    made.append(pod, _CLAIMS)
+    for key in ("nodeSelector", "tolerations"):
         made.append(pod, _with(key, key))
     return _POOLS + made.text() + "{{- end }}\n---\n" + Template(base["Service/chorale-agents"]).text()
+
+
+def _devices() -> str:
+    (claim,) = [one for one in _documents("components/dra") if one["kind"] == "ResourceClaimTemplate"]
+    made, request = Template(claim, of_base=False), "spec spec devices requests 0 exactly"
+    made.put("metadata name", AGENT_NAME)
+    made.put(f"{request} deviceClassName", "{{ $agent.deviceClass }}")
+    made.put(f"{request} count", "{{ $agent.slots }}")
+    return (
+        _POOLS.replace("---\n", "")
+        + "{{- if $agent.deviceClass }}\n---\n"
+        + made.text()
+        + "{{- end }}\n{{- end }}\n"
+    )
 
 
 def _board(base: dict[str, Document]) -> str:

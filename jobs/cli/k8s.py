@@ -20,6 +20,11 @@ from render.spec import Spec, read_spec_file
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 """A DNS label: the form of the names of queues and claims."""
+_PINNED = re.compile(r"[a-z0-9][a-z0-9._/:-]*@sha256:[0-9a-f]{64}")
+_LABEL_KEY = re.compile(
+    r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+)
+"""The form of the names of labels."""
 
 
 _EXAMPLE = examples("chorale k8s render examples/vase.yaml --ranks 8 --gpus-per-pod 4 --queue night")
@@ -45,6 +50,20 @@ def k8s() -> None:
 @click.option("--model", default=None, help="Path of the model in the pods, e.g. /models/sdxl. [the spec's]")
 @click.option("--refiner", default=None, help="Path of the refiner in the pods. [the spec's]")
 @click.option("--models-claim", default=None, help="PersistentVolumeClaim with models, mounted at /models.")
+@click.option(
+    "--model-image", default=None, help="Image with models, REGISTRY/NAME@sha256:DIGEST, mounted at /models."
+)
+@click.option("--gang", is_flag=True, help="Kubernetes starts all pods or none. Needs Kubernetes 1.37.")
+@click.option(
+    "--topology",
+    default=None,
+    help="Label of nodes; pods are kept in one domain. Needs --queue, --jobset or --gang.",
+)
+@click.option(
+    "--device-class",
+    default=None,
+    help="DeviceClass of GPUs by dynamic resource allocation, e.g. gpu.nvidia.com.",
+)
 @click.option("--image", default=None, help="Container image. [chorale:VERSION]")
 @click.option(
     "--memory", default=None, help="Memory of a pod in GiB. [16 per GPU or 3 per CPU rank, plus /dev/shm]"
@@ -78,6 +97,7 @@ def _one_image(spec: Spec, options: dict[str, Any]) -> OneImage:
     device, per_pod = _per_pod(options["gpus_per_pod"], options["cpus_per_pod"])
     pods = _pods("ranks", options["ranks"], per_pod, useful)
     _check_names(options)
+    _check_scheduling(options, device)
     optional: dict[str, Any] = {}
     if options["image"]:
         optional["container_image"] = options["image"]
@@ -93,6 +113,10 @@ def _one_image(spec: Spec, options: dict[str, Any]) -> OneImage:
         jobset=options["jobset"],
         claim=options["claim"],
         models_claim=options["models_claim"],
+        model_image=options["model_image"],
+        gang=options["gang"],
+        device_class=options["device_class"],
+        topology=options["topology"],
         grace_s=whole("grace", options["grace"], 1, 3600),
         checkpoint_s=_maybe("checkpoint-every", options["checkpoint_every"], 86_400, low=0),
         deadline_s=_maybe("deadline", options["deadline"], 10**7),
@@ -140,6 +164,26 @@ def _check_names(options: dict[str, Any]) -> None:
                 value,
                 "is not a Kubernetes name; use lower-case letters, digits and dashes, e.g. night",
             )
+
+
+def _check_scheduling(options: dict[str, Any], device: str) -> None:
+    if (image := options["model_image"]) is not None:
+        if not _PINNED.fullmatch(image):
+            raise BadInput("model-image", image, "has no digest; use REGISTRY/NAME@sha256:DIGEST")
+        if options["models_claim"] is not None:
+            raise BadInput("model-image", image, "cannot be used with --models-claim; use one of them")
+    if options["gang"] and options["queue"] is not None:
+        raise BadInput("gang", "true", "cannot be used with --queue: Kueue starts all pods or none itself")
+    if (topology := options["topology"]) is not None:
+        if not (options["queue"] or options["jobset"] or options["gang"]):
+            raise BadInput("topology", topology, "needs --queue, --jobset or --gang; add one of them")
+        if not _LABEL_KEY.fullmatch(topology):
+            raise BadInput("topology", topology, "is not a label; use e.g. topology.kubernetes.io/zone")
+    if (devices := options["device_class"]) is not None:
+        if device != "cuda":
+            raise BadInput("device-class", devices, "cannot be used with --cpus-per-pod; leave one out")
+        if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", devices):
+            raise BadInput("device-class", devices, "is not a DeviceClass; use e.g. gpu.nvidia.com")
 
 
 def _out(out: str | None, claim: str | None, digest: str) -> str:

@@ -35,6 +35,19 @@ def k8s_render(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, st
         (["--ranks", "8", "--out", "/images"], "out: '/images'"),
         (["--ranks", "8", "--claim", "images", "--out", "s3://b/p"], "out: 's3://b/p'"),
         (["--ranks", "8", "--cpus-per-pod", "1", "--gpus-per-pod", "1"], "cpus-per-pod: '1'"),
+        (
+            ["--ranks", "8", "--model-image", "registry.example/sdxl:1"],
+            "model-image: 'registry.example/sdxl:1'",
+        ),
+        (
+            ["--ranks", "8", "--model-image", f"r/m@sha256:{64 * 'a'}", "--models-claim", "models"],
+            "cannot be used with --models-claim",
+        ),
+        (["--ranks", "8", "--queue", "night", "--gang"], "gang: 'true' cannot be used with --queue"),
+        (["--ranks", "8", "--topology", "rack"], "topology: 'rack' needs --queue, --jobset or --gang"),
+        (["--ranks", "8", "--gang", "--topology", "a rack"], "topology: 'a rack' is not a label"),
+        (["--ranks", "8", "--cpus-per-pod", "1", "--device-class", "gpu.nvidia.com"], "device-class:"),
+        (["--ranks", "8", "--device-class", "GPU"], "device-class: 'GPU'"),
     ],
 )
 def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str], flags: list[str], names: str) -> None:

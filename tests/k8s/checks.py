@@ -12,14 +12,14 @@ from urllib.parse import urlsplit
 from infra.metrics import names
 from tests.k8s.objects import Document, Pod, environment, named, of_kind, pods, selects
 from tests.k8s.pod_checks import after, commands, grace, references, restricted, variables, volumes
-from tests.k8s.schemas import schema_problems
+from tests.k8s.schemas import VERSIONS, schema_problems
 
 Objects = list[Document]
 
 
-def problems(objects: Objects) -> list[str]:
-    """All that is wrong with a set."""
-    found = [problem for document in objects for problem in schema_problems(document)]
+def problems(objects: Objects, versions: tuple[str, ...] = VERSIONS) -> list[str]:
+    """All that is wrong with a set, for these versions of Kubernetes."""
+    found = [problem for document in objects for problem in schema_problems(document, versions)]
     # The others take the shapes for granted.
     return found or [problem for check in CHECKS for problem in check(objects)]
 
@@ -212,8 +212,37 @@ def groups(objects: Objects) -> Iterator[str]:
             wanted = container["resources"]["limits"].get("nvidia.com/gpu")
             words = container.get("args", [])
             ranks = after(words, "--slots") or after(words, "--ranks")
+            if wanted is None:
+                wanted = _claimed_gpus(objects, pod, container)
             if wanted is not None and wanted != ranks:
                 yield f"{pod.name}: {ranks} ranks on {wanted} GPUs"
+
+
+def _claimed_gpus(objects: Objects, pod: Pod, container: Document) -> str | None:
+    """How many GPUs a container gets by its claims; None without one. A claim that is nowhere counts as 0."""
+    templates = {one["name"]: one["resourceClaimTemplateName"] for one in pod.spec.get("resourceClaims", [])}
+    counts = []
+    for claim in container["resources"].get("claims", []):
+        template = named(objects, "ResourceClaimTemplate", templates.get(claim["name"], ""))
+        requests = [] if template is None else template["spec"]["spec"]["devices"]["requests"]
+        counts.append(sum(each["exactly"]["count"] for each in requests))
+    return str(sum(counts)) if counts else None
+
+
+def gangs(objects: Objects) -> Iterator[str]:
+    """A group that starts as a whole is the whole group."""
+    for document in of_kind(objects, "Job"):
+        policy = document["spec"].get("scheduling", {}).get("schedulingPolicy", {})
+        if "gang" in policy and policy["gang"]["minCount"] != document["spec"]["parallelism"]:
+            yield f"{_name(document)}: starts with {policy['gang']['minCount']} pods"
+    for pod in pods(objects):
+        wanted = pod.spec.get("schedulingGroup", {}).get("podGroupName")
+        if wanted is not None:
+            group = named(objects, "PodGroup", wanted)
+            count = None if group is None else group["spec"]["schedulingPolicy"]["gang"]["minCount"]
+            most = (after(pod.containers[0]["args"], "--nnodes") or "").rpartition(":")[2]
+            if str(count) != most:
+                yield f"{pod.name}: PodGroup {wanted} starts with {count} of {most} pods"
 
 
 def _group(objects: Objects, document: Document, prefix: str, spec: Document) -> Iterator[str]:
@@ -282,6 +311,7 @@ CHECKS: tuple[Callable[[Objects], Iterator[str]], ...] = (
     closed_groups,
     names_and_addresses,
     groups,
+    gangs,
     commands,
     variables,
     references,

@@ -16,12 +16,12 @@ _CRDS = yaml.safe_load((Path(__file__).parent / "crds.yaml").read_text(encoding=
 _OUR_KEYS = {"apiVersion", "kind", "metadata", "spec"}
 
 
-def schema_problems(document: dict[str, Any]) -> list[str]:
-    """What the API server would refuse, one sentence each."""
+def schema_problems(document: dict[str, Any], versions: tuple[str, ...] = VERSIONS) -> list[str]:
+    """What the API servers of these versions would refuse, one sentence each."""
     kind = f"{document['apiVersion']} {document['kind']}"
     schema = _CRDS["kinds"].get(kind)
     if schema is None:
-        return _by_kubernetes(document)
+        return _by_kubernetes(document, versions)
     if document.keys() - _OUR_KEYS:
         return [f"{kind}: {sorted(document.keys() - _OUR_KEYS)} is unknown"]
     validator = jsonschema.Draft202012Validator(schema | {"definitions": _CRDS["definitions"]})
@@ -30,18 +30,18 @@ def schema_problems(document: dict[str, Any]) -> list[str]:
     ]
     if document["kind"] == "JobSet":
         for job in document["spec"]["replicatedJobs"]:
-            found += schema_problems({"apiVersion": "batch/v1", "kind": "Job", **job["template"]})
+            found += schema_problems({"apiVersion": "batch/v1", "kind": "Job", **job["template"]}, versions)
     return found
 
 
-def _by_kubernetes(document: dict[str, Any]) -> list[str]:
-    return list(_refusals(json.dumps(document)))
+def _by_kubernetes(document: dict[str, Any], versions: tuple[str, ...]) -> list[str]:
+    return list(_refusals(json.dumps(document), versions))
 
 
 @functools.cache
-def _refusals(text: str) -> tuple[str, ...]:
+def _refusals(text: str, versions: tuple[str, ...]) -> tuple[str, ...]:
     document, found = json.loads(text), []
-    for version in VERSIONS:
+    for version in versions:
         try:
             kubernetes_validate.validate(document, version, strict=True)
         except kubernetes_validate.ValidationError as exc:

@@ -105,10 +105,12 @@ class ContainerImage:
 
 @contextmanager
 def built_image(folder: Path, target: str = "cpu") -> Iterator[ContainerImage]:
-    """Build the image of a target; it is gone with the block, and so is the storage."""
+    """Build the image of a target. It is gone with the block, and so is the storage, unless the variable
+    `CHORALE_TEST_IMAGE_STORAGE` names a folder: what lies there is built on."""
     for program, package in (("buildah", "buildah"), ("mmdebstrap", "mmdebstrap")):
         require(shutil.which(program) and os.geteuid() == 0, f"{program} (as root)", package)
-    storage = folder / "storage"
+    kept = os.environ.get("CHORALE_TEST_IMAGE_STORAGE")
+    storage = Path(kept) if kept else folder / "storage"
     try:
         tag = _build(folder, storage, target)
         container = _buildah(storage, "from", tag).strip()
@@ -121,15 +123,13 @@ def built_image(folder: Path, target: str = "cpu") -> Iterator[ContainerImage]:
         if storage.exists():
             _buildah(storage, "umount", "--all")
             _buildah(storage, "rm", "--all")
+        if storage.exists() and not kept:
             _buildah(storage, "rmi", "--all", "--force")
 
 
 def _build(folder: Path, storage: Path, target: str) -> str:
-    base = folder / "base.tar"
-    _run([str(DOCKER / "base.sh"), str(base)])
-    (folder / "base").write_text("FROM scratch\nADD base.tar /\n")
-    _buildah(storage, "build", "--isolation", "chroot", "-f", str(folder / "base"), "-t", _BASE, str(folder))
-    base.unlink()
+    if _BASE not in _buildah(storage, "images", "--format", "{{.Name}}"):
+        _build_base(folder, storage)
     tag = f"localhost/chorale:{target}"
     _buildah(
         storage,
@@ -140,6 +140,14 @@ def _build(folder: Path, storage: Path, target: str) -> str:
         *("-t", tag, str(TOP)),
     )
     return tag
+
+
+def _build_base(folder: Path, storage: Path) -> None:
+    base = folder / "base.tar"
+    _run([str(DOCKER / "base.sh"), str(base)])
+    (folder / "base").write_text("FROM scratch\nADD base.tar /\n")
+    _buildah(storage, "build", "--isolation", "chroot", "-f", str(folder / "base"), "-t", _BASE, str(folder))
+    base.unlink()
 
 
 def _pip_of_this_machine(folder: Path) -> Iterator[str]:
