@@ -1,16 +1,18 @@
-"""Writes the requirements of the container image, with the hash of every file: `make lock`.
+"""Writes the requirements of the container image, with the hash of every file, and its SBOM: `make lock`.
 
 Versions come from constraints.txt; the files of each version, and what only some platforms need, from PyPI.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 TOP = Path(__file__).parent.parent.parent
 TARGETS = ("cpu", "cuda")
@@ -52,6 +54,29 @@ def _where_torch_is() -> list[str]:
     return ["--find-links", links] if links else ["--index", CPU_INDEX]
 
 
+def sbom_path(target: str) -> Path:
+    """The list of a target's Python packages; the image has it as /opt/chorale/sbom.cdx.json."""
+    return Path(__file__).parent / f"sbom-{target}.cdx.json"
+
+
+def sbom(lock: str) -> str:
+    """A CycloneDX 1.6 document of a lock file. Debian's packages are in the image's own dpkg database."""
+    components = [
+        {
+            "type": "library",
+            "bom-ref": (purl := f"pkg:pypi/{name}@{quote(version)}"),
+            "name": name,
+            "version": version,
+            "purl": purl,
+        }
+        for name, version in sorted(pins(lock).items())
+    ]
+    document = {"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1, "components": components}
+    return json.dumps(document, indent=1) + "\n"
+
+
 if __name__ == "__main__":
     for each in TARGETS:
-        lock_path(each).write_text(compile_lock(each), encoding="utf-8")
+        text = compile_lock(each)
+        lock_path(each).write_text(text, encoding="utf-8")
+        sbom_path(each).write_text(sbom(text), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Every command in k8s/README.md is run where it needs no cluster, and taken apart where it does."""
+"""Every command in docs/KUBERNETES.md is run where it needs no cluster, and taken apart where it does."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from jobs.cli.main import cli
 from tests.k8s.checks import problems
 from tests.k8s.objects import IMAGE, TOP, Document, build, named
 from tests.k8s.pod_checks import BROUGHT_ALONG, FOREIGN_VARIABLES
+from tests.k8s.test_chart import helm
 from tests.k8s.test_overlays import SETS
 from tests.support.services import require
 
-TEXT = (TOP / "k8s" / "README.md").read_text(encoding="utf-8")
+TEXT = (TOP / "docs" / "KUBERNETES.md").read_text(encoding="utf-8")
 LINES = [
     line for block in re.findall(r"```\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines() if line
 ]
@@ -36,6 +37,8 @@ def test_the_command_is_right(line: str) -> None:
     words = shlex.split(first)
     if words[0] == "docker":
         _check_docker(words)
+    elif words[0] == "helm":
+        _check_helm(words[1:])
     elif words[:3] == ["chorale", "k8s", "render"]:
         assert second == "kubectl -n chorale apply -f -"
         _check_rendered(words[1:])
@@ -71,6 +74,26 @@ def _check_docker(words: list[str]) -> None:
     assert words[words.index("-t") + 1] == image["spec"]["template"]["spec"]["containers"][0]["image"]
 
 
+def _check_helm(words: list[str]) -> None:
+    """The chart takes the values."""
+    assert words[0] in ("install", "upgrade") and words[1:5] == [
+        "chorale",
+        "k8s/chart",
+        "--namespace",
+        "chorale",
+    ]
+    values: Document = {}
+    for flag, text in zip(words[5::2], words[6::2], strict=True):
+        if flag == "--values":
+            values |= yaml.safe_load((TOP / text).read_text())
+        else:
+            assert flag == "--set"
+            path, _, value = text.partition("=")
+            first, _, last = path.partition(".")
+            values.setdefault(first, {})[last] = value
+    assert problems(helm(**values)) == []
+
+
 def _check_rendered(words: list[str]) -> None:
     result = CliRunner().invoke(cli, words)
     assert result.exit_code == 0, result.output
@@ -91,7 +114,9 @@ def _check_kubectl(words: list[str]) -> None:
         assert words[1] == "chorale"
         words = words[2:]
     _check_flags(words)
-    if words[0] == "apply":
+    if words[:2] == ["apply", "-f"]:
+        assert yaml.safe_load((TOP / words[2]).read_text())["metadata"]["name"] == "chorale"
+    elif words[0] == "apply":
         assert problems(build(words[2].removeprefix("k8s/"))) == []
     elif words[:3] == ["create", "secret", "generic"]:
         _check_secret(words)
