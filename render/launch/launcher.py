@@ -29,7 +29,7 @@ def main() -> int:
     die_with_parent(int(sys.argv[1]))
     os.environ[PARENT] = str(os.getpid())
     ranks, directory = int(sys.argv[2]), sys.argv[3]
-    preload_ranks(ranks, Path(directory))
+    preloaded = preload_ranks(ranks, Path(directory))
     rendezvous = Rendezvous.take(rendezvous_path(Path(directory)))
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -46,7 +46,8 @@ def main() -> int:
         traceback.print_exc()
         # A rank that crashed takes the others of its node along; then it is this node that failed.
         codes = {failure.exitcode for failure in exc.failures.values()}
-        if -signal.SIGBUS in codes:
+        # torchrun sees the ranks that it has started itself; of the others, their proxies.
+        if -signal.SIGBUS in {*codes, *(rank.poll() for rank in preloaded)}:
             sys.stderr.write(f"{bus_error()}\n")
         return PEERS_LOST if codes == {PEERS_LOST} else 1
     except Misconfigured as exc:

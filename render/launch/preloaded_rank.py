@@ -26,18 +26,21 @@ PRELOADED_SOCKET = "CHORALE_PRELOADED_SOCKET"
 _RANK = ["-m", "render.launch.rank"]
 
 
-def preload_ranks(ranks: int, directory: Path) -> None:
+def preload_ranks(ranks: int, directory: Path) -> list[subprocess.Popen[bytes]]:
     """Start so many ranks of a group on this machine; like all ranks, they die with this process."""
+    started = []
     for local_rank in range(ranks):
         with listen_for_proxy(directory, local_rank) as server:
             # Ours is closed at once: when the rank is gone, no proxy shall connect to it.
-            subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, *_RANK, str(directory)],
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {PRELOADED_SOCKET: str(server.fileno())},
                 pass_fds=[server.fileno()],
                 start_new_session=True,
             )
+        started.append(process)
+    return started
 
 
 def listen_for_proxy(directory: Path, local_rank: int) -> socket.socket:

@@ -113,7 +113,10 @@ def test_its_agent_renders_a_job_and_ends_in_order(
     finally:
         # tini, the container's first process, passes it on.
         psutil.Process(agent.pid).children()[0].terminate()
-        output, _ = agent.communicate(timeout=120)
+        try:
+            output, _ = agent.communicate(timeout=120)
+        finally:
+            agent.kill()
         print(output[-2000:])
     assert agent.returncode == 0
 

@@ -106,7 +106,7 @@ class ContainerImage:
 @contextmanager
 def built_image(folder: Path, target: str = "cpu") -> Iterator[ContainerImage]:
     """Build the image of a target. It is gone with the block, and so is the storage, unless the variable
-    `CHORALE_TEST_IMAGE_STORAGE` names a folder: what lies there is built on."""
+    `CHORALE_TEST_IMAGE_STORAGE` names a folder: its base is used again."""
     for program, package in (("buildah", "buildah"), ("mmdebstrap", "mmdebstrap")):
         require(shutil.which(program) and os.geteuid() == 0, f"{program} (as root)", package)
     kept = os.environ.get("CHORALE_TEST_IMAGE_STORAGE")
@@ -133,7 +133,8 @@ def _build(folder: Path, storage: Path, target: str) -> str:
     tag = f"localhost/chorale:{target}"
     _buildah(
         storage,
-        *("build", "--isolation", "chroot", "--layers", "-f", str(DOCKER / "Dockerfile")),
+        # With layers, as Docker makes them; buildah 1.28 cannot mount a stage that it takes from its cache.
+        *("build", "--isolation", "chroot", "--layers", "--no-cache", "-f", str(DOCKER / "Dockerfile")),
         *("--ignorefile", str(DOCKER / "Dockerfile.dockerignore")),
         *("--build-arg", f"BASE={_BASE}", "--build-arg", f"TARGET={target}", "--build-arg", "INDEX="),
         *_pip_of_this_machine(folder),
