@@ -23,6 +23,7 @@ from render.models.lora import set_loras
 from render.models.model_paths import ModelPaths, check_loras
 from render.spec import Spec
 from render.spec.lora import Lora
+from tests.render.models import tiny_transformers
 from tests.render.models.test_equals_stock import our_latents, stock_latents
 from tests.support.groups import run_ranks
 
@@ -195,3 +196,25 @@ def test_the_identity_is_the_files_bytes_and_the_weight(files: dict[str, Path], 
         digest(f"{elsewhere}:99")
     with pytest.raises(BadInput, match="is not a file on this machine"):
         digest("no-such.safetensors:0.5")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flux", "sd3", "z-image", "qwen-image", "sana", "chroma", "flux2", "krea2"])
+def test_transformer_families_take_a_lora_in_every_tensor_and_give_it_back(name: str, tmp_path: Path) -> None:
+    folder = tiny_transformers.save(name, tmp_path / name)
+    adapter = load_adapter(folder, CPU, "float32")
+    network = adapter.pipeline.transformer
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    linear = [key for key, part in network.named_modules() if isinstance(part, torch.nn.Linear)]
+    targets = [key for key in linear if key.endswith(("to_q", "to_v"))]
+    network.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    tensors = {f"transformer.{key}": value for key, value in get_peft_model_state_dict(network).items()}
+    network.delete_adapters("default")
+    save_file({key: value.clone() for key, value in tensors.items()}, tmp_path / "x.safetensors")
+    set_loras(adapter.pipeline, [])
+    set_loras(adapter.pipeline, [Lora.open(tmp_path / "x.safetensors", 0.5)])
+    assert sum(".lora_0." in key for key in network.state_dict()) == len(tensors) > 0
+    set_loras(adapter.pipeline, [])
+    after = network.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
