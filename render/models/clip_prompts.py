@@ -12,14 +12,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from compel.embeddings_provider import EmbeddingsProvider, ReturnedEmbeddingsType, SplitLongTextMode
 from torch import Tensor
 
 from render.models.loading import quiet
 from render.spec.prompt_text import has_weights, weighted_parts
 
-SD_STATES = ReturnedEmbeddingsType.LAST_HIDDEN_STATES_NORMALIZED
-SDXL_STATES = ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
+SD_STATES = "LAST_HIDDEN_STATES_NORMALIZED"
+SDXL_STATES = "PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED"
+"""Which states a family's pipeline takes, by compel's names of them."""
+
+
+def _compel() -> Any:
+    # Imported late and quietly: it makes transformers warn of packages that are not installed.
+    with quiet():
+        from compel import embeddings_provider
+    return embeddings_provider
 
 
 def is_plain(pipeline: Any, prompts: Sequence[str]) -> bool:
@@ -34,20 +41,22 @@ def is_plain(pipeline: Any, prompts: Sequence[str]) -> bool:
         )
 
 
-def encode_long(pipeline: Any, prompts: Sequence[str], kind: ReturnedEmbeddingsType) -> Tensor:
+def encode_long(pipeline: Any, prompts: Sequence[str], kind: str) -> Tensor:
     """Text states [prompts, tokens, channels]: all encoders' side by side, of one length for all prompts."""
+    compel = _compel()
     pairs = [
         (pipeline.tokenizer, pipeline.text_encoder),
         (getattr(pipeline, "tokenizer_2", None), getattr(pipeline, "text_encoder_2", None)),
     ]
     providers = [
-        EmbeddingsProvider(
+        compel.EmbeddingsProvider(
             tokenizer,
             encoder,
             truncate=False,
-            returned_embeddings_type=kind,
+            returned_embeddings_type=compel.ReturnedEmbeddingsType[kind],
             dtype_for_device_getter=lambda _, encoder=encoder: encoder.dtype,
-            split_long_text_mode=SplitLongTextMode.SENTENCES | SplitLongTextMode.COPY_FIRST_CLS_TOKEN,
+            split_long_text_mode=compel.SplitLongTextMode.SENTENCES
+            | compel.SplitLongTextMode.COPY_FIRST_CLS_TOKEN,
         )
         for tokenizer, encoder in pairs
         if encoder is not None
@@ -67,7 +76,7 @@ def encode_long(pipeline: Any, prompts: Sequence[str], kind: ReturnedEmbeddingsT
 
 def pooled(pipeline: Any, prompts: Sequence[str]) -> Tensor:
     """The second encoder's pooled states [prompts, channels], of what its window holds of each prompt."""
-    provider = EmbeddingsProvider(pipeline.tokenizer_2, pipeline.text_encoder_2)
+    provider = _compel().EmbeddingsProvider(pipeline.tokenizer_2, pipeline.text_encoder_2)
     texts = ["".join(text for text, _ in _parts(prompt)) for prompt in prompts]
     with quiet():
         return torch.cat([provider.get_pooled_embeddings([text]) for text in texts])
@@ -77,7 +86,7 @@ def _parts(prompt: str) -> list[tuple[str, float]]:
     return weighted_parts(prompt) if has_weights(prompt) else [(prompt, 1.0)]
 
 
-def _encoded(provider: EmbeddingsProvider, prompt: str) -> Tensor:
+def _encoded(provider: Any, prompt: str) -> Tensor:
     parts = [(text.strip(), weight) for text, weight in _parts(prompt) if text.strip()]
     texts, weights = [text for text, _ in parts] or [""], [weight for _, weight in parts] or [1.0]
     states: Tensor = provider.get_embeddings_for_weighted_prompt_fragments(
@@ -86,7 +95,7 @@ def _encoded(provider: EmbeddingsProvider, prompt: str) -> Tensor:
     return states
 
 
-def _padded(provider: EmbeddingsProvider, states: Tensor, length: int) -> Tensor:
+def _padded(provider: Any, states: Tensor, length: int) -> Tensor:
     """With the states of empty texts added behind, as stock pipelines pad a short prompt."""
     missing = length - states.shape[1]
     if not missing:
