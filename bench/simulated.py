@@ -10,7 +10,7 @@ from jobs.simulation.outcome import Outcome
 from jobs.simulation.scenario import Scenario, read_scenario
 from jobs.simulation.setup import from_scenario
 
-_NIGHT = Path("examples/night.yaml")
+_NIGHT = Path("examples/scenarios/night.yaml")
 _SIZES = ("1024x1024", "2048x2048", "4096x4096", "8192x8192")
 _SLOWER = 4.5
 """An evaluation takes half a second, as on a smaller GPU: 200 jobs then do not end within two minutes."""

@@ -25,7 +25,7 @@ from render.errors import BadInput
 @click.command(
     epilog=examples(
         "chorale simulate --add-nodes 2 --by 07:00",
-        "chorale simulate examples/night.yaml",
+        "chorale simulate examples/scenarios/night.yaml",
     )
 )
 @click.argument("scenario", type=click.Path(path_type=Path), required=False)

@@ -51,7 +51,7 @@ _ANSWERED: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = 
     ),
 )
 _EXPLICIT = re.compile(r"(?<!\\)\((?:[^()\\]|\\.)*:\s*([-+]?[\d.]+)\s*\)")
-_TOKEN = re.compile(r"\\[()\[\]\\]|[(\[]|:\s*[-+]?[\d.]+\s*\)|[)\]]|[^\\()\[\]:]+|.", re.DOTALL)
+_TOKEN = re.compile(r"\\[()\[\]\\]|[(\[]|:\s*[-+]?(?:\d+\.?\d*|\.\d+)\s*\)|[)\]]|[^\\()\[\]:]+|.", re.DOTALL)
 
 
 def clean(text: str) -> str:
@@ -65,8 +65,9 @@ def _check(text: str) -> str:
             raise problem(answer(found))
     if has_weights(text):
         try:
-            weights = [weight for _, weight in weighted_parts(text)]
-        except ValueError:
+            weights = [float(found[1]) for found in _EXPLICIT.finditer(text)]
+            weights += [weight for _, weight in weighted_parts(text)]
+        except ValueError:  # of a number like 1.2.3
             weights = [-1.0]
         if not all(0.0 <= weight <= LARGEST_WEIGHT for weight in weights):
             raise problem(f"has a weight that is not from 0 to {LARGEST_WEIGHT:g}; write e.g. (glaze:1.3)")

@@ -22,12 +22,13 @@ from render.errors import Stopped
 from render.events import Event, StepDone
 from render.models import load_adapter
 from render.models.folder import read_model_info
-from render.output.decode import decode_block
+from render.output.decode import block_decoder
 from render.output.pyramid import publish_pyramid
 from render.output.pyramid_report import PyramidReport
 from render.plan.geometry import Rect
 from render.plan.plan import StagePlan, make_plan
 from render.plan.stages import Stage, make_stages
+from render.plan.tile_grid import even_grid
 from render.plan.topology import Topology, topology_of
 from render.spec import BLENDS, Spec
 from render.spec.init_image import open_image
@@ -154,13 +155,17 @@ def test_decoding_is_periodic(shift: tuple[int, int]) -> None:
     block, model = Rect(y=0, x=0, height=320, width=448), ToyModel()
 
     def decoded(planes: Tensor) -> Image8:
-        piece = LatentRegion(latents=planes, area=canvas.whole, canvas=canvas)
-        return decode_block(model, piece, block, 16, CPU)
+        return whole(LatentRegion(latents=planes, area=canvas.whole, canvas=canvas))
+
+    def whole(piece: LatentRegion) -> Image8:
+        grid = even_grid(piece.canvas, 16, 1)
+        with block_decoder(model, piece, grid, SingleRankGroup(), CPU) as decode_block:
+            return decode_block(block)
 
     moved = decoded(latents.roll(shift, (1, 2)))
     assert np.array_equal(moved, np.roll(decoded(latents), [8 * each for each in shift], axis=(0, 1)))
     sheet = LatentRegion(latents=latents, area=canvas.whole, canvas=replace(canvas, wrap_x=False))
-    assert not np.array_equal(decode_block(model, sheet, block, 16, CPU), decoded(latents))
+    assert not np.array_equal(whole(sheet), decoded(latents))
 
 
 @pytest.mark.parametrize("shift", [(0, 1), (7, 11)])
@@ -173,7 +178,7 @@ def test_enlarging_is_periodic(shift: tuple[int, int]) -> None:
 
     def enlarged(planes: Tensor) -> Tensor:
         piece = LatentRegion(latents=planes, area=small.whole, canvas=small)
-        pixels = pixels_of_previous_stage(piece, plan, ToyModel(), CPU)
+        pixels = pixels_of_previous_stage(piece, plan, ToyModel(), SingleRankGroup(), CPU)
         return enlarge(pixels, plan, ToyModel(), SingleRankGroup(), CPU, large.whole).latents
 
     twice = [2 * each for each in shift]

@@ -15,7 +15,7 @@ from jobs.simulation.setup import from_farm
 from render.spec import Spec
 from tests.support.cli import chorale, last_json
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "night.yaml"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "scenarios" / "night.yaml"
 
 
 def farm_of_four_jobs(database: Database, slots: int = 1) -> None:
