@@ -9,7 +9,7 @@ demo: $(READY)  ## a small farm renders a picture with two ranks, verifies it; O
 	@OPEN=$(OPEN) $(BIN)/python examples/demo.py
 
 test: $(READY)  ## the test suite, without the long tail
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not image" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations=40 --durations-min=5 -m "not slow and not image" $(ARGS)
 
 test-all: $(READY)  ## every test
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
