@@ -13,12 +13,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from jobs.renditions.colors import Color, parse_color
 from jobs.renditions.sizes import parse_bytes
 from render.errors import BadInput
+from render.spec import load_yaml
 
 FORMATS = ("jpeg", "png", "webp", "tiff")
 ENDINGS = {"jpeg": "jpg", "png": "png", "webp": "webp", "tiff": "tif"}
@@ -149,10 +149,10 @@ def _text(file: Path) -> str:
 
 def _read(name: str, text: str) -> Channel:
     try:
-        return Channel.model_validate(yaml.safe_load(text))
+        return Channel.model_validate(load_yaml(text))
     except ValidationError as exc:
         error = exc.errors()[0]
         place = ".".join(map(str, error["loc"])) or "the file"
         raise BadInput("channel", name, f"{place}: {error['msg']}; see docs/RENDITIONS.md") from exc
-    except (yaml.YAMLError, ValueError) as exc:
+    except (ValueError, RecursionError) as exc:
         raise BadInput("channel", name, f"is not YAML ({' '.join(str(exc).split())}); fix it") from exc

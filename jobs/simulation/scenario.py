@@ -7,7 +7,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jobs.db.submission import JobOptions
@@ -15,7 +14,7 @@ from jobs.db.time_window import TimeWindow
 from jobs.ranks import parse_ranks
 from jobs.simulation.workload import ModelTimes
 from render.errors import BadInput
-from render.spec import Spec, expand_size
+from render.spec import Spec, expand_size, load_yaml
 
 
 class _Part(BaseModel):
@@ -97,11 +96,11 @@ def read_scenario(path: Path) -> Scenario:
     """Read a scenario from a YAML or JSON file. Raises `BadInput`."""
     try:
         text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        values = json.loads(text) if path.suffix == ".json" else load_yaml(text)
         scenario = Scenario.model_validate(values)
     except (OSError, UnicodeDecodeError) as exc:
         raise BadInput("scenario", str(path), f"cannot be read ({exc}); give a YAML or JSON file") from exc
-    except (ValueError, yaml.YAMLError) as exc:
+    except (ValueError, RecursionError) as exc:
         raise BadInput("scenario", str(path), _problem(exc)) from exc
     for entry in scenario.jobs:
         if entry.model not in scenario.models:
