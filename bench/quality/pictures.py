@@ -26,7 +26,7 @@ from render.distributed import SingleRankGroup
 from render.engine import Denoised, render_latents
 from render.models import Adapter
 from render.models.adapter import WindowPlace
-from render.output.decode import decode_block
+from render.output.decode import block_decoder
 from render.output.encode import Pixels
 from render.output.preview import Preview
 from render.output.pyramid import publish_pyramid
@@ -34,6 +34,7 @@ from render.output.seams import seam_score
 from render.plan.geometry import Rect
 from render.plan.plan import StagePlan, make_plan
 from render.plan.stages import make_stages
+from render.plan.tile_grid import even_grid
 from render.sink import Sink
 from render.spec import Spec
 
@@ -239,7 +240,9 @@ def _whole(piece: LatentRegion, adapter: Adapter) -> Pixels:
     scale = adapter.info.scale_factor
     height, width = piece.canvas.height, piece.canvas.width
     area = Rect(y=0, x=0, height=height * scale, width=width * scale)
-    return decode_block(adapter, piece, area, max(height, width), CPU)
+    grid = even_grid(piece.canvas, max(height, width), 1)
+    with block_decoder(adapter, piece, grid, SingleRankGroup(), CPU) as decode_block:
+        return decode_block(area)
 
 
 def _decode_shift(pixels: Pixels, piece: LatentRegion, adapter: Adapter, side: int) -> float:

@@ -34,7 +34,7 @@ from render.output.export import export_image, export_targets
         "chorale export out/shelf 'shelf-{tile}.png'",
         "chorale export 8c1f00aa3b5271de vase.jpg --size 2000x2000 --max-bytes 2MB --background white",
         "chorale export --batch 8c1f00aa3b52 'out/{base_id}_{n}.webp' --size 1200x1200",
-        "chorale export --batch 8c1f00aa3b52 out/ --channel amazon --report out/amazon.jsonl",
+        "chorale export --batch 8c1f00aa3b52 out/ --channel shopify --report out/shopify.jsonl",
     )
 )
 @click.argument("image", required=False)

@@ -24,8 +24,8 @@ from render.errors import BadInput
 
 @click.command(
     epilog=examples(
-        "chorale simulate --add-nodes 2 --by 07:00",
         "chorale simulate examples/scenarios/night.yaml",
+        "chorale simulate examples/scenarios/night.yaml --by 07:00 --json",
     )
 )
 @click.argument("scenario", type=click.Path(path_type=Path), required=False)

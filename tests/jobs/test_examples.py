@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from openpyxl import Workbook
 
 from infra.store.local import LocalStore
 from jobs.cli.help import examples_of
@@ -84,7 +85,12 @@ def home(tmp_path_factory: pytest.TempPathFactory, moto: Bucket) -> Home:
         folder, bucket = LocalStore(made.folder / "out" / "vase"), moto.store("s3://studio/vase")
         for entry in folder.entries():
             bucket.put(entry.key, folder.get(entry.key), "application/octet-stream")
-    assert made.run("queues", "overnight").returncode == 0
+    for name in ("overnight", "night"):
+        assert made.run("queues", name, "--priority", "50").returncode == 0
+    workbook = Workbook()
+    workbook.worksheets[0].append(["SKU", "Title", "Colour"])
+    workbook.worksheets[0].append(["A-1", "vase", "red"])
+    workbook.save(made.folder / "feed.xlsx")
     made.done = made.submit("a done vase")
     farm = start("up", "--slots", "1", "--port", "0", **made.environment, CHORALE_NODE="n1")
     try:
@@ -120,7 +126,11 @@ def _prepared(home: Home, arguments: list[str]) -> list[str]:
         if before:
             home.run(before, done)
     arguments = [
-        done if argument == "3fa9" else batch if argument == "8c1f00aa3b52" else argument
+        done
+        if argument in ("3fa9", "8c1f00aa3b5271de")
+        else batch
+        if argument == "8c1f00aa3b52"
+        else argument
         for argument in arguments
     ]
     if verb == "upscale":

@@ -153,4 +153,5 @@ def test_paths_of_other_files_are_beside_the_batch_too(tmp_path: Path) -> None:
     path = tmp_path / "sub" / "b.csv"
     path.write_text("prompt,lora\na vase,brand.safetensors:0.5\n")
     _, bad, _ = read_file(path)
-    assert len(bad) == 1 and str(tmp_path / "sub" / "brand.safetensors") in bad[0]
+    # A long path is shortened in the sentence.
+    assert len(bad) == 1 and str(tmp_path / "sub")[:60] in bad[0]

@@ -66,9 +66,11 @@ def test_a_home_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 def test_a_temporary_folder_is_made_again_and_must_have_a_short_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "t"
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    assert check_temporary() is None and folder.is_dir()
+    # Directly in /tmp: pytest's own folder may be too long a path itself.
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        folder = Path(short) / "t"
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        assert check_temporary() is None and folder.is_dir()
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))

@@ -234,9 +234,9 @@ def test_a_model_and_a_refiner_cannot_be_swapped(folders: ModelPaths) -> None:
         model_info(find_model_paths(model, model))
     with pytest.raises(ModelNotUsable, match=r"^model: .*is a refiner"):
         model_info(find_model_paths(refiner, refiner))
-    with pytest.raises(ModelNotUsable, match=r"^refiner: 'nowhere' is not a folder"):
+    with pytest.raises(ModelNotUsable, match=r"^refiner: 'nowhere' is not on this machine"):
         find_model_paths(model, "nowhere")
-    with pytest.raises(ModelNotUsable, match=r"^model: 'nowhere' is not a folder"):
+    with pytest.raises(ModelNotUsable, match=r"^model: 'nowhere' is not on this machine"):
         find_model_paths("nowhere", refiner)
 
 

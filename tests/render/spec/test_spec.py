@@ -14,7 +14,8 @@ from render.errors import BadInput
 from render.spec import BLENDS, DTYPES, SAMPLERS, Spec, parse_size, read_spec_file
 from render.spec.prompt_text import clean
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+# Without the signs that begin a notation of other programs, which is answered.
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0_<("))
 SPECS = st.builds(
     Spec,
     prompt=TEXT.filter(lambda text: clean(text).strip()),
