@@ -23,7 +23,9 @@ def roots_of(ranks: int) -> dict[str, str]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize(
+    "ranks", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_any_number_of_ranks_gives_the_root_of_one(ranks: int) -> None:
     reference = roots_of(1)
     assert len(set(reference.values())) == len(cases()), "every case renders a different image"

@@ -112,7 +112,7 @@ def steps_in(machines: Machines, fence: int) -> int:
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("how", ["pause", "window"])
+@pytest.mark.parametrize("how", ["pause", pytest.param("window", marks=pytest.mark.slow)])
 def test_an_interrupted_image_goes_on_where_it_stopped(
     machines: Machines, how: str, alone: Callable[[tuple[str, ...]], str]
 ) -> None:

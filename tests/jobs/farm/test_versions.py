@@ -34,7 +34,7 @@ LONG_STEPS = 48
 SECONDS = 200
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.slow)])
 def images(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Store, dict[str, str]]]:
     """The farm's store, and what its nodes need to reach it."""
     if request.param == "folder":

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.simulation.farm import Group
@@ -94,6 +94,7 @@ class _Checked(Simulator):
         assert not self.farm.down & set(placed.slots)
 
 
+@settings(max_examples=30)
 @given(
     st.lists(st.integers(1, 4), min_size=1, max_size=4),
     st.lists(
