@@ -24,26 +24,31 @@ SPEC = Spec(prompt="red", width=448, height=320, seed=3, steps=2, strength=0.5, 
 
 
 @pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Adapter:
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Adapter]:
+    """One for each rank: ranks are processes, and an adapter is not made for several threads."""
     torch.set_num_threads(1)
-    return load_adapter(
-        save_sd(tmp_path_factory.mktemp("model") / "sd", "epsilon", GENTLE_BETAS), CPU, "float32"
-    )
+    folder = save_sd(tmp_path_factory.mktemp("model") / "sd", "epsilon", GENTLE_BETAS)
+    return [load_adapter(folder, CPU, "float32") for _ in range(4)]
 
 
-def root(spec: Spec, adapter: Adapter, ranks: int) -> str:
+@pytest.fixture
+def adapter(adapters: list[Adapter]) -> Adapter:
+    return adapters[0]
+
+
+def root(spec: Spec, adapters: list[Adapter], ranks: int) -> str:
     def work(group: ThreadGroup) -> str:
-        return render_image(spec, adapter, group, MemorySink(), device=CPU).root
+        return render_image(spec, adapters[group.rank], group, MemorySink(), device=CPU).root
 
     (found,) = set(run_ranks(ranks, work))
     return found
 
 
 @pytest.mark.parametrize(("wrap", "ranks"), [("none", (2, 3)), ("x", (4,))])
-def test_one_root_on_any_number_of_ranks(adapter: Adapter, wrap: str, ranks: tuple[int, ...]) -> None:
+def test_one_root_on_any_number_of_ranks(adapters: list[Adapter], wrap: str, ranks: tuple[int, ...]) -> None:
     spec = SPEC.with_changes(wrap=wrap)
-    first = root(spec, adapter, 1)
-    assert all(root(spec, adapter, count) == first for count in ranks)
+    first = root(spec, adapters, 1)
+    assert all(root(spec, adapters, count) == first for count in ranks)
 
 
 def test_tiles_have_the_colors_that_the_stage_keeps(adapter: Adapter) -> None:
