@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 from infra.store.base import Store
+from infra.store.decorator import local_folder
 from infra.store.local import LocalStore
 from render.errors import BadInput, RenderFailed
 from render.output.encode import CONTENT_TYPES
@@ -61,6 +65,27 @@ def fetch_tiles(
             fetched += size
             on_progress(number + 1, len(wanted))
     return fetched
+
+
+@contextmanager
+def local_tiles(
+    store: Store,
+    manifest: Manifest,
+    on_progress: OnProgress = lambda done, total: None,
+    beside: Path | None = None,
+) -> Iterator[Path]:
+    """A folder with an image's tiles of full size: the store's own, else a temporary one in `beside`.
+
+    libvips reads many tiles at once and cannot wait for the network. `on_progress` is called for what is
+    copied.
+    """
+    folder = local_folder(store)
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix=".chorale-", dir=beside) as name:
+        fetch_tiles(store, manifest, manifest.full_level_keys(), LocalStore(Path(name)), on_progress)
+        yield Path(name)
 
 
 def _is_whole(data: bytes, tile: TileEntry) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 from infra.store.base import Entry, Store
+from infra.store.local import LocalStore
 
 Result = TypeVar("Result")
 
@@ -63,3 +65,10 @@ class StoreDecorator(ABC):
 
     def within(self, folder: str) -> Store:
         return self._around(self._store.within(folder))
+
+
+def local_folder(store: Store) -> Path | None:
+    """The folder of a local store, whatever is around it; None for any other store."""
+    while isinstance(store, StoreDecorator):
+        store = store._store
+    return store.folder if isinstance(store, LocalStore) else None

@@ -30,7 +30,6 @@ from render.errors import BadInput
 from render.models.folder import BUILTIN
 from render.sink import UNFINISHED_PREVIEW
 from render.spec import IMAGE_FIELDS, names_image
-from render.spec.prompt_text import clean
 
 Value = TypeVar("Value")
 _ESTIMATE_S = 15.0
@@ -116,7 +115,7 @@ class Board:
             raise BadInput("lora", str(values["lora"])[:120], fix)
         with Preparation(options) as prepared:
             check_single(values, intake or IntakeOptions(), prepared, self.check_models)
-            return insert_batch(self.farm.database, prepared, clean(str(values.get("prompt")))[:80])
+            return insert_batch(self.farm.database, prepared, str(values.get("prompt"))[:80])
 
     def check_models(self, model: str, refiner: str | None, vae: str | None) -> None:
         """Raise `BadInput` for a model that no job of this farm has used, for any refiner and autoencoder.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,9 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from infra.settings import Settings, read_settings
-from infra.store.base import Store
-from infra.store.local import LocalStore
 from jobs.cli.help import examples
 from jobs.cli.terminal import print_json, print_line, print_table
-from jobs.download import fetch_tiles
+from jobs.download import local_tiles
 from jobs.errors import FAILED
 from jobs.formatting import size
 from jobs.image_source import open_image
@@ -136,25 +132,22 @@ def _export_whole(
     store = open_image(image, settings)
     manifest = published_image(store)
     targets = export_targets(manifest, target, force)
+    retrying = open_image(image, settings, patience_s=READ_PATIENCE_S)
     with (
         Progress(transient=True, disable=as_json, console=Console(stderr=True)) as progress,
-        _local_tiles(store, target) as local,
+        ExitStack() as stack,
     ):
-        if local is not store:
-            task = progress.add_task("downloading", total=None)
-            retrying = open_image(image, settings, patience_s=READ_PATIENCE_S)
-            fetch_tiles(
-                retrying,
-                manifest,
-                manifest.full_level_keys(),
-                local,
-                lambda done, total: progress.update(task, completed=done, total=total),
-            )
+        download = progress.add_task("downloading", total=None, visible=False)
+
+        def on_download(done: int, total: int) -> None:
+            progress.update(download, completed=done, total=total, visible=True)
+
+        folder = stack.enter_context(local_tiles(retrying, manifest, on_download, beside=target.parent))
         task = progress.add_task("exporting", total=100 * len(targets))
         for number, (each, part) in enumerate(targets.items()):
             done = partial(_advance, progress, task, 100 * number)
             export_image(
-                local.folder,
+                folder,
                 manifest,
                 each,
                 part=part,
@@ -172,16 +165,3 @@ def _export_whole(
 
 def _advance(progress: Progress, task: TaskID, before: int, per_cent: int) -> None:
     progress.update(task, completed=before + per_cent)
-
-
-@contextmanager
-def _local_tiles(store: Store, target: Path) -> Iterator[LocalStore]:
-    """The store itself when it is local, else a temporary folder next to the target for its tiles.
-
-    libvips reads many tiles at once and cannot wait for the network.
-    """
-    if isinstance(store, LocalStore):
-        yield store
-        return
-    with tempfile.TemporaryDirectory(prefix=".chorale-", dir=target.parent) as name:
-        yield LocalStore(Path(name))

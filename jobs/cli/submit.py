@@ -29,7 +29,6 @@ from jobs.intake.raw_rows import Reading
 from jobs.intake.row_images import RowImages
 from jobs.ranks import parse_ranks
 from render.errors import BadInput
-from render.spec.prompt_text import clean
 
 _SHOWN_JOBS = 10
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -105,7 +104,7 @@ def submit_command(farm: Farm, as_json: bool, skip_bad: bool, dry_run: bool, **o
         values = given_values(options)
         if reading is None:
             checked = check_single(values, intake, prepared)
-            name = clean(str(values.get("prompt")))[:80]
+            name = str(values.get("prompt"))[:80]
         else:
             reader = BatchReader(reading=reading, options=intake, defaults=values, images=images)
             checked = check_batch(reader, prepared)

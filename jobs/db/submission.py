@@ -31,6 +31,7 @@ from render.models.model_paths import absolute_name, check_loras, find_model_pat
 from render.models.vae_folder import resolve_vae
 from render.plan.plan import make_plan
 from render.spec import Spec
+from render.spec.prompt_text import clean
 
 MAX_AUTO_RANKS = 64
 """Beyond this the borders cost more than another rank gains."""
@@ -207,7 +208,7 @@ def insert_batch(
     """
     options = prepared.options
     receipt = Receipt(batch=uuid.uuid4().hex[:12])
-    label = printable(name).strip()[: longest(batches.c.name)] or "batch"
+    label = printable(clean(name)).strip()[: longest(batches.c.name)] or "batch"
     with database.write() as connection:
         lock_inputs(connection)
         connection.execute(

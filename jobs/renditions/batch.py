@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +16,9 @@ from infra.store.base import Store
 from infra.store.local import LocalStore
 from jobs.db.folders import FINISHED_FOLDER
 from jobs.db.tables import batches, entries, jobs
-from jobs.download import fetch_tiles
+from jobs.download import local_tiles
 from jobs.image_store import published_image
-from jobs.renditions.channel import ENDINGS, Rendition, Rules
+from jobs.renditions.channel import CONTENT_TYPES, ENDINGS, Rendition, Rules
 from jobs.renditions.check import RuleResult, check_rendition
 from jobs.renditions.maker import make_rendition
 from jobs.renditions.names import FIELDS, check_unique, file_name
@@ -30,7 +28,6 @@ from render.spec import TRAINED
 
 _FURTHER = re.compile(r"(-[sv][0-9]+)+$")
 """How a submission names further seeds and variations of a row."""
-_CONTENT_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "tiff": "image/tiff"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,22 +145,10 @@ def make_all(
 
 
 def _make(file: Path, image: BatchImage, found: Store, wanted: Rendition, rules: Rules) -> Made:
-    with _tiles(found) as (folder, store):
-        manifest = published_image(store)
+    manifest = published_image(found)
+    with local_tiles(found, manifest) as folder:
         source = joined_image(folder, manifest, (0, 0, manifest.width, manifest.height))
         data = make_rendition(source, wanted, manifest.spec.get("source_type", TRAINED))
-    LocalStore(file.parent).put(file.name, data, _CONTENT_TYPES[wanted.format])
+    LocalStore(file.parent).put(file.name, data, CONTENT_TYPES[wanted.format])
     results = check_rendition(data, rules, (manifest.width, manifest.height))
     return Made(image=image, file=file, bytes=len(data), results=results)
-
-
-@contextmanager
-def _tiles(store: Store) -> Iterator[tuple[Path, Store]]:
-    """A local folder with the image's tiles of full size, and the store that has its manifest."""
-    if isinstance(store, LocalStore):
-        yield store.folder, store
-        return
-    with tempfile.TemporaryDirectory(prefix="chorale-") as name:
-        local, manifest = LocalStore(Path(name)), published_image(store)
-        fetch_tiles(store, manifest, manifest.full_level_keys(), local, lambda done, total: None)
-        yield local.folder, store

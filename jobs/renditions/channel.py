@@ -11,19 +11,29 @@ from datetime import date
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from jobs.renditions.colors import Color, parse_color
 from jobs.renditions.sizes import parse_bytes
 from render.errors import BadInput
+from render.output import encode
 from render.spec import load_yaml
 
 FORMATS = ("jpeg", "png", "webp", "tiff")
-ENDINGS = {"jpeg": "jpg", "png": "png", "webp": "webp", "tiff": "tif"}
+ENDINGS = encode.ENDINGS | {"tiff": "tif"}
+CONTENT_TYPES = encode.CONTENT_TYPES | {"tiff": "image/tiff"}
 Format = Literal["jpeg", "png", "webp", "tiff"]
 Fit = Literal["pad", "crop", "inside"]
+_Bytes = Annotated[
+    int, BeforeValidator(lambda value: parse_bytes(value) if isinstance(value, str) else value)
+]
+"""`2MB` or a number."""
+_Color = Annotated[
+    Color, BeforeValidator(lambda value: parse_color(value) if isinstance(value, str) else value)
+]
+"""`white`, or three numbers."""
 
 
 class _Part(BaseModel):
@@ -39,23 +49,13 @@ class Rendition(_Part):
     height: int | None = Field(default=None, ge=1, le=65_500)
     fit: Fit = "pad"
     """`pad` adds background, `crop` cuts the longer side, `inside` keeps the shape and may be smaller."""
-    background: Color | None = None
+    background: _Color | None = None
     """Of padding, and behind transparent pixels. None keeps transparency, and is white in JPEG files."""
     format: Format = "jpeg"
     quality: int = Field(default=92, ge=1, le=100)
-    max_bytes: int | None = Field(default=None, ge=1)
+    max_bytes: _Bytes | None = Field(default=None, ge=1)
     """The quality is lowered until the file is not larger."""
     dpi: int = Field(default=72, ge=1, le=10_000)
-
-    @field_validator("background", mode="before")
-    @classmethod
-    def _color(cls, value: Any) -> Any:
-        return parse_color(value) if isinstance(value, str) else value
-
-    @field_validator("max_bytes", mode="before")
-    @classmethod
-    def _bytes(cls, value: Any) -> Any:
-        return parse_bytes(value) if isinstance(value, str) else value
 
 
 class Rules(_Part):
@@ -70,8 +70,8 @@ class Rules(_Part):
     """At most."""
     shape: float | None = None
     """Width divided by height, within a hundredth."""
-    max_bytes: int | None = None
-    background: Color | None = None
+    max_bytes: _Bytes | None = None
+    background: _Color | None = None
     """Color of all pixels of the edge, exactly (within 2 of 255 in JPEG files)."""
     fill: tuple[float, float] | None = None
     """Share of the frame's longer side that is not background, from and to."""
@@ -80,16 +80,6 @@ class Rules(_Part):
     dpi: int | None = None
     marked_as_ai: bool | None = None
     """True: the file says by IPTC's DigitalSourceType that a trained model made it."""
-
-    @field_validator("max_bytes", mode="before")
-    @classmethod
-    def _bytes(cls, value: Any) -> Any:
-        return parse_bytes(value) if isinstance(value, str) else value
-
-    @field_validator("background", mode="before")
-    @classmethod
-    def _color(cls, value: Any) -> Any:
-        return parse_color(value) if isinstance(value, str) else value
 
 
 class Channel(_Part):

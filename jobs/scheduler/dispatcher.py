@@ -20,9 +20,17 @@ from jobs.scheduler.placement import AGEING_S, Decision, Node, PendingJob, Runni
 LEASE_S = 5.0
 Notification = tuple[str, str, int]
 """(node, attempt, fence)"""
-_PER_OWNER = 64
-_MAX_CANDIDATES = 500
-"""Queued jobs that are considered in one round, unless more slots are free."""
+_PER_OWNER, _MAX_CANDIDATES = 64, 500
+
+
+def most_of_an_owner(free: int) -> int:
+    """Queued jobs of one queue, owner and priority that a round considers, with so many free slots."""
+    return max(_PER_OWNER, free)
+
+
+def most_candidates(free: int) -> int:
+    """Queued jobs that a round considers, with so many free slots."""
+    return max(_MAX_CANDIDATES, 2 * free)
 
 
 def dispatch(
@@ -166,13 +174,13 @@ def _most_urgent(connection: Connection, closed: list[str], free: int) -> list[t
         among = (jobs.c.state == "queued") & (jobs.c.queue == source.queue) & (jobs.c.owner == source.owner)
         same = jobs.c.priority.is_(None) if source.priority is None else jobs.c.priority == source.priority
         first = select(*columns).where(among, same, ready, ~stopping)
-        first = first.order_by(jobs.c.created, jobs.c.id).limit(max(_PER_OWNER, free))
+        first = first.order_by(jobs.c.created, jobs.c.id).limit(most_of_an_owner(free))
         priority = source.priority
         if priority is None:
             priority = priorities.get(source.queue, DEFAULT_PRIORITY)
         found += [(row, priority, max(0.0, moment - row.created)) for row in connection.execute(first).all()]
     found.sort(key=lambda each: (-each[1] - each[2] / AGEING_S, each[0].id))
-    return found[: max(_MAX_CANDIDATES, 2 * free)]
+    return found[: most_candidates(free)]
 
 
 def _estimated_seconds(row: Any, rates: Rates) -> float | None:

@@ -9,11 +9,9 @@ from dataclasses import dataclass, field, replace
 
 from jobs.db.records import QueueRules
 from jobs.db.time_window import TimeWindow
+from jobs.scheduler.dispatcher import most_candidates, most_of_an_owner
 from jobs.scheduler.placement import AGEING_S, Decision, Node, PendingJob, RunningGroup, place
 from jobs.simulation.workload import Workload
-
-_PER_OWNER, _MAX_CANDIDATES = 64, 500
-"""As the dispatcher takes them (`jobs.scheduler.dispatcher`)."""
 
 
 @dataclass(kw_only=True)
@@ -77,7 +75,9 @@ class SimulatedFarm:
     queues: dict[str, Queue]
     down: set[str] = field(default_factory=set)
     groups: dict[str, Group] = field(default_factory=dict)
-    """By job name."""
+    """By job name; changed by `begin` and `end`."""
+    _held: Counter[str] = field(default_factory=Counter)
+    """Slots of each node that groups hold, kept up to date: a farm may have thousands of groups."""
     _pending: dict[tuple[str, str, int], list[tuple[float, str, Job]]] = field(default_factory=dict)
     """By queue, owner and priority; the oldest first."""
 
@@ -87,32 +87,37 @@ class SimulatedFarm:
             self._pending.setdefault((job.queue, job.owner, job.priority), []), (job.created, job.name, job)
         )
 
+    def begin(self, group: Group) -> None:
+        """A group takes its slots."""
+        self.groups[group.job.name] = group
+        self._held.update(group.slots)
+
+    def end(self, group: Group) -> None:
+        """A group gives them back."""
+        del self.groups[group.job.name]
+        self._held.subtract(group.slots)
+
     def free_slots(self, nodes: Iterable[str]) -> dict[str, int]:
         """The slots of some nodes that no group holds."""
-        held = Counter[str]()
-        for group in self.groups.values():
-            held.update(group.slots)
-        return {name: self.nodes[name].slots - held[name] for name in nodes}
+        return {name: self.nodes[name].slots - self._held[name] for name in nodes}
 
     def place(self, moment: float) -> Decision:
         """A round of the scheduler. Takes the placed jobs out of the pending ones."""
         up = [node for node in self.nodes.values() if node.name not in self.down]
-        held = Counter[str]()
-        for group in self.groups.values():
-            held.update(group.slots)
-        if all(held[node.name] >= node.slots for node in up):
+        free = sum(self.free_slots(node.name for node in up).values())
+        if free == 0:
             return Decision(placed=())
         rules = [queue.rules_at(moment) for queue in self.queues.values()]
-        decision = place(up, self._running(moment), self._candidates(moment, rules), rules)
-        self._take({group.job for group in decision.placed})
+        decision = place(up, self._running(moment), self._candidates(moment, rules, free), rules)
+        self._take({group.job for group in decision.placed}, most_of_an_owner(free))
         return decision
 
-    def _take(self, names: set[str]) -> None:
+    def _take(self, names: set[str], most: int) -> None:
+        """Remove jobs that are among the first `most` of their lists; the rest may be many."""
         for key, found in self._pending.items():
-            # The placed ones are among the first; the rest may be many.
-            head = [each for each in found[:_PER_OWNER] if each[1] not in names]
-            if len(head) < min(len(found), _PER_OWNER):
-                self._pending[key] = head + found[_PER_OWNER:]
+            head = [each for each in found[:most] if each[1] not in names]
+            if len(head) < min(len(found), most):
+                self._pending[key] = head + found[most:]
 
     def _running(self, moment: float) -> Iterable[RunningGroup]:
         return [
@@ -126,17 +131,17 @@ class SimulatedFarm:
             for name, group in self.groups.items()
         ]
 
-    def _candidates(self, moment: float, rules: list[QueueRules]) -> list[PendingJob]:
+    def _candidates(self, moment: float, rules: list[QueueRules], free: int) -> list[PendingJob]:
         groups = Counter(group.job.queue for group in self.groups.values())
         closed = {queue.name for queue in rules if not queue.accepts(groups[queue.name])}
         found = [
             job
             for (queue, _, _), jobs in self._pending.items()
             if queue not in closed
-            for _, _, job in jobs[:_PER_OWNER]
+            for _, _, job in jobs[: most_of_an_owner(free)]
         ]
         found.sort(key=lambda job: (-job.priority - (moment - job.created) / AGEING_S, job.name))
-        return [_pending_job(job, moment) for job in found[:_MAX_CANDIDATES]]
+        return [_pending_job(job, moment) for job in found[: most_candidates(free)]]
 
 
 def _pending_job(job: Job, moment: float) -> PendingJob:

@@ -82,7 +82,7 @@ class Simulator:
         ends = begins + job.remaining_s(sum(slots.values()))
         group = Group(job=job, slots=slots, placed=self._now, begins=begins, ends=ends)
         job.started = self._now if job.started is None else job.started
-        self.farm.groups[job.name] = group
+        self.farm.begin(group)
         self._at(ends, lambda: self._end(group))
 
     def _end(self, group: Group) -> None:
@@ -109,7 +109,7 @@ class Simulator:
 
     def _release(self, group: Group) -> None:
         self._held_slot_s += (self._now - group.placed) * group.ranks
-        del self.farm.groups[group.job.name]
+        self.farm.end(group)
 
     def _watch_windows(self) -> None:
         for name, queue in self.farm.queues.items():

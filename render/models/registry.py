@@ -19,6 +19,7 @@ _VAE = ("AutoencoderKL", "AutoencoderTiny")
 _UNET = ("UNet2DConditionModel",)
 _T5 = ("T5EncoderModel", "UMT5EncoderModel")
 _T5_TOKENIZER = ("T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+_GEMMA_TOKENIZER = ("GemmaTokenizer", "GemmaTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 _QWEN_TOKENIZER = ("Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 
 
@@ -193,12 +194,7 @@ FAMILIES: dict[str, Family] = {
         parts={
             "scheduler": (),
             "text_encoder": ("Gemma2Model", "Gemma2ForCausalLM"),
-            "tokenizer": (
-                "GemmaTokenizer",
-                "GemmaTokenizerFast",
-                "PreTrainedTokenizerFast",
-                "TokenizersBackend",
-            ),
+            "tokenizer": _GEMMA_TOKENIZER,
             "transformer": ("SanaTransformer2DModel",),
             "vae": ("AutoencoderDC",),
         },
@@ -253,12 +249,7 @@ FAMILIES: dict[str, Family] = {
         parts={
             "scheduler": (),
             "text_encoder": ("Gemma2Model",),
-            "tokenizer": (
-                "GemmaTokenizer",
-                "GemmaTokenizerFast",
-                "PreTrainedTokenizerFast",
-                "TokenizersBackend",
-            ),
+            "tokenizer": _GEMMA_TOKENIZER,
             "transformer": ("Lumina2Transformer2DModel",),
             "vae": _VAE,
         },

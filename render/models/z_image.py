@@ -16,7 +16,7 @@ from render.models.transformer import Rows, TransformerAdapter, shifted_sigmas
 
 class ZImage(TransformerAdapter):
     """Prompts of their own length, so each evaluation is a call of its own: in one call the network pads all
-    to the longest, and a row's bits would depend on its batch-mates."""
+    to the longest, and a row's bits would depend on the other rows."""
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str, negative_prompt: str, guided: bool) -> Rows:

@@ -11,6 +11,7 @@ import pytest
 
 from infra.errors import StoreDenied, StoreMissing, StorePermanent
 from infra.store.base import Store
+from infra.store.decorator import local_folder
 from infra.store.instrumented import InstrumentedStore, StoreCall
 from infra.store.local import LocalStore
 from infra.store.retrying import RetryingStore
@@ -193,3 +194,8 @@ def test_no_permission_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(os, "replace", denied)
     with pytest.raises(StoreDenied, match="no permission"):
         store.put("tile", b"data", "image/png")
+
+
+def test_a_local_store_has_its_folder_whatever_is_around_it(tmp_path: Path) -> None:
+    local = LocalStore(tmp_path)
+    assert local_folder(local) == local_folder(RetryingStore(RetryingStore(local))) == tmp_path

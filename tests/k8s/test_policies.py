@@ -52,8 +52,8 @@ def test_only_agents_reach_an_agent(hosts: Network) -> None:
         before = [reachable(hosts, host, agent, wanted) for host in range(1, 5)]
         assert before == [list(wanted)] * 4, "nobody is kept out yet"
         enforce(hosts, of_kind(build("base"), "NetworkPolicy"), everybody)
-        mate, board, monitoring, stranger = (reachable(hosts, host, agent, wanted) for host in range(1, 5))
-        assert mate == list(wanted)
+        peer, board, monitoring, stranger = (reachable(hosts, host, agent, wanted) for host in range(1, 5))
+        assert peer == list(wanted)
         assert monitoring == [METRICS]
         assert board == [] and stranger == []
         assert reachable(hosts, 4, everybody[2].address, [BOARD]) == [BOARD]

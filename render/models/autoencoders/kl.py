@@ -8,32 +8,18 @@ import torch
 from torch import Tensor
 
 from render.models.autoencoders.kl_layers import decode_layers, encode_layers
+from render.models.autoencoders.network import LayeredNetwork, channel_moments, to_pixels
 from render.models.autoencoders.tiles import Tiles
 
 
-class KL:
+class KL(LayeredNetwork):
     """Scaled by `scaling_factor`; moved by `shift_factor` or by means and deviations per channel where the
     configuration gives them."""
-
-    def __init__(self, network: Any, device: torch.device) -> None:
-        self._network, self._device = network, device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """See `LayeredAutoencoder.dtype`."""
-        return self._network.dtype
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """See `Autoencoder.decode`; undivided."""
-        latents = self._unscaled(latents.to(self._device, self.dtype))
-        pixels: Tensor = self._network.decode(latents, return_dict=False)[0]
-        return to_pixels(pixels)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """See `Autoencoder.encode`; undivided."""
-        encoded = self._network.encode(pixels.to(self._device, self.dtype) * 2.0 - 1.0)
+        encoded = self._network.encode(self._from_pixels(pixels))
         return self._scaled(encoded.latent_dist.mode().float())
 
     @torch.no_grad()
@@ -53,9 +39,7 @@ class KL:
     def encode_tiles(self, pixels: Tiles) -> Tiles:
         """See `LayeredAutoencoder.encode_tiles`."""
         network, patch = self._network, self._patch
-        entered = pixels.map(
-            lambda patch, index: patch.values.to(self.dtype) * 2.0 - 1.0, channels=3, dtype=self.dtype
-        )
+        entered = self._tiles_from_pixels(pixels)
         moments = encode_layers(network.encoder, entered)
 
         def leave(patch: Any, index: int) -> Tensor:
@@ -71,7 +55,6 @@ class KL:
         return 1
 
     def _unscaled(self, latents: Tensor) -> Tensor:
-        """Latents in the loop's scale -> the network's."""
         config = self._network.config
         moments = channel_moments(config, latents)
         if moments is None:
@@ -86,17 +69,3 @@ class KL:
         else:
             latents = (latents - moments[0]) / moments[1]
         return latents * float(config.scaling_factor)
-
-
-def to_pixels(values: Tensor) -> Tensor:
-    """A network's [-1, 1] -> [0, 1], float32, clamped."""
-    return (values.float() * 0.5 + 0.5).clamp(0.0, 1.0)
-
-
-def channel_moments(config: Any, latents: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Per-channel (mean, deviation) of an autoencoder's latents, where its configuration gives them."""
-    mean, deviation = (config.get(key) for key in ("latents_mean", "latents_std"))
-    if mean is None or deviation is None:
-        return None
-    column = (1, -1, 1, 1)
-    return latents.new_tensor(mean).view(column), latents.new_tensor(deviation).view(column)

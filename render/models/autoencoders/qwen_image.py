@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from render.models.autoencoders.kl import channel_moments, to_pixels
+from render.models.autoencoders.network import LayeredNetwork, channel_moments, to_pixels
 from render.models.autoencoders.tile_layers import (
     Pointwise,
     attend,
@@ -23,16 +23,8 @@ from render.models.autoencoders.tile_layers import (
 from render.models.autoencoders.tiles import Patch, Tiles
 
 
-class QwenImage:
+class QwenImage(LayeredNetwork):
     """Standardized by means and deviations per channel; the network's frame axis has length one."""
-
-    def __init__(self, network: Any, device: torch.device) -> None:
-        self._network, self._device = network, device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """See `LayeredAutoencoder.dtype`."""
-        return self._network.dtype
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -44,7 +36,7 @@ class QwenImage:
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """See `Autoencoder.encode`; undivided."""
-        frames = pixels.to(self._device, self.dtype)[:, :, None] * 2.0 - 1.0
+        frames = self._from_pixels(pixels)[:, :, None]
         return self._scaled(self._network.encode(frames).latent_dist.mode()[:, :, 0].float())
 
     @torch.no_grad()
@@ -74,9 +66,7 @@ class QwenImage:
     def encode_tiles(self, pixels: Tiles) -> Tiles:
         """See `LayeredAutoencoder.encode_tiles`."""
         encoder = self._network.encoder
-        tiles = pixels.map(
-            lambda patch, index: patch.values.to(self.dtype) * 2.0 - 1.0, channels=3, dtype=self.dtype
-        )
+        tiles = self._tiles_from_pixels(pixels)
         tiles = convolve(tiles, encoder.conv_in)
         for layer in encoder.down_blocks:
             if hasattr(layer, "conv1"):
