@@ -158,16 +158,7 @@ def test_a_poison_job_is_failed_with_its_reason_and_blocks_nobody(farm: Database
     with farm.write() as connection:
         set_draining(connection, "b", True)
     for _ in range(MAX_ATTEMPTS):
-        with farm.write() as connection:
-            connection.execute(update(jobs).where(jobs.c.id == poison).values(not_before=None))
-        dispatch(farm, "a")
-        with farm.write() as connection:
-            row = connection.execute(
-                select(attempts.c.id, members.c.node)
-                .join(members, members.c.attempt == attempts.c.id)
-                .where(attempts.c.job == poison, attempts.c.ended.is_(None))
-            ).one()
-            fail(connection, row.id, "the model answered with NaN", row.node)
+        fail_next(farm, poison, "attempts", "the model answered with NaN")
     row = job_of(farm, poison)
     assert (row.state, row.reason) == ("failed", "gave up after 4 attempts: the model answered with NaN")
     dispatch(farm, "a")
@@ -359,7 +350,7 @@ def test_each_attempt_has_a_secret_of_its_own_until_it_ends(farm: Database) -> N
     assert secrets[0] != secrets[1]
 
 
-def fail_next(farm: Database, job: str, tally: Tally) -> str:
+def fail_next(farm: Database, job: str, tally: Tally, reason: str = "lacks weights") -> str:
     """Place a job, and fail its attempt; returns the node."""
     with farm.write() as connection:
         connection.execute(update(jobs).where(jobs.c.id == job).values(not_before=None))
@@ -370,7 +361,7 @@ def fail_next(farm: Database, job: str, tally: Tally) -> str:
             .join(members, members.c.attempt == attempts.c.id)
             .where(attempts.c.job == job, attempts.c.ended.is_(None))
         ).one()
-        fail(connection, row.id, "lacks weights", row.node, tally)
+        fail(connection, row.id, reason, row.node, tally)
     return str(row.node)
 
 

@@ -159,24 +159,30 @@ def z_image() -> Any:
     )
 
 
-def qwen_image() -> Any:
-    text = {
+QWEN_VISION: dict[str, Any] = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_heads": 2,
+    "out_hidden_size": WIDTH,
+}
+
+
+def qwen_text(layers: int, sections: list[int]) -> dict[str, Any]:
+    """A text configuration of Qwen's models that see; `sections` are those of its rotary positions."""
+    return {
         "vocab_size": 272,
         "hidden_size": WIDTH,
         "intermediate_size": WIDTH,
-        "num_hidden_layers": 1,
+        "num_hidden_layers": layers,
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
-        "rope_parameters": {"mrope_section": [2, 2, 4], "rope_type": "default", "rope_theta": 1e4},
+        "rope_parameters": {"mrope_section": sections, "rope_type": "default", "rope_theta": 1e4},
     }
-    vision = {
-        "depth": 1,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_heads": 2,
-        "out_hidden_size": WIDTH,
-    }
-    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+
+
+def qwen_image() -> Any:
+    config = transformers.Qwen2_5_VLConfig(text_config=qwen_text(1, [2, 2, 4]), vision_config=QWEN_VISION)
     return diffusers.QwenImagePipeline(
         scheduler=shifting(base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02),
         vae=qwen_vae(),
@@ -424,24 +430,8 @@ def flux2_klein(is_distilled: bool) -> Any:
 
 
 def qwen3_vl() -> Any:
-    text = {
-        "vocab_size": 272,
-        "hidden_size": WIDTH,
-        "intermediate_size": WIDTH,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "rope_parameters": {"mrope_section": [4, 2, 2], "rope_type": "default", "rope_theta": 1e4},
-    }
-    vision = {
-        "depth": 1,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_heads": 2,
-        "out_hidden_size": WIDTH,
-        "deepstack_visual_indexes": [0],
-    }
+    text = qwen_text(4, [4, 2, 2]) | {"head_dim": 16}
+    vision = QWEN_VISION | {"deepstack_visual_indexes": [0]}
     return transformers.Qwen3VLModel(transformers.Qwen3VLConfig(text_config=text, vision_config=vision))
 
 
