@@ -39,6 +39,8 @@ TRAINED_ATTENTION, OLD_TRAINED_ATTENTION = "cross_window_attention", "listener"
 list it. Models of version 0.1 have it in a folder `listener`. Their digests cover that name, so both names
 are read."""
 _TRAINED_ATTENTIONS = (TRAINED_ATTENTION, OLD_TRAINED_ATTENTION)
+_WITHOUT_VOCABULARY = ("ByT5Tokenizer",)
+"""Tokenizers whose tokens are bytes."""
 _ATTENDING_MIDDLE = "UNetMidBlock2DCrossAttn"
 
 Listing = tuple[tuple[str, int, int, int], ...]
@@ -132,6 +134,7 @@ def _model_info(path: Path, index: dict[str, Any], family: Family, parts: tuple[
     if in_channels not in (channels, channels * family.patch**2):
         wrong = f"{family.network} of {in_channels} input channels for {channels}"
         raise unusable(path, f"has a {wrong}; use a text-to-image model")
+    _check_needs(path, family, network)
     noise = _trained_noise(path, index, family)
     takes_guidance, default_guidance = _guidance(family, index, network)
     return ModelInfo(
@@ -156,6 +159,13 @@ def _model_info(path: Path, index: dict[str, Any], family: Family, parts: tuple[
         guided_above=0.0 if family.guidance is GuidanceRule.CFG_ONE_MORE else 1.0,
         longest_window=_longest_window(path, family, network, autoencoder.scale_factor),
     )
+
+
+def _check_needs(path: Path, family: Family, network: dict[str, Any]) -> None:
+    for key, needed in family.needs.items():
+        if (value := network.get(key, needed)) != needed:
+            fix = f"has {key} {value!r} in {family.network}/config.json; use a model where it is {needed!r}"
+            raise unusable(path, fix)
 
 
 def _guidance(family: Family, index: dict[str, Any], network: dict[str, Any]) -> tuple[bool, float]:
@@ -311,7 +321,7 @@ def _check_part(path: Path, index: dict[str, Any], family: Family, part: str) ->
     if library not in ("diffusers", "transformers") or (allowed and class_name not in allowed):
         wanted = " or ".join(allowed) or "one of diffusers' own"
         raise unusable(path, f"has the {part} {library}.{class_name}; it must be {wanted}")
-    _check_files(path, part)
+    _check_files(path, part, class_name)
     return True
 
 
@@ -325,13 +335,15 @@ def trained_attention_folder(path: Path) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def _check_files(path: Path, part: str) -> None:
+def _check_files(path: Path, part: str, class_name: str = "") -> None:
     folder = path / part
     if part == "scheduler":
         wanted, found = "scheduler_config.json", (folder / "scheduler_config.json").is_file()
     elif part.startswith("tokenizer"):
-        wanted = "tokenizer.json or vocab.json"
-        found = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+        names = ["tokenizer.json", "vocab.json"]
+        if class_name in _WITHOUT_VOCABULARY:
+            names = ["tokenizer_config.json"]
+        wanted, found = " or ".join(names), any((folder / name).is_file() for name in names)
     elif not (folder / "config.json").is_file():
         wanted, found = "config.json", False
     else:

@@ -7,7 +7,7 @@ has the steps.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from render.sampling.scheduler_config import NoiseKind
@@ -69,6 +69,8 @@ class Family:
     """Its pipeline gives the scheduler a shift that depends on the image's size."""
     table_of_positions: bool = False
     """Its network has positions up to `pos_embed_max_size` tokens only."""
+    needs: Mapping[str, object] = field(default_factory=dict)
+    """Entries of the network's configuration that may have no other value."""
 
 
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")

@@ -20,6 +20,7 @@ AUTOENCODERS = {
     "AutoencoderDC": "render.models.autoencoders.dc.DeepCompression",
     "AutoencoderKL": "render.models.autoencoders.kl.KL",
     "AutoencoderKLFlux2": "render.models.autoencoders.flux2.Flux2",
+    "AutoencoderKLHunyuanImage": "render.models.autoencoders.hunyuan_image.HunyuanImage",
     "AutoencoderKLQwenImage": "render.models.autoencoders.qwen_image.QwenImage",
     "AutoencoderTiny": "render.models.autoencoders.tiny.Tiny",
 }

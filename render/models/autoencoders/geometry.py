@@ -81,6 +81,20 @@ def _qwen_image(path: Path, vae: dict[str, Any]) -> AutoencoderGeometry:
     )
 
 
+def _hunyuan_image(path: Path, vae: dict[str, Any]) -> AutoencoderGeometry:
+    factor = whole_number(path, vae, "vae", "spatial_compression_ratio", 32)
+    channels = _list(path, vae, "block_out_channels")
+    if factor != 2 ** (len(channels) - 1):
+        raise unusable(
+            path, f"has a vae of {len(channels)} levels for {factor} pixels per latent; use another model"
+        )
+    return AutoencoderGeometry(
+        latent_channels=whole_number(path, vae, "vae", "latent_channels", 64),
+        scale_factor=factor,
+        attention_scale=1,
+    )
+
+
 def _dc(path: Path, vae: dict[str, Any]) -> AutoencoderGeometry:
     levels = _list(path, vae, "encoder_block_out_channels", [128, 256, 512, 512, 1024, 1024])
     return AutoencoderGeometry(
@@ -112,6 +126,7 @@ _READERS: dict[str, Callable[[Path, dict[str, Any]], AutoencoderGeometry]] = {
     "AutoencoderDC": _dc,
     "AutoencoderKL": _kl,
     "AutoencoderKLFlux2": _flux2,
+    "AutoencoderKLHunyuanImage": _hunyuan_image,
     "AutoencoderKLQwenImage": _qwen_image,
     "AutoencoderTiny": _tiny,
 }

@@ -46,6 +46,19 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "latents_std": [1.5, 0.8, 1.1, 2.0],
         },
     ),
+    "hunyuan": (
+        "AutoencoderKLHunyuanImage",
+        {
+            "in_channels": 3,
+            "out_channels": 3,
+            "latent_channels": 8,
+            "block_out_channels": (32, 32, 64),
+            "layers_per_block": 1,
+            "spatial_compression_ratio": 4,
+            "sample_size": 64,
+            "scaling_factor": 0.75,
+        },
+    ),
     "dc": (
         "AutoencoderDC",
         {
