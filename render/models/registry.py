@@ -73,7 +73,7 @@ class Family:
     """Entries of the network's configuration that may have no other value."""
 
 
-UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder", "guider", "ocr_guider")
 """Parts of stock folders that are not read and not part of the digest."""
 
 FAMILIES: dict[str, Family] = {
@@ -258,6 +258,24 @@ FAMILIES: dict[str, Family] = {
         guidance_scale=4.0,
         patch=2,
         guidance=GuidanceRule.RESCALED,
+    ),
+    "HunyuanImagePipeline": Family(
+        name="hunyuan-image",
+        module="render.models.hunyuan_image",
+        parts={
+            "scheduler": (),
+            "text_encoder": ("Qwen2_5_VLForConditionalGeneration",),
+            "text_encoder_2": ("T5EncoderModel",),
+            "tokenizer": _QWEN_TOKENIZER,
+            "tokenizer_2": ("ByT5Tokenizer",),
+            "transformer": ("HunyuanImageTransformer2DModel",),
+            "vae": ("AutoencoderKLHunyuanImage",),
+        },
+        guidance_scale=3.5,
+        native_size=2048,
+        dynamic_shift=False,
+        # The distilled models take the guidance and the next step's time as inputs.
+        needs={"guidance_embeds": False, "use_meanflow": False},
     ),
     "PixArtSigmaPipeline": Family(
         name="pixart-sigma",

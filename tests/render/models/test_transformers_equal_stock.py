@@ -64,6 +64,8 @@ CASES = (
     Case("krea2", 0.0, guidance_scale=0.0),
     Case("lumina2", 4.0, guidance_scale=4.0, negative_prompt=NEGATIVE),
     Case("lumina2", 1.0, guidance_scale=1.0),
+    Case("hunyuan-image", 4.0, negative_prompt=NEGATIVE),
+    Case("hunyuan-image-unguided", 1.0),
     Case("sana", 4.0, "dpmpp-2m", guidance_scale=4.0, negative_prompt=NEGATIVE, use_resolution_binning=False),
     Case("sana", 1.0, "dpmpp-2m", guidance_scale=1.0, use_resolution_binning=False),
     Case(
@@ -207,6 +209,15 @@ def test_a_native_size_that_is_not_whole_tokens_is_refused(root: Path, tmp_path:
     index = json.loads((folder / "model_index.json").read_text()) | {"_native_size": size}
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(ModelNotUsable, match=r"_native_size .* must be a multiple of 16"):
+        read_model_info(folder)
+
+
+@pytest.mark.parametrize("key", ["use_meanflow", "guidance_embeds"])
+def test_a_network_that_takes_other_inputs_is_refused(root: Path, tmp_path: Path, key: str) -> None:
+    folder = Path(shutil.copytree(folder_of(root, "hunyuan-image"), tmp_path / "model"))
+    config = json.loads((folder / "transformer/config.json").read_text()) | {key: True}
+    (folder / "transformer/config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelNotUsable, match=f"has {key} True in transformer/config.json; use a model"):
         read_model_info(folder)
 
 

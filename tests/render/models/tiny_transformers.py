@@ -12,16 +12,17 @@ import torch
 import transformers
 from diffusers import AutoencoderDC, AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler
 
+from tests.render.models.autoencoders.tiny_networks import network
 from tests.render.models.tiny_folders import kl_vae, text_config, tokenizer
 
 WIDTH = 32
 """Of the text encoders' states."""
 
 
-def t5_encoder() -> transformers.T5EncoderModel:
+def t5_encoder(tokens: int = 64) -> transformers.T5EncoderModel:
     return transformers.T5EncoderModel(
         transformers.T5Config(
-            vocab_size=64,
+            vocab_size=tokens,
             d_model=WIDTH,
             d_kv=8,
             d_ff=WIDTH,
@@ -348,6 +349,32 @@ def lumina2() -> Any:
     )
 
 
+def hunyuan_image(guided: bool) -> Any:
+    guider = diffusers.AdaptiveProjectedMixGuidance(guidance_scale=4.0) if guided else None
+    config = transformers.Qwen2_5_VLConfig(text_config=qwen_text(2, [2, 2, 4]), vision_config=QWEN_VISION)
+    return diffusers.HunyuanImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+        vae=network("hunyuan"),
+        text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=qwen_tokenizer(),
+        text_encoder_2=t5_encoder(384),
+        tokenizer_2=transformers.ByT5Tokenizer(),
+        transformer=diffusers.HunyuanImageTransformer2DModel(
+            in_channels=8,
+            out_channels=8,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=1,
+            num_single_layers=1,
+            num_refiner_layers=1,
+            text_embed_dim=WIDTH,
+            text_embed_2_dim=WIDTH,
+            rope_axes_dim=(4, 4),
+        ),
+        guider=guider,
+    )
+
+
 def flux2_vae() -> Any:
     made = diffusers.AutoencoderKLFlux2(
         block_out_channels=(8, 8, 16, 16),
@@ -478,6 +505,8 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "flux2-klein-distilled": lambda: flux2_klein(is_distilled=True),
     "krea2": krea2,
     "lumina2": lumina2,
+    "hunyuan-image": lambda: hunyuan_image(guided=True),
+    "hunyuan-image-unguided": lambda: hunyuan_image(guided=False),
 }
 
 
