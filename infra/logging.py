@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 from infra.errors import BadSetting
+from infra.printable import printable, printable_json
 
 FORMATS = ("text", "json")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -30,7 +31,10 @@ class TextFormatter(logging.Formatter):
         fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
         level = "" if record.levelno == logging.WARNING else f"{record.levelname.lower()}: "
         text = f"chorale: {level}{record.getMessage()}" + (f" ({fields})" if fields else "")
-        return text if record.exc_info is None else f"{text}\n{self.formatException(record.exc_info)}"
+        if record.exc_info is not None:
+            text += f"\n{self.formatException(record.exc_info)}"
+        # Messages quote names and prompts, and the log of `chorale up` is a terminal.
+        return printable(text, keep="\n\t")
 
 
 class JsonFormatter(logging.Formatter):
@@ -45,7 +49,7 @@ class JsonFormatter(logging.Formatter):
         } | _fields(record)
         if record.exc_info is not None:
             document["exception"] = self.formatException(record.exc_info)
-        return json.dumps(document, default=str, ensure_ascii=False)
+        return printable_json(json.dumps(document, default=str, ensure_ascii=False))
 
 
 class _Handler(logging.StreamHandler[TextIO]):

@@ -1,4 +1,8 @@
-"""Pages from Jinja templates. Every value is escaped; an undefined name is an error."""
+"""Pages from Jinja templates. Every value is escaped; an undefined name is an error.
+
+Control characters and characters that turn the direction of text around are shown as their escapes, so that a
+name or a prompt cannot change how the text beside it reads.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,19 @@ from starlette.responses import HTMLResponse
 from jobs.board.board import Board
 from jobs.board.format import FILTERS
 from jobs.board.images import thumbnail
+from jobs.formatting import printable
+
+
+def _shown(value: Any) -> Any:
+    # Markup is text of ours, and numbers have nothing to hide.
+    return printable(value, keep="\n\r\t") if type(value) is str else value
+
 
 _environment = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
     undefined=StrictUndefined,
+    finalize=_shown,
     trim_blocks=True,
     lstrip_blocks=True,
 )

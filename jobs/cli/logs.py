@@ -8,12 +8,11 @@ import click
 
 from jobs.cli.farm_options import farm_options
 from jobs.cli.help import examples
-from jobs.cli.terminal import print_json, print_line
+from jobs.cli.terminal import print_json, print_line, print_lines
 from jobs.db.queries import find_job, show_job
 from jobs.db.state_machine import ENDED
 from jobs.errors import JobError
 from jobs.farm import Farm, open_images
-from jobs.formatting import printable
 from jobs.logs import LogReader
 
 _POLL_S = 0.3
@@ -41,7 +40,7 @@ def logs(farm: Farm, as_json: bool, job: str, attempt: int | None, follow: bool)
             if reader.last != name:
                 print_line(f"==> {name} <==")
                 reader.last = name
-            click.echo(printable(text.decode(errors="replace"), keep="\n\t"), nl=False)
+            print_lines(text.decode(errors="replace"), end="")
         if over or not follow:
             break
         with farm.database.read() as connection:

@@ -11,9 +11,8 @@ import click
 
 from infra.logging import FORMATS, configure_logging
 from jobs.cli.help import WIDTH, CommandGroup, examples
-from jobs.cli.terminal import print_json
+from jobs.cli.terminal import print_json, print_lines
 from jobs.errors import BAD_INPUT, CANCELLED, KNOWN, exit_code
-from jobs.formatting import printable
 from render.errors import BadInput
 
 _PATH_ERRORS = {
@@ -125,7 +124,7 @@ def _check_text(arguments: list[str]) -> None:
 
 
 def _fail(text: str, code: int, as_json: bool, **more: Any) -> None:
-    click.echo(f"chorale: {printable(text, keep=chr(10))}", err=True)
+    print_lines(f"chorale: {text}", error=True)
     if as_json:
         print_json({"error": text, "code": code} | {k: v for k, v in more.items() if v is not None})
     sys.exit(code)

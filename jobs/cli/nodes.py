@@ -22,6 +22,8 @@ from jobs.cli.farm_options import farm_options
 from jobs.cli.help import examples
 from jobs.cli.serve import PORT, board_process
 from jobs.cli.terminal import print_json, print_line, print_table
+from jobs.db import tables
+from jobs.db.names import check_name
 from jobs.db.nodes import list_nodes, set_draining
 from jobs.farm import Farm, open_farm, open_images
 from jobs.formatting import plural
@@ -181,15 +183,17 @@ def _wait_until_idle(farm: Farm, node: str, seconds: float) -> None:
 def _agent(farm: Farm, slots: int | None, broker_url: str | None) -> Agent:
     settings, gpus = farm.settings, visible_gpus()
     _check(settings)
-    name = settings.node or socket.gethostname()
-    if "/" in name or not name.strip():
+    name, address = settings.node or socket.gethostname(), settings.address or "127.0.0.1"
+    check_name("name", name, tables.nodes.c.name)
+    check_name("address", address, tables.nodes.c.address)
+    if "/" in name:
         raise BadInput("name", name, "is not a valid node name; use letters, digits, dots and dashes")
     device = "cuda" if gpus else "cpu"
     return Agent(
         farm=farm,
         name=name,
         slots=slots if slots is not None else processors(),
-        address=settings.address or "127.0.0.1",
+        address=address,
         device=device,
         home=default_home() / "logs",
         metrics=MetricsServer(farm, name, device, settings.metrics_address),

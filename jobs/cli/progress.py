@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from jobs.cli.terminal import print_line
 from render.events import Event, StageStarted, StepDone, TilesWritten
 
 
@@ -64,4 +64,4 @@ class RenderProgress:
 
     def _print(self, line: str) -> None:
         if self._plain:
-            click.echo(line, err=True)
+            print_line(line, error=True)

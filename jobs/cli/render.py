@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from jobs.cli.group_options import await_manifest, group_options, resolve_host, 
 from jobs.cli.help import examples
 from jobs.cli.progress import RenderProgress
 from jobs.cli.spec_options import spec_options, take_spec
+from jobs.cli.terminal import print_json, print_line
 from jobs.errors import BAD_INPUT
 from jobs.image_store import claim, discard_other_numerics, disclaim, finished_image, published_image
 from jobs.node.shutdown_signals import ShutdownSignals
@@ -88,9 +88,9 @@ def render(
     if rendezvous is not None:
         _check_room(wanted * rendezvous.nodes, plan.useful_ranks)
     elif wanted > plan.useful_ranks:
-        click.echo(
+        print_line(
             f"chorale: only {plan.useful_ranks} of {wanted} ranks have anything to evaluate; using those",
-            err=True,
+            error=True,
         )
         wanted = plan.useful_ranks
     _check_device(device)
@@ -120,9 +120,9 @@ def render(
     progress: AbstractContextManager[OnEvent] = nullcontext(ignore_event) if as_json else RenderProgress()
     numerics = local_numerics(device)
     if discard_other_numerics(target, numerics):
-        click.echo(
+        print_line(
             f"chorale: {target.url()} held unfinished work of another version or device; starting over",
-            err=True,
+            error=True,
         )
     with progress as on_event:
         claim(target, digest, spec.canonical_json(info.digest), numerics)
@@ -180,14 +180,14 @@ def _result(target: Store, manifest: Manifest, seconds: float, already: bool = F
 
 def _finish(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(result))
+        print_json(result)
     elif result.get("dry_run"):
-        click.echo(
+        print_line(
             f"All is well. Digest {result['digest'][:16]}, {result['ranks']} ranks, into {result['out']}"
         )
     else:
         verb = "was done already" if result["already"] else f"done in {result['seconds']:.1f} s"
-        click.echo(
+        print_line(
             f"{result['width']}x{result['height']} {verb}: {result['manifest']} (root {result['root'][:16]})"
         )
 

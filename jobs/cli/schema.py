@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from jobs.cli.help import examples
+from jobs.cli.terminal import print_lines
 from render.errors import BadInput
 from render.spec.schema import batch_schema, spec_schema
 
@@ -28,7 +29,7 @@ def schema(out: Path | None, batch: bool) -> None:
     """
     text = schema_text(batch_schema() if batch else spec_schema())
     if out is None:
-        click.echo(text, nl=False)
+        print_lines(text, end="")
         return
     try:
         out.write_text(text, encoding="utf-8")

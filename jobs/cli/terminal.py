@@ -27,6 +27,11 @@ def print_line(text: str, *, error: bool = False) -> None:
     click.echo(printable(text), err=error)
 
 
+def print_lines(text: str, *, error: bool = False, end: str = "\n") -> None:
+    """Print text of several lines, whose line breaks and tabs stay, to stderr when `error`."""
+    click.echo(printable(text, keep="\n\t") + end, nl=False, err=error)
+
+
 def print_json(document: Any) -> None:
     """Print one line of JSON; what a terminal would interpret is escaped."""
     click.echo(printable_json(json.dumps(document, ensure_ascii=False)))
