@@ -13,6 +13,7 @@ from sqlalchemy import select
 from infra.errors import StoreError
 from infra.store.base import Store
 from jobs.board.access import Access
+from jobs.board.deadlines import Deadlines
 from jobs.board.login_limit import LoginLimit
 from jobs.board.uploads import Uploads
 from jobs.db.board_queries import is_known_model, queue_rates
@@ -45,6 +46,7 @@ class Board:
     farm: Farm
     access: Access
     logins: LoginLimit = field(default_factory=LoginLimit)
+    deadlines: Deadlines = field(default_factory=Deadlines)
     ending: threading.Event = field(default_factory=threading.Event)
     """Set when the board stops; event streams end then."""
     uploads: Uploads = field(default_factory=Uploads)

@@ -5,7 +5,7 @@ Plain ASGI, because every tile request passes it too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from math import ceil
 from urllib.parse import quote, urlsplit
@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.board.access import COOKIE, SESSION_S, Access, Role, Session, is_loopback
+from jobs.board.deadlines import Deadlines
 from jobs.board.login_limit import LoginLimit
 
 LARGEST_BODY = 1 << 20
@@ -54,6 +55,7 @@ class SecurityMiddleware:
     app: ASGIApp
     access: Access
     logins: LoginLimit
+    deadlines: Deadlines = field(default_factory=Deadlines)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -80,7 +82,15 @@ class SecurityMiddleware:
         if refusal is not None:
             await refusal(scope, receive, respond)
             return
-        await self.app(scope, _limited(receive, _limit(scope["path"])), respond)
+
+        async def refuse(status: int, text: str) -> None:
+            response = _refuse(scope, status, text)
+            response.headers["retry-after"] = "30"
+            await response(scope, receive, respond)
+
+        path = scope["path"]
+        limited = _limited(receive, _limit(path))
+        await self.deadlines.answer_in_time(self.app, scope, limited, respond, refuse, path in _UPLOADS)
 
     def _authenticate(self, headers: Headers) -> tuple[Session | None, Role | None]:
         if _is_bearer(headers) and not self.access.open:

@@ -14,10 +14,13 @@ from infra.errors import BadSetting
 from jobs.board.access import check_address, read_access
 from jobs.board.app import make_app
 from jobs.board.board import Board
+from jobs.board.deadlines import LimitedProtocol
 from jobs.farm import Farm
 
 _SHUTDOWN_S = 3
 """Maximum time for open event streams to end."""
+_MOST_CONNECTIONS = 800
+"""Beyond that, requests are answered with 503: below a process's usual 1024 open files."""
 
 
 def serve(farm: Farm, host: str, port: int, opened: str | None, report: Callable[[str], None]) -> None:
@@ -37,6 +40,9 @@ def serve(farm: Farm, host: str, port: int, opened: str | None, report: Callable
         # Its records go to our handler.
         log_config=None,
         server_header=False,
+        http=LimitedProtocol,
+        ws="none",
+        limit_concurrency=_MOST_CONNECTIONS,
         timeout_graceful_shutdown=_SHUTDOWN_S,
     )
     # uvicorn shuts down in order and then raises the signal again, which is no error here.
