@@ -19,7 +19,7 @@ from pathlib import Path
 NUMERICS = 2
 """2: autoencoders with norms or attention are exact over the whole canvas; in 1 each decode tile had its own
 statistics. Images of the built-in model and of other `AutoencoderTiny` folders are the same in both."""
-_PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "numpy", "pillow")
+_PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "torchao", "numpy", "pillow")
 _VECTOR_EXTENSIONS = ("amx_tile", "avx512f", "avx2", "avx", "sve2", "sve", "asimd")
 """From the widest down, as `/proc/cpuinfo` names them."""
 

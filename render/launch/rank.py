@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from render.distributed import Group
     from render.models.adapter import Adapter
     from render.sink import Sink
+    from render.spec import Spec
     from render.spec.lora import Lora
 
 _POLL_S = 0.01
@@ -131,7 +132,7 @@ class _Rank:
             # Kernels split their sums by threads: another number would change the last bits.
             torch.set_num_threads(1)
         spec = Spec.from_mapping(request.spec)
-        models = self._models(request, device, spec.dtype)
+        models = self._models(request, device, spec)
         self._set_loras(models[0], spec.lora)
         self._group = self._group or join(device)
         context = RankContext(
@@ -188,16 +189,17 @@ class _Rank:
             refiner=refiner,
         )
 
-    def _models(self, request: Request, device: torch.device, dtype: str) -> tuple[Adapter, Adapter | None]:
+    def _models(self, request: Request, device: torch.device, spec: Spec) -> tuple[Adapter, Adapter | None]:
         from render.models import load_models
 
-        wanted = (request.folders, request.info.digest, dtype)
+        wanted = (request.folders, request.info.digest, spec.dtype, spec.quantize)
         if self._loaded is None or self._loaded[0] != wanted:
             # Free the old model before the new one is loaded: there is seldom room for two.
             self._loaded = None
             self._loras = ()
             started = time.perf_counter()
-            self._loaded = wanted, load_models(request.folders, device, dtype, request.info)
+            models = load_models(request.folders, device, spec.dtype, request.info, quantize=spec.quantize)
+            self._loaded = wanted, models
             if int(os.environ["LOCAL_RANK"]) == 0:
                 self.events.send(ModelLoaded(seconds=time.perf_counter() - started))
         return self._loaded[1]
@@ -248,11 +250,30 @@ def _forward(events: EventSender, observer: RankObserver) -> Callable[[Event], N
 
 def _preload() -> None:
     """Import what takes a rank the most time before its first request."""
+    _import_libraries()
     import render.engine
     import render.models.sd
     import render.models.sdxl  # noqa: F401
 
     find_opener("file")
+
+
+def _import_libraries() -> None:
+    """Import diffusers and transformers as if torchao were not there, which only a few renders use.
+
+    Both import it at once, for loaders that are not used here (`render.models.quantization` calls torchao
+    itself), and that takes a rank two seconds.
+    """
+    # None stands for "cannot be imported", see the documentation of `sys.modules`.
+    sys.modules["torchao"] = None  # type: ignore[assignment]
+    try:
+        import diffusers
+        import transformers
+
+        # The first access imports what they look for torchao in.
+        _ = diffusers.ModelMixin, transformers.PreTrainedModel
+    finally:
+        del sys.modules["torchao"]
 
 
 def _redirect_output(log: str) -> None:

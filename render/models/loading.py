@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from safetensors import SafetensorError
 from render.errors import ModelNotUsable
 from render.models.autoencoders import open_autoencoder
 from render.models.folder import absent_parts, networks_of
+from render.models.quantization import is_quantized, quantize
 from render.models.vae_folder import read_vae_info
-from render.models.weights import loadable
+from render.models.weights import loadable, weight_files
+from render.safetensors_file import dtype_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
@@ -39,6 +41,9 @@ def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str,
                 from render.models.single_file_loading import load_components
 
                 components = load_components(path, DTYPES[dtype], unused)
+                for network in components.values():
+                    if is_quantized(type(network).__name__) and isinstance(network, torch.nn.Module):
+                        quantize(network, DTYPES[dtype])
                 return getattr(diffusers, class_name)(**(components | unused)).to(device)
             kinds = networks_of(path).items()
             networks = {
@@ -95,20 +100,41 @@ def _load_network(path: Path, part: str, kind: tuple[str, str], dtype: str) -> A
     library, class_name = kind
     options = {"low_cpu_mem_usage": _HAS_ACCELERATE} if library == "diffusers" else {}
     network_class = getattr({"diffusers": diffusers, "transformers": transformers}[library], class_name)
-    with loadable(path / part) as folder:
-        network, report = network_class.from_pretrained(
-            str(folder),
-            dtype=DTYPES[dtype],
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **options,
-        )
-    missing = sorted(report["missing_keys"])
-    if missing:
+
+    def load(number_format: str) -> Any:
+        with loadable(path / part) as folder:
+            network, report = network_class.from_pretrained(
+                str(folder),
+                dtype=DTYPES[number_format],
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
+        _check_missing(path, part, report["missing_keys"])
+        return network.eval()
+
+    if not is_quantized(class_name):
+        return load(dtype)
+    # As the files have it, so that they are mapped: only one layer at a time is in memory as it was.
+    stored = dtype_of(weight_files(path / part)) if dtype == "float32" else dtype
+    network = load(stored)
+    if stored != dtype and _has_own_buffers(network):
+        network = load(dtype)
+    quantize(network, DTYPES[dtype])
+    return network
+
+
+def _has_own_buffers(network: torch.nn.Module) -> bool:
+    """Whether a network has computed tables, such as positions, that were rounded when it was made."""
+    stored = network.state_dict().keys()
+    return any(name not in stored and buffer.is_floating_point() for name, buffer in network.named_buffers())
+
+
+def _check_missing(path: Path, part: str, keys: Iterable[str]) -> None:
+    if missing := sorted(keys):
         raise ModelNotUsable(
             "model",
             str(path),
             f"lacks {len(missing)} weights of {part}, {missing[0]} for one; download it again",
         )
-    return network.eval()

@@ -42,7 +42,7 @@ def load_components(path: Path, dtype: torch.dtype, unused: dict[str, Any]) -> d
             if part == "scheduler":
                 found[part] = made.from_config(layout["scheduler/scheduler_config.json"])
             elif part.startswith("tokenizer"):
-                found[part] = _tokenizer(layout[f"{part}/pad"])
+                found[part] = clip_tokenizer(layout[f"{part}/pad"])
             elif library == "transformers":
                 found[part] = create_diffusers_clip_model_from_ldm(
                     made,
@@ -77,7 +77,7 @@ def _check_whole(path: Path, part: str, network: nn.Module) -> None:
     network.eval().requires_grad_(False)
 
 
-def _tokenizer(pad_token: str) -> Any:
+def clip_tokenizer(pad_token: str) -> Any:
     """CLIP's tokenizer, of which all Stable Diffusion models differ in nothing but the padding."""
     vocabulary, merges = _byte_pairs()
     return transformers.CLIPTokenizer(

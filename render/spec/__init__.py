@@ -14,6 +14,7 @@ from render.spec.files import (
 )
 from render.spec.spec import (
     ATTENTION_FORMS,
+    AUTO,
     BLENDS,
     COMPOSITE,
     DIGEST_VERSION,
@@ -21,7 +22,9 @@ from render.spec.spec import (
     FORMATS,
     GROUPS,
     LEARNED,
+    NO_QUANTIZATION,
     POOLED,
+    QUANTIZATIONS,
     SAMPLERS,
     TRAINED,
     WRAPS,
@@ -30,6 +33,7 @@ from render.spec.spec import (
 
 __all__ = [
     "ATTENTION_FORMS",
+    "AUTO",
     "BLENDS",
     "COMPOSITE",
     "DIGEST_VERSION",
@@ -38,7 +42,9 @@ __all__ = [
     "GROUPS",
     "IMAGE_FIELDS",
     "LEARNED",
+    "NO_QUANTIZATION",
     "POOLED",
+    "QUANTIZATIONS",
     "SAMPLERS",
     "TRAINED",
     "WRAPS",

@@ -43,7 +43,10 @@ if TYPE_CHECKING:
 SAMPLERS = ("euler", "euler-ancestral", "ddim", "dpmpp-2m", "lcm")
 BLENDS = ("overlap", "shift")
 WRAPS = ("none", "x", "y", "xy")
-DTYPES = ("float32", "bfloat16", "float16")
+AUTO = "auto"
+DTYPES = ("float32", "bfloat16", "float16", AUTO)
+NO_QUANTIZATION = "none"
+QUANTIZATIONS = (NO_QUANTIZATION, "int8", "fp8", "nf4")
 POOLED, LEARNED = ATTENTION_FORMS = ("pooled", "learned")
 FORMATS = {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_500}
 """Output formats and the longest side in pixels that each can hold as one exported file."""
@@ -201,9 +204,21 @@ class Spec(Checked):
     dtype: Annotated[
         str,
         OneOf(DTYPES),
-        Field(description="Number format that the model computes in."),
+        Field(
+            description="Number format that the model computes in; auto is float32 on a CPU, and on a GPU "
+            "float16 where the model's files are in it, else bfloat16.",
+        ),
         Shown(label="Dtype", group=MODEL),
     ] = "float32"
+    quantize: Annotated[
+        str,
+        OneOf(QUANTIZATIONS),
+        Field(
+            description="What the weights of the network and of the text encoders are kept in; the model "
+            "still computes in its dtype.",
+        ),
+        Shown(label="Quantize", group=MODEL, late=True),
+    ] = NO_QUANTIZATION
     format: Annotated[
         str,
         OneOf(tuple(FORMATS)),
@@ -534,6 +549,8 @@ class Spec(Checked):
 
         `model_digest` is `MODEL+REFINER` where the spec names a refiner (see `render.models.model_paths`).
         """
+        if self.dtype == AUTO:
+            raise ValueError("auto is no number format; see render.models.number_format.resolve_dtype")
         model, _, refiner = model_digest.partition("+")
         if bool(refiner) != (self.refiner is not None):
             raise ValueError(f"{model_digest!r} are not the digests of {self.model!r} and {self.refiner!r}")
