@@ -3,7 +3,9 @@
     RenderError                the root: catch it and print its sentence
       BadInput                 the user can fix it: names the field, the value and the fix
         ModelNotUsable         a model folder that lacks parts, has pickles or is of an unknown family
-      RenderFailed             the render could not be finished (NaN, a flat image, out of memory)
+      RenderFailed             the render could not be finished (out of memory, a file that has changed)
+        NoImage                ... and never can be: what came out is no image (flat)
+          NotFinite            ... since a network answered with NaN or infinities
         GroupFailed            a group of ranks ended without an image; carries the failing rank's exit code
           GroupLost            ... and no rank reported an error: killed, crashed or hung
             PeersLost          ... because the group's other nodes are gone
@@ -42,18 +44,34 @@ class RenderFailed(RenderError):
     """The render failed; nothing was published."""
 
 
+class NoImage(RenderFailed):
+    """What the spec gives is no image; the same spec gives the same bits wherever it is tried again."""
+
+
+class NotFinite(NoImage):
+    """A network answered with NaN or infinities."""
+
+
 class GroupFailed(RenderFailed):
     """A group of ranks ended without an image.
 
     `code` is the exit code of the rank that failed first. `outage` is set when a store or a service is
-    unavailable, which is no fault of the job. `bad_input` is set where a rank refused a value.
+    unavailable, which is no fault of the job. `bad_input` is set where a rank refused a value, `permanent`
+    where every other try would end the same (`NoImage`).
     """
 
     def __init__(
-        self, text: str, code: int = 3, *, outage: bool = False, bad_input: BadInput | None = None
+        self,
+        text: str,
+        code: int = 3,
+        *,
+        outage: bool = False,
+        bad_input: BadInput | None = None,
+        permanent: bool = False,
     ) -> None:
         super().__init__(text)
         self.code, self.outage, self.bad_input = code, outage, bad_input
+        self.permanent = permanent or bad_input is not None
 
 
 class GroupLost(GroupFailed):

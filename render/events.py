@@ -141,6 +141,8 @@ class RankFailed(Event):
     """The sink was away; the job is not to blame."""
     bad_input: tuple[str, str, str] | None = None
     """(field, value, fix) of a `BadInput`."""
+    permanent: bool = False
+    """Every other try would end the same."""
 
 
 OnEvent = Callable[[Event], None]

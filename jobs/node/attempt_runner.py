@@ -339,8 +339,8 @@ def _tally(exc: Exception) -> Tally:
     """What an attempt of which the ranks report a failure counts as."""
     if isinstance(exc, GroupFailed) and exc.outage:
         return "outages"
-    # The digest of the spec and of its models was checked: any other node would refuse the same.
-    return "permanent" if isinstance(exc, GroupFailed) and exc.bad_input is not None else "attempts"
+    # The digest of the spec and of its models was checked: any other node would come to the same.
+    return "permanent" if isinstance(exc, GroupFailed) and exc.permanent else "attempts"
 
 
 def _last_line(exc: Exception) -> str:

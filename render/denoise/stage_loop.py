@@ -23,7 +23,7 @@ from render.denoise.batches import Batch, make_batches, make_call
 from render.denoise.fusion import FixedPoint, add_predictions
 from render.denoise.halo_exchange import make_halo_exchange
 from render.distributed import Group
-from render.errors import RenderFailed
+from render.finite import check_prediction
 from render.guidance.hook import GuidanceHook, ModelCall, StageContext, Step
 from render.guidance.hooks import HOOKS, GuidanceHooks
 from render.guidance.prediction_weights import condition_weights, stage_prompt_weights
@@ -106,7 +106,7 @@ class StageLoop:
         """Step `canvas`, which holds at least the rank's box of the group's tiling, to the end of the stage.
 
         Returns the rank's state in the group that has finished the stage.
-        Raises `RenderFailed` when the model returns numbers that are not finite.
+        Raises `NotFinite` when the model returns numbers that are not finite.
         """
         state = StageState(self, canvas, group)
         del canvas
@@ -261,11 +261,7 @@ class StageState:
     def _call_model(self, batch: Batch, step: Step) -> Tensor:
         call = make_call(self._context, batch, step)
         predictions = self.hooks.predict(step, call, partial(_forward, self.loop.adapter))[: len(batch)]
-        if not bool(torch.isfinite(predictions).all()):
-            raise RenderFailed(
-                f"the model answered with numbers that are not finite at step {step.index} of stage "
-                f"{self.loop.stage.index}; try --dtype float32"
-            )
+        check_prediction(predictions, step.index, self.loop.stage.index, self.loop.plan.spec.dtype)
         return predictions
 
     def _advance(self, step: Step, prediction: Tensor) -> None:

@@ -21,6 +21,7 @@ from torch.nn import functional
 from render.canvas import Canvas, LatentRegion, cut_out
 from render.denoise.layered import decode_layered, encode_layered
 from render.distributed import AllGatherHandle, Group
+from render.finite import check_autoencoder
 from render.guidance.color_correction import color_means, color_plane, decode_region
 from render.guidance.kept_pixels import put_over, read_pixels, without_fringe
 from render.models.adapter import Adapter
@@ -165,7 +166,9 @@ def _gathered_canvas(
         block = torch.zeros((channels, *layout.tile_shape), device=device)
         if number < len(own):
             tile = own[number]
-            block[:, : tile.height, : tile.width] = encoded(tile)
+            made = encoded(tile)
+            check_autoencoder(made, f"when it began stage {stage.index}")
+            block[:, : tile.height, : tile.width] = made
         return block
 
     # In rounds of one tile from each rank, so that no rank holds more than two of them beside its own area.

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from render.distributed import Group, all_gather_fp16
-from render.errors import RenderFailed
+from render.finite import check_prediction
 from render.guidance.hook import GuidanceHook, StageContext, Step
 from render.models.adapter import WindowPlace
 from render.plan.communication import sends_canvas, view_bytes
@@ -164,11 +164,7 @@ class DilatedViews(GuidanceHook):
                 context.guidance_scale,
             )
             step.model_calls += 1
-            if not bool(torch.isfinite(predictions[: len(batch)]).all()):
-                raise RenderFailed(
-                    f"the model answered with numbers that are not finite at step {step.index} of stage "
-                    f"{context.stage.index}; try --dtype float32"
-                )
+            check_prediction(predictions[: len(batch)], step.index, context.stage.index, context.spec.dtype)
             for (view, condition), prediction in zip(batch, predictions, strict=False):
                 sums[view] += prediction * context.condition_weights[condition]
         return to_denoised(sums, views / level.input_scale, level, context.adapter.prediction_type)

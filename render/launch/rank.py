@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from render.errors import BadInput, RanksLost, RenderError, SinkError, Stopped, exit_code
+from render.errors import BadInput, NoImage, RanksLost, RenderError, SinkError, Stopped, exit_code
 from render.events import (
     CheckpointSaved,
     Event,
@@ -101,7 +101,9 @@ def _serve(rank: _Rank, directory: Path) -> None:
 def _failure(exc: RenderError) -> RankFailed:
     bad = (exc.field, str(exc.value), exc.fix) if isinstance(exc, BadInput) else None
     text, outage = str(exc)[:_LONGEST_TEXT], isinstance(exc, SinkError)
-    return RankFailed(code=exit_code(exc), text=text, outage=outage, bad_input=bad)
+    return RankFailed(
+        code=exit_code(exc), text=text, outage=outage, bad_input=bad, permanent=isinstance(exc, NoImage)
+    )
 
 
 @dataclass

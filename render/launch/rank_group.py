@@ -235,7 +235,9 @@ class _RunningGroup:
 
 def _group_failed(failure: RankFailed) -> GroupFailed:
     bad = None if failure.bad_input is None else BadInput(*failure.bad_input)
-    return GroupFailed(failure.text, failure.code, outage=failure.outage, bad_input=bad)
+    return GroupFailed(
+        failure.text, failure.code, outage=failure.outage, bad_input=bad, permanent=failure.permanent
+    )
 
 
 def _alive(pid: int) -> bool:

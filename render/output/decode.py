@@ -12,6 +12,7 @@ from torch import Tensor
 from render.canvas import LatentRegion
 from render.denoise.layered import decode_layered
 from render.distributed import Group
+from render.finite import check_autoencoder
 from render.guidance.color_correction import decode_region
 from render.models.adapter import Adapter
 from render.models.autoencoders.tile_store import TileStore
@@ -75,4 +76,5 @@ def _decode_tile(adapter: Adapter, latents: LatentRegion, tile: Rect, device: to
 
 def _as_bytes(pixels: Tensor) -> Pixels:
     """[3, H, W] in [0, 1] -> [H, W, 3] in [0, 255]."""
+    check_autoencoder(pixels, "when it decoded the image")
     return pixels.mul(255.0).round_().to(torch.uint8).permute(1, 2, 0).cpu().numpy()

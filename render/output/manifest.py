@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from render.errors import BadInput, RenderFailed
+from render.errors import BadInput, NoImage, RenderFailed
 from render.model_info import ModelInfo
 from render.numerics import NUMERICS
 from render.output.encode import ENDINGS
@@ -160,9 +160,9 @@ def root_of(tiles: Mapping[str, TileEntry]) -> str:
 
 
 def check_image(pyramid: PyramidReport) -> None:
-    """Raise `RenderFailed` for an image that must not be published."""
+    """Raise `NoImage` for an image that must not be published, `RenderFailed` for one that is not whole."""
     if pyramid.brightest - pyramid.darkest <= _FLATTEST:
-        raise RenderFailed(
+        raise NoImage(
             f"the image is flat (all its values lie between {pyramid.darkest} and {pyramid.brightest}); "
             "nothing was published; try another seed, more steps or --dtype float32"
         )

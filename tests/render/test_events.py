@@ -43,6 +43,7 @@ EVENTS = (
     RankStopped(rank=1, text="stopped"),
     RankFailed(rank=1, code=2, text="width", outage=False, bad_input=("width", "7", "is odd")),
     RankFailed(rank=1, code=6, text="away", outage=True),
+    RankFailed(rank=1, code=3, text="not finite", outage=False, permanent=True),
 )
 
 
