@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from render.errors import BadInput, GroupFailed
 from render.events import Event, OnEvent, StepDone, ignore_event
-from render.launch.gpus import processors
+from render.launch.gpus import local_bfloat16, processors
 from render.launch.rank_group import RankGroup
 from render.launch.request import LATENTS_KEY, Request
 from render.model_info import ModelInfo
 from render.models.model_paths import ModelPaths, check_loras, find_model_paths, model_info
+from render.models.number_format import resolve_dtype
 from render.output.manifest import KEY, Manifest, parse_manifest
 from render.plan.plan import Plan, make_plan
 from render.progress_bar import ProgressBar
@@ -184,6 +185,7 @@ class ParallelizedDiffusionPipeline:
         paths = find_model_paths(spec.model, spec.refiner, spec.vae)
         info = model_info(paths)
         check_loras(paths, spec.lora)
+        spec = resolve_dtype(spec, paths, local_bfloat16(self.device))
         plan = make_plan(spec, info, 1)
         ranks = min(self.num_modules or processors(), plan.useful_ranks)
         return _Job(spec=spec, paths=paths, info=info, plan=plan, ranks=ranks)

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from jobs.board.board import Board
 from jobs.board.spec_form import entered_values
 from jobs.board.uploads import Upload
+from jobs.db.nodes import farm_bfloat16
 from jobs.db.submission import JobOptions, Preparation, Receipt, insert_batch
 from jobs.farm import open_images
 from jobs.input_assets import upload_inputs
@@ -47,7 +48,7 @@ def take_batch(
     Raises `BadInput` for a file that is no batch; bad rows are in the result, without a receipt.
     """
     images = RowImages(board.farm.settings, None)
-    with Preparation(options) as prepared, closing(images):
+    with Preparation(options, farm_bfloat16(board.farm.database)) as prepared, closing(images):
         reader = BatchReader(
             reading=Reading(
                 path=upload.path, encoding=form.get("encoding") or None, sheet=form.get("sheet") or None

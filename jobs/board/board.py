@@ -18,6 +18,7 @@ from jobs.board.login_limit import LoginLimit
 from jobs.board.uploads import Uploads
 from jobs.db.board_queries import is_known_model, queue_rates
 from jobs.db.folders import image_folder
+from jobs.db.nodes import farm_bfloat16
 from jobs.db.queries import find_job
 from jobs.db.queues import list_queues
 from jobs.db.submission import JobOptions, Preparation, Receipt, insert_batch
@@ -115,7 +116,7 @@ class Board:
         if values.get("lora"):
             fix = "is a file; submit this image with chorale submit"
             raise BadInput("lora", str(values["lora"])[:120], fix)
-        with Preparation(options) as prepared:
+        with Preparation(options, farm_bfloat16(self.farm.database)) as prepared:
             check_single(values, intake or IntakeOptions(), prepared, self.check_models)
             return insert_batch(self.farm.database, prepared, str(values.get("prompt"))[:80])
 

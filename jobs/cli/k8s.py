@@ -16,7 +16,7 @@ from jobs.kubernetes import OneImage, documents
 from render.errors import BadInput
 from render.models.model_paths import find_model_paths, model_info
 from render.plan.plan import make_plan
-from render.spec import Spec, read_spec_file
+from render.spec import AUTO, Spec, read_spec_file
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 """A DNS label: the form of the names of queues and claims."""
@@ -92,6 +92,8 @@ def _one_image(spec: Spec, options: dict[str, Any]) -> OneImage:
     if options["refiner"] and spec.refiner is None:
         raise BadInput("refiner", options["refiner"], "is not in the spec; add it there too")
     info = model_info(find_model_paths(spec.model, spec.refiner, spec.vae))
+    if spec.dtype == AUTO:
+        raise BadInput("dtype", AUTO, "is unknown before a pod runs; name one, e.g. bfloat16")
     digest = spec.digest(info.digest)
     useful = make_plan(spec, info, 1).useful_ranks
     device, per_pod = _per_pod(options["gpus_per_pod"], options["cpus_per_pod"])

@@ -81,7 +81,7 @@ def render(
     SIGTERM lets the ranks save a checkpoint after their step (exit 4). Several machines render one image
     together with --nnodes; when one goes away, the others end too (exit 6), and all can start again.
     """
-    spec, folders, info = take_spec(options)
+    spec, folders, info = take_spec(options, device)
     rendezvous = take_rendezvous(options)
     wanted = parse_ranks(ranks) or processors()
     plan = make_plan(spec, info, 1)

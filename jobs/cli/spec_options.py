@@ -10,8 +10,10 @@ import click
 
 from jobs.intake.open_table import batch_file
 from render.errors import BadInput
+from render.launch.gpus import local_bfloat16
 from render.model_info import ModelInfo
 from render.models.model_paths import ModelPaths, check_loras, find_model_paths, model_info
+from render.models.number_format import resolve_dtype
 from render.spec import GROUPS, Spec, SpecField, expand_size, read_spec_file
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -58,10 +60,11 @@ def _help(field: SpecField) -> str:
     return " ".join(parts)
 
 
-def take_spec(options: dict[str, Any]) -> tuple[Spec, ModelPaths, ModelInfo]:
+def take_spec(options: dict[str, Any], device: str = "auto") -> tuple[Spec, ModelPaths, ModelInfo]:
     """Build the spec from a file and flags (flags win); also the paths and the info of its models.
 
-    Takes its own options out of `options`. Raises `BadInput` for anything that cannot be rendered.
+    `device` is where it will be rendered: auto, cpu or cuda. Takes its own options out of `options`.
+    Raises `BadInput` for anything that cannot be rendered.
     """
     prompt = options.get("prompt")
     if prompt and batch_file(prompt) is not None:
@@ -69,7 +72,8 @@ def take_spec(options: dict[str, Any]) -> tuple[Spec, ModelPaths, ModelInfo]:
     spec = Spec.from_mapping(given_values(options))
     folders = find_model_paths(spec.model, spec.refiner, spec.vae)
     check_loras(folders, spec.lora)
-    return spec, folders, model_info(folders)
+    info = model_info(folders)
+    return resolve_dtype(spec, folders, local_bfloat16(device)), folders, info
 
 
 def given_values(options: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from jobs.cli.farm_options import farm_options, whoami
 from jobs.cli.help import examples
 from jobs.cli.spec_options import given_values, spec_options
 from jobs.cli.terminal import print_json, print_line
+from jobs.db.nodes import farm_bfloat16
 from jobs.db.submission import JobOptions, Preparation, Receipt, insert_batch, parse_moment
 from jobs.farm import Farm, open_images
 from jobs.formatting import plural
@@ -100,7 +101,7 @@ def submit_command(farm: Farm, as_json: bool, skip_bad: bool, dry_run: bool, **o
     """
     job_options, intake, reading = _job_options(options), _intake(options), _reading(options)
     images = RowImages(farm.settings, reading.path.parent if reading else None)
-    with Preparation(job_options) as prepared, closing(images):
+    with Preparation(job_options, farm_bfloat16(farm.database)) as prepared, closing(images):
         values = given_values(options)
         if reading is None:
             checked = check_single(values, intake, prepared)

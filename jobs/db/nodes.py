@@ -8,9 +8,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, insert, select, update
 
-from infra.database import built_once, insert_unless_there, now
+from infra.database import Database, built_once, insert_unless_there, now
 from jobs.db.tables import attempts, members, nodes
 from render.errors import BadInput
+from render.launch.gpus import local_bfloat16
 
 LEASE_S = 6.0
 """Nothing is placed on a node that has not renewed its lease for so long."""
@@ -32,6 +33,16 @@ def register(connection: Connection, name: str, **info: Any) -> None:
     values = info | {"lease_until": now() + LEASE_S}
     if connection.execute(update(nodes).where(nodes.c.name == name).values(**values)).rowcount == 0:
         connection.execute(insert(nodes).values(name=name, **values))
+
+
+def farm_bfloat16(database: Database) -> bool | None:
+    """Whether the GPUs of a farm's nodes have bfloat16, as `render.models.number_format` asks; None for nodes
+    without GPU. A farm whose nodes have GPUs is taken to; one without nodes is what this machine is."""
+    with database.read() as connection:
+        devices = set(connection.execute(select(nodes.c.device)).scalars())
+    if not devices:
+        return local_bfloat16()
+    return True if devices - {"cpu"} else None
 
 
 def take_lease(connection: Connection, name: str, agent: str, **info: Any) -> Holder | None:

@@ -21,6 +21,7 @@ from infra.database import Database, insert_unless_there, now
 from infra.errors import ServiceError
 from jobs.db.leases import lock_inputs, lock_placement
 from jobs.db.names import check_name, longest
+from jobs.db.nodes import farm_bfloat16
 from jobs.db.prompt_search import index_words, stored_words
 from jobs.db.state_machine import change_state
 from jobs.db.tables import batches, entries, events, jobs, rates
@@ -28,9 +29,10 @@ from jobs.formatting import printable
 from render.errors import BadInput
 from render.model_info import ModelInfo
 from render.models.model_paths import absolute_name, check_loras, find_model_paths, model_info
+from render.models.number_format import resolve_dtype
 from render.models.vae_folder import resolve_vae
 from render.plan.plan import make_plan
-from render.spec import Spec
+from render.spec import AUTO, Spec
 from render.spec.prompt_text import clean
 
 MAX_AUTO_RANKS = 64
@@ -126,10 +128,11 @@ class Preparation:
     batch is queued as a whole or not at all. Rows are kept packed in a temporary file. Close it at the end.
     """
 
-    def __init__(self, options: JobOptions) -> None:
+    def __init__(self, options: JobOptions, bfloat16: bool | None = None) -> None:
+        """`bfloat16` is that of the farm's GPUs, see `jobs.db.nodes.farm_bfloat16`; None for CPUs."""
         # Models are read once per batch: a server runs for long, and a folder may change meanwhile.
         _models.cache_clear()
-        self.options = options
+        self.options, self._bfloat16 = options, bfloat16
         self.count = 0
         self.with_images: list[BatchItem] = []
         """An item for each set of images that has to be in the farm's store before a job is."""
@@ -153,7 +156,7 @@ class Preparation:
         check_name("custom_id", item.custom_id, entries.c.custom_id)
         if item.custom_id in self._custom_ids:
             raise BadInput("custom_id", item.custom_id, "is already used in this batch; use another")
-        row = _job_row(item, self.options)
+        row = _job_row(item, self.options, self._bfloat16)
         self._custom_ids.add(item.custom_id)
         first = self._first_of.setdefault(row["id"], item.custom_id)
         if first != item.custom_id:
@@ -188,7 +191,7 @@ class Preparation:
 
 def submit(database: Database, items: Iterable[BatchItem], name: str, options: JobOptions) -> Receipt:
     """Check the images of a batch, then submit them all; raises `BadInput`, and nothing is queued then."""
-    with Preparation(options) as prepared:
+    with Preparation(options, farm_bfloat16(database)) as prepared:
         for item in items:
             prepared.add(item)
         return insert_batch(database, prepared, name)
@@ -275,8 +278,8 @@ def _submit_chunk(connection: Connection, chunk: list[dict[str, Any]], receipt: 
     receipt.jobs += [(each["custom_id"], each["job"]["id"]) for each in chunk]
 
 
-def _job_row(item: BatchItem, options: JobOptions) -> dict[str, Any]:
-    spec = _resolved(item.spec)
+def _job_row(item: BatchItem, options: JobOptions, bfloat16: bool | None) -> dict[str, Any]:
+    spec = _resolved(item.spec, bfloat16)
     if len(spec.model) > longest(rates.c.model):
         fix = f"has more than {longest(rates.c.model)} characters; use a shorter path"
         raise BadInput("model", spec.model[:60], fix)
@@ -307,8 +310,11 @@ def _job_row(item: BatchItem, options: JobOptions) -> dict[str, Any]:
     }
 
 
-def _resolved(spec: Spec) -> Spec:
-    """The spec with the full paths of its models: agents run in other folders than whoever submits."""
+def _resolved(spec: Spec, bfloat16: bool | None) -> Spec:
+    """The spec with the full paths of its models, since agents run in other folders than whoever submits, and
+    with the number format that `auto` means."""
+    if spec.dtype == AUTO:
+        spec = resolve_dtype(spec, find_model_paths(spec.model, spec.refiner, spec.vae), bfloat16)
     names = {"model": spec.model, "refiner": spec.refiner}
     found = {field: absolute_name(name) for field, name in names.items() if name is not None}
     if spec.vae is not None:

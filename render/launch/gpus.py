@@ -54,6 +54,20 @@ def gpu_names() -> list[str]:
         return []
 
 
+def local_bfloat16(device: str = "auto") -> bool | None:
+    """Whether all visible GPUs compute in bfloat16 (NVIDIA's since Ampere, 8.0).
+
+    None without a GPU, or where `device`, a flag's value, is cpu.
+    """
+    gpus = visible_gpus()
+    if not gpus or device == "cpu":
+        return None
+    try:
+        return all(pynvml.nvmlDeviceGetCudaComputeCapability(gpu.handle)[0] >= 8 for gpu in gpus)
+    except pynvml.NVMLError:
+        return False
+
+
 def smallest_memory_bytes() -> int | None:
     """Memory of the smallest visible GPU in bytes; None where it is not reported."""
     try:

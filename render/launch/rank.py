@@ -252,30 +252,14 @@ def _forward(events: EventSender, observer: RankObserver) -> Callable[[Event], N
 
 def _preload() -> None:
     """Import what takes a rank the most time before its first request."""
-    _import_libraries()
+    from render.models.libraries import import_libraries
+
+    import_libraries()
     import render.engine
     import render.models.sd
     import render.models.sdxl  # noqa: F401
 
     find_opener("file")
-
-
-def _import_libraries() -> None:
-    """Import diffusers and transformers as if torchao were not there, which only a few renders use.
-
-    Both import it at once, for loaders that are not used here (`render.models.quantization` calls torchao
-    itself), and that takes a rank two seconds.
-    """
-    # None stands for "cannot be imported", see the documentation of `sys.modules`.
-    sys.modules["torchao"] = None  # type: ignore[assignment]
-    try:
-        import diffusers
-        import transformers
-
-        # The first access imports what they look for torchao in.
-        _ = diffusers.ModelMixin, transformers.PreTrainedModel
-    finally:
-        del sys.modules["torchao"]
 
 
 def _redirect_output(log: str) -> None:

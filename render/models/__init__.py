@@ -10,6 +10,7 @@ from render.errors import ModelNotUsable
 from render.model_info import ModelInfo
 from render.models.adapter import Adapter, WindowPlace
 from render.models.folder import family_of, read_model_info, resolve_model
+from render.models.libraries import import_libraries
 from render.models.model_paths import ModelPaths, find_model_paths, model_info
 from render.models.registry import FAMILIES
 from render.sampling.schedule import NoiseSchedule
@@ -48,6 +49,7 @@ def load_adapter(
     Raises `ModelNotUsable` for a folder that cannot be used.
     """
     info = info or read_model_info(path)
+    import_libraries()
     module = importlib.import_module(family_of(path).module)
     from render.models.quantization import quantizing
 

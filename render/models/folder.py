@@ -347,11 +347,24 @@ def _check_files(path: Path, part: str, class_name: str = "") -> None:
     elif not (folder / "config.json").is_file():
         wanted, found = "config.json", False
     else:
+        _check_plain(path, part)
         check_weights(path, part)
         return
     check_pointers(path, part)
     if not found:
         raise unusable(path, f"lacks {part}/ with {wanted}; download the model again")
+
+
+def _check_plain(path: Path, part: str) -> None:
+    """Raise `ModelNotUsable` for a part whose files are quantized already."""
+    config = read_json(path, f"{part}/config.json").get("quantization_config")
+    if config is not None:
+        method = config.get("quant_method") if isinstance(config, dict) else None
+        raise unusable(
+            path,
+            f"has the {part} quantized by {method or 'another program'}, which is not read; use the model as "
+            "it was published, with --quantize",
+        )
 
 
 def _sample_size(path: Path, part: str, network: dict[str, Any]) -> int:

@@ -44,7 +44,7 @@ SAMPLERS = ("euler", "euler-ancestral", "ddim", "dpmpp-2m", "lcm")
 BLENDS = ("overlap", "shift")
 WRAPS = ("none", "x", "y", "xy")
 AUTO = "auto"
-DTYPES = ("float32", "bfloat16", "float16", AUTO)
+DTYPES = ("float32", "bfloat16", "float16")
 NO_QUANTIZATION = "none"
 QUANTIZATIONS = (NO_QUANTIZATION, "int8", "fp8", "nf4")
 POOLED, LEARNED = ATTENTION_FORMS = ("pooled", "learned")
@@ -203,7 +203,7 @@ class Spec(Checked):
     ] = "none"
     dtype: Annotated[
         str,
-        OneOf(DTYPES),
+        OneOf((*DTYPES, AUTO)),
         Field(
             description="Number format that the model computes in; auto is float32 on a CPU, and on a GPU "
             "float16 where the model's files are in it, else bfloat16.",

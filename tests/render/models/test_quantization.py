@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, q
 
 from render.distributed import Group, SingleRankGroup
 from render.engine import render_latents
-from render.models import load_adapter, resolve_model
+from render.errors import ModelNotUsable
+from render.models import load_adapter, read_model_info, resolve_model
 from render.models.lora import set_loras
 from render.models.quantization import quantize, quantizing
 from render.spec import Spec
@@ -118,3 +121,16 @@ def test_it_is_part_of_the_identity_and_none_changes_no_digest() -> None:
 def is_quantized(layer: nn.Module) -> bool:
     base = getattr(layer, "base_layer", layer)
     return isinstance(base, nn.Linear) and type(base.weight.data) is not Tensor
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "torchao", None])
+def test_a_folder_that_is_quantized_already_is_refused(
+    model_folders: dict[str, Path], tmp_path: Path, method: str | None
+) -> None:
+    folder = shutil.copytree(model_folders["sdxl"], tmp_path / "model")
+    config = folder / "unet/config.json"
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"quantization_config": {"quant_method": method}})
+    )
+    with pytest.raises(ModelNotUsable, match=f"unet quantized by {method or 'another'}.*with --quantize"):
+        read_model_info(folder)
