@@ -15,6 +15,14 @@ from infra.errors import BadSetting, NotifyFailed
 from infra.settings import redact_url
 
 _TIMEOUT_S = 10.0
+_LARGEST_ANSWER = 1 << 16
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: reports go to the URL that was set, and to no place that its server names."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 def post(url: str, text: str, document: Mapping[str, Any]) -> None:
@@ -24,8 +32,8 @@ def post(url: str, text: str, document: Mapping[str, Any]) -> None:
     body = json.dumps({"text": text, "report": document}).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-            answer.read()
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=_TIMEOUT_S) as answer:
+            answer.read(_LARGEST_ANSWER)
     except (OSError, HTTPException) as exc:
         problem = f"the webhook did not accept the report ({exc}); check CHORALE_REPORT_WEBHOOK"
         raise NotifyFailed(problem) from exc

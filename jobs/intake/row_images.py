@@ -1,12 +1,14 @@
 """Images that rows name: files beside the batch, http(s) URLs of allowed hosts, and objects of S3.
 
 A URL is downloaded once per batch, into a temporary folder that lives until its image is in the farm's store.
+A listed name that leads into a private network is refused unless that network is listed, too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -27,6 +29,7 @@ class RowImages:
     def __init__(self, settings: Settings, folder: Path | None) -> None:
         self._settings, self._folder = settings, folder
         self._hosts = tuple(host.strip().lower() for host in settings.image_hosts.split(",") if host.strip())
+        self._networks = tuple(filter(None, map(_network_of, self._hosts)))
         self._limit = int(settings.image_max_mib * (1 << 20))
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._known: dict[str, Path] = {}
@@ -86,10 +89,11 @@ class RowImages:
         # Not at module level: every command would pay for the import.
         import urllib3
 
+        from infra.guarded_http import ForbiddenAddress, guarded_pool
+
         if self._http is None:
-            self._http = urllib3.PoolManager(
-                timeout=_TIMEOUT_S, retries=urllib3.Retry(connect=2, read=2, redirect=False, status=0)
-            )
+            retries = urllib3.Retry(connect=2, read=2, redirect=False, status=0)
+            self._http = guarded_pool(self._may_connect, timeout=_TIMEOUT_S, retries=retries)
         url = name
         for _ in range(_MAX_REDIRECTS):
             self._check_host(field, name, url)
@@ -104,6 +108,10 @@ class RowImages:
                             field, name[:200], f"answers with status {answer.status}; check the URL"
                         )
                     return self._read(field, name, answer)
+            except ForbiddenAddress as exc:
+                raise BadInput(
+                    field, name[:200], f"is on {exc}, in a private network; {_ALLOW_NETWORK}"
+                ) from exc
             except (urllib3.exceptions.HTTPError, ValueError) as exc:
                 reason = str(getattr(exc, "reason", None) or exc)[:120]
                 raise BadInput(field, name[:200], f"cannot be downloaded ({reason})") from exc
@@ -121,6 +129,12 @@ class RowImages:
         named = f"{host}:{port}" if port else host
         if not self._is_allowed(named):
             raise BadInput(field, name[:200], f"is on {named}, which is not allowed; {_ALLOW}")
+
+    def _may_connect(self, address: IPv4Address | IPv6Address) -> bool:
+        """Of the addresses that a listed name has: public ones, and those that are listed themselves."""
+        from infra.guarded_http import is_public
+
+        return is_public(address) or any(address in network for network in self._networks)
 
     def _is_allowed(self, host: str) -> bool:
         return any(
@@ -145,4 +159,15 @@ class RowImages:
             raise BadInput(field, name[:200], f"is larger than {limit}; use a smaller one")
 
 
+def _network_of(host: str) -> IPv4Network | IPv6Network | None:
+    """The network of a listed address, with or without a port, or of a network such as 10.2.0.0/16."""
+    for text in (host, host.rpartition(":")[0].strip("[]")):
+        try:
+            return ip_network(text, strict=False)
+        except ValueError:
+            continue
+    return None
+
+
 _ALLOW = "name it in CHORALE_IMAGE_HOSTS, e.g. cdn.example.com,*.shop.example"
+_ALLOW_NETWORK = "if that is meant, name its network in CHORALE_IMAGE_HOSTS too, e.g. 10.2.0.0/16"

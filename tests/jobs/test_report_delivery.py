@@ -13,7 +13,7 @@ from aiosmtpd.controller import Controller
 from pydantic import SecretStr
 
 from infra.database import Database
-from infra.errors import BadSetting
+from infra.errors import BadSetting, NotifyFailed
 from infra.notify import mail, post
 from infra.settings import Settings
 from jobs import report_delivery
@@ -116,6 +116,30 @@ def test_a_report_that_cannot_be_delivered_is_logged_and_stops_nothing(
     cancel(farm)
     assert send_due(Farm(settings=lost, database=farm.database, url="")) == 1
     assert "check CHORALE_REPORT_WEBHOOK" in caplog.text
+
+
+def test_a_webhook_does_not_follow_redirects() -> None:
+    """Its server must not make the farm ask other servers, such as those of a private network."""
+    asked: list[str] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", "/inside")
+            self.end_headers()
+
+        do_GET = do_POST
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Hook) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        with pytest.raises(NotifyFailed, match="302"):
+            post(f"http://127.0.0.1:{web.server_port}/hook", "a report", {})
+        web.shutdown()
+    assert asked == ["/hook"]
 
 
 def test_one_failing_channel_does_not_stop_the_other(farm: Farm, inbox: Inbox) -> None:

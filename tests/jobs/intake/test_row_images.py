@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -11,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+import urllib3
 from PIL import Image
 
 from infra.settings import Settings
@@ -105,7 +107,7 @@ def test_what_is_not_wanted_is_not_downloaded(site: Site, tmp_path: Path, path: 
     [
         ("", "http://127.0.0.1:9/a", False),
         ("127.0.0.1", "http://127.0.0.1:9/a", False),
-        ("*.0.0.1:9", "http://127.0.0.1:9/a", True),
+        ("*.0.0.1:9", "http://127.0.0.1:9/a", False),
         ("cdn.example, 127.0.0.1:9", "http://127.0.0.1:9/a", True),
         ("example", "http://example.evil/a", False),
         ("*.example", "http://example/a", False),
@@ -115,7 +117,7 @@ def test_what_is_not_wanted_is_not_downloaded(site: Site, tmp_path: Path, path: 
     ],
 )
 def test_only_listed_hosts_are_asked(tmp_path: Path, hosts: str, url: str, allowed: bool) -> None:
-    problem = "cannot be downloaded" if allowed else "not allowed|is not a URL"
+    problem = "cannot be downloaded" if allowed else "not allowed|is not a URL|private network"
     with images(tmp_path, hosts) as found, pytest.raises(BadInput, match=problem):
         found.local("init", url)
 
@@ -155,3 +157,77 @@ def test_paths_of_other_files_are_beside_the_batch_too(tmp_path: Path) -> None:
     _, bad, _ = read_file(path)
     # A long path is shortened in the sentence.
     assert len(bad) == 1 and str(tmp_path / "sub")[:60] in bad[0]
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Addresses that names under `.example` have at each question, in turn; the last one stays."""
+    answers: list[str] = []
+    ask = socket.getaddrinfo
+
+    def getaddrinfo(host: str, *arguments: object, **options: object) -> object:
+        if not host.endswith(".example"):
+            return ask(host, *arguments, **options)  # type: ignore[arg-type]
+        address = answers.pop(0) if len(answers) > 1 else answers[0]
+        return [found for each in address.split() for found in ask(each, *arguments, **options)]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return answers
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "10.1.2.3", "192.168.0.1",
+        "172.16.9.9", "169.254.169.254", "fe80::1", "fd00::1", "0.0.0.0", "100.64.0.1", "224.0.0.1",
+        "93.184.215.14 127.0.0.1",
+    ],
+)  # fmt: skip
+def test_a_listed_name_in_a_private_network_is_refused(
+    site: Site, tmp_path: Path, resolver: list[str], address: str
+) -> None:
+    resolver.append(address)
+    port = site.host.partition(":")[2]
+    with images(tmp_path, f"cdn.example:{port}") as found, pytest.raises(BadInput, match="private network"):
+        found.local("init", f"http://cdn.example:{port}/ok")
+    assert site.asked == []
+
+
+def test_a_name_that_changes_its_address_after_the_check_gains_nothing(
+    site: Site, tmp_path: Path, resolver: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DNS rebinding: allowed when it is looked at, the loopback interface when it is connected to."""
+    port = site.host.partition(":")[2]
+    resolver += ["203.0.113.9", "127.0.0.1"]
+    connected: list[str] = []
+
+    def refuse(address: tuple[str, int], *_: object, **__: object) -> None:
+        connected.append(address[0])
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(urllib3.util.connection, "create_connection", refuse)
+    hosts = f"cdn.example:{port},203.0.113.0/24"
+    with images(tmp_path, hosts) as found, pytest.raises(BadInput, match="private network"):
+        found.local("init", f"http://cdn.example:{port}/ok")
+    # What was checked is what was connected to; the second try looked again, and was refused.
+    assert connected == ["203.0.113.9"] and site.asked == []
+
+
+def test_a_private_network_may_be_listed(site: Site, tmp_path: Path, resolver: list[str]) -> None:
+    resolver.append("127.0.0.1")
+    port = site.host.partition(":")[2]
+    for network in ("127.0.0.0/8", "127.0.0.1"):
+        with images(tmp_path, f"cdn.example:{port},{network}") as found:
+            assert Path(found.local("init", f"http://cdn.example:{port}/ok")).read_bytes() == png()
+
+
+def test_a_redirect_into_a_private_network_is_refused(
+    site: Site, tmp_path: Path, resolver: list[str]
+) -> None:
+    resolver.append("10.0.0.1")
+    port = site.host.partition(":")[2]
+    with (
+        images(tmp_path, f"{site.host},inside.example:{port}") as found,
+        pytest.raises(BadInput, match="private network"),
+    ):
+        found.local("init", site.url(f"to/http://inside.example:{port}/ok"))
