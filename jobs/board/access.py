@@ -1,5 +1,8 @@
 """Access to the board: tokens, signed session cookies, and the CSRF token of every form.
 
+A tokens file holds digests of tokens (`chorale token` makes both), or tokens as they are. SHA-256 is enough
+for a random secret of 192 bits, which nobody guesses; a slow hash is for passwords that people choose.
+
 Without a tokens file everyone who can reach the board is an operator, so it binds to loopback only.
 """
 
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -17,12 +21,37 @@ from typing import Literal
 from itsdangerous import BadSignature, Signer, TimestampSigner
 
 from infra.errors import BadSetting
+from infra.printable import printable
 
+logger = logging.getLogger(__name__)
 Role = Literal["viewer", "operator"]
 COOKIE = "chorale_session"
 SESSION_S = 12 * 3600
 _MIN_TOKEN_LENGTH = 16
-_LINE = re.compile(r"(viewer|operator)\s*[:=]\s*(\S+)")
+_SECRET_BYTES = 24
+_LONGEST_NAME = 60
+_PROCESS_SECRET = secrets.token_bytes(32)
+_HASHED = re.compile(r"sha256:([0-9a-f]{64})")
+_LINE = re.compile(r"(viewer|operator)\s*[:=]\s*(\S+)(?:\s+#\s*(.*))?")
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token as the board knows it: its role, its SHA-256, and who it was given to."""
+
+    role: Role
+    digest: bytes = field(repr=False)
+    name: str
+
+    def line(self) -> str:
+        """Its line of a tokens file."""
+        return f"{self.role}=sha256:{self.digest.hex()}  # {self.name}"
+
+
+def new_token(role: Role, name: str) -> tuple[str, Token]:
+    """A random token, which is shown once, and what is kept of it."""
+    secret = secrets.token_urlsafe(_SECRET_BYTES)
+    return secret, Token(role, _digest(secret), name)
 
 
 @dataclass(frozen=True)
@@ -31,13 +60,15 @@ class Session:
 
     role: Role
     cookie: str = field(repr=False)
+    digest: str = ""
+    """Beginning of the digest of the token that it was opened with; empty without tokens."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """The tokens as (role, SHA-256); the tokens themselves are not stored."""
+    """The tokens; none means that everyone who can reach the board is an operator."""
 
-    tokens: tuple[tuple[Role, bytes], ...] = ()
+    tokens: tuple[Token, ...] = ()
     _key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
     @property
@@ -45,24 +76,35 @@ class Access:
         """True when no tokens are configured: everyone who can reach the board is an operator."""
         return not self.tokens
 
-    def role_of(self, token: str) -> Role | None:
-        """The role of a token, or None. Compares with every known token, in constant time."""
-        digest, found = _digest(token), None
-        for role, known in self.tokens:
-            if hmac.compare_digest(digest, known) and found != "operator":
-                found = role
+    def find(self, given: str) -> Token | None:
+        """The known token that equals this one, or None. Compares with every one, in constant time."""
+        digest, found = _digest(given), None
+        for token in self.tokens:
+            if hmac.compare_digest(digest, token.digest) and (found is None or found.role != "operator"):
+                found = token
         return found
 
-    def new_session(self, role: Role) -> Session:
-        return Session(role, self._sessions().sign(f"{role}.{secrets.token_hex(16)}").decode())
+    def role_of(self, given: str) -> Role | None:
+        """The role of a token, or None."""
+        found = self.find(given)
+        return None if found is None else found.role
+
+    def name_of(self, session: Session) -> str:
+        """Who the token of a session was given to; empty without tokens."""
+        return next((token.name for token in self.tokens if _beginning(token) == session.digest), "")
+
+    def new_session(self, role: Role, token: Token | None = None) -> Session:
+        digest = "" if token is None else _beginning(token)
+        cookie = self._sessions().sign(f"{role}.{digest}.{secrets.token_hex(16)}").decode()
+        return Session(role, cookie, digest)
 
     def session_of(self, cookie: str) -> Session | None:
         """The session of a cookie that this key signed less than `SESSION_S` seconds ago, or None."""
         try:
-            role = self._sessions().unsign(cookie, max_age=SESSION_S).decode().partition(".")[0]
+            role, _, rest = self._sessions().unsign(cookie, max_age=SESSION_S).decode().partition(".")
         except BadSignature:
             return None
-        return Session("operator" if role == "operator" else "viewer", cookie)
+        return Session("operator" if role == "operator" else "viewer", cookie, rest.partition(".")[0])
 
     def csrf_token(self, session: Session) -> str:
         """The token that every form of this session must send back; no other site can know it."""
@@ -78,8 +120,11 @@ class Access:
         return Signer(self._key, salt="csrf", key_derivation="hmac", digest_method=hashlib.sha256)
 
 
-def read_access(tokens_file: str) -> Access:
-    """Read a tokens file; raises `BadSetting` when it cannot be used. No file name gives open access."""
+def read_access(tokens_file: str, secret: bytes = _PROCESS_SECRET) -> Access:
+    """Read a tokens file; raises `BadSetting` when it cannot be used. No file name gives open access.
+
+    Boards with the same `secret` and the same tokens accept each other's sessions.
+    """
     if not tokens_file:
         return Access()
     try:
@@ -93,9 +138,48 @@ def read_access(tokens_file: str) -> Access:
     )
     if not tokens:
         raise BadSetting("tokens_file", tokens_file, "holds no token; write a line operator=TOKEN")
-    # The key derives from the tokens: several boards accept each other's sessions, and changing a token
-    # ends the old sessions.
-    return Access(tokens, hashlib.sha256(b"".join(sorted(digest for _, digest in tokens))).digest())
+    # Several boards accept each other's sessions, and changing a token ends the old ones. The digests alone
+    # must not give the key, or whoever reads the file could sign sessions.
+    digests = b"".join(sorted(token.digest for token in tokens))
+    return Access(tokens, hmac.digest(secret, digests, "sha256"))
+
+
+@dataclass
+class TokensFile:
+    """A tokens file that may change while a board runs."""
+
+    path: str
+    secret: bytes = field(repr=False)
+    access: Access
+    _read: object = None
+    _problem: str = ""
+
+    @classmethod
+    def open(cls, path: str, secret: bytes) -> TokensFile:
+        """Read it for the first time; raises `BadSetting`."""
+        return cls(path, secret, read_access(path, secret), _version(path))
+
+    def current(self) -> Access:
+        """The tokens as the file has them now; the last good ones while it cannot be used."""
+        version = _version(self.path)
+        if version == self._read:
+            return self.access
+        try:
+            self.access, self._read, self._problem = read_access(self.path, self.secret), version, ""
+        except BadSetting as exc:
+            if str(exc) != self._problem:
+                self._problem = str(exc)
+                logger.error("%s; the tokens of before stay valid", exc)
+        return self.access
+
+
+def _version(path: str) -> object:
+    """Changes with the file's content. A mounted Secret is replaced by another file."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def check_address(host: str, access: Access) -> None:
@@ -116,7 +200,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _parse_line(number: int, line: str, path: str) -> tuple[Role, bytes]:
+def _parse_line(number: int, line: str, path: str) -> Token:
     """Errors name the line and never its content."""
     match = _LINE.fullmatch(line.strip())
     if match is None:
@@ -127,7 +211,16 @@ def _parse_line(number: int, line: str, path: str) -> tuple[Role, bytes]:
         raise BadSetting(
             "tokens_file", path, f"has a token shorter than {_MIN_TOKEN_LENGTH} characters in line {number}"
         )
-    return ("operator" if match[1] == "operator" else "viewer"), _digest(match[2])
+    hashed = _HASHED.fullmatch(match[2])
+    if hashed is None and match[2].startswith("sha256:"):
+        raise BadSetting("tokens_file", path, f"has no SHA-256 in line {number}; make one with chorale token")
+    digest = bytes.fromhex(hashed[1]) if hashed else _digest(match[2])
+    name = printable(match[3] or "").strip()[:_LONGEST_NAME] or f"token {digest.hex()[:8]}"
+    return Token("operator" if match[1] == "operator" else "viewer", digest, name)
+
+
+def _beginning(token: Token) -> str:
+    return token.digest.hex()[:12]
 
 
 def _digest(token: str) -> bytes:

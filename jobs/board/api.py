@@ -10,8 +10,9 @@ from sqlalchemy import Connection
 from starlette.responses import JSONResponse
 
 from jobs.board.batch_upload import json_defaults, keep_upload, take_batch
-from jobs.board.board import Board
+from jobs.board.board import WHO, Board
 from jobs.board.spec_body import SpecBody, spec_values
+from jobs.db.audit import list_acts, record
 from jobs.db.board_queries import Cursor, attempts_of, batch_rows, page_jobs, show_batch
 from jobs.db.commands import VERBS, apply_command, apply_to_all, set_priority
 from jobs.db.leases import lock_placement
@@ -28,7 +29,6 @@ from jobs.scheduler.capacity import find_impossible_jobs
 from jobs.scheduler.pending_reason import pending_reason
 from render.errors import BadInput
 
-WHO = "the board"
 State = Literal["queued", "placing", "rendering", "publishing", "done", "paused", "failed", "cancelled"]
 Verb = Literal["cancel", "pause", "resume", "retry"]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w .@/+-]+$")]
@@ -69,6 +69,11 @@ class Selection(_Strict):
     batch: Name | None = None
     queue: Name | None = None
 
+    @property
+    def shown(self) -> str:
+        """Batch and queue, as the audit log names them."""
+        return ", ".join(f"{name} {value}" for name, value in self.model_dump(exclude_none=True).items())
+
     def check(self, connection: Connection) -> None:
         """Raise `BadInput` for an unknown batch or queue, and for none."""
         if self.batch is None and self.queue is None:
@@ -98,7 +103,13 @@ def _board(request: Request) -> Board:
     return board
 
 
+def _who(request: Request) -> str:
+    who: str = request.state.who
+    return who
+
+
 Here = Annotated[Board, Depends(_board)]
+Who = Annotated[str, Depends(_who)]
 Text = Annotated[str | None, Query(max_length=200)]
 FormText = Annotated[str, Form(description="Prompt of every row, with {COLUMN} for a column.")]
 FormName = Annotated[str, Form(min_length=1, max_length=64, pattern=r"^[\w .@/+-]+$")]
@@ -173,32 +184,36 @@ def logs(
 
 
 @router.post("/jobs/{job}/{verb}", tags=["jobs"])
-def change_job(board: Here, job: str, verb: Verb) -> dict[str, Any]:
+def change_job(board: Here, who: Who, job: str, verb: Verb) -> dict[str, Any]:
     """Cancel, pause, resume or retry a job."""
     found = board.job(job)
     with board.farm.database.write() as connection:
         lock_placement(connection)
         apply_command(connection, verb, found, WHO)
+        record(connection, who, verb, f"job {found}")
     return {"job": found, "verb": verb, "state": VERBS[verb][1]}
 
 
 @router.post("/jobs/{verb}", tags=["jobs"])
-def change_jobs(board: Here, verb: Verb, many: Selection) -> dict[str, Any]:
+def change_jobs(board: Here, who: Who, verb: Verb, many: Selection) -> dict[str, Any]:
     """Cancel, pause, resume or retry all jobs of a batch or queue that are in a state that allows it."""
     wanted = Filter(states=VERBS[verb][0], batch=many.batch, queue=many.queue)
     with board.farm.database.read() as connection:
         many.check(connection)
         chosen = job_ids(connection, wanted)
     done = apply_to_all(board.farm.database, verb, chosen, WHO)
+    with board.farm.database.write() as connection:
+        record(connection, who, verb, many.shown, jobs=done)
     return {"verb": verb, "jobs": done, "state": VERBS[verb][1]}
 
 
 @router.put("/jobs/{job}/priority", tags=["jobs"])
-def change_priority(board: Here, job: str, wanted: Priority) -> dict[str, Any]:
+def change_priority(board: Here, who: Who, job: str, wanted: Priority) -> dict[str, Any]:
     """Give a job its own priority instead of its queue's."""
     found = board.job(job)
     with board.farm.database.write() as connection:
         set_priority(connection, found, wanted.priority)
+        record(connection, who, "priority", f"job {found}", priority=wanted.priority)
     return {"job": found, "priority": wanted.priority}
 
 
@@ -209,10 +224,11 @@ def queues(board: Here) -> dict[str, Any]:
 
 
 @router.put("/queues/{name}", tags=["farm"])
-def change_queue(board: Here, name: Name, rules: Rules) -> dict[str, Any]:
+def change_queue(board: Here, who: Who, name: Name, rules: Rules) -> dict[str, Any]:
     """Create a queue, or change some of its rules; a time window without a zone gets the server's."""
     with board.farm.database.write() as connection:
         stored = set_queue(connection, name, rules.model_dump(exclude_unset=True))
+        record(connection, who, "set queue", f"queue {name}", **stored)
     board.forget_queues()
     return {"queue": name, **stored}
 
@@ -304,11 +320,21 @@ def nodes(board: Here) -> dict[str, Any]:
 
 
 @router.put("/nodes/{name}", tags=["farm"])
-def drain(board: Here, name: str, wanted: Draining) -> dict[str, Any]:
+def drain(board: Here, who: Who, name: str, wanted: Draining) -> dict[str, Any]:
     """Drain a node (start no more jobs on it), or undrain it."""
     with board.farm.database.write() as connection:
         set_draining(connection, name, wanted.draining)
+        record(connection, who, "drain" if wanted.draining else "undrain", f"node {name}")
     return {"node": name, "draining": wanted.draining}
+
+
+@router.get("/audit", tags=["farm"])
+def audit(
+    board: Here, limit: Annotated[int, Query(ge=1, le=1000)] = 50, who: Text = None, action: Text = None
+) -> dict[str, Any]:
+    """The audit log, newest first: who changed jobs, queues and nodes, deleted files, or logged in."""
+    with board.farm.database.read() as connection:
+        return {"acts": list_acts(connection, limit, who=who or "", action=action or "")}
 
 
 @router.get("/estimate", tags=["farm"])

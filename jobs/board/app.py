@@ -37,7 +37,7 @@ def make_app(board: Board) -> SecurityMiddleware:
         app.add_exception_handler(kind, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
-    return SecurityMiddleware(app, board.access, board.logins, board.deadlines)
+    return SecurityMiddleware(app, board)
 
 
 def _health(request: Request) -> Response:

@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from infra.errors import StoreError
 from infra.store.base import Store
-from jobs.board.access import Access
+from jobs.board.access import Access, TokensFile
 from jobs.board.deadlines import Deadlines
 from jobs.board.login_limit import LoginLimit
 from jobs.board.uploads import Uploads
@@ -34,6 +34,8 @@ from render.sink import UNFINISHED_PREVIEW
 from render.spec import IMAGE_FIELDS, names_image
 
 Value = TypeVar("Value")
+WHO = "the board"
+"""Owner of what is submitted on it."""
 _ESTIMATE_S = 15.0
 """How long an estimate is cached; it reads every queued job."""
 _QUEUES_S = 1.0
@@ -46,6 +48,7 @@ class Board:
 
     farm: Farm
     access: Access
+    tokens: TokensFile | None = None
     logins: LoginLimit = field(default_factory=LoginLimit)
     deadlines: Deadlines = field(default_factory=Deadlines)
     ending: threading.Event = field(default_factory=threading.Event)
@@ -54,6 +57,12 @@ class Board:
     _cache: dict[str, tuple[float, Any]] = field(default_factory=dict)
     _locks: dict[str, threading.Lock] = field(default_factory=dict)
     _done: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def current_access(self) -> Access:
+        """Who may do what, as the tokens file has it now."""
+        if self.tokens is not None:
+            self.access = self.tokens.current()
+        return self.access
 
     def store(self) -> Store:
         """The farm's store: finished and unfinished images, each in a folder of its own."""

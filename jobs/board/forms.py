@@ -13,13 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
 from jobs.board import pages
-from jobs.board.api import WHO
+from jobs.board.access import Token
 from jobs.board.batch_upload import keep_upload, take_batch
-from jobs.board.board import Board
+from jobs.board.board import WHO, Board
 from jobs.board.middleware import address_of, cookie_line
 from jobs.board.spec_form import entered_values, kept_values
 from jobs.board.templating import page
 from jobs.board.uploads import Upload
+from jobs.db.audit import record
 from jobs.db.commands import VERBS, apply_command, apply_to_all
 from jobs.db.leases import lock_placement
 from jobs.db.nodes import set_draining
@@ -70,6 +71,7 @@ def _steer(board: Board, request: Request, form: dict[str, Any]) -> Response:
     with board.farm.database.write() as connection:
         lock_placement(connection)
         apply_command(connection, verb, job, WHO)
+        record(connection, request.state.who, verb, f"job {job}")
     return _redirect(f"/jobs/{job}")
 
 
@@ -84,6 +86,8 @@ def _steer_batch(board: Board, request: Request, form: dict[str, Any]) -> Respon
     with board.farm.database.read() as connection:
         chosen = job_ids(connection, Filter(states=VERBS[verb][0], batch=batch))
     done = apply_to_all(board.farm.database, verb, chosen, WHO)
+    with board.farm.database.write() as connection:
+        record(connection, request.state.who, verb, f"batch {batch}", jobs=done)
     return _redirect(
         f"/batches/{quote(batch)}", f"{done} {'job is' if done == 1 else 'jobs are'} {VERBS[verb][1]}"
     )
@@ -97,7 +101,9 @@ async def steer_queue(request: Request, name: str) -> Response:
 
 def _steer_queue(board: Board, request: Request, form: dict[str, Any]) -> Response:
     with board.farm.database.write() as connection:
-        set_queue(connection, request.path_params["name"][:64], {"paused": form.get("paused") == "yes"})
+        name, rules = request.path_params["name"][:64], {"paused": form.get("paused") == "yes"}
+        set_queue(connection, name, rules)
+        record(connection, request.state.who, "set queue", f"queue {name}", **rules)
     board.forget_queues()
     return _redirect("/")
 
@@ -110,7 +116,9 @@ async def drain(request: Request, name: str) -> Response:
 
 def _drain(board: Board, request: Request, form: dict[str, Any]) -> Response:
     with board.farm.database.write() as connection:
-        set_draining(connection, request.path_params["name"], form.get("draining") == "yes")
+        name, draining = request.path_params["name"], form.get("draining") == "yes"
+        set_draining(connection, name, draining)
+        record(connection, request.state.who, "drain" if draining else "undrain", f"node {name}")
     return _redirect("/nodes")
 
 
@@ -182,14 +190,20 @@ async def log_in(request: Request) -> Response:
     board: Board = request.app.state.board
     async with request.form(max_files=0, max_fields=4) as form:
         token, wanted = str(form.get("token", "")), str(form.get("next", "/"))
-    role = board.access.role_of(token.strip())
-    if role is None:
+    known = board.access.find(token.strip())
+    if known is None:
         board.logins.count_wrong(address_of(request.scope))
         return page(request, "login.html", {"next": wanted, "error": "Invalid token"}, 403)
     answer = RedirectResponse(wanted if _is_ours(wanted) else "/", 303)
-    session = board.access.new_session(role)
+    await run_in_threadpool(_note_login, board, f"{WHO}: {known.name} at {address_of(request.scope)}", known)
+    session = board.access.new_session(known.role, known)
     answer.headers["set-cookie"] = cookie_line(session.cookie, request.url.scheme == "https")
     return answer
+
+
+def _note_login(board: Board, who: str, token: Token) -> None:
+    with board.farm.database.write() as connection:
+        record(connection, who, "log in", "the board", role=token.role)
 
 
 @router.post("/logout")

@@ -5,7 +5,7 @@ Plain ASGI, because every tile request passes it too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from math import ceil
 from urllib.parse import quote, urlsplit
@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.board.access import COOKIE, SESSION_S, Access, Role, Session, is_loopback
-from jobs.board.deadlines import Deadlines
+from jobs.board.board import WHO, Board
 from jobs.board.login_limit import LoginLimit
 
 LARGEST_BODY = 1 << 20
@@ -53,15 +53,22 @@ class SecurityMiddleware:
     """Wraps the board's app. Sets `state.role` and `state.session` of the requests that it lets pass."""
 
     app: ASGIApp
-    access: Access
-    logins: LoginLimit
-    deadlines: Deadlines = field(default_factory=Deadlines)
+    board: Board
+
+    @property
+    def access(self) -> Access:
+        return self.board.access
+
+    @property
+    def logins(self) -> LoginLimit:
+        return self.board.logins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        self.board.current_access()
         wait_s = self.logins.wait_s(address_of(scope)) if _brings_token(scope, headers) else 0.0
         if wait_s > 0:
             text = f"too many wrong tokens from this address; try again in {ceil(wait_s)} s"
@@ -69,14 +76,15 @@ class SecurityMiddleware:
             refused.headers["retry-after"] = str(ceil(wait_s))
             await refused(scope, receive, _with_headers(send, None))
             return
-        session, role = self._authenticate(headers)
+        session, role, name = self._authenticate(headers)
         if role is None and _is_bearer(headers) and not self.access.open:
             self.logins.count_wrong(address_of(scope))
         fresh = session is None and self.access.open
         if fresh:
             session = self.access.new_session("operator")
             role = session.role
-        scope.setdefault("state", {}).update(role=role, session=session)
+        who = f"{WHO}: {name or role} at {address_of(scope) or 'a socket'}"
+        scope.setdefault("state", {}).update(role=role, session=session, who=who)
         respond = _with_headers(send, self._cookie(session, scope) if fresh and session else None)
         refusal = self._refusal(scope, headers, role)
         if refusal is not None:
@@ -90,13 +98,17 @@ class SecurityMiddleware:
 
         path = scope["path"]
         limited = _limited(receive, _limit(path))
-        await self.deadlines.answer_in_time(self.app, scope, limited, respond, refuse, path in _UPLOADS)
+        await self.board.deadlines.answer_in_time(self.app, scope, limited, respond, refuse, path in _UPLOADS)
 
-    def _authenticate(self, headers: Headers) -> tuple[Session | None, Role | None]:
+    def _authenticate(self, headers: Headers) -> tuple[Session | None, Role | None, str]:
+        """The session, the role, and who the token was given to."""
         if _is_bearer(headers) and not self.access.open:
-            return None, self.access.role_of(headers["authorization"].partition(" ")[2].strip())
+            token = self.access.find(headers["authorization"].partition(" ")[2].strip())
+            return (None, None, "") if token is None else (None, token.role, token.name)
         session = self.access.session_of(_cookie_of(headers))
-        return session, None if session is None else session.role
+        if session is None:
+            return None, None, ""
+        return session, session.role, self.access.name_of(session)
 
     def _refusal(self, scope: Scope, headers: Headers, role: Role | None) -> Response | None:
         path, host = scope["path"], headers.get("host", "")

@@ -11,10 +11,11 @@ from types import FrameType
 import uvicorn
 
 from infra.errors import BadSetting
-from jobs.board.access import check_address, read_access
+from jobs.board.access import Access, TokensFile, check_address
 from jobs.board.app import make_app
 from jobs.board.board import Board
 from jobs.board.deadlines import LimitedProtocol
+from jobs.db.audit import session_secret
 from jobs.farm import Farm
 
 _SHUTDOWN_S = 3
@@ -28,9 +29,8 @@ def serve(farm: Farm, host: str, port: int, opened: str | None, report: Callable
 
     Raises `BadSetting` for an address that is in use, or that others can reach without tokens.
     """
-    access = read_access(farm.settings.tokens_file)
-    check_address(host, access)
-    board = Board(farm, access)
+    board = _open_board(farm)
+    check_address(host, board.access)
     bound = _bind(host, port)
     name = f"[{host}]" if ":" in host else host
     address = f"http://{name}:{bound.getsockname()[1]}/"
@@ -52,6 +52,15 @@ def serve(farm: Farm, host: str, port: int, opened: str | None, report: Callable
     if opened is not None:
         webbrowser.open(address + opened.removeprefix("/"))
     _Server(config, board).run(sockets=[bound])
+
+
+def _open_board(farm: Farm) -> Board:
+    if not farm.settings.tokens_file:
+        return Board(farm, Access())
+    with farm.database.write() as connection:
+        secret = session_secret(connection)
+    tokens = TokensFile.open(farm.settings.tokens_file, secret)
+    return Board(farm, tokens.access, tokens)
 
 
 class _Server(uvicorn.Server):

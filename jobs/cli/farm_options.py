@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import getpass
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,11 @@ def farm_options(command: Command) -> Command:
             return command(*arguments, farm=farm, **options)
 
     return opened
+
+
+def this_user() -> str:
+    """The user and the machine, as the audit log names them."""
+    return f"{whoami()} on {socket.gethostname()}"
 
 
 def whoami() -> str:

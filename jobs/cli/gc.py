@@ -15,9 +15,10 @@ from sqlalchemy import Connection, Text, cast, select
 from infra.settings import default_home
 from infra.store.base import Entry, Store
 from infra.store.local import LocalStore
-from jobs.cli.farm_options import farm_options
+from jobs.cli.farm_options import farm_options, this_user
 from jobs.cli.help import examples
 from jobs.cli.terminal import print_json, print_line
+from jobs.db.audit import record
 from jobs.db.folders import digest_of
 from jobs.db.leases import lock_inputs
 from jobs.db.state_machine import ENDED
@@ -68,6 +69,9 @@ def gc(farm: Farm, as_json: bool, older_than: float, yes: bool) -> None:
     before = time.time() - older_than * 86_400
     found = [each for each in [*_work(farm), *_logs(farm), *_inputs(farm)] if each.modified < before]
     total = sum(each.bytes for each in found)
+    if yes and found:
+        with farm.database.write() as connection:
+            record(connection, this_user(), "delete files", "the farm", items=len(found), bytes=total)
     for each in found:
         if not as_json:
             print_line(f"{size(each.bytes):>10}  {each.url}  ({each.reason})")

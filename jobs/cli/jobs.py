@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from jobs.cli.farm_options import farm_options, whoami
+from jobs.cli.farm_options import farm_options, this_user, whoami
 from jobs.cli.help import examples
 from jobs.cli.terminal import print_json, print_line, print_table
+from jobs.db.audit import record
 from jobs.db.commands import VERBS, apply_command, apply_to_all, set_priority
 from jobs.db.leases import lock_placement
 from jobs.db.queries import Filter, count_jobs, find_job, job_ids, list_jobs, show_job
@@ -123,6 +124,7 @@ def _verb_command(verb: str, text: str) -> click.Command:
                 lock_placement(connection)
                 for job in sorted(find_job(connection, beginning) for beginning in ids):
                     apply_command(connection, verb, job, whoami())
+                    record(connection, this_user(), verb, f"job {job}")
             done = len(ids)
         else:
             states = ("failed",) if options.get("failed") else VERBS[verb][0]
@@ -130,6 +132,10 @@ def _verb_command(verb: str, text: str) -> click.Command:
                 check_exists(connection, batch, queue)
                 chosen = job_ids(connection, Filter(states=states, batch=batch, queue=queue))
             done = apply_to_all(farm.database, verb, chosen, whoami())
+            named = {"batch": batch, "queue": queue}
+            target = ", ".join(f"{name} {value}" for name, value in named.items() if value) or "the farm"
+            with farm.database.write() as connection:
+                record(connection, this_user(), verb, target, jobs=done)
         if as_json:
             print_json({"verb": verb, "jobs": done, "state": VERBS[verb][1]})
         else:
@@ -162,6 +168,7 @@ def priority(farm: Farm, as_json: bool, job: str, value: int) -> None:
     with farm.database.write() as connection:
         found = find_job(connection, job)
         set_priority(connection, found, value)
+        record(connection, this_user(), "priority", f"job {found}", priority=value)
     if as_json:
         print_json({"job": found, "priority": value})
     else:

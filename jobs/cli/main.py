@@ -86,6 +86,8 @@ _COMMANDS = {
         "store": "jobs.cli.store:store",
         "gc": "jobs.cli.gc:gc",
         "migrate": "jobs.cli.migrate:migrate",
+        "audit": "jobs.cli.audit:audit",
+        "token": "jobs.cli.audit:token",
         "doctor": "jobs.cli.doctor:doctor",
     },
     "Kubernetes": {

@@ -18,11 +18,12 @@ from infra.errors import BadSetting, DatabaseUnreachable
 from infra.metrics_exporter import DEFAULT_ADDRESS
 from infra.settings import Settings, default_home, read_settings
 from infra.store.open import check_reach
-from jobs.cli.farm_options import farm_options
+from jobs.cli.farm_options import farm_options, this_user
 from jobs.cli.help import examples
 from jobs.cli.serve import PORT, board_process
 from jobs.cli.terminal import print_json, print_line, print_table
 from jobs.db import tables
+from jobs.db.audit import record
 from jobs.db.names import check_name
 from jobs.db.nodes import list_nodes, set_draining
 from jobs.farm import Farm, open_farm, open_images
@@ -164,6 +165,7 @@ def undrain(farm: Farm, as_json: bool, node: str) -> None:
 def _drain(farm: Farm, as_json: bool, node: str, draining: bool) -> None:
     with farm.database.write() as connection:
         set_draining(connection, node, draining)
+        record(connection, this_user(), "drain" if draining else "undrain", f"node {node}")
     if as_json:
         print_json({"node": node, "draining": draining})
     else:

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from jobs.cli.farm_options import farm_options
+from jobs.cli.farm_options import farm_options, this_user
 from jobs.cli.help import examples
 from jobs.cli.terminal import print_json, print_line, print_table
+from jobs.db.audit import record
 from jobs.db.queries import list_batches
 from jobs.db.queues import check_exists, delete_queue, list_queues, set_queue
 from jobs.db.time_window import TimeWindow, has_zone
@@ -49,6 +50,7 @@ def queues(farm: Farm, as_json: bool, name: str | None, delete: bool, **options:
         with farm.database.write() as connection:
             if delete:
                 delete_queue(connection, name)
+                record(connection, this_user(), "delete queue", f"queue {name}")
             else:
                 window = rules.get("time_window")
                 if window is not None and not has_zone(window):
@@ -57,7 +59,9 @@ def queues(farm: Farm, as_json: bool, name: str | None, delete: bool, **options:
                 if set(rules) <= {"paused"}:
                     # A misspelled name must not make a queue: one is made by giving it rules.
                     check_exists(connection, None, name)
-                set_queue(connection, name, rules)
+                stored = set_queue(connection, name, rules)
+                if stored:
+                    record(connection, this_user(), "set queue", f"queue {name}", **stored)
     with farm.database.read() as connection:
         known = list_queues(connection)
     if as_json:

@@ -40,7 +40,7 @@ def report(
     farm: Farm, as_json: bool, queue: str | None, batch: str | None, since: str, page: Path | None
 ) -> None:
     """Report what is done, what failed and why, and how much time was spent."""
-    scope = Scope(queue=queue, batch=batch, since=_moment(since))
+    scope = Scope(queue=queue, batch=batch, since=parse_since(since))
     with farm.database.read() as connection:
         check_exists(connection, batch, queue)
         made = make_report(connection, scope)
@@ -104,7 +104,7 @@ def _clock(moment: float | None) -> str:
     return "-" if moment is None else f"{datetime.fromtimestamp(moment).astimezone():%a %H:%M}"
 
 
-def _moment(text: str) -> float:
+def parse_since(text: str) -> float:
     """`12h` ago, or an ISO date and time, in seconds since the epoch. Raises `BadInput`."""
     try:
         if text[-1:] in _UNITS:

@@ -38,8 +38,8 @@ def serve(host: str, port: int, opened: bool, path: str, database_url: str | Non
 
     The board shows queues, jobs, live previews and deep zoom; /api describes the REST API.
 
-    An address other than loopback needs CHORALE_TOKENS_FILE, a file with one line viewer=TOKEN or
-    operator=TOKEN per token.
+    An address other than loopback needs CHORALE_TOKENS_FILE, a file with a line for each token;
+    `chorale token` makes them.
     """
     # Imported here because no other command needs a web server.
     from jobs.board.server import serve as run

@@ -195,3 +195,24 @@ leases = Table(
     Column("holder", String(128), nullable=False),
     Column("until", Double, nullable=False),
 )
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("time", Double, nullable=False, index=True),
+    # A login name and host, or the name of a token and its address.
+    Column("who", String(256), nullable=False),
+    Column("action", String(32), nullable=False),
+    # What it was done to: a job, batch, queue or node.
+    Column("target", Text, nullable=False),
+    Column("details", JSON, nullable=False, default=dict),
+)
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    # Random; shared by the boards of a farm.
+    Column("value", String(64), nullable=False),
+)

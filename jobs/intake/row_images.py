@@ -29,7 +29,8 @@ class RowImages:
     def __init__(self, settings: Settings, folder: Path | None) -> None:
         self._settings, self._folder = settings, folder
         self._hosts = tuple(host.strip().lower() for host in settings.image_hosts.split(",") if host.strip())
-        self._networks = tuple(filter(None, map(_network_of, self._hosts)))
+        networks = map(_network_of, self._hosts)
+        self._networks = tuple(network for network in networks if network is not None)
         self._limit = int(settings.image_max_mib * (1 << 20))
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._known: dict[str, Path] = {}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
 import pytest
+from click.testing import CliRunner
 
 from infra.errors import BadSetting
-from jobs.board.access import Access, check_address, read_access
+from jobs.board.access import Access, TokensFile, check_address, new_token, read_access
 from jobs.board.middleware import LARGEST_BODY
+from jobs.cli.main import cli
 from tests.jobs.board.conftest import OPERATOR, VIEWER
 from tests.support.board import RunningBoard
 from tests.support.cli import chorale
@@ -55,6 +58,56 @@ def test_a_session_is_signed_and_holds_no_secret(tmp_path: Path) -> None:
     assert OPERATOR not in repr(access) and session.cookie not in repr(session)
     file.write_text("operator=another-token-altogether\n")
     assert read_access(str(file)).session_of(session.cookie) is None
+
+
+def test_a_token_is_shown_once_and_kept_as_a_digest(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    words = ["token", "--role", "viewer", "--name", "anna", "--file", str(file), "--json"]
+    made = [json.loads(CliRunner().invoke(cli, words).stdout) for _ in range(2)]
+    first, second = (each["token"] for each in made)
+    assert first != second and len(first) == 32 and file.stat().st_mode & 0o077 == 0
+    text = file.read_text()
+    assert first not in text and second not in text and text.splitlines() == [each["line"] for each in made]
+    access = read_access(str(file))
+    found = access.find(first)
+    assert found is not None and (found.role, found.name) == ("viewer", "anna")
+    # Neither the digest nor the line is a token.
+    assert access.find(made[0]["line"]) is None and access.find(found.digest.hex()) is None
+    assert access.find(f"sha256:{found.digest.hex()}") is None
+    file.write_text("operator=sha256:1234567890\n")
+    with pytest.raises(BadSetting, match="no SHA-256 in line 1"):
+        read_access(str(file))
+
+
+def test_sessions_need_more_than_the_file(tmp_path: Path) -> None:
+    """A file of digests is no secret: whoever reads it must not be able to sign a session."""
+    file = tmp_path / "tokens"
+    file.write_text(new_token("operator", "anna")[1].line() + "\n")
+    one, same, other = (read_access(str(file), secret) for secret in (b"1" * 32, b"1" * 32, b"2" * 32))
+    session = one.new_session("operator", one.tokens[0])
+    assert same.session_of(session.cookie) == session and same.name_of(session) == "anna"
+    assert other.session_of(session.cookie) is None
+
+
+def test_a_changed_tokens_file_is_read_without_a_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"operator={OPERATOR}\n")
+    tokens = TokensFile.open(str(file), b"0" * 32)
+    session = tokens.current().new_session("operator")
+    assert tokens.current() is tokens.current()
+    file.write_text(f"viewer={VIEWER}  # anna\n")
+    assert tokens.current().role_of(OPERATOR) is None and tokens.current().role_of(VIEWER) == "viewer"
+    assert tokens.current().session_of(session.cookie) is None
+    for _ in range(2):
+        file.write_text("")
+        assert tokens.current().role_of(VIEWER) == "viewer", (
+            "a file that is being written takes nobody's access"
+        )
+    assert caplog.text.count("holds no token") == 1
+    file.unlink()
+    assert tokens.current().role_of(VIEWER) == "viewer"
 
 
 def test_tokens_have_roles_and_are_never_logged(locked: RunningBoard) -> None:
