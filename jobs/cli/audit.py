@@ -23,13 +23,19 @@ from render.errors import BadInput
 @click.command(epilog=examples("chorale audit", "chorale audit --since 12h --action cancel --json"))
 @click.option("--since", default=None, help="Only acts since then: 12h, 7d, or a date and time.")
 @click.option("--who", default="", help="Only acts of users whose name has this in it.")
-@click.option("--action", type=click.Choice(ACTIONS), default=None, help="Only acts of this kind.")
+@click.option(
+    "--action",
+    metavar="ACTION",
+    type=click.Choice(ACTIONS),
+    default=None,
+    help=f"Only acts of this kind: {', '.join(ACTIONS)}.",
+)
 @click.option(
     "--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Maximum number of acts."
 )
 @farm_options
 def audit(farm: Farm, as_json: bool, since: str | None, who: str, action: str | None, limit: int) -> None:
-    """Show who changed jobs, queues and nodes, deleted files, or logged in to the board, newest first."""
+    """Show who changed jobs, queues and nodes, deleted files or logged in, newest first."""
     with farm.database.read() as connection:
         moment = None if since is None else parse_since(since)
         acts = list_acts(connection, limit, since=moment, who=who, action=action or "")
@@ -61,16 +67,16 @@ def _shown(value: object) -> str:
     show_default=True,
     help="What it allows: to look, or to change.",
 )
-@click.option("--name", default="", help="Who it is for; the audit log names it. [beginning of its digest]")
+@click.option("--name", default="", help="Who it is for, as the audit log names it. [its digest]")
 @click.option(
     "--file", type=click.Path(path_type=Path), default=None, help="Tokens file to add it to. [print its line]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 def token(role: Literal["viewer", "operator"], name: str, file: Path | None, as_json: bool) -> None:
-    """Make a token of the board, shown once, and its line of the tokens file, which has only its digest.
+    """Make a token of the board, which is shown once, and its line of the tokens file.
 
-    Running boards read a changed file by themselves. Remove a line to take its token away; all sessions end
-    when the file changes.
+    The file has only the token's digest. Running boards read a changed file by themselves, and all sessions
+    end then. Remove a line to take its token away.
     """
     if not name.isprintable() or len(name) > 60:
         raise BadInput("name", name[:60], "has to print and to have at most 60 characters; use another")
