@@ -42,7 +42,7 @@ def pair(
     layout |= {"tokenizer/pad": "", "tokenizer_2/pad": ""}
     monkeypatch.setitem(layouts(), request.param, layout)
     monkeypatch.setitem(single_file.KINDS, WIDTHS[request.param], request.param)
-    monkeypatch.setattr(single_file_loading, "_tokenizer", lambda pad: tokenizer())
+    monkeypatch.setattr(single_file_loading, "clip_tokenizer", lambda pad: tokenizer())
     return folder, write_single_file(folder, tmp_path / "model.safetensors")
 
 
@@ -102,7 +102,7 @@ def test_the_carried_configurations_are_those_of_the_models(kind: str) -> None:
 
 
 def test_the_carried_tokenizer_is_clips() -> None:
-    found = single_file_loading._tokenizer("!")
+    found = single_file_loading.clip_tokenizer("!")
     assert len(found) == 49_408 and found.pad_token_id == 0
     assert found("a photo of a cat")["input_ids"] == [49406, 320, 1125, 539, 320, 2368, 49407]
 
