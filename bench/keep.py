@@ -14,6 +14,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,20 @@ def main(
     """Print one line of JSON for each size."""
     scenes = _scenes(photographs, seed)
     rows: list[Pixels] = []
-    for size in map(int, sizes.split(",")):
-        found = [_measured(scene, size, _numbers(ranks), steps, rival) for scene in scenes]
-        click.echo(json.dumps({"size": size, "photographs": photographs} | _summary(found)))
-        if sheet is not None and not rows:
-            rows = [np.concatenate([each["photo"], *each["pictures"].values()], axis=1) for each in found[:8]]
+    with ExitStack() as stack:
+        # Warm groups, one for each number of ranks: their start would take longer than a picture.
+        pipelines = [stack.enter_context(_pipeline(count)) for count in _numbers(ranks)]
+        for size in map(int, sizes.split(",")):
+            found = []
+            for scene in scenes:
+                each = _measured(scene, size, pipelines, steps, rival)
+                pictures = each.pop("photo"), *each.pop("pictures").values()
+                if sheet is not None and len(rows) < 8:
+                    rows.append(np.concatenate(pictures, axis=1))
+                found.append(each)
+            click.echo(
+                json.dumps({"size": size, "photographs": photographs, "steps": steps} | _summary(found))
+            )
     if sheet is not None:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.concatenate(rows)).save(sheet)
@@ -75,7 +85,11 @@ def _scenes(count: int, seed: int) -> list[tuple[Scene, Scene]]:
 
 
 def _measured(
-    scenes: tuple[Scene, Scene], size: int, ranks: Sequence[int], steps: int, rival: bool
+    scenes: tuple[Scene, Scene],
+    size: int,
+    pipelines: Sequence[ParallelizedDiffusionPipeline],
+    steps: int,
+    rival: bool,
 ) -> dict[str, Any]:
     photographed, asked = scenes
     colors, cover = _render(photographed, size, size, None)
@@ -87,20 +101,20 @@ def _measured(
         names = {name: str(Path(folder) / f"{name}.png") for name in ("init", "mask")}
         Image.fromarray(photo).save(names["init"])
         Image.fromarray(255 - alpha).save(names["mask"])
-        for count in ranks:
+        for pipeline in pipelines:
             started = time.perf_counter()
-            pictures["kept"], root = _rendered(prompt, size, count, steps, asked.seed, **names)
+            pictures["kept"], root = _rendered(pipeline, prompt, size, steps, asked.seed, **names)
             seconds += time.perf_counter() - started
             roots.add(root)
         if rival:
-            plain, _ = _rendered(prompt, size, ranks[0], steps, asked.seed)
+            plain, _ = _rendered(pipelines[0], prompt, size, steps, asked.seed)
             weight = alpha[..., None] / 255
             pictures["pasted"] = (photo * weight + plain * (1 - weight) + 0.5).astype(np.uint8)
     return {
         "photo": photo,
         "pictures": pictures,
         "ranks_agree": len(roots) == 1,
-        "seconds": seconds / len(ranks),
+        "seconds": seconds / len(pipelines),
         "bytes": {name: bool(np.array_equal(each[full], photo[full])) for name, each in pictures.items()},
         "backdrop": {name: _shows(each, asked) for name, each in pictures.items()},
         "edge": {name: _halo(each, alpha, truth) for name, each in pictures.items()},
@@ -108,7 +122,7 @@ def _measured(
 
 
 def _summary(found: list[dict[str, Any]]) -> dict[str, Any]:
-    names = list(found[0]["pictures"])
+    names = list(found[0]["bytes"])
     return {
         "ranks_agree": sum(each["ranks_agree"] for each in found),
         "byte_equal": {name: sum(each["bytes"][name] for each in found) for name in names},
@@ -118,12 +132,16 @@ def _summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _rendered(prompt: str, size: int, ranks: int, steps: int, seed: int, **images: str) -> tuple[Pixels, str]:
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ParallelizedDiffusionPipeline("builtin", num_modules=ranks) as pipeline,
-    ):
-        pipeline.set_progress_bar_config(disable=True)
+def _pipeline(ranks: int) -> ParallelizedDiffusionPipeline:
+    pipeline = ParallelizedDiffusionPipeline("builtin", num_modules=ranks)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _rendered(
+    pipeline: ParallelizedDiffusionPipeline, prompt: str, size: int, steps: int, seed: int, **images: str
+) -> tuple[Pixels, str]:
+    with tempfile.TemporaryDirectory() as folder:
         options = {"width": size, "height": size, "steps": steps, "seed": seed, "out": Path(folder) / "image"}
         image = pipeline.generate_image(prompt, **options, **images)
         return np.asarray(image.pil()), image.root
