@@ -14,7 +14,7 @@ from render.launch.gpus import local_bfloat16
 from render.model_info import ModelInfo
 from render.models.model_paths import ModelPaths, check_loras, find_model_paths, model_info
 from render.models.number_format import resolve_dtype
-from render.spec import GROUPS, Spec, SpecField, expand_size, read_spec_file
+from render.spec import CUTOUT, GROUPS, Spec, SpecField, expand_size, read_spec_file
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _METAVARS = {int: "INT", float: "FLOAT"}
@@ -33,6 +33,7 @@ def spec_options(command: Command) -> Command:
             metavar=_METAVARS.get(field.kind, "TEXT"),
             help=_help(field),
         )(command)
+    command = click.option("--cutout", is_flag=True, help=f"The same as --mask {CUTOUT}.")(command)
     command = click.option(
         "--spec",
         "spec_file",
@@ -80,6 +81,10 @@ def given_values(options: dict[str, Any]) -> dict[str, Any]:
     """What a file and flags give of a spec (flags win), by the spec's own names; removed from `options`."""
     spec_file = options.pop("spec_file")
     flags = {field.name: options.pop(field.name) for field in Spec.inputs() if field.flag}
+    if options.pop("cutout", False):
+        if flags["mask"] is not None:
+            raise BadInput("cutout", flags["mask"], "is a mask already; give one of the two")
+        flags["mask"] = CUTOUT
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     in_file = {} if spec_file is None else read_spec_file(spec_file)
     return expand_size(in_file) | expand_size(Spec.parse(given))

@@ -15,6 +15,7 @@ from render.spec.init_image import open_image
 
 _STRENGTH = "0.3"
 """Enough for new detail, too little for new things."""
+_OWN = ("init", "mask", "cutout", "size", "spec_file", "strength", "skip_residual", "prompt")
 _RESIDUAL = "0.5"
 
 
@@ -44,5 +45,5 @@ def upscale(context: click.Context, /, image: Path, scale: str, prompt: str | No
 
 
 for _parameter in render.params:
-    if _parameter.name not in {"init", "mask", "size", "spec_file", "strength", "skip_residual", "prompt"}:
+    if _parameter.name not in _OWN:
         upscale.params.append(_parameter)

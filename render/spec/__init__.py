@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from render.spec.cutout import CUTOUT
 from render.spec.fields import SpecField
 from render.spec.files import (
     IMAGE_FIELDS,
@@ -36,6 +37,7 @@ __all__ = [
     "AUTO",
     "BLENDS",
     "COMPOSITE",
+    "CUTOUT",
     "DIGEST_VERSION",
     "DTYPES",
     "FORMATS",

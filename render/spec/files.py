@@ -16,7 +16,7 @@ MAX_YAML_NODES = 5_000_000
 """Values of a YAML file, with its aliases written out: a batch of 200,000 rows has about so many."""
 IMAGE_FIELDS = ("init", "mask")
 """The fields of a spec that name an image file."""
-_WORDS = (("mask", "alpha"), ("mask", "none"))
+_WORDS = (("mask", "alpha"), ("mask", "none"), ("mask", "cutout"))
 """Values of them that do not."""
 _SIZE_FORM = "is not WIDTHxHEIGHT in pixels; use e.g. 1024x1024"
 
@@ -92,7 +92,9 @@ def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
 
 def names_image(field: str, value: object) -> bool:
     """Whether a value of a spec's field is the path of an image file."""
-    return field in IMAGE_FIELDS and isinstance(value, str) and (field, value) not in _WORDS
+    if not isinstance(value, str) or field not in IMAGE_FIELDS or (field, value) in _WORDS:
+        return False
+    return field != "mask" or not value.startswith("cutout:")
 
 
 def beside(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from render.errors import BadInput
+from render.spec.cutout import cutout_mask, is_cutout
 from render.spec.fields import NO_FLAG, Filled, OneOf, Shown, SpecField
 from render.spec.files import IMAGE_FIELDS, expand_size
 from render.spec.image_checks import KINDS, LARGEST_SIDE
@@ -305,7 +306,8 @@ class Spec(Checked):
         BeforeValidator(_mask, json_schema_input_type=str | MaskImage | None),
         Field(
             description="What of the init image is kept, to the byte at its own scale: an image, white where "
-            "to paint anew; or alpha, the init image's own transparency; or none.",
+            "to paint anew; or alpha, the init image's own transparency; or cutout, which has a network "
+            "find the product (cutout:NETWORK says which); or none.",
             examples=["mask.png"],
         ),
         Shown(
@@ -504,6 +506,8 @@ class Spec(Checked):
         given = expand_size(values)
         if given.get("init") is not None:
             given = _with_init(given)
+        elif is_cutout(given.get("mask")):
+            raise BadInput("mask", given["mask"], "needs an init image; give --init")
         return cls.from_values(given, "")
 
     def to_dict(self) -> dict[str, Any]:
@@ -594,6 +598,11 @@ def _with_init(given: dict[str, Any]) -> dict[str, Any]:
     is_file = isinstance(given["init"], str)
     init = InitImage.from_any(given["init"])
     found: dict[str, Any] = {"init": init}
+    if is_cutout(given.get("mask")):
+        if isinstance(given["init"], dict):
+            # It names a file of another machine, or of an earlier day.
+            raise BadInput("mask", given["mask"], "needs the path of an init image; give --init")
+        given = given | {"mask": str(cutout_mask(given["mask"], init))}
     if is_file:
         found["source_type"] = given.get("source_type", COMPOSITE)
         if (
