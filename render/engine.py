@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -71,15 +71,20 @@ class Denoised:
         """The group that has finished the image."""
         return self.state.group
 
-    def gather(self, area: Rect) -> LatentRegion:
-        """An area of the finished latents. All ranks must call it; their areas may differ."""
+    def gather(self, area: Rect, *, for_stage: bool = False) -> LatentRegion:
+        """An area of the finished latents. All ranks must call it; their areas may differ. `for_stage` says
+        that another stage starts from it."""
         latents, colors = self.state.finished(area)
+        kept = self.plan.spec.kept
+        if kept is not None and for_stage:
+            # A shadow is drawn into the finished image: the stages above would darken it again.
+            kept = replace(kept, shadow=0.0)
         return LatentRegion(
             latents=latents.mul_(self.scale),
             area=area,
             canvas=self.plan.tiling.surface,
             colors=colors,
-            kept=self.plan.spec.kept,
+            kept=kept,
         )
 
 
@@ -161,7 +166,7 @@ def _start(
         # Painting around what is kept reads farther than enlarging does, on a canvas that is small.
         whole = shown or stage.paints
         wanted = below.plan.stage.grid.whole if whole else plan.enlarging.decoded_by(group.rank)
-        region = below.gather(wanted)
+        region = below.gather(wanted, for_stage=True)
         if preview is not None and shown:
             preview.show(region, loop.adapter, loop.device)
         # An init image has no detail to add to a stage that is larger.

@@ -115,11 +115,14 @@ def put_over(pixels: Tensor, source: SourceImage, canvas: Topology, pixel: int, 
     """[1, 3, H, W] pixels in [0, 1] of an area of the canvas (in latents), with what is kept put over them.
 
     Where the weight is full, a pixel is the source's byte divided by 255, which rounds back to that byte.
-    Where it is zero, the pixel stays as it is. Elementwise, with tables in place of powers, whose last bits
-    depend on where in a tensor they are computed.
+    Where it is zero, the pixel stays as it is, or is darkened by the product's shadow. Elementwise, with
+    tables in place of powers, whose last bits depend on where in a tensor they are computed.
     """
     kept = read_pixels(source.kept, canvas, pixel, area).to(pixels.device)
     colors, weight = kept[:, :3].float() / 255, kept[:, 3:].float() / 255
+    if source.shadow:
+        shade = read_pixels(source.shade, canvas, pixel, area).to(pixels.device).float() / 255
+        pixels = to_srgb(to_linear(pixels) * (1.0 - shade * source.shadow))
     light = to_linear(pixels) * (1.0 - weight) + to_linear(colors) * weight
     mixed = torch.where(weight == 1.0, colors, to_srgb(light))
     return torch.where(weight == 0.0, pixels, mixed)

@@ -27,6 +27,11 @@ ALPHA = "alpha"
 """The mask is the init image's own transparency."""
 _EDGE_BLUR = 1.5
 """Standard deviation in pixels of the blur that finds the ground beside an edge."""
+_SHADE_SIDE = 512
+"""Pixels of the canvas's longer side at which a shadow is made."""
+_FOOT, _FLATNESS, _SOFTNESS = 0.2, 0.12, 0.05
+"""The share of the product's height that stands on the ground; its shadow's height and blur, as shares of the
+product's width."""
 _EDGE_SHARE, _NARROWEST_EDGE = 16, 16
 """Where a photograph ends inside the canvas, it fades over a share of its shorter side, or pixels."""
 
@@ -44,6 +49,8 @@ class SourceImage:
     width: int
     height: int
     """Of the canvas."""
+    shadow: float = 0.0
+    """How dark the shadow is that is drawn under what is kept."""
 
     @property
     def keeps(self) -> bool:
@@ -96,6 +103,13 @@ class SourceImage:
         """
         return self._read(area, 4, lambda: _kept(self, width, height, wrap_x, wrap_y))
 
+    def shade(
+        self, area: Rect, width: int, height: int, *, wrap_x: bool = False, wrap_y: bool = False
+    ) -> NDArray[np.uint8]:
+        """[area.height, area.width, 1]: how much of a soft contact shadow falls on each pixel,
+        255 where it is darkest. Raises as `pixels`."""
+        return self._read(area, 1, lambda: _shade(self, width, height, wrap_x, wrap_y))
+
     def _read(self, area: Rect, bands: int, make: Callable[[], pyvips.Image]) -> NDArray[np.uint8]:
         import numpy as np
 
@@ -144,6 +158,25 @@ def _kept_on_canvas(source: SourceImage) -> pyvips.Image:
     if source.fit == PAD:
         return _on_canvas(source, rgba, "white")
     return _on_canvas(source, rgba, "black")
+
+
+@lru_cache(maxsize=2)
+def _shade(source: SourceImage, width: int, height: int, wrap_x: bool, wrap_y: bool) -> pyvips.Image:
+    """A shadow as under light from above: the lowest part of what is kept, laid flat on its lowest line, and
+    blurred. It is smooth, so it is made small."""
+    scale = min(1.0, _SHADE_SIDE / max(source.width, source.height))
+    small = (max(1, round(side * scale)) for side in (source.width, source.height))
+    weight = resized(_kept_on_canvas(source)[3], *small).copy_memory()
+    left, top, wide, high = weight.find_trim(threshold=127, background=0)
+    blank = vips().Image.black(weight.width, weight.height)
+    if wide and high:
+        foot = max(1, round(high * _FOOT))
+        flat = max(1, round(wide * _FLATNESS))
+        lying = weight.crop(left, top + high - foot, wide, foot).resize(1.0, vscale=flat / foot)
+        blank = blank.insert(lying, left, top + high - (lying.height + 1) // 2)
+        blank = blank.gaussblur(max(0.5, wide * _SOFTNESS), precision="float")
+        blank = (blank * (255.0 / max(1.0, blank.max()))).rint()
+    return resized(blank.cast("uchar").copy_memory(), width, height, wrap_x=wrap_x, wrap_y=wrap_y)
 
 
 def _on_canvas(source: SourceImage, image: pyvips.Image, beside: str) -> pyvips.Image:

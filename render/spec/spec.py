@@ -327,6 +327,14 @@ class Spec(Checked):
         ),
         Shown(label="Repaint", group=COMPOSITION, local=True, late=True),
     ] = 1.0
+    shadow: Annotated[
+        Share,
+        Field(
+            description="How dark a soft contact shadow is that is drawn under what the mask keeps; 0 draws "
+            "none, and leaves it to the model.",
+        ),
+        Shown(label="Shadow", group=COMPOSITION, local=True, late=True),
+    ] = 0.0
     fit: Annotated[
         str,
         OneOf(FITS),
@@ -427,7 +435,7 @@ class Spec(Checked):
     def _check_source(self) -> None:
         """Check the init image, and what only goes with one."""
         if self.init is None:
-            for name, default in (("mask", None), ("fit", EXACT), ("placement", None)):
+            for name, default in (("mask", None), ("fit", EXACT), ("placement", None), ("shadow", 0.0)):
                 if (value := getattr(self, name)) != default:
                     raise BadInput(name, _given(value), "needs an init image; give --init")
             return
@@ -442,6 +450,10 @@ class Spec(Checked):
             self.mask.check_fits(self.init)
         source = self.source
         assert source is not None, "there is an init image"
+        if self.shadow and not source.stands_free:
+            raise BadInput(
+                "shadow", self.shadow, "falls from what a mask keeps; give --mask, or leave it out"
+            )
         if source.keeps and self.format == "jpeg":
             raise BadInput("format", self.format, "cannot keep pixels to the byte; use png or webp")
         if source.keeps and self.tile_set:
@@ -462,7 +474,13 @@ class Spec(Checked):
             self.placement,
         )
         return SourceImage(
-            init=self.init, mask=self.mask, fit=self.fit, rect=rect, width=self.width, height=self.height
+            init=self.init,
+            mask=self.mask,
+            fit=self.fit,
+            rect=rect,
+            width=self.width,
+            height=self.height,
+            shadow=self.shadow,
         )
 
     @property

@@ -18,7 +18,7 @@ from PIL import Image
 from render.denoise.checkpoint import CheckpointManager
 from render.distributed import Group, SingleRankGroup
 from render.engine import ImageReport, render_image
-from render.errors import RenderFailed, Stopped
+from render.errors import BadInput, RenderFailed, Stopped
 from render.events import Event, StepDone
 from render.guidance.kept_pixels import latent_weights, put_over, to_linear, to_srgb, without_fringe
 from render.output.kept_check import check_file, count_kept
@@ -217,3 +217,43 @@ def test_the_manifest_of_an_image_without_kept_pixels_says_none() -> None:
     sink = MemorySink()
     assert rendered(spec, SingleRankGroup(), sink).manifest.kept is None
     assert json.loads(sink.files["manifest.json"])["kept"] is None
+
+
+def test_a_shadow_darkens_the_ground_beside_the_product_and_nothing_else(
+    files: tuple[Path, Path, Path],
+) -> None:
+    plain, shaded = spec_of(files, steps=1), spec_of(files, steps=1, shadow=0.6)
+    pictures = []
+    for spec in (plain, shaded):
+        sink = MemorySink()
+        rendered(spec, SingleRankGroup(), sink)
+        pictures.append(picture_of(sink, spec).astype(int))
+    keep = 255 - np.asarray(Image.open(files[1]).convert("L"))
+    assert np.array_equal(pictures[0][keep == 255], pictures[1][keep == 255])
+    darker = (pictures[0] - pictures[1]).max(axis=2)
+    assert darker.min() >= 0 and darker.max() > 25
+    rows = np.nonzero((darker > 5).any(axis=1))[0]
+    foot = np.nonzero((keep == 255).any(axis=1))[0].max()
+    # Around the line that the product stands on, and fading out above and below.
+    assert rows.min() < foot < rows.max() < foot + 0.25 * WIDTH
+    assert not darker[: HEIGHT // 3].any()
+
+
+def test_a_shadow_is_the_same_on_any_number_of_ranks(files: tuple[Path, Path, Path]) -> None:
+    spec = spec_of(files, shadow=0.5, steps=1)
+    roots = set()
+    for ranks in (1, 3):
+        sink = MemorySink()
+
+        def render(group: Group, sink: MemorySink = sink) -> str:
+            return rendered(spec, group, sink).root
+
+        roots |= set(run_ranks(ranks, render))
+    assert len(roots) == 1
+
+
+def test_a_shadow_needs_a_mask(files: tuple[Path, Path, Path]) -> None:
+    with pytest.raises(BadInput, match="falls from what a mask keeps"):
+        spec_of(files, mask="none", shadow=0.5)
+    with pytest.raises(BadInput, match="needs an init image"):
+        Spec.from_mapping({"prompt": "a vase", "shadow": 0.5})
