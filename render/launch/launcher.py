@@ -14,14 +14,12 @@ import sys
 import traceback
 from pathlib import Path
 
+from render.launch.fork_server import start_fork_server
 from render.launch.group_directory import rendezvous_path
 from render.launch.parent_death import PARENT, die_with_parent
-from render.launch.preloaded_rank import preload_ranks
+from render.launch.rank_environment import PEERS_LOST
 from render.launch.rendezvous_config import Rendezvous
 from render.launch.shared_memory import bus_error
-
-PEERS_LOST = 75
-"""Exit code of a rank, and then of torchrun, that ends because ranks of other nodes are gone."""
 
 
 def main() -> int:
@@ -29,7 +27,7 @@ def main() -> int:
     die_with_parent(int(sys.argv[1]))
     os.environ[PARENT] = str(os.getpid())
     ranks, directory = int(sys.argv[2]), sys.argv[3]
-    preloaded = preload_ranks(ranks, Path(directory))
+    server = start_fork_server(Path(directory))
     rendezvous = Rendezvous.take(rendezvous_path(Path(directory)))
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -39,15 +37,14 @@ def main() -> int:
     from render.launch.rendezvous import Misconfigured, NotAdmitted, register
 
     register(rendezvous, Path(directory))
-    program = ["-m", "render.launch.preloaded_rank", directory]
+    program = ["-m", "render.launch.rank_proxy", directory]
     try:
         torchrun([*rendezvous.arguments(), "--nproc-per-node", str(ranks), *program])
     except ChildFailedError as exc:
         traceback.print_exc()
         # A rank that crashed takes the others of its node along; then it is this node that failed.
         codes = {failure.exitcode for failure in exc.failures.values()}
-        # torchrun sees the ranks that it has started itself; of the others, their proxies.
-        if -signal.SIGBUS in {*codes, *(rank.poll() for rank in preloaded)}:
+        if -signal.SIGBUS in codes:
             sys.stderr.write(f"{bus_error()}\n")
         return PEERS_LOST if codes == {PEERS_LOST} else 1
     except Misconfigured as exc:
@@ -59,6 +56,9 @@ def main() -> int:
     except (DistError, RendezvousError):
         traceback.print_exc()
         return PEERS_LOST
+    finally:
+        server.kill()
+        server.wait()
     return 0
 
 

@@ -1,4 +1,4 @@
-"""One rank of a group, started just before torchrun, or by it: `python -m render.launch.rank DIRECTORY`.
+"""One rank of a group, forked for torchrun: `python -m render.launch.rank DIRECTORY`.
 
 DIRECTORY belongs to whoever started the group: requests are files in it, events go to a socket in it. Between
 two requests the rank waits with its model loaded.
@@ -34,12 +34,11 @@ from render.events import (
 )
 from render.launch.event_channel import EventSender
 from render.launch.group_directory import events_path, request_path
-from render.launch.launcher import PEERS_LOST
 from render.launch.observer import RankContext, RankObserver, make_observer
-from render.launch.parent_death import PARENT, die_with_parent
-from render.launch.preloaded_rank import PreloadedRank
+from render.launch.parent_death import die_with_parent
+from render.launch.rank_environment import PEERS_LOST
 from render.launch.request import LATENTS_KEY, Request
-from render.launch.sinks import find_opener, open_sink
+from render.launch.sinks import open_sink
 
 if TYPE_CHECKING:
     import torch
@@ -57,12 +56,11 @@ _LONGEST_TEXT = 8_000
 """Characters of an error that an event carries."""
 
 
-def main() -> int:
+def main(directory: Path) -> int:
     """Render request after request with the other ranks; 0 when the last one is published or stopped."""
     stop = threading.Event()
     # The group asks by this signal for a stop after the step; the ranks then agree on it.
     signal.signal(signal.SIGUSR1, lambda *_: stop.set())
-    directory = Path(sys.argv[1])
     events = EventSender(events_path(directory), int(os.environ["RANK"]))
     events.send_reliable(RankStarted(pid=os.getpid()))
     from render.distributed import leave
@@ -250,18 +248,6 @@ def _forward(events: EventSender, observer: RankObserver) -> Callable[[Event], N
     return on_event
 
 
-def _preload() -> None:
-    """Import what takes a rank the most time before its first request."""
-    from render.models.libraries import import_libraries
-
-    import_libraries()
-    import render.engine
-    import render.models.sd
-    import render.models.sdxl  # noqa: F401
-
-    find_opener("file")
-
-
 def _redirect_output(log: str) -> None:
     """What this process prints from here on goes to the end of a file."""
     sys.stdout.flush()
@@ -272,16 +258,19 @@ def _redirect_output(log: str) -> None:
     os.close(file)
 
 
-if __name__ == "__main__":
-    die_with_parent(int(os.environ[PARENT]))
-    preloaded = PreloadedRank.begin(_preload)
-    code = 1
+def run(directory: Path) -> int:
+    """Be a rank of this process's environment until the last request is done; returns the exit code."""
     try:
-        code = main()
+        return main(directory)
     except Exception:
         traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    preloaded.end(code)
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    die_with_parent()
     # Not by way of the interpreter's end: there gloo's threads now and then abort a process that is done.
-    os._exit(code)
+    os._exit(run(Path(sys.argv[1])))

@@ -1,4 +1,4 @@
-"""The environment of a rank's process."""
+"""What a rank's process is started with, and how it says why it ended."""
 
 from __future__ import annotations
 
@@ -11,3 +11,5 @@ RANK_ENVIRONMENT = {
 """What a rank's process is started with. One thread, since ranks share the cores between them. And glibc
 keeps what is freed, where it would map a large tensor anew each time: a decoder spent a sixth of its time on
 page faults. (With huge pages for large tensors two ranks are slower now, one is as fast.)"""
+PEERS_LOST = 75
+"""Exit code of a rank, and then of torchrun, that ends because ranks of other nodes are gone."""

@@ -23,8 +23,7 @@ from render.launch.group_directory import (
     rendezvous_path,
     request_path,
 )
-from render.launch.launcher import PEERS_LOST
-from render.launch.rank_environment import RANK_ENVIRONMENT
+from render.launch.rank_environment import PEERS_LOST, RANK_ENVIRONMENT
 from render.launch.rendezvous_config import SECRET_VARIABLE, Rendezvous
 from render.launch.request import Request
 

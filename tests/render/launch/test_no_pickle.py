@@ -42,4 +42,5 @@ def test_no_process_of_a_group_loads_a_pickle(tmp_path: Path) -> None:
     assert finished.returncode == 0, finished.stderr
     assert last_json(finished.stdout)["ranks"] == 2
     started = (tmp_path / "started").read_text()
-    assert "render.launch.launcher" in started and started.count("-m render.launch.rank ") == 2
+    assert "render.launch.launcher" in started and "render.launch.fork_server" in started
+    assert started.count("-m render.launch.rank_proxy ") == 2

@@ -1,0 +1,192 @@
+"""The process that the ranks of a node are forked from: `python -m render.launch.fork_server DIRECTORY`.
+
+A rank needs torch and diffusers, and importing them takes longer than rendering a small image. So the
+launcher starts one process that imports them while torchrun gets ready, and that forks a rank whenever
+torchrun starts one. What torchrun starts itself is a proxy (`rank_proxy.py`): it hands over the environment
+that torchrun gave it (rank, world size, rendezvous), lives as long as its rank, and ends as the rank has
+ended. All ranks of a node share the memory of what was imported, and a rank that is started again is there at
+once.
+
+The idea is that of multiprocessing's "forkserver" and of Android's zygote. The server has one thread, and
+neither CUDA nor a model is open in it when it forks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import random
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from render.launch.parent_death import PARENT, die_with_parent
+
+SOCKET = "CHORALE_FORK_SOCKET"
+"""Environment variable of the server: the file descriptor of the socket that proxies connect to."""
+_IMPORTED = {
+    "render.engine": (),
+    "render.models.sd": (),
+    "render.models.sdxl": (),
+    "diffusers": ("StableDiffusionPipeline", "UNet2DConditionModel", "AutoencoderKL"),
+    "transformers": ("CLIPTextModel", "CLIPTokenizer"),
+}
+"""What takes ranks the most time to import, whatever the model's family. Attributes of diffusers and
+transformers are imported when they are looked up."""
+
+
+def start_fork_server(directory: Path) -> subprocess.Popen[bytes]:
+    """Start the server of a group's ranks on this machine; it and its ranks die with this process."""
+    with listen_for_proxies(directory) as server:
+        return subprocess.Popen(
+            [sys.executable, "-m", "render.launch.fork_server", str(directory)],
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {SOCKET: str(server.fileno())},
+            pass_fds=[server.fileno()],
+            start_new_session=True,
+        )
+
+
+def listen_for_proxies(directory: Path) -> socket.socket:
+    """The socket to which the proxies of a group's ranks connect, also before the server is ready."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(socket_path(directory)))
+    server.listen()
+    return server
+
+
+def socket_path(directory: Path) -> Path:
+    """Where the server of a group listens."""
+    return directory / "ranks"
+
+
+class ForkServer:
+    """Forks a rank for every proxy that connects, and ends each of the two when the other has ended."""
+
+    def __init__(self, server: socket.socket, run_rank: Callable[[], int]) -> None:
+        """`run_rank` is what a forked process does; it returns the exit code."""
+        self._server, self._run_rank = server, run_rank
+        self._proxies: dict[int, socket.socket] = {}
+        self._selector = selectors.DefaultSelector()
+
+    def serve(self) -> NoReturn:
+        """Fork until this process is killed."""
+        woken, wakes = socket.socketpair()
+        woken.setblocking(False)
+        wakes.setblocking(False)
+        # A child's end has to wake the selector, which the handler alone does not.
+        signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._selector.register(self._server, selectors.EVENT_READ, self._fork)
+        self._selector.register(woken, selectors.EVENT_READ, lambda: self._reap(woken))
+        while True:
+            for key, _ in self._selector.select():
+                key.data()
+
+    def _fork(self) -> None:
+        proxy, _ = self._server.accept()
+        with proxy.makefile("rb") as lines:
+            line = lines.readline()
+        if not line:
+            proxy.close()
+            return
+        server_pid = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._be_rank(json.loads(line), server_pid, [proxy, *self._proxies.values()])
+        self._proxies[pid] = proxy
+        # A proxy sends nothing after its environment: it is readable when it has ended.
+        self._selector.register(proxy, selectors.EVENT_READ, lambda: self._end(pid))
+
+    def _be_rank(self, environment: dict[str, str], parent: int, inherited: list[socket.socket]) -> NoReturn:
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.setsid()
+            die_with_parent(parent)
+            # A proxy must see the server's end of its connection close, whichever rank is still there.
+            for each in [*inherited, self._server]:
+                each.close()
+            self._selector.close()
+            os.environ.clear()
+            os.environ.update(environment)
+            random.seed()
+            code = self._run_rank()
+        except Exception:
+            traceback.print_exc()
+        finally:
+            # Not by way of the interpreter's end: there gloo's threads now and then abort a finished process.
+            os._exit(code)
+
+    def _end(self, pid: int) -> None:
+        self._selector.unregister(self._proxies[pid])
+        # It is not reaped yet, so the pid is still that of the rank.
+        os.kill(pid, signal.SIGKILL)
+
+    def _reap(self, woken: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError):
+            woken.recv(4096)
+        with contextlib.suppress(ChildProcessError):
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = found
+                proxy = self._proxies.pop(pid)
+                with contextlib.suppress(KeyError):
+                    self._selector.unregister(proxy)
+                with proxy, contextlib.suppress(OSError):
+                    proxy.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+
+
+def _run_rank() -> int:
+    """What a forked process does."""
+    import torch
+
+    directory = sys.argv[1]
+    arguments = ["-m", "render.launch.rank", directory]
+    if torch.cuda._is_in_bad_fork():
+        # A library has opened CUDA while it was imported: such a process cannot use it after a fork.
+        os.execv(sys.executable, [sys.executable, *arguments])
+    _set_title(" ".join(["python", *arguments]))
+    from render.launch.rank import run
+
+    return run(Path(directory))
+
+
+def _set_title(title: str) -> None:
+    """Show another command line in `ps` and nvidia-smi."""
+    # Read by setproctitle: the environment in /proc stays as it is, and names the group's owner.
+    os.environ["SPT_NOENV"] = "1"
+    from setproctitle import setproctitle
+
+    setproctitle(title)
+
+
+def main() -> NoReturn:
+    """Import, and fork ranks until the launcher ends."""
+    die_with_parent(int(os.environ[PARENT]))
+    # Libraries that ask for a GPU while they are imported must not open it before the fork.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    from render.launch.sinks import find_opener
+
+    for module, names in _IMPORTED.items():
+        loaded = importlib.import_module(module)
+        for name in names:
+            getattr(loaded, name)
+    find_opener("file")
+    # What is collected never again is not written to, so its pages stay shared.
+    gc.collect()
+    gc.freeze()
+    ForkServer(socket.socket(fileno=int(os.environ.pop(SOCKET))), _run_rank).serve()
+
+
+if __name__ == "__main__":
+    main()
