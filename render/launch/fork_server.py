@@ -29,7 +29,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from setproctitle import getproctitle, setproctitle
+
 from render.launch.parent_death import PARENT, die_with_parent
+from render.launch.sinks import find_opener
 
 SOCKET = "CHORALE_FORK_SOCKET"
 """Environment variable of the server: the file descriptor of the socket that proxies connect to."""
@@ -155,19 +158,10 @@ def _run_rank() -> int:
     if torch.cuda._is_in_bad_fork():
         # A library has opened CUDA while it was imported: such a process cannot use it after a fork.
         os.execv(sys.executable, [sys.executable, *arguments])
-    _set_title(" ".join(["python", *arguments]))
+    setproctitle(" ".join(["python", *arguments]))
     from render.launch.rank import run
 
     return run(Path(directory))
-
-
-def _set_title(title: str) -> None:
-    """Show another command line in `ps` and nvidia-smi."""
-    # Read by setproctitle: the environment in /proc stays as it is, and names the group's owner.
-    os.environ["SPT_NOENV"] = "1"
-    from setproctitle import setproctitle
-
-    setproctitle(title)
 
 
 def main() -> NoReturn:
@@ -175,8 +169,10 @@ def main() -> NoReturn:
     die_with_parent(int(os.environ[PARENT]))
     # Libraries that ask for a GPU while they are imported must not open it before the fork.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    from render.launch.sinks import find_opener
-
+    # Ranks show their own command line in `ps` and nvidia-smi. Where it lies is looked up now, while the
+    # environment behind it is as the kernel has laid it out; that environment stays as it is.
+    os.environ["SPT_NOENV"] = "1"
+    getproctitle()
     for module, names in _IMPORTED.items():
         loaded = importlib.import_module(module)
         for name in names:
