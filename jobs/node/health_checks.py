@@ -38,7 +38,7 @@ EVERY_S = {"home": 5.0, "temporary": 5.0, "memory": 5.0, "clock": 30.0, "gpu": 1
 """Seconds between two runs of a check that passes."""
 _WRITE_EVERY_S = 600.0
 """Seconds between two writes into a store that is not a folder; requests in between only read."""
-_LONGEST_SOCKET = "rank-1023"
+_LONGEST_SOCKET = "events"
 _LONGEST_PID = 7
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CGROUP = Path("/sys/fs/cgroup")

@@ -31,8 +31,10 @@ from typing import NoReturn
 
 from setproctitle import getproctitle, setproctitle
 
+from render.launch.group_directory import fork_socket_path
 from render.launch.parent_death import PARENT, die_with_parent
 from render.launch.sinks import find_opener
+from render.models.libraries import import_libraries
 
 SOCKET = "CHORALE_FORK_SOCKET"
 """Environment variable of the server: the file descriptor of the socket that proxies connect to."""
@@ -62,14 +64,9 @@ def start_fork_server(directory: Path) -> subprocess.Popen[bytes]:
 def listen_for_proxies(directory: Path) -> socket.socket:
     """The socket to which the proxies of a group's ranks connect, also before the server is ready."""
     server = socket.socket(socket.AF_UNIX)
-    server.bind(str(socket_path(directory)))
+    server.bind(str(fork_socket_path(directory)))
     server.listen()
     return server
-
-
-def socket_path(directory: Path) -> Path:
-    """Where the server of a group listens."""
-    return directory / "ranks"
 
 
 class ForkServer:
@@ -173,6 +170,7 @@ def main() -> NoReturn:
     # environment behind it is as the kernel has laid it out; that environment stays as it is.
     os.environ["SPT_NOENV"] = "1"
     getproctitle()
+    import_libraries()
     for module, names in _IMPORTED.items():
         loaded = importlib.import_module(module)
         for name in names:

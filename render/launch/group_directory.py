@@ -38,6 +38,11 @@ def events_path(directory: Path) -> Path:
     return directory / "events"
 
 
+def fork_socket_path(directory: Path) -> Path:
+    """The socket of the process that ranks are forked from."""
+    return directory / "forks"
+
+
 def log_path(directory: Path) -> Path:
     """What torchrun prints, and the ranks until a request names a log."""
     return directory / "log"

@@ -13,14 +13,14 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from render.launch.fork_server import socket_path
+from render.launch.group_directory import fork_socket_path
 
 
 def main() -> NoReturn:
     """Have a rank forked, wait for its end, and end as it did: with its exit code or by its signal."""
     with socket.socket(socket.AF_UNIX) as rank:
         try:
-            rank.connect(str(socket_path(Path(sys.argv[1]))))
+            rank.connect(str(fork_socket_path(Path(sys.argv[1]))))
             rank.sendall(json.dumps(dict(os.environ)).encode() + b"\n")
             code = rank.recv(16)
         except OSError:
