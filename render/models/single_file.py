@@ -22,6 +22,8 @@ Layout = dict[str, Any]
 UNET = "model.diffusion_model."
 KINDS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 """By the width of the text states that the UNet attends to."""
+_DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+"""Those of weights that can be read, as a header names them."""
 _VAE = "first_stage_model.decoder.conv_in.weight"
 _TEXTS = {
     "sd1": ("cond_stage_model.transformer.",),
@@ -67,6 +69,12 @@ def _layout(file: Path, size: int, mtime_ns: int) -> Layout:
 
     if any("lora" in name for name in header):
         raise refused("is a LoRA; give it as --lora, beside a model")
+    for name, tensor in header.items():
+        if name.endswith(".weight") and tensor["dtype"] not in _DTYPES:
+            raise refused(
+                f"has weights in {tensor['dtype']}, which are not read; use one in float8 or a half, "
+                "with --quantize where memory is short"
+            )
     width = next(
         (
             tensor["shape"][1]

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from render.errors import ModelNotUsable
+from render.models.scaled_weights import unscaled
 from render.models.single_file import Layout, layout_of
 
 _TOKENS = 77
@@ -29,7 +30,7 @@ def load_components(path: Path, dtype: torch.dtype, unused: dict[str, Any]) -> d
     The tensors are mapped from the file where the number format is the file's own.
     Raises `ModelNotUsable` for a file that lacks a weight, and errors of the libraries.
     """
-    layout, checkpoint = layout_of(path), load_file(path)
+    layout, checkpoint = layout_of(path), unscaled(load_file(path), dtype)
     index = layout["model_index.json"]
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="chorale-layout-") as name:

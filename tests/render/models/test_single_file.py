@@ -67,6 +67,31 @@ def test_a_single_file_is_the_folder_that_it_was_written_from(pair: tuple[Path, 
         assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.std()))
 
 
+@pytest.mark.parametrize(("scale_name", "by_row"), [("weight_scale", False), ("scale_weight", True)])
+def test_a_file_with_scaled_float8_weights_is_the_one_with_what_they_stand_for(
+    pair: tuple[Path, Path], tmp_path: Path, scale_name: str, by_row: bool
+) -> None:
+    _, file = pair
+    scaled, plain = {"scaled_fp8": torch.zeros(2)}, {}
+    for name, value in load_file(file).items():
+        plain[name] = value.clone()
+        if value.dim() != 2 or not name.startswith("model.diffusion_model") or not name.endswith("weight"):
+            scaled[name] = value.clone()
+            continue
+        largest = value.abs().amax(1, keepdim=True) if by_row else value.abs().max()
+        scale = largest / 448
+        scaled[name] = (value / scale).to(torch.float8_e4m3fn)
+        layer = name.removesuffix(".weight")
+        scaled |= {f"{layer}.{scale_name}": scale.squeeze(), f"{layer}.input_scale": torch.ones(())}
+        plain[name] = scaled[name].float() * scale
+    latents = []
+    for name, tensors in (("scaled", scaled), ("plain", plain)):
+        save_file(tensors, target := tmp_path / f"{name}.safetensors")
+        adapter: Any = load_adapter(target, CPU, "float32")
+        latents.append(our_latents(adapter, adapter.schedule("euler", 2), "euler", 4.0, "blue"))
+    assert (latents[0] - latents[1]).abs().max() <= 1e-5 * max(1.0, float(latents[1].std()))
+
+
 def test_a_file_that_lacks_a_weight_is_refused(pair: tuple[Path, Path]) -> None:
     _, file = pair
     tensors = {name: value.clone() for name, value in load_file(file).items()}
@@ -142,6 +167,7 @@ def test_a_v_prediction_model_that_says_so_is_one(tmp_path: Path) -> None:
         ({"width": 768, "channels": 9}, "9 input channels"),
         ({"width": 2048, "whole": False}, "lacks its text encoder"),
         ({"width": 768, "lora_unet_a": torch.zeros(1)}, "give it as --lora"),
+        ({"width": 768, "a.weight": torch.zeros(1, dtype=torch.int8)}, "has weights in I8"),
     ],
 )
 def test_other_files_are_answered(tmp_path: Path, options: dict[str, Any], message: str) -> None:
