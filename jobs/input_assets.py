@@ -36,6 +36,20 @@ def upload_inputs(items: Iterable[BatchItem], images: Store) -> None:
             uploaded.add(asset.digest)
 
 
+def check_inputs(specs: Iterable[Spec], images: Store) -> None:
+    """Raise `BadInput` if the store lacks a file that one of these specs needs.
+
+    `chorale gc` deletes files of jobs that are done, so another job of the same file may find it gone.
+    """
+    known: set[str] = set()
+    for spec in specs:
+        for asset in _assets(spec):
+            if asset.digest not in known and images.size(_key(asset)) is None:
+                fix = "is not in the farm's store any more; submit the image again from its file"
+                raise BadInput(asset.part_of, asset.path, fix)
+            known.add(asset.digest)
+
+
 def download_input(spec: Spec, images: Store, home: Path) -> Spec:
     """The spec with the paths of its files on this node; downloads those that are missing.
 

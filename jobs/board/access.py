@@ -24,15 +24,19 @@ from infra.errors import BadSetting
 from infra.printable import printable
 
 logger = logging.getLogger(__name__)
-Role = Literal["viewer", "operator"]
+Role = Literal["viewer", "reviewer", "operator"]
+"""A viewer reads; a reviewer also keeps and rejects images; an operator may change everything."""
+ROLES: tuple[Role, ...] = ("viewer", "reviewer", "operator")
 COOKIE = "chorale_session"
 SESSION_S = 12 * 3600
 _MIN_TOKEN_LENGTH = 16
 _SECRET_BYTES = 24
 _LONGEST_NAME = 60
+_UNNAMED = "token "
+"""How the name of a token begins that was given to nobody in particular."""
 _PROCESS_SECRET = secrets.token_bytes(32)
 _HASHED = re.compile(r"sha256:([0-9a-f]{64})")
-_LINE = re.compile(r"(viewer|operator)\s*[:=]\s*(\S+)(?:\s+#\s*(.*))?")
+_LINE = re.compile(r"(viewer|reviewer|operator)\s*[:=]\s*(\S+)(?:\s+#\s*(.*))?")
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ class Access:
         """The known token that equals this one, or None. Compares with every one, in constant time."""
         digest, found = _digest(given), None
         for token in self.tokens:
-            if hmac.compare_digest(digest, token.digest) and (found is None or found.role != "operator"):
+            higher = found is None or ROLES.index(token.role) > ROLES.index(found.role)
+            if hmac.compare_digest(digest, token.digest) and higher:
                 found = token
         return found
 
@@ -104,7 +109,7 @@ class Access:
             role, _, rest = self._sessions().unsign(cookie, max_age=SESSION_S).decode().partition(".")
         except BadSignature:
             return None
-        return Session("operator" if role == "operator" else "viewer", cookie, rest.partition(".")[0])
+        return Session(_role(role), cookie, rest.partition(".")[0])
 
     def csrf_token(self, session: Session) -> str:
         """The token that every form of this session must send back; no other site can know it."""
@@ -182,6 +187,11 @@ def _version(path: str) -> object:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
+def is_person(name: str) -> bool:
+    """Whether a token's name was given to it, so that it says who sends a request."""
+    return bool(name) and not name.startswith(_UNNAMED)
+
+
 def check_address(host: str, access: Access) -> None:
     """Refuse an address that other machines can reach unless tokens are configured."""
     if access.open and not is_loopback(host):
@@ -205,7 +215,9 @@ def _parse_line(number: int, line: str, path: str) -> Token:
     match = _LINE.fullmatch(line.strip())
     if match is None:
         raise BadSetting(
-            "tokens_file", path, f"is wrong in line {number}; write viewer=TOKEN or operator=TOKEN"
+            "tokens_file",
+            path,
+            f"is wrong in line {number}; write ROLE=TOKEN, ROLE one of {', '.join(ROLES)}",
         )
     if len(match[2]) < _MIN_TOKEN_LENGTH:
         raise BadSetting(
@@ -215,8 +227,12 @@ def _parse_line(number: int, line: str, path: str) -> Token:
     if hashed is None and match[2].startswith("sha256:"):
         raise BadSetting("tokens_file", path, f"has no SHA-256 in line {number}; make one with chorale token")
     digest = bytes.fromhex(hashed[1]) if hashed else _digest(match[2])
-    name = printable(match[3] or "").strip()[:_LONGEST_NAME] or f"token {digest.hex()[:8]}"
-    return Token("operator" if match[1] == "operator" else "viewer", digest, name)
+    name = printable(match[3] or "").strip()[:_LONGEST_NAME] or f"{_UNNAMED}{digest.hex()[:8]}"
+    return Token(_role(match[1]), digest, name)
+
+
+def _role(text: str) -> Role:
+    return next((role for role in ROLES if role == text), "viewer")
 
 
 def _beginning(token: Token) -> str:

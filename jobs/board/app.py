@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from infra.errors import ServiceError, StoreError, StoreMissing
-from jobs.board import api, forms, images, pages
+from jobs.board import api, batch_review, forms, images, pages
 from jobs.board.board import Board
 from jobs.board.middleware import SecurityMiddleware
 from jobs.errors import KNOWN, IllegalChange, LostRace, UnknownJob
@@ -29,7 +29,7 @@ def make_app(board: Board) -> SecurityMiddleware:
     app.setup()
     app.state.board = board
     # Images first: tiles are the most frequent requests.
-    for part in (images, api, forms, pages):
+    for part in (images, api, batch_review, forms, pages):
         app.include_router(part.router)
     app.add_api_route("/healthz", _health, include_in_schema=False)
     app.mount("/static", _Static(directory=STATIC))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import select
 
-from infra.errors import StoreError
+from infra.errors import ServiceError, StoreError
 from infra.store.base import Store
 from jobs.board.access import Access, TokensFile
 from jobs.board.deadlines import Deadlines
@@ -28,6 +29,7 @@ from jobs.estimate import estimate
 from jobs.farm import Farm, open_images
 from jobs.intake.batch import check_model_folders, check_single
 from jobs.intake.options import IntakeOptions
+from jobs.review.checking import check_batch_images
 from render.errors import BadInput
 from render.models.folder import BUILTIN
 from render.sink import UNFINISHED_PREVIEW
@@ -40,6 +42,7 @@ _ESTIMATE_S = 15.0
 """How long an estimate is cached; it reads every queued job."""
 _QUEUES_S = 1.0
 _ID_LENGTH = 16
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -57,6 +60,8 @@ class Board:
     _cache: dict[str, tuple[float, Any]] = field(default_factory=dict)
     _locks: dict[str, threading.Lock] = field(default_factory=dict)
     _done: dict[str, tuple[str, str]] = field(default_factory=dict)
+    _checking: set[str] = field(default_factory=set)
+    """Batches whose images are being looked at."""
 
     def current_access(self) -> Access:
         """Who may do what, as the tokens file has it now."""
@@ -128,6 +133,26 @@ class Board:
         with Preparation(options, farm_bfloat16(self.farm.database)) as prepared:
             check_single(values, intake or IntakeOptions(), prepared, self.check_models)
             return insert_batch(self.farm.database, prepared, str(values.get("prompt"))[:80])
+
+    def check_images(self, batch: str) -> None:
+        """Run the quality gate over a batch's images in the background, unless it runs already.
+
+        Agents look at new images only; this is for those that were rendered before there was a gate.
+        """
+        if batch in self._checking:
+            return
+        self._checking.add(batch)
+        threading.Thread(target=self._check_images, args=(batch,), daemon=True, name="gate").start()
+
+    def _check_images(self, batch: str) -> None:
+        try:
+            check_batch_images(self.farm, batch)
+        except (ServiceError, StoreError) as exc:
+            _log.warning("the images of batch %s were not checked: %s", batch, exc)
+        except Exception:
+            _log.exception("the images of batch %s could not be checked", batch)
+        finally:
+            self._checking.discard(batch)
 
     def check_models(self, model: str, refiner: str | None, vae: str | None) -> None:
         """Raise `BadInput` for a model that no job of this farm has used, for any refiner and autoencoder.

@@ -14,6 +14,7 @@ from starlette.responses import RedirectResponse, Response
 
 from jobs.board import pages
 from jobs.board.access import Token
+from jobs.board.batch_review import reroll_images
 from jobs.board.batch_upload import keep_upload, take_batch
 from jobs.board.board import WHO, Board
 from jobs.board.middleware import address_of, cookie_line
@@ -31,6 +32,7 @@ from jobs.formatting import plural
 from jobs.intake.open_table import ENDINGS
 from jobs.intake.options import is_random, parse_options
 from jobs.ranks import parse_ranks
+from jobs.review.reroll import Changes
 from render.errors import BadInput
 
 _FIELDS = 60
@@ -91,6 +93,20 @@ def _steer_batch(board: Board, request: Request, form: dict[str, Any]) -> Respon
     return _redirect(
         f"/batches/{quote(batch)}", f"{done} {'job is' if done == 1 else 'jobs are'} {VERBS[verb][1]}"
     )
+
+
+@router.post("/batches/{batch}/reroll")
+async def reroll_batch(request: Request, batch: str) -> Response:
+    """Render the rejected images of a batch again."""
+    return await _handle(request, _reroll_batch)
+
+
+def _reroll_batch(board: Board, request: Request, form: dict[str, Any]) -> Response:
+    batch = request.path_params["batch"]
+    prompt = form.get("prompt") or None
+    changes = Changes(prompt=prompt, keep_seed=bool(form.get("keep_seed")) and prompt is not None)
+    replaced = reroll_images(board, batch, None, changes, request)
+    return _redirect(f"/batches/{quote(batch)}", f"{plural(len(replaced), 'image')} will be rendered again")
 
 
 @router.post("/queues/{name}/do")

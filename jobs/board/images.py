@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from infra.errors import StoreMissing
 from jobs.board.board import Board
+from jobs.review.thumbnails import thumbnail as make_thumbnail
 from render.output.manifest import KEY as MANIFEST
 from render.sink import UNFINISHED_PREVIEW
 
@@ -55,14 +56,23 @@ def preview(request: Request, job: str) -> Response:
     return Response(board.store().get(f"{folder}/{key}"), media_type=TYPES["webp"])
 
 
+@router.get("/jobs/{job}/thumbnail.webp")
+def small_image(request: Request, job: str) -> Response:
+    """A finished image in the size of a contact sheet. The first request makes it, if no node has."""
+    board: Board = request.app.state.board
+    folder, root = board.image_of(job)
+    if root is None:
+        raise StoreMissing(f"job {job} has no finished image")
+    tag = f'"{root[:32]}"'
+    headers = {"etag": tag, "cache-control": _FOREVER}
+    if tag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return Response(make_thumbnail(board.store().within(folder)), media_type=TYPES["webp"], headers=headers)
+
+
 def thumbnail(row: dict[str, Any]) -> str | None:
-    """URL of a done job's thumbnail: the largest level of its pyramid that is one small tile."""
-    if row["root"] is None:
-        return None
-    top = (max(row["width"], row["height"]) - 1).bit_length()
-    level = min(8, top, (row["tile_size"]).bit_length() - 1)
-    ending = "jpg" if row["format"] == "jpeg" else row["format"]
-    return f"/jobs/{row['id']}/image/image_files/{level}/0_0.{ending}"
+    """URL of a done job's thumbnail."""
+    return None if row["root"] is None else f"/jobs/{row['id']}/thumbnail.webp"
 
 
 def manifest_key(folder: str) -> str:

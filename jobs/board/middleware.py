@@ -5,6 +5,7 @@ Plain ASGI, because every tile request passes it too.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from math import ceil
@@ -25,6 +26,8 @@ LARGEST_UPLOAD = 16 << 20
 _UPLOADS = ("/submit/batch", "/api/v1/batches")
 _TOO_LARGE = "the request is too large"
 _SAFE = ("GET", "HEAD", "OPTIONS")
+_REVIEW = re.compile(r"/api/v1/batches/[^/]+/review")
+"""What reviewers may change."""
 _PUBLIC = ("/healthz", "/login", "/static/")
 _OPENSEADRAGON = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"
 """The one style rule that the vendored viewer adds to the page (no outline on touch screens)."""
@@ -84,7 +87,7 @@ class SecurityMiddleware:
             session = self.access.new_session("operator")
             role = session.role
         who = f"{WHO}: {name or role} at {address_of(scope) or 'a socket'}"
-        scope.setdefault("state", {}).update(role=role, session=session, who=who)
+        scope.setdefault("state", {}).update(role=role, session=session, who=who, name=name)
         respond = _with_headers(send, self._cookie(session, scope) if fresh and session else None)
         refusal = self._refusal(scope, headers, role)
         if refusal is not None:
@@ -126,6 +129,9 @@ class SecurityMiddleware:
         if role is None:
             return _login_required(scope, headers)
         if scope["method"] not in _SAFE and role != "operator" and path != "/logout":
+            if role == "reviewer":
+                text = "reviewers only keep and reject images; log in with an operator's token"
+                return None if _REVIEW.fullmatch(path) else _refuse(scope, 403, text)
             return _refuse(scope, 403, "viewers cannot change anything; log in with an operator's token")
         return None
 

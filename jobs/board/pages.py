@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Request
 from sqlalchemy import select
@@ -23,7 +23,6 @@ from jobs.db.board_queries import (
     Cursor,
     active_jobs,
     attempts_of,
-    batch_rows,
     first_rows,
     job_summary,
     known_models,
@@ -32,9 +31,11 @@ from jobs.db.board_queries import (
     show_batch,
 )
 from jobs.db.commands import VERBS
+from jobs.db.custom_ids import base_of
 from jobs.db.nodes import list_nodes
 from jobs.db.queries import Filter, count_jobs, list_batches, show_job
 from jobs.db.queues import check_exists
+from jobs.db.reviews import review_counts, review_rows
 from jobs.db.state_machine import HOLDING, STATES
 from jobs.db.tables import attempts, jobs, members
 from jobs.intake.batch import CheckedBatch
@@ -264,13 +265,26 @@ def batch_list(board: Board, request: Request) -> dict[str, Any]:
 @live_page(router, "/batches/{batch}", "batch.html")
 def contact_sheet(board: Board, request: Request) -> dict[str, Any]:
     batch, after = request.path_params["batch"], request.query_params.get("after", "-1")
+    chosen = request.query_params.get("verdict", "")
     if not (after.isascii() and after.removeprefix("-").isdigit() and len(after) < 10):
         raise BadInput("after", after[:40], "is not a row number")
     with board.farm.database.read() as connection:
         known = show_batch(connection, batch)
-        rows = batch_rows(connection, batch, _IMAGES + 1, int(after))
+        counts = review_counts(connection, batch) if known["jobs"].get("done") else {}
+        rows = review_rows(connection, batch, _IMAGES + 1, int(after), chosen or None)
+    if any(row["state"] == "done" and not row["checked"] for row in rows):
+        board.check_images(batch)
     more = rows[_IMAGES - 1]["row"] if len(rows) > _IMAGES else None
-    return {"batch": known, "rows": rows[:_IMAGES], "more": more, "first": after == "-1"}
+    names = {row["custom_id"] for row in rows}
+    return {
+        "batch": known,
+        "rows": [row | {"base": base_of(row["custom_id"], names)} for row in rows[:_IMAGES]],
+        "more": more,
+        "first": after == "-1",
+        "counts": counts,
+        "chosen": chosen,
+        "link": _Links(f"/batches/{quote(batch)}", {"verdict": chosen}),
+    }
 
 
 @live_page(router, "/nodes", "nodes.html")

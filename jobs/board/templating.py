@@ -13,6 +13,7 @@ from fastapi import Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
+from jobs.board.access import is_person
 from jobs.board.board import Board
 from jobs.board.format import FILTERS
 from jobs.board.images import thumbnail
@@ -55,6 +56,8 @@ def _context(request: Request, values: dict[str, Any]) -> dict[str, Any]:
         "query": request.url.query,
         "role": request.state.role,
         "may_change": request.state.role == "operator",
+        "may_review": request.state.role in ("reviewer", "operator"),
+        "reviewer": request.state.name if is_person(request.state.name) else "",
         "has_tokens": not board.access.open,
         "csrf_token": "" if session is None else board.access.csrf_token(session),
         "notice": request.query_params.get("notice", "")[:300],

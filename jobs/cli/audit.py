@@ -6,11 +6,10 @@ import json
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
 import click
 
-from jobs.board.access import new_token
+from jobs.board.access import ROLES, Role, new_token
 from jobs.cli.farm_options import farm_options
 from jobs.cli.help import examples
 from jobs.cli.report import parse_since
@@ -62,17 +61,17 @@ def _shown(value: object) -> str:
 @click.command(epilog=examples("chorale token --role viewer --name anna --file /etc/chorale/tokens"))
 @click.option(
     "--role",
-    type=click.Choice(("viewer", "operator")),
+    type=click.Choice(ROLES),
     default="operator",
     show_default=True,
-    help="What it allows: to look, or to change.",
+    help="What it allows: to look, to keep and reject images, or to change everything.",
 )
 @click.option("--name", default="", help="Who it is for, as the audit log names it. [its digest]")
 @click.option(
     "--file", type=click.Path(path_type=Path), default=None, help="Tokens file to add it to. [print its line]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
-def token(role: Literal["viewer", "operator"], name: str, file: Path | None, as_json: bool) -> None:
+def token(role: Role, name: str, file: Path | None, as_json: bool) -> None:
     """Make a token of the board, which is shown once, and its line of the tokens file.
 
     The file has only the token's digest. Running boards read a changed file by themselves, and all sessions

@@ -36,6 +36,9 @@ from render.output.export import export_image, export_targets
 @click.argument("image", required=False)
 @click.argument("target", required=False)
 @click.option("--batch", default=None, help="Export the finished images of this batch instead of one IMAGE.")
+@click.option(
+    "--all", "everything", is_flag=True, help="With --batch, also images that reviewers have not kept."
+)
 @click.option("--channel", default=None, help="Size, format, name and rules of a channel, or a .yaml file.")
 @click.option("--channels", "list_channels", is_flag=True, help="List the channels, and export nothing.")
 @click.option("--size", default=None, help="WIDTHxHEIGHT in pixels. [the image's own]")
@@ -64,6 +67,7 @@ def export(
     image: str | None,
     target: str | None,
     batch: str | None,
+    everything: bool,
     list_channels: bool,
     as_json: bool,
     force: bool,
@@ -77,13 +81,16 @@ def export(
     IMAGE is a folder, s3://bucket/prefix or a job's id. At full size and without a channel, memory use does
     not grow with the image, and {tile} in TARGET writes each tile of a tile set as a file named after it.
 
-    With --batch, TARGET is a template with {custom_id}; {base_id} and {n}, the id in the batch's file and the
+    With --batch, the images of a batch that has been reviewed (chorale review) are those that were kept.
+    TARGET is a template with {custom_id}; {base_id} and {n}, the id in the batch's file and the
     number of the image among those of that row; {row}, {job}, {seed} or {channel}. With --channel it may be a
     folder. Each rule of the channel is measured in the finished file; exit code 3: a file breaks a rule.
     """
     if list_channels:
         _print_channels(as_json)
         return
+    if everything and batch is None:
+        raise click.UsageError("--all needs --batch")
     if batch is not None:
         # With --batch there is only one argument, the template.
         if image is None or target is not None:
@@ -104,7 +111,7 @@ def export(
         assert image is not None, "checked above"
         files = export_one(image, target, wanted, force, settings)
     else:
-        files = export_batch(batch, target, wanted, force, settings)
+        files = export_batch(batch, target, wanted, force, settings, everything)
     print_files(files, report, as_json)
     if any(not made.passes for made in files.made):
         context.exit(FAILED)

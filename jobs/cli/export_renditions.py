@@ -19,7 +19,7 @@ from jobs.farm import open_farm, open_images
 from jobs.formatting import plural, size
 from jobs.image_source import open_image
 from jobs.image_store import READ_PATIENCE_S, published_image
-from jobs.renditions.batch import BatchImage, Made, finished_images, make_all, name_files
+from jobs.renditions.batch import BatchImage, Made, choose_images, make_all, name_files
 from jobs.renditions.names import has_fields
 from jobs.renditions.options import Wanted
 from render.errors import BadInput
@@ -35,6 +35,8 @@ class Files:
     made: list[Made]
     missing: int = 0
     """Rows of the batch without a finished image."""
+    not_kept: int = 0
+    """Finished images that reviewers have not kept."""
 
 
 def export_one(image: str, target: str, wanted: Wanted, force: bool, settings: Settings) -> Files:
@@ -47,20 +49,25 @@ def export_one(image: str, target: str, wanted: Wanted, force: bool, settings: S
     return _make([one], wanted.template(target), wanted, force, lambda _: store)
 
 
-def export_batch(batch: str, target: str, wanted: Wanted, force: bool, settings: Settings) -> Files:
-    """The finished images of a batch, one file each."""
+def export_batch(
+    batch: str, target: str, wanted: Wanted, force: bool, settings: Settings, everything: bool = False
+) -> Files:
+    """The images of a batch, one file each; once it has been reviewed, those that were kept."""
     with open_farm(settings) as farm, farm.database.read() as connection:
-        images, missing = finished_images(connection, batch)
+        chosen = choose_images(connection, batch, everything)
+    images = chosen.images
     if not images:
-        raise BadInput(
-            "batch", batch, f"has no finished image yet ({plural(missing, 'row')} to go); wait for it"
-        )
+        problem = f"has no finished image yet ({plural(chosen.missing, 'row')} to go); wait for it"
+        if chosen.not_kept:
+            left = plural(chosen.not_kept, "finished image")
+            problem = f"has {left}, and none is kept; use chorale review, or --all"
+        raise BadInput("batch", batch, problem)
     template = wanted.template(target)
     if len(images) > 1 and not has_fields(template):
         raise BadInput("target", target, f"names one file for {len(images)} images; add e.g. {{custom_id}}")
     store = open_images(settings, patience_s=READ_PATIENCE_S)
     made = _make(images, template, wanted, force, lambda image: store.within(image.folder))
-    return Files(made=made.made, missing=missing)
+    return Files(made=made.made, missing=chosen.missing, not_kept=chosen.not_kept)
 
 
 def _make(
@@ -94,7 +101,8 @@ def print_files(files: Files, report: Path | None, as_json: bool) -> None:
     broken = [made for made in files.made if not made.passes]
     if as_json:
         documents = [_document(made) for made in files.made]
-        print_json({"files": documents, "broken": len(broken), "missing": files.missing})
+        counts = {"broken": len(broken), "missing": files.missing, "not_kept": files.not_kept}
+        print_json({"files": documents, **counts})
         return
     total = sum(made.bytes for made in files.made)
     first = files.made[0].file
@@ -102,6 +110,10 @@ def print_files(files: Files, report: Path | None, as_json: bool) -> None:
     print_line(f"{where} ({size(total)})")
     if files.missing:
         print_line(f"{plural(files.missing, 'row')} of the batch without a finished image left out")
+    if files.not_kept:
+        print_line(
+            f"{plural(files.not_kept, 'image')} that reviewers have not kept left out; --all exports them"
+        )
     results = [(made, result) for made in broken for result in made.results if not result.passes]
     rows = [(made.file.name, each.rule, each.wanted, each.found) for made, each in results[:_SHOWN]]
     if rows:

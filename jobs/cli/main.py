@@ -71,6 +71,7 @@ _COMMANDS = {
     },
     "Batches and queues": {
         "batches": "jobs.cli.queues:batches",
+        "review": "jobs.cli.review:review",
         "queues": "jobs.cli.queues:queues",
         "estimate": "jobs.cli.report:estimate_command",
         "simulate": "jobs.cli.simulate:simulate",

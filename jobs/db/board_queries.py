@@ -15,7 +15,7 @@ from render.errors import BadInput
 
 _PROMPT = jobs.c.spec["prompt"].as_string()
 _WIDTH, _HEIGHT = jobs.c.spec["width"].as_integer(), jobs.c.spec["height"].as_integer()
-_SUMMARY = (
+SUMMARY = (
     *(jobs.c[name] for name in ("id", "digest", "state", "reason", "queue", "owner", "priority", "progress")),
     *(jobs.c[name] for name in ("fence", "created", "changed", "started", "ended", "root")),
     _PROMPT.label("prompt"),
@@ -69,7 +69,7 @@ def page_jobs(
     before: Cursor | None = None,
 ) -> Page:
     """Up to `limit` jobs, newest first: those after a cursor, or those before one."""
-    statement = wanted.on(select(*_SUMMARY), connection)
+    statement = wanted.on(select(*SUMMARY), connection)
     if before is not None:
         statement = statement.where(_beyond(before, newer=True)).order_by(jobs.c.created, jobs.c.id.desc())
     else:
@@ -99,14 +99,14 @@ def _beyond(cursor: Cursor, *, newer: bool) -> ColumnElement[bool]:
 
 def job_summary(connection: Connection, job: str) -> dict[str, Any]:
     """One job as lists show it."""
-    return _rows(connection, select(*_SUMMARY).where(jobs.c.id == job))[0]
+    return _rows(connection, select(*SUMMARY).where(jobs.c.id == job))[0]
 
 
 def active_jobs(connection: Connection, limit: int) -> list[dict[str, Any]]:
     """The jobs that hold slots, longest running first, each with the progress snapshot of its first node."""
     wanted = Filter(states=HOLDING)
     found = _rows(
-        connection, wanted.on(select(*_SUMMARY), connection).order_by(jobs.c.started, jobs.c.id).limit(limit)
+        connection, wanted.on(select(*SUMMARY), connection).order_by(jobs.c.started, jobs.c.id).limit(limit)
     )
     snapshots = (
         select(attempts.c.job, members.c.live)
@@ -175,7 +175,7 @@ def show_batch(connection: Connection, batch: str) -> dict[str, Any]:
 def batch_rows(connection: Connection, batch: str, limit: int, after: int = -1) -> list[dict[str, Any]]:
     """Rows of a batch after row `after`, in order, each with its custom_id and its job."""
     statement = (
-        select(entries.c.row, entries.c.custom_id, *_SUMMARY)
+        select(entries.c.row, entries.c.custom_id, *SUMMARY)
         .join(jobs, jobs.c.id == entries.c.job)
         .where(entries.c.batch == batch, entries.c.row > after)
         .order_by(entries.c.row)
@@ -187,7 +187,7 @@ def batch_rows(connection: Connection, batch: str, limit: int, after: int = -1) 
 def first_rows(connection: Connection, wanted: list[str], number: int) -> dict[str, list[dict[str, Any]]]:
     """The first rows of each batch, up to `number`; the rows of a file are numbered from its second line."""
     statement = (
-        select(entries.c.batch, *_SUMMARY)
+        select(entries.c.batch, *SUMMARY)
         .join(jobs, jobs.c.id == entries.c.job)
         .where(entries.c.batch.in_(wanted), entries.c.row <= number + 1)
         .order_by(entries.c.batch, entries.c.row)

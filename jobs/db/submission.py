@@ -156,7 +156,7 @@ class Preparation:
         check_name("custom_id", item.custom_id, entries.c.custom_id)
         if item.custom_id in self._custom_ids:
             raise BadInput("custom_id", item.custom_id, "is already used in this batch; use another")
-        row = _job_row(item, self.options, self._bfloat16)
+        row = job_row(item, self.options, self._bfloat16)
         self._custom_ids.add(item.custom_id)
         first = self._first_of.setdefault(row["id"], item.custom_id)
         if first != item.custom_id:
@@ -245,23 +245,8 @@ def submissions_in_progress(connection: Connection) -> int:
 
 def _submit_chunk(connection: Connection, chunk: list[dict[str, Any]], receipt: Receipt) -> None:
     """Insert the entries of a chunk, and those of its jobs that are new."""
-    lock_placement(connection)
-    # Sorted, as wherever many jobs are locked, so that two submitters do not deadlock.
-    rows = {each["job"]["id"]: each["job"] for each in sorted(chunk, key=lambda each: each["job"]["id"])}
-    states = select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(list(rows)))
-    known = {found.id: found.state for found in connection.execute(states)}
-    new = [row for job, row in rows.items() if job not in known]
-    if new:
-        moment = now()
-        inserted = insert_unless_there(connection, jobs).values(created=moment, changed=moment)
-        connection.execute(inserted, new)
-        index_words(connection, new)
-        event = {"fence": 0, "old": "", "new": "queued", "reason": f"submitted in batch {receipt.batch}"}
-        connection.execute(insert(events).values(time=now()), [{"job": row["id"], **event} for row in new])
-    for job in sorted(job for job, state in known.items() if state == "cancelled"):
-        options = {name: rows[job][name] for name in _OPTION_COLUMNS}
-        reason = f"submitted again in batch {receipt.batch}"
-        change_state(connection, job, "cancelled", "queued", reason, attempts=0, losses=0, **options)
+    rows = {each["job"]["id"]: each["job"] for each in chunk}
+    known = insert_jobs(connection, rows, f"in batch {receipt.batch}")
     batch_entries = [
         {
             "batch": receipt.batch,
@@ -272,13 +257,40 @@ def _submit_chunk(connection: Connection, chunk: list[dict[str, Any]], receipt: 
         for each in chunk
     ]
     connection.execute(insert(entries), batch_entries)
-    receipt.new += len(new)
-    receipt.known += len(chunk) - len(new)
+    new = len(rows) - len(known)
+    receipt.new += new
+    receipt.known += len(chunk) - new
     receipt.done += sum(known.get(each["job"]["id"]) == "done" for each in chunk)
     receipt.jobs += [(each["custom_id"], each["job"]["id"]) for each in chunk]
 
 
-def _job_row(item: BatchItem, options: JobOptions, bfloat16: bool | None) -> dict[str, Any]:
+def insert_jobs(connection: Connection, rows: dict[str, dict[str, Any]], where: str) -> dict[str, str]:
+    """Insert those of some jobs, by id as `job_row` gives them, that are new; queue cancelled ones again.
+
+    Returns the states of those that were known before, by id.
+    """
+    lock_placement(connection)
+    # Sorted, as wherever many jobs are locked, so that two submitters do not deadlock.
+    names = sorted(rows)
+    states = select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(names))
+    known = {found.id: found.state for found in connection.execute(states)}
+    new = [rows[job] for job in names if job not in known]
+    if new:
+        moment = now()
+        inserted = insert_unless_there(connection, jobs).values(created=moment, changed=moment)
+        connection.execute(inserted, new)
+        index_words(connection, new)
+        event = {"fence": 0, "old": "", "new": "queued", "reason": f"submitted {where}"}
+        connection.execute(insert(events).values(time=now()), [{"job": row["id"], **event} for row in new])
+    for job in sorted(job for job, state in known.items() if state == "cancelled"):
+        options = {name: rows[job][name] for name in _OPTION_COLUMNS}
+        reason = f"submitted again {where}"
+        change_state(connection, job, "cancelled", "queued", reason, attempts=0, losses=0, **options)
+    return known
+
+
+def job_row(item: BatchItem, options: JobOptions, bfloat16: bool | None = None) -> dict[str, Any]:
+    """The job of an image as a row of the table of jobs; raises `BadInput` for what cannot be rendered."""
     spec = _resolved(item.spec, bfloat16)
     if len(spec.model) > longest(rates.c.model):
         fix = f"has more than {longest(rates.c.model)} characters; use a shorter path"

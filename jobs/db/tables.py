@@ -111,6 +111,36 @@ entries = Table(
     UniqueConstraint("batch", "custom_id"),
 )
 
+# What reviewers say of a batch's images. The image is part of the key: after a re-roll the row has another
+# image, of which nobody has said anything yet.
+reviews = Table(
+    "reviews",
+    metadata,
+    Column("batch", ForeignKey("batches.id"), primary_key=True),
+    Column("row", Integer, primary_key=True),
+    Column("job", ForeignKey("jobs.id"), primary_key=True, index=True),
+    Column("reviewer", String(128), primary_key=True),
+    # "keep", "reject", or "" for a reviewer who has only starred it or left a note.
+    Column("verdict", String(16), nullable=False, default=""),
+    Column("reason", Text, nullable=False, default=""),
+    Column("note", Text, nullable=False, default=""),
+    Column("starred", Boolean, nullable=False, default=False),
+    Column("changed", Double, nullable=False),
+)
+
+# What the quality gate has found in finished images; an image without a row has not been looked at yet.
+image_checks = Table(
+    "image_checks",
+    metadata,
+    Column("job", ForeignKey("jobs.id"), primary_key=True),
+    # Of the image that was looked at.
+    Column("root", String(64), nullable=False),
+    # [{"check": name, "text": sentence}]
+    Column("flaws", JSON, nullable=False),
+    Column("flawed", Boolean, nullable=False),
+    Column("checked", Double, nullable=False),
+)
+
 events = Table(
     "events",
     metadata,

@@ -19,7 +19,7 @@ from typing import Any
 
 from celery import Celery
 
-from infra.errors import ServiceError
+from infra.errors import ServiceError, StoreError
 from jobs.db.claims import LEASE_S, unclaimed
 from jobs.db.nodes import set_draining
 from jobs.db.outcomes import fail
@@ -33,6 +33,7 @@ from jobs.node.tasks import WAKEUP_SOCKET, make_app, notify, queue_of, wakeup_pa
 from jobs.node.wakeup import WakeupReceiver
 from jobs.numerics import local_numerics
 from jobs.report_delivery import is_configured, send_due
+from jobs.review.checking import check_recent
 from jobs.scheduler.dispatcher import dispatch
 from render.errors import BadInput
 from render.launch.group_directory import remove_stale_group_directories
@@ -43,6 +44,8 @@ _OFFER_S = 0.6
 """Warm groups have so long to take a new attempt before a group is started for it."""
 _REPORT_S = 10.0
 """Between two looks for ended batches and closed queues, where reports are wanted."""
+_CHECK_S = 5.0
+"""Between two looks for finished images that the quality gate has not seen."""
 _STOP_S = 5.0
 _log = logging.getLogger(__name__)
 
@@ -109,6 +112,7 @@ class Agent:
         if self.broker_url is not None:
             self._app = make_app(self.broker_url)
             WakeupReceiver(self.home, self.name, self._woken.set).start()
+        threading.Thread(target=self._check_images, daemon=True, name="quality gate").start()
         if is_configured(self.farm.settings):
             threading.Thread(target=self._report, daemon=True, name="reports").start()
         try:
@@ -129,6 +133,16 @@ class Agent:
             except Exception:
                 # There is a next look: no report stops the others.
                 self._logger.exception("reports could not be sent")
+
+    def _check_images(self) -> None:
+        """Runs in a thread of its own: the gate reads what was rendered from the store."""
+        while not self._ended.wait(_CHECK_S):
+            try:
+                check_recent(self.farm, self.name)
+            except (ServiceError, StoreError) as exc:
+                self._logger.warning("%s", exc)
+            except Exception:
+                self._logger.exception("finished images could not be checked")
 
     def undrain(self) -> None:
         """Take jobs again if this node was drained before it ended."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,10 @@ from sqlalchemy import Connection, select
 
 from infra.store.base import Store
 from infra.store.local import LocalStore
+from jobs.db.custom_ids import base_of
 from jobs.db.folders import FINISHED_FOLDER
-from jobs.db.tables import batches, entries, jobs
+from jobs.db.reviews import review_counts, review_rows
+from jobs.db.tables import entries, jobs
 from jobs.download import local_tiles
 from jobs.image_store import published_image
 from jobs.renditions.channel import CONTENT_TYPES, ENDINGS, Rendition, Rules
@@ -25,9 +26,6 @@ from jobs.renditions.names import FIELDS, check_unique, file_name
 from render.errors import BadInput
 from render.output.export import joined_image
 from render.spec import TRAINED
-
-_FURTHER = re.compile(r"(-[sv][0-9]+)+$")
-"""How a submission names further seeds and variations of a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +59,32 @@ class Made:
         return all(result.passes for result in self.results)
 
 
-def finished_images(connection: Connection, batch: str) -> tuple[list[BatchImage], int]:
-    """The finished images of a batch by row, and how many of its rows have none. Raises `BadInput`."""
-    if connection.execute(select(batches.c.id).where(batches.c.id == batch)).first() is None:
-        raise BadInput("batch", batch, "is unknown; chorale batches shows the known ones")
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The images of a batch that are exported, and how many of its rows are not."""
+
+    images: list[BatchImage]
+    missing: int
+    """Rows without a finished image."""
+    not_kept: int = 0
+    """Finished images that were left out, because reviewers have not kept them."""
+
+
+def choose_images(connection: Connection, batch: str, everything: bool = False) -> Chosen:
+    """The finished images of a batch by row: those that were kept, once it has been reviewed.
+
+    Of a batch that nobody has reviewed, and with `everything`, they are all of them. Raises `BadInput`.
+    """
+    counts = review_counts(connection, batch)
+    found, missing = _finished_images(connection, batch)
+    if everything or not any(counts[name] for name in ("kept", "rejected", "disputed")):
+        return Chosen(images=found, missing=missing)
+    kept = {row["custom_id"] for row in review_rows(connection, batch, chosen="kept")}
+    images = [image for image in found if image.custom_id in kept]
+    return Chosen(images=images, missing=missing, not_kept=len(found) - len(images))
+
+
+def _finished_images(connection: Connection, batch: str) -> tuple[list[BatchImage], int]:
     columns = (jobs.c.id, jobs.c.state, jobs.c.spec["seed"].as_string().label("seed"))
     statement = (
         select(entries.c.row, entries.c.custom_id, *columns, FINISHED_FOLDER.label("folder"))
@@ -76,8 +96,7 @@ def finished_images(connection: Connection, batch: str) -> tuple[list[BatchImage
     known = {row.custom_id for row in rows}
     found, counts, missing = [], Counter[str](), 0
     for row in rows:
-        base = _FURTHER.sub("", row.custom_id)
-        base = base if base in known else row.custom_id
+        base = base_of(row.custom_id, known)
         counts[base] += 1
         if row.state != "done":
             missing += 1

@@ -10,6 +10,8 @@ function merge(html) {
     morphStyle: "innerHTML",
     ignoreActiveValue: true,
     callbacks: {
+      // So does a form that is being filled in.
+      beforeNodeMorphed: (old) => !(old.nodeType === 1 && old.matches("details[open] > form")),
       beforeAttributeUpdated: (name, node) => !(name === "open" && node.tagName === "DETAILS"),
     },
   });

@@ -110,6 +110,16 @@ def test_a_changed_tokens_file_is_read_without_a_restart(
     assert tokens.current().role_of(VIEWER) == "viewer"
 
 
+def test_a_reviewers_token_is_more_than_a_viewers(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"reviewer={VIEWER}  # anna\nviewer={VIEWER}\noperator={OPERATOR}\n")
+    access = read_access(str(file))
+    token = access.find(VIEWER)
+    assert token is not None and (token.role, token.name) == ("reviewer", "anna")
+    session = access.session_of(access.new_session(token.role, token).cookie)
+    assert session is not None and (session.role, access.name_of(session)) == ("reviewer", "anna")
+
+
 def test_tokens_have_roles_and_are_never_logged(locked: RunningBoard) -> None:
     job = {"prompt": "a vase", "size": "128x128"}
     assert locked.ask("/healthz").status == 200

@@ -2,54 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.jobs.board.conftest import OPERATOR, VIEWER, SmallFarm
+from tests.jobs.board.conftest import OPERATOR, SLOW_MS, VIEWER, SmallFarm, see
 from tests.support.board import RunningBoard
-from tests.support.cli import wait_until
-from tests.support.services import require
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
-
-CHROMIUM = shutil.which("chromium")
-_SLOW_MS = 90_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    require(CHROMIUM, "Chromium", "chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # Chromium does not put root into a sandbox; what it opens here is ours.
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def page(browser: Browser, small_farm: SmallFarm) -> Iterator[Page]:
-    """A page; errors on its console, of scripts or of the content security policy, fail the test."""
-    context = browser.new_context(base_url=small_farm.board.address)
-    made, errors = context.new_page(), list[str]()
-    made.set_default_timeout(_SLOW_MS)
-    made.on("pageerror", lambda error: errors.append(str(error)))
-    made.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    yield made
-    context.close()
-    assert errors == []
-
-
-def see(page: Page, condition: str) -> None:
-    """Wait until an expression is true. Playwright's own waiting uses eval, which the policy forbids."""
-    wait_until(lambda: page.evaluate(condition), _SLOW_MS / 1000)
 
 
 def submit(page: Page, prompt: str, size: str, steps: int) -> None:
@@ -125,7 +86,7 @@ def test_a_token_is_refused_and_another_lets_in(browser: Browser, locked: Runnin
     context = browser.new_context(base_url=locked.address)
     try:
         page = context.new_page()
-        page.set_default_timeout(_SLOW_MS)
+        page.set_default_timeout(SLOW_MS)
         page.goto("/jobs?state=done")
         page.get_by_label("Token").fill("no-such-token-at-all")
         page.get_by_role("button", name="Log in").click()

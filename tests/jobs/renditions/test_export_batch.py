@@ -4,49 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
-from sqlalchemy import select, update
 
-from infra.database import Database
-from infra.store.local import LocalStore
 from jobs.cli.main import main
-from jobs.db.schema import upgrade
-from jobs.db.submission import BatchItem, JobOptions, submit
-from jobs.db.tables import jobs
-from render.distributed import SingleRankGroup
-from render.engine import render_image
 from render.models.model_paths import find_model_paths, model_info
 from render.spec import Spec
-from tests.support.models import ToyModel
+from tests.support.finished_batch import finished_batch
 
 
 @pytest.fixture
 def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Three rows, two of them finished: images of 128x96 under their jobs' digests."""
-    url, images = f"sqlite:///{tmp_path / 'farm.db'}", tmp_path / "images"
-    monkeypatch.setenv("CHORALE_DATABASE_URL", url)
-    monkeypatch.setenv("CHORALE_STORE_URL", f"file://{images}")
-    database = Database(url)
-    upgrade(database)
-    specs = [
-        Spec(prompt="a vase", seed=seed, width=128, height=96, steps=2, tile_size=64) for seed in (1, 2, 3)
-    ]
-    ids = ("Vase/rot", "Vase/rot-s2", "mug")
-    items = [BatchItem(row=n, custom_id=ids[n - 1], spec=spec) for n, spec in enumerate(specs, start=1)]
-    receipt = submit(database, items, "feed.csv", JobOptions(owner="me"))
-    digest = model_info(find_model_paths("builtin", None)).digest
-    for spec in specs[:2]:
-        job = spec.digest(digest)
-        render_image(
-            spec, ToyModel(), SingleRankGroup(), LocalStore(images / job), device=torch.device("cpu")
-        )
-        with database.write() as connection:
-            connection.execute(update(jobs).where(jobs.c.digest == job).values(state="done", root="0" * 64))
-    with database.read() as connection:
-        assert connection.execute(select(jobs.c.id)).all()
-    database.close()
-    return receipt.batch
+    """Three rows, two of them finished."""
+    return finished_batch(tmp_path, monkeypatch, ("Vase/rot", "Vase/rot-s2", "mug"), done=2)
 
 
 def run(*words: str) -> int:

@@ -1,0 +1,234 @@
+"""`chorale review`: keep, reject, star and re-roll the images of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import click
+
+from infra.database import Database
+from jobs.cli.farm_options import Command, farm_options, this_user, whoami
+from jobs.cli.help import examples
+from jobs.cli.terminal import print_json, print_line, print_table
+from jobs.db.reviews import SETS, Named, Review, record_review, review_counts, review_document, review_rows
+from jobs.farm import Farm, open_images
+from jobs.formatting import plural
+from jobs.review.checking import check_batch_images
+from jobs.review.reroll import Asked, Changes, reroll
+from render.errors import BadInput
+
+_ACTIONS = ("keep", "reject", "clear", "star", "unstar", "reroll")
+_PAST = {
+    "keep": "kept",
+    "reject": "rejected",
+    "clear": "without your verdict",
+    "star": "starred",
+    "unstar": "not starred",
+    "reroll": "re-rolled",
+}
+_SHOWN = 200
+
+
+def _images_option(name: str, text: str, alone: str | None = None) -> Callable[[Command], Command]:
+    options: dict[str, Any] = {} if alone is None else {"is_flag": False, "flag_value": alone}
+    return click.option(f"--{name}", name, multiple=True, metavar="IMAGES", help=text, **options)
+
+
+@click.command(
+    epilog=examples(
+        "chorale review 8c1f00aa3b52 --verdict flagged",
+        'chorale review 8c1f00aa3b52 --reject A-1,A-7-s2 --reason "wrong color" --keep unreviewed',
+        "chorale review 8c1f00aa3b52 --reroll rejected",
+        'chorale review 8c1f00aa3b52 --reroll A-1 --prompt "{prompt}, seen from above"',
+    )
+)
+@click.argument("batch")
+@click.argument("images", nargs=-1, metavar="[IMAGE]...")
+@_images_option("keep", "Keep these images.")
+@_images_option("reject", "Reject them.")
+@_images_option("clear", "Take your verdict back.")
+@_images_option("star", "Star them.")
+@_images_option("unstar", "Remove your star.")
+@_images_option("reroll", "Render them again with other seeds, under their ids. [rejected]", alone="rejected")
+@click.option("--reason", default=None, help="Why the images are rejected (or kept).")
+@click.option("--note", default=None, help="A note on each image that is named.")
+@click.option("--prompt", default=None, help="Prompt of re-rolled images; {prompt} is the old one.")
+@click.option("--negative-prompt", default=None, help="Negative prompt of re-rolled images.")
+@click.option("--keep-seed", is_flag=True, help="Re-roll with the old seed and another prompt.")
+@click.option("--verdict", type=click.Choice(SETS), help="List only these images.")
+@click.option("--as", "reviewer", default=None, help="Name of the reviewer. [the login name]")
+@farm_options
+def review(
+    farm: Farm,
+    as_json: bool,
+    batch: str,
+    images: tuple[str, ...],
+    reason: str | None,
+    note: str | None,
+    prompt: str | None,
+    negative_prompt: str | None,
+    keep_seed: bool,
+    verdict: str | None,
+    reviewer: str | None,
+    **options: tuple[str, ...],
+) -> None:
+    """List the images of a batch, or keep, reject, star or re-roll some of them.
+
+    IMAGES are custom ids separated by commas, or a set: unreviewed, kept, rejected, disputed, flagged (the
+    quality gate has found something), starred, all. Each reviewer has a vote of their own; an image that one
+    keeps and another rejects is disputed. A re-rolled image takes its place in the batch; the old one and
+    what was said of it stay in the farm. `chorale export --batch` leaves out what is not kept.
+    """
+    given = {name: list(options[name]) for name in _ACTIONS if options[name]}
+    if images:
+        if len(given) > 1:
+            raise click.UsageError("Name the images in the options where there are several of them")
+        (action,) = given or ("note",)
+        given.setdefault(action, []).extend(images)
+    _check_texts(given, reason, note, prompt, negative_prompt, keep_seed)
+    check_batch_images(farm, batch)
+    with farm.database.read() as connection:
+        review_counts(connection, batch)
+        named = _resolve_all(connection, batch, given)
+    who = reviewer or whoami()
+    changed: dict[str, Any] = {}
+    with farm.database.write() as connection:
+        for action, chosen in named.items():
+            if action == "reroll" or not chosen:
+                continue
+            record_review(
+                connection, batch, [Named(each) for each in chosen], who, _review(action, reason, note)
+            )
+            changed[action] = chosen
+    if "reroll" in named:
+        # What has just been rejected belongs to the rejected ones.
+        changes = Changes(prompt=prompt, negative_prompt=negative_prompt, keep_seed=keep_seed)
+        asked = Asked(by=who, audited_as=this_user())
+        again = partial(reroll, store=open_images(farm.settings), batch=batch, changes=changes, asked=asked)
+        changed["reroll"] = _reroll(farm.database, batch, given["reroll"], again)
+    _print(farm, batch, changed, verdict, as_json, listed=not given)
+
+
+def _check_texts(
+    given: dict[str, list[str]],
+    reason: str | None,
+    note: str | None,
+    prompt: str | None,
+    negative_prompt: str | None,
+    keep_seed: bool,
+) -> None:
+    """Raise `UsageError` for options that nothing would use."""
+    if reason is not None and not given.keys() & {"keep", "reject"}:
+        raise click.UsageError("--reason needs --reject or --keep")
+    if note is not None and not given.keys() - {"reroll"}:
+        raise click.UsageError("--note needs images: name them after the batch")
+    if "note" in given and note is None:
+        raise click.UsageError("Say what to do with these images: --keep, --reject, --star, --note TEXT, ...")
+    if (prompt is not None or negative_prompt is not None or keep_seed) and "reroll" not in given:
+        raise click.UsageError("--prompt, --negative-prompt and --keep-seed need --reroll")
+
+
+def _review(action: str, reason: str | None, note: str | None) -> Review:
+    if action in ("keep", "reject"):
+        return Review(verdict=action, reason=reason, note=note)
+    if action == "clear":
+        return Review(verdict="", note=note)
+    if action == "note":
+        return Review(note=note)
+    return Review(starred=action == "star", note=note)
+
+
+def _resolve_all(connection: Any, batch: str, given: dict[str, list[str]]) -> dict[str, list[str]]:
+    """By action: the custom ids. `--reject A-1 --keep unreviewed` does not keep A-1; raises `BadInput`."""
+    found = {action: _resolve(connection, batch, texts) for action, texts in given.items()}
+    verdicts = {action: found[action] for action in ("keep", "reject", "clear") if action in found}
+    named: dict[str, str] = {}
+    for action, (ids, _) in verdicts.items():
+        for each in ids:
+            if named.setdefault(each, action) != action:
+                raise BadInput(action, each, f"is also named by --{named[each]}; use one of them")
+    for action, (_, members) in verdicts.items():
+        for each in members:
+            named.setdefault(each, action)
+    return {
+        action: [each for each in dict.fromkeys(ids + members) if named.get(each, action) == action]
+        if action in verdicts
+        else list(dict.fromkeys(ids + members))
+        for action, (ids, members) in found.items()
+    }
+
+
+def _resolve(connection: Any, batch: str, texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The custom ids that some texts name, and those of the sets that they name. Raises `BadInput`."""
+    states = {row["custom_id"]: row["state"] for row in review_rows(connection, batch)}
+    ids: list[str] = []
+    members: list[str] = []
+    for text in texts:
+        for part in [text] if text in states else text.split(","):
+            if part in states:
+                ids.append(part)
+            elif part == "all":
+                members += [name for name, state in states.items() if state == "done"]
+            elif part in SETS:
+                members += [row["custom_id"] for row in review_rows(connection, batch, chosen=part)]
+            else:
+                problem = "is no image of this batch; use custom ids, or one of"
+                raise BadInput("images", part[:80], f"{problem} {', '.join((*SETS, 'all'))}")
+    return ids, members
+
+
+def _reroll(database: Database, batch: str, texts: Sequence[str], again: Any) -> list[dict[str, Any]]:
+    with database.read() as connection:
+        ids, members = _resolve(connection, batch, texts)
+    chosen = list(dict.fromkeys(ids + members))
+    if not chosen:
+        return []
+    return [
+        {"custom_id": each.custom_id, "old": each.old, "job": each.job, "seed": each.seed}
+        for each in again(database, images=chosen)
+    ]
+
+
+def _print(
+    farm: Farm, batch: str, changed: dict[str, Any], verdict: str | None, as_json: bool, listed: bool
+) -> None:
+    with farm.database.read() as connection:
+        counts = review_counts(connection, batch)
+        rows = review_rows(connection, batch, chosen=verdict) if listed else []
+    if as_json:
+        images = {"images": [review_document(row) for row in rows]} if listed else {}
+        print_json({"batch": batch, "counts": counts, **images, "changed": changed})
+        return
+    for action, images in changed.items():
+        print_line(f"{plural(len(images), 'image')} {_PAST.get(action, 'noted')}")
+        if action == "reroll":
+            for each in images[:_SHOWN]:
+                print_line(f"  {each['job']}  {each['custom_id']} (seed {each['seed']})")
+    title = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "no finished image"
+    if not listed:
+        print_line(title)
+        return
+    table = [
+        (row["custom_id"], row["id"], _verdict(row), "*" * row["stars"], _remarks(row))
+        for row in rows[:_SHOWN]
+    ]
+    print_table(title, ("image", "job", "verdict", "stars", "remarks"), table)
+    if len(rows) > _SHOWN:
+        print_line(f"and {len(rows) - _SHOWN:,} more; --verdict chooses, --json has all")
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    if row["state"] != "done":
+        return str(row["state"])
+    return "flagged" if row["verdict"] == "unreviewed" and row["flaws"] else str(row["verdict"])
+
+
+def _remarks(row: dict[str, Any]) -> str:
+    said = [f"{flaw['check']}: {flaw['text']}" for flaw in row["flaws"]]
+    for vote in row["votes"]:
+        texts = [text for text in (vote["reason"], vote["note"]) if text]
+        if texts:
+            said.append(f"{vote['reviewer']}: {'; '.join(texts)}")
+    return " | ".join(said)

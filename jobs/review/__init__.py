@@ -1,0 +1,1 @@
+"""Review of finished images: thumbnails, the quality gate, and re-rolls."""
