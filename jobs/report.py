@@ -17,6 +17,7 @@ from jobs.db.state_machine import ENDED
 from jobs.db.tables import attempts, batches, entries, jobs, members
 
 _SLOWEST_JOBS = 5
+_FIGURES = ("jobs", "done", "failed", "megapixels", "model_seconds", "slot_seconds", "lost_slot_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +79,10 @@ class _TimeSpent:
 def _jobs(connection: Connection, scope: Scope) -> dict[str, Any]:
     """The jobs that have not ended, or have ended in the period."""
     prompt = jobs.c.spec["prompt"].as_string().label("prompt")
+    sides = [jobs.c.spec[name].as_integer().label(name) for name in ("width", "height")]
     columns = [jobs.c[name] for name in ("id", "state", "reason", "owner", "created", "model_seconds")]
     recent = jobs.c.ended.is_(None) | (jobs.c.ended >= scope.since) | jobs.c.state.not_in(ENDED)
-    statement = select(*columns, prompt).where(recent).order_by(jobs.c.created, jobs.c.id)
+    statement = select(*columns, *sides, prompt).where(recent).order_by(jobs.c.created, jobs.c.id)
     if scope.queue is not None:
         statement = statement.where(jobs.c.queue == scope.queue)
     if scope.batch is not None:
@@ -126,17 +128,20 @@ def _batches(connection: Connection, scope: Scope) -> dict[str, list[str]]:
 def _totals(
     chosen: dict[str, Any], spent: dict[str, _TimeSpent], names: dict[str, list[str]]
 ) -> dict[str, dict[str, float]]:
-    """By name: jobs, done, failed, model and slot seconds. A job in two batches counts in both."""
+    """By name: jobs, done, failed, megapixels of done images, model and slot seconds, and those of them that
+    failed and interrupted attempts have lost. A job in two batches counts in both."""
     found: dict[str, dict[str, float]] = {}
     for job, row in chosen.items():
         for name in names.get(job, []):
-            empty = {"jobs": 0.0, "done": 0.0, "failed": 0.0, "model_seconds": 0.0, "slot_seconds": 0.0}
-            line = found.setdefault(name, empty)
+            line = found.setdefault(name, dict.fromkeys(_FIGURES, 0.0))
             line["jobs"] += 1
             line["done"] += row.state == "done"
             line["failed"] += row.state == "failed"
             line["model_seconds"] += row.model_seconds
             line["slot_seconds"] += spent[job].seconds
+            line["lost_slot_seconds"] += spent[job].lost
+            if row.state == "done":
+                line["megapixels"] += row.width * row.height / 1e6
     return found
 
 

@@ -15,6 +15,7 @@ from jobs.db.queues import check_exists
 from jobs.estimate import estimate
 from jobs.farm import Farm
 from jobs.formatting import plural
+from jobs.receipts import as_csv, receipt_lines
 from jobs.report import Scope, as_html, headline, make_report, total_rows
 from render.errors import BadInput
 
@@ -22,7 +23,11 @@ _UNITS = {"h": "hours", "d": "days", "m": "minutes"}
 
 
 @click.command(
-    epilog=examples("chorale report --since 12h", "chorale report --batch 8c1f00aa3b52 --html night.html")
+    epilog=examples(
+        "chorale report --since 12h",
+        "chorale report --batch 8c1f00aa3b52 --html night.html",
+        "chorale report --since 7d --csv receipts.csv --price 1.90",
+    )
 )
 @click.option("--queue", default=None, help="Only jobs of this queue.")
 @click.option("--batch", default=None, help="Only jobs of this batch.")
@@ -35,17 +40,38 @@ _UNITS = {"h": "hours", "d": "days", "m": "minutes"}
 @click.option(
     "--html", "page", type=click.Path(path_type=Path), help="Also write the report to this HTML file."
 )
+@click.option(
+    "--csv",
+    "table",
+    type=click.Path(path_type=Path),
+    help="Also write receipts of owners and batches to this CSV file.",
+)
+@click.option("--price", type=click.FloatRange(0), help="Price of a slot hour, for the receipts.")
 @farm_options
 def report(
-    farm: Farm, as_json: bool, queue: str | None, batch: str | None, since: str, page: Path | None
+    farm: Farm,
+    as_json: bool,
+    queue: str | None,
+    batch: str | None,
+    since: str,
+    page: Path | None,
+    table: Path | None,
+    price: float | None,
 ) -> None:
-    """Report what is done, what failed and why, and how much time was spent."""
+    """Report what is done, what failed and why, and how much time was spent.
+
+    Receipts (--csv, and `receipts` in JSON) are slot seconds by owner and by batch, with megapixels and, with
+    --price, money. The owners' and the idle ones together are all slot seconds of the farm.
+    """
     scope = Scope(queue=queue, batch=batch, since=parse_since(since))
     with farm.database.read() as connection:
         check_exists(connection, batch, queue)
         made = make_report(connection, scope)
+    made["receipts"] = receipt_lines(made, price)
+    if table is not None:
+        _write(table, as_csv(made["receipts"]), "csv")
     if page is not None:
-        _write_page(page, as_html(made))
+        _write(page, as_html(made), "html")
     if as_json:
         print_json(made)
         return
@@ -82,12 +108,12 @@ def estimate_command(farm: Farm, as_json: bool) -> None:
     print_table("estimate", ("queue", "jobs", "slot hours", "empty at", "closes at", "fits"), rows)
 
 
-def _write_page(path: Path, text: str) -> None:
+def _write(path: Path, text: str, option: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
     except OSError as exc:
         fix = f"cannot be written ({exc.strerror}); name a file in a folder that exists"
-        raise BadInput("html", str(path), fix) from exc
+        raise BadInput(option, str(path), fix) from exc
 
 
 def _verdict(line: dict[str, Any]) -> str:

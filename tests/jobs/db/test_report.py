@@ -1,5 +1,7 @@
 """The report and the estimate add up what attempts have taken."""
 
+import csv
+import io
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from jobs.db.state_machine import change_state
 from jobs.db.submission import BatchItem, JobOptions, submit
 from jobs.db.tables import attempts, jobs
 from jobs.estimate import estimate
+from jobs.receipts import as_csv, receipt_lines
 from jobs.report import Scope, as_html, headline, make_report
 from jobs.scheduler.dispatcher import dispatch
 from render.spec import Spec
@@ -83,6 +86,39 @@ def test_a_report_tells_what_was_done_lost_and_failed(farm: Database) -> None:
     page = as_html(made)
     assert "night &amp; day" in page and "vase &lt;" in page and "<vase" not in page
     assert headline(made) == "Chorale: 1 failed, 1 queued"
+
+
+def test_receipts_of_a_mixed_night_sum_to_the_time_of_the_slots(farm: Database) -> None:
+    """Two owners, attempts that are lost and tried again, and a slot that idles in between."""
+    submit_jobs(farm, 2)
+    (lost,) = {*end_all(farm, 900, "node n sends no heartbeat")[:1]}
+    with farm.write() as connection:
+        connection.execute(update(jobs).values(not_before=None))
+    end_all(farm, 600)
+    items = [BatchItem(row=0, custom_id="=x", spec=Spec(prompt="a mug", width=256, height=128))]
+    submit(farm, items, "=SUM(A1)", JobOptions(owner="=ben", ranks=1))
+    end_all(farm, 300)
+    with farm.write() as connection:
+        # The night began an hour ago.
+        connection.execute(update(jobs).values(created=jobs.c.created - 3600))
+    with farm.read() as connection:
+        report = make_report(connection, Scope())
+    lines = receipt_lines(report, 2.0)
+    owners = {line["name"]: line for line in lines if line["kind"] == "owner"}
+    (idle,) = (line for line in lines if line["kind"] == "idle")
+    whole = sum(line["slot_seconds"] for line in owners.values()) + idle["slot_seconds"]
+    assert whole == pytest.approx(2 * 3600, rel=0.01)
+    assert owners["anna"]["lost_slot_seconds"] == pytest.approx(1800, rel=0.01) and lost
+    assert owners["anna"]["slot_seconds"] == pytest.approx(1800 + 1200, rel=0.01)
+    assert owners["=ben"]["megapixels"] == pytest.approx(256 * 128 / 1e6)
+    assert owners["=ben"]["price"] == pytest.approx(2.0 * 300 / 3600, rel=0.01)
+    per_megapixel = owners["=ben"]["price"] / owners["=ben"]["megapixels"]
+    assert owners["=ben"]["price_per_megapixel"] == pytest.approx(per_megapixel, rel=0.01)
+    rows = list(csv.DictReader(io.StringIO(as_csv(lines))))
+    assert [row["kind"] for row in rows].count("batch") == 2
+    # A spreadsheet must not run what a client called itself.
+    assert {row["name"][:2] for row in rows if row["name"].startswith("'")} == {"'="}
+    assert not any(row["name"].startswith("=") for row in rows)
 
 
 def test_an_estimate_knows_nothing_first_and_then_what_was_measured(farm: Database) -> None:
