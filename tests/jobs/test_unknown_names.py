@@ -9,7 +9,7 @@ import pytest
 
 from jobs.cli.main import cli, main
 
-_CREATES = {("submit", "queue")}
+_CREATES = {("submit", "queue"), ("token", "name")}
 """Naming a new one is how it is made."""
 _SKIPPED = {("schema", "batch"), ("agent", "name")}
 """A flag of another meaning."""
