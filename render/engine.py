@@ -14,6 +14,7 @@ from render.canvas import Canvas, LatentRegion
 from render.denoise.checkpoint import KEY as CHECKPOINT
 from render.denoise.checkpoint import CheckpointManager, ControlFlag
 from render.denoise.checkpoint_fit import misfit
+from render.denoise.model_calls import ModelCalls, SingleCalls
 from render.denoise.stage_loop import Regroup, StageLoop, StageState, StepTimes
 from render.denoise.stage_models import assign_models
 from render.denoise.upscaling import (
@@ -100,10 +101,12 @@ def render_latents(
     preview: Preview | None = None,
     refiner: Adapter | None = None,
     plan: Plan | None = None,
+    calls: ModelCalls | None = None,
 ) -> Denoised:
     """Denoise all stages of the cascade, from a checkpoint on if `checkpoints` has one.
 
-    `plan` is that of the group's world size; it is made here unless given.
+    `plan` is that of the group's world size; it is made here unless given. `calls` runs the model calls, by
+    default one by one.
     Raises `Stopped` when a rank was told to stop, `BadInput` for a refiner without a step.
     """
     plan = plan or make_plan(spec, adapter.info, group.world_size)
@@ -123,6 +126,7 @@ def render_latents(
             adapter=model.adapter,
             texts=model.texts,
             device=device,
+            calls=calls or SingleCalls(),
         )
         started = time.perf_counter()
         # In a list, so that the loop can release it: a canvas is the largest thing that a rank holds.
@@ -195,11 +199,13 @@ def render_image(
     regroup: Regroup | None = None,
     checkpoints: CheckpointManager | None = None,
     refiner: Adapter | None = None,
+    calls: ModelCalls | None = None,
 ) -> ImageReport:
     """Render one image and publish it: every rank writes its own tiles, then rank 0 the manifest.
 
     With `checkpoints`, unfinished work is saved in the sink and continued from. `refiner` is the loaded one
-    where the spec names one; `adapter.info` is of both then.
+    where the spec names one; `adapter.info` is of both then. `calls` runs the model calls, by default one by
+    one.
     Raises `Stopped` when a rank was told to stop, `RenderFailed` for an image that must not be
     published (NaN, flat), `OSError` and the sink's own errors when tiles cannot be written.
     """
@@ -218,6 +224,7 @@ def render_image(
         preview=preview,
         refiner=refiner,
         plan=plan,
+        calls=calls,
     )
     group, seconds = denoised.group, denoised.seconds
     plan = plan.for_world_size(group.world_size)
@@ -291,6 +298,7 @@ def render_to_latents(
     on_event: OnEvent = ignore_event,
     checkpoints: CheckpointManager | None = None,
     refiner: Adapter | None = None,
+    calls: ModelCalls | None = None,
 ) -> None:
     """Render one image up to its final latents, which rank 0 stores under `key` as safetensors.
 
@@ -306,6 +314,7 @@ def render_to_latents(
         on_event=on_event,
         checkpoints=checkpoints,
         refiner=refiner,
+        calls=calls,
     )
     group, grid = denoised.group, denoised.plan.stage.grid
     region = denoised.gather(grid.whole if group.rank == 0 else Rect(y=0, x=0, height=0, width=0))

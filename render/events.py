@@ -16,10 +16,14 @@ from typing import ClassVar
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Base class. `rank` is the global rank that sent the event; the sender fills it in."""
+    """Base class. `rank` is the global rank that sent the event; the sender fills it in.
+
+    `image` counts from 0 the images of a request that has several (`render.launch.request`).
+    """
 
     kind: ClassVar[str]
     rank: int = 0
+    image: int = 0
 
     def to_json(self) -> str:
         """One JSON object with all fields and the `kind`."""

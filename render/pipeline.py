@@ -27,7 +27,7 @@ from render.errors import BadInput, GroupFailed
 from render.events import Event, OnEvent, StepDone, ignore_event
 from render.launch.gpus import local_bfloat16, processors
 from render.launch.rank_group import RankGroup
-from render.launch.request import LATENTS_KEY, Request
+from render.launch.request import LATENTS_KEY, FurtherImage, Request
 from render.model_info import ModelInfo
 from render.models.model_paths import ModelPaths, check_loras, find_model_paths, model_info
 from render.models.number_format import resolve_dtype
@@ -135,7 +135,10 @@ class ParallelizedDiffusionPipeline:
         on_event: OnEvent = ignore_event,
         **options: Any,
     ) -> PipelineOutput:
-        """Render an image of each prompt into memory, one after another.
+        """Render an image of each prompt into memory.
+
+        Small images are rendered several at a time, each by one rank; they share model calls, and events name
+        their `image`. Large ones are rendered one after another by all ranks. The pixels are the same.
 
         `options` are `negative_prompt`, `width`, `height`, `num_inference_steps` (or `steps`),
         `guidance_scale`, `seed` or a `generator` whose initial seed it is, `init` and `mask` (PIL images or
@@ -154,11 +157,8 @@ class ParallelizedDiffusionPipeline:
             if output_type == "latent":
                 return self._latents(jobs, Path(scratch), callback_on_step_end, on_event)
             check_fits_memory(jobs[0].spec.width, jobs[0].spec.height)
-            images: list[RenderedImage] = []
-            for number, job in enumerate(jobs):
-                folder = Path(scratch) / str(number)
-                self._render(job, folder, "image", callback_on_step_end, on_event)
-                images.append(RenderedImage(folder=folder, manifest=_manifest(folder)))
+            folders = self._render_all(jobs, Path(scratch), "image", callback_on_step_end, on_event)
+            images = [RenderedImage(folder=folder, manifest=_manifest(folder)) for folder in folders]
             pil = [image.pil() for image in images]
         manifests = tuple(image.manifest for image in images)
         return PipelineOutput(images=_as_array(pil) if output_type == "np" else pil, manifests=manifests)
@@ -169,11 +169,8 @@ class ParallelizedDiffusionPipeline:
         import torch
         from safetensors.torch import load_file
 
-        latents = []
-        for number, job in enumerate(jobs):
-            folder = scratch / str(number)
-            self._render(job, folder, "latents", on_step_end, on_event)
-            latents.append(load_file(folder / LATENTS_KEY)["latents"])
+        folders = self._render_all(jobs, scratch, "latents", on_step_end, on_event)
+        latents = [load_file(folder / LATENTS_KEY)["latents"] for folder in folders]
         return PipelineOutput(images=torch.stack(latents))
 
     def _job(self, prompt: str, options: Mapping[str, Any], scratch: Path) -> _Job:
@@ -190,6 +187,29 @@ class ParallelizedDiffusionPipeline:
         ranks = min(self.num_modules or processors(), plan.useful_ranks)
         return _Job(spec=spec, paths=paths, info=info, plan=plan, ranks=ranks)
 
+    def _render_all(
+        self,
+        jobs: Sequence[_Job],
+        scratch: Path,
+        output: Literal["image", "latents"],
+        on_step_end: OnStepEnd | None,
+        on_event: OnEvent,
+    ) -> list[Path]:
+        """Render jobs that differ in their prompts and seeds; returns the folder of each."""
+        folders = [scratch / str(number) for number in range(len(jobs))]
+        if len(jobs) > 1 and jobs[0].plan.images_at_once > 1:
+            more = tuple(
+                FurtherImage(spec=job.spec.to_dict(), out=str(folder.absolute()))
+                for job, folder in zip(jobs[1:], folders[1:], strict=True)
+            )
+            ranks = min(self.num_modules or processors(), len(jobs))
+            first = dataclasses.replace(jobs[0], ranks=ranks)
+            self._render(first, folders[0], output, on_step_end, on_event, more)
+        else:
+            for job, folder in zip(jobs, folders, strict=True):
+                self._render(job, folder, output, on_step_end, on_event)
+        return folders
+
     def _render(
         self,
         job: _Job,
@@ -197,8 +217,10 @@ class ParallelizedDiffusionPipeline:
         output: Literal["image", "latents"],
         on_step_end: OnStepEnd | None,
         on_event: OnEvent,
+        more: tuple[FurtherImage, ...] = (),
     ) -> None:
         request = Request(
+            more=more,
             spec=job.spec.to_dict(),
             folders=job.paths,
             info=job.info,
@@ -216,7 +238,7 @@ class ParallelizedDiffusionPipeline:
             if on_step_end is not None and isinstance(event, StepDone):
                 on_step_end(self, before[event.stage] + event.step - 1, event.timestep, {})
 
-        with ProgressBar(stages, self._progress_bar_config) as bar:
+        with ProgressBar(stages, self._progress_bar_config, 1 + len(more)) as bar:
             self._ranks.render(job.ranks, request, forward)
 
 

@@ -22,6 +22,7 @@ from render.canvas import Canvas, Reference, cut_out, gather_planes
 from render.denoise.batches import Batch, make_batches, make_call
 from render.denoise.fusion import FixedPoint, add_predictions
 from render.denoise.halo_exchange import make_halo_exchange
+from render.denoise.model_calls import ModelCalls, SingleCalls
 from render.distributed import Group
 from render.finite import check_prediction
 from render.guidance.hook import GuidanceHook, ModelCall, StageContext, Step
@@ -82,6 +83,7 @@ class StageLoop:
     """The encoded prompts: the image's own, then those of its region prompts."""
     device: torch.device
     hooks: Sequence[type[GuidanceHook]] = HOOKS
+    calls: ModelCalls = field(default_factory=SingleCalls)
 
     @property
     def spec(self) -> Spec:
@@ -249,20 +251,35 @@ class StageState:
     def _predict(
         self, batches: list[Batch], step: Step, offset: tuple[int, int], sums: Tensor, times: StepTimes
     ) -> None:
-        for batch in batches:
-            started = time.perf_counter()
-            predictions = self._call_model(batch, step)
+        at_once = 1 if self.hooks.runs_calls else max(1, self.loop.stage.most_joined // self.loop.stage.batch)
+        for start in range(0, len(batches), at_once):
+            several = batches[start : start + at_once]
+            predictions, seconds = self._call_model(several, step)
             ended = time.perf_counter()
-            add_predictions(sums, self._context, self._fixed, batch, predictions, offset)
-            times.model += ended - started
-            times.calls += 1
+            for batch, prediction in zip(several, predictions, strict=True):
+                add_predictions(sums, self._context, self._fixed, batch, prediction, offset)
+            times.model += seconds
+            times.calls += len(several)
             times.fuse += time.perf_counter() - ended
 
-    def _call_model(self, batch: Batch, step: Step) -> Tensor:
-        call = make_call(self._context, batch, step)
-        predictions = self.hooks.predict(step, call, partial(_forward, self.loop.adapter))[: len(batch)]
-        check_prediction(predictions, step.index, self.loop.stage.index, self.loop.plan.spec.dtype)
-        return predictions
+    def _call_model(self, batches: Sequence[Batch], step: Step) -> tuple[list[Tensor], float]:
+        """The predictions of each batch, and the seconds of the model that they took."""
+        started = time.perf_counter()
+        calls = [make_call(self._context, batch, step) for batch in batches]
+        if self.hooks.runs_calls:
+            forward = partial(_forward, self.loop.adapter)
+            found = [self.hooks.predict(step, call, forward) for call in calls]
+            seconds = time.perf_counter() - started
+        else:
+            answers, seconds = self.loop.calls.run(self.loop.adapter, calls, self.loop.stage.most_joined)
+            found = [
+                self.hooks.adjust_prediction(step, call, answer)
+                for call, answer in zip(calls, answers, strict=True)
+            ]
+        predictions = [each[: len(batch)] for each, batch in zip(found, batches, strict=True)]
+        for each in predictions:
+            check_prediction(each, step.index, self.loop.stage.index, self.loop.plan.spec.dtype)
+        return predictions, seconds
 
     def _advance(self, step: Step, prediction: Tensor) -> None:
         """Step the sampler's state on the fused prediction."""

@@ -85,13 +85,20 @@ class GuidanceHooks:
         """Whether any hook sends something that depends on this evaluation."""
         return any(hook.must_run_first(evaluation) for hook in self._hooks)
 
+    @property
+    def runs_calls(self) -> bool:
+        """Whether a hook runs the model calls itself, each with its own context."""
+        return any(type(hook).predict is not GuidanceHook.predict for hook in self._hooks)
+
     def predict(self, step: Step, call: ModelCall, forward: Predict) -> Tensor:
         """Run a model call, the first hook outermost, and adjust its predictions [B, C, h, w]."""
         for hook in reversed(self._hooks):
             forward = partial(hook.predict, forward=forward)
-        return reduce(
-            lambda value, hook: hook.adjust_prediction(step, call, value), self._hooks, forward(call)
-        )
+        return self.adjust_prediction(step, call, forward(call))
+
+    def adjust_prediction(self, step: Step, call: ModelCall, prediction: Tensor) -> Tensor:
+        """Predictions [B, C, h, w] of a model call -> the same shape."""
+        return reduce(lambda value, hook: hook.adjust_prediction(step, call, value), self._hooks, prediction)
 
     def pack(self, step: Step, sums: Tensor) -> Tensor:
         """This rank's message of all hooks, flat int32 and of one length on all ranks."""

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,8 +44,10 @@ if TYPE_CHECKING:
     import torch
 
     from render.denoise.checkpoint import CheckpointManager, SaveResult
+    from render.denoise.model_calls import ModelCalls
     from render.distributed import Group
     from render.models.adapter import Adapter
+    from render.models.joined_calls import CallJoiner
     from render.sink import Sink
     from render.spec import Spec
     from render.spec.lora import Lora
@@ -114,6 +116,8 @@ class _Rank:
     _loras: tuple[tuple[str, float], ...] | None = ()
     """Those on the model, by digest and weight."""
     _loaded: tuple[tuple[Any, ...], tuple[Adapter, Adapter | None]] | None = field(default=None)
+    _joiner: CallJoiner | None = None
+    """Of the model with its LoRA."""
 
     def render(self, request: Request) -> None:
         """Render one image with the other ranks."""
@@ -143,6 +147,9 @@ class _Rank:
         )
         observer = make_observer(request.observer, context)
         try:
+            if request.more:
+                self._render_share(request, models, device, observer)
+                return
             sink = open_sink(request.out, patience_s=request.patience_s, observer=observer.on_sink_call)
             self._render(request, spec, models, sink, device, _forward(self.events, observer))
         except torch.OutOfMemoryError as exc:
@@ -161,11 +168,16 @@ class _Rank:
         sink: Sink,
         device: torch.device,
         on_event: OnEvent,
+        group: Group | None = None,
+        calls: ModelCalls | None = None,
     ) -> None:
         from render.denoise.checkpoint import CheckpointManager
+        from render.denoise.model_calls import JoinedCalls
         from render.engine import render_image, render_to_latents
+        from render.models.joined_calls import CallJoiner
 
-        assert self._group is not None
+        group = group or self._group
+        assert group is not None
         checkpoints: CheckpointManager = CheckpointManager(
             sink,
             spec.digest(request.info.digest),
@@ -175,19 +187,56 @@ class _Rank:
             on_save=lambda result: on_event(_checkpoint_event(result)),
         )
         adapter, refiner = models
+        self._joiner = self._joiner or CallJoiner(adapter)
+        calls = calls or JoinedCalls(self._joiner)
         render: Callable[..., object] = render_image
         if request.output == "latents":
             render = partial(render_to_latents, key=LATENTS_KEY)
         render(
             spec,
             adapter,
-            self._group,
+            group,
             sink,
             device=device,
             on_event=on_event,
             checkpoints=checkpoints,
             refiner=refiner,
+            calls=calls,
         )
+
+    def _render_share(
+        self,
+        request: Request,
+        models: tuple[Adapter, Adapter | None],
+        device: torch.device,
+        observer: RankObserver,
+    ) -> None:
+        """Render this rank's images of a request that has several, by itself."""
+        from render.denoise.shared_calls import SharedCalls
+        from render.distributed import SingleRankGroup
+        from render.models.joined_calls import CallJoiner
+        from render.plan.plan import make_plan
+        from render.spec import Spec
+
+        assert self._group is not None
+
+        def render(number: int, calls: ModelCalls) -> bool:
+            image = request.images[number]
+            on_event = _forward(self.events, observer, number)
+            sink = open_sink(image.out, patience_s=request.patience_s, observer=observer.on_sink_call)
+            spec = Spec.from_mapping(image.spec)
+            self._render(request, spec, models, sink, device, on_event, SingleRankGroup(), calls)
+            return True
+
+        own = range(self._group.rank, len(request.images), self._group.world_size)
+        at_once = make_plan(Spec.from_mapping(request.spec), request.info, 1).images_at_once
+        self._joiner = self._joiner or CallJoiner(models[0])
+        shared = SharedCalls(self._joiner, at_once)
+        outcomes = dict(shared.run(partial(render, number) for number in own))
+        # What one image raises leaves the others: they are done by now.
+        for outcome in outcomes.values():
+            if isinstance(outcome, Exception):
+                raise outcome
 
     def _models(self, request: Request, device: torch.device, spec: Spec) -> tuple[Adapter, Adapter | None]:
         from render.models import load_models
@@ -195,7 +244,7 @@ class _Rank:
         wanted = (request.folders, request.info.digest, spec.dtype, spec.quantize)
         if self._loaded is None or self._loaded[0] != wanted:
             # Free the old model before the new one is loaded: there is seldom room for two.
-            self._loaded = None
+            self._loaded = self._joiner = None
             self._loras = ()
             started = time.perf_counter()
             models = load_models(request.folders, device, spec.dtype, request.info, quantize=spec.quantize)
@@ -211,7 +260,7 @@ class _Rank:
         wanted = tuple((lora.digest, lora.weight) for lora in loras)
         if wanted != self._loras:
             # What is half on the model must not be taken for one that is on it.
-            self._loras = None
+            self._loras = self._joiner = None
             set_loras(adapter.pipeline, loras)
             self._loras = wanted
 
@@ -226,15 +275,19 @@ def _checkpoint_event(result: SaveResult) -> CheckpointSaved:
     )
 
 
-def _forward(events: EventSender, observer: RankObserver) -> Callable[[Event], None]:
+def _forward(
+    events: EventSender, observer: RankObserver, image: int | None = None
+) -> Callable[[Event], None]:
     """Sends a rank's events to the group, and all of them to its observer.
 
     All ranks take the same steps; the first one of each node reports them, the others only their times.
-    Each rank has its own tiles.
+    Each rank has its own tiles. `image` is the number of one that this rank renders by itself.
     """
-    local_rank = int(os.environ["LOCAL_RANK"])
+    # Whoever renders an image alone is its first rank.
+    local_rank = int(os.environ["LOCAL_RANK"]) if image is None else 0
 
     def on_event(event: Event) -> None:
+        event = replace(event, image=image or 0)
         observer.on_event(event)
         if isinstance(event, ImageDone):
             # All ranks have it at the same point; each node learns that its ranks wait for the next request.

@@ -67,7 +67,7 @@ class RankGroup:
         timeout: float | None = None,
         on_tick: Callable[[], bool] = lambda: False,
     ) -> ImageDone | None:
-        """Render one image. Returns the group's last event, None on a node that does not hold rank 0.
+        """Render a request. Returns the group's last event, None on a node that does not hold rank 0.
 
         `on_tick` is called several times a second; it may raise to give the render up, and returns True to
         have the ranks save a checkpoint after the step and stop. `timeout` is in seconds. Whenever this
@@ -137,6 +137,8 @@ class _RunningGroup:
         self._signaled: set[int] = set()
         self._failure: RankFailed | None = None
         self._done: ImageDone | None = None
+        """The last event of the request; None as long as one of its images is missing."""
+        self._missing: set[int] = set()
         self._stopped: RankStopped | None = None
 
     def alive(self) -> bool:
@@ -150,7 +152,7 @@ class _RunningGroup:
         on_tick: Callable[[], bool],
     ) -> ImageDone | None:
         """Receive events until the image is done; after the last request, until all processes have ended."""
-        self._done = None
+        self._done, self._missing = None, set(range(len(request.images)))
         deadline = None if timeout is None else time.monotonic() + timeout
         last_event_at = time.monotonic()
         while request.last or self._done is None:
@@ -216,7 +218,8 @@ class _RunningGroup:
                 # The first error is the cause; those of the others follow from it.
                 self._failure = self._failure or event
             case ImageDone():
-                self._done = event
+                self._missing.discard(event.image)
+                self._done = self._done if self._missing else event
             case RankStopped():
                 self._stopped = event
 

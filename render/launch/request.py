@@ -19,8 +19,16 @@ PATIENCE_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
+class FurtherImage:
+    """An image that a request has beside its first one."""
+
+    spec: dict[str, Any]
+    out: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """One image for one group."""
+    """One image for one group; or several small ones, each for one rank of it."""
 
     spec: dict[str, Any]
     folders: ModelPaths
@@ -43,6 +51,14 @@ class Request:
     """Factory `module:function` of the ranks' observers, see `render.launch.observer`; None for none."""
     last: bool = True
     """The ranks end after this one; otherwise they wait for the next, with the model loaded."""
+    more: tuple[FurtherImage, ...] = ()
+    """Images of the same model, LoRA and dtype. Each rank renders its share of all images by itself, several
+    at a time, which share model calls."""
+
+    @property
+    def images(self) -> tuple[FurtherImage, ...]:
+        """All images, with the first one."""
+        return (FurtherImage(spec=self.spec, out=self.out), *self.more)
 
     def write(self, path: Path) -> None:
         """Write the file atomically: the ranks are watching for it."""
@@ -54,4 +70,5 @@ class Request:
     def read(cls, path: Path) -> Request:
         values = json.loads(path.read_text(encoding="utf-8"))
         folders, info = ModelPaths.from_json(values["folders"]), ModelInfo(**values["info"])
-        return cls(**values | {"folders": folders, "info": info})
+        more = tuple(FurtherImage(**image) for image in values["more"])
+        return cls(**values | {"folders": folders, "info": info, "more": more})

@@ -6,16 +6,17 @@ Positions are a window's own, as in training; a window is an image to the networ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from render.model_info import ModelInfo
 from render.models.adapter import WindowPlace
 from render.models.autoencoders import open_autoencoder
+from render.models.joined_calls import CallInputs
 from render.models.loading import DTYPES
 from render.sampling.diffusers_schedule import noise_schedule
 from render.sampling.schedule import NoiseSchedule
@@ -58,15 +59,49 @@ class TransformerAdapter:
         guidance_scale: float,
     ) -> Tensor:
         """Predictions for [B, C, h, w] latents, float32; see `Adapter.predict`."""
+        times = torch.full((len(latents),), timestep, dtype=torch.float32, device=self._device)
+        return self._on_whole_patches(
+            latents, lambda whole: self._predict(whole, times, text, conditions, guidance_scale)
+        )
+
+    @property
+    def network(self) -> nn.Module:
+        """See `JoinsCalls`."""
+        network: nn.Module = self._transformer
+        return network
+
+    def join_key(self, call: CallInputs) -> Hashable | None:
+        """Latents of one shape, and texts of one length; see `JoinsCalls`."""
+        if type(self)._predict is not TransformerAdapter._predict:
+            # The text is not one row for each evaluation, or more than one forward makes a prediction.
+            return None
+        shapes = tuple((name, None if row is None else row.shape[1:]) for name, row in call.text.items())
+        return call.latents.shape[1:], shapes, call.guidance_scale
+
+    @torch.no_grad()
+    def predict_joined(self, calls: Sequence[CallInputs]) -> Tensor:
+        """Predictions for all rows of all calls, in order; see `JoinsCalls`."""
+        times = [torch.full((len(call.latents),), call.timestep, dtype=torch.float32) for call in calls]
+        taken = [take_rows(call.text, call.conditions) for call in calls]
+        rows = {
+            name: None if value is None else torch.cat([one[name] for one in taken])
+            for name, value in taken[0].items()
+        }
+        return self._on_whole_patches(
+            torch.cat([call.latents for call in calls]),
+            lambda whole: self._forward(
+                whole, torch.cat(times).to(self._device), rows, calls[0].guidance_scale
+            ),
+        )
+
+    def _on_whole_patches(self, latents: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:
+        """Predictions in float32 of latents that are filled up to whole patches for the network."""
         height, width = latents.shape[2:]
         patch = self.info.patch
         down, right = -height % patch, -width % patch
         if down or right:
             latents = functional.pad(latents, (0, right, 0, down), mode="replicate")
-        times = torch.full((len(latents),), timestep, dtype=torch.float32, device=self._device)
-        inputs = latents.to(self._device, self._dtype)
-        prediction = self._predict(inputs, times, text, conditions, guidance_scale)
-        return prediction.float()[:, :, :height, :width]
+        return predict(latents.to(self._device, self._dtype)).float()[:, :, :height, :width]
 
     def prepare_context(self, tokens: Tensor | None, strength: float, form: str) -> Any:
         """Never called: transformers have no `token_width`."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from render.model_info import ModelInfo
 from render.models.adapter import WindowPlace
 from render.models.autoencoders import open_autoencoder
 from render.models.cross_window_attention import Context, cross_window_attention, pooled_kv
+from render.models.joined_calls import CallInputs
 from render.models.loading import DTYPES
 from render.models.trained_cross_window_attention import (
     TrainedContext,
@@ -90,12 +91,52 @@ class UNetAdapter:
         guidance_scale: float,
     ) -> Tensor:
         """Predictions for [B, C, h, w] scaled latents, float32; see `Adapter.predict`."""
+        return self._forward(
+            latents,
+            torch.tensor(timestep, dtype=torch.float32, device=self._device),
+            text.states[list(conditions)],
+            guidance_scale,
+            self._added(text, places, conditions),
+        )
+
+    @property
+    def network(self) -> nn.Module:
+        """See `JoinsCalls`."""
+        network: nn.Module = self._unet
+        return network
+
+    def join_key(self, call: CallInputs) -> Hashable:
+        """Latents of one shape, and texts of one length; see `JoinsCalls`."""
+        scale = None if self._guidance_width is None else call.guidance_scale
+        return call.latents.shape[1:], call.text.states.shape[1:], scale
+
+    @torch.no_grad()
+    def predict_joined(self, calls: Sequence[CallInputs]) -> Tensor:
+        """Predictions for all rows of all calls, in order; see `JoinsCalls`."""
+        added = [self._added(call.text, call.places, call.conditions) for call in calls]
+        times = [torch.full((len(call.latents),), call.timestep, dtype=torch.float32) for call in calls]
+        return self._forward(
+            torch.cat([call.latents for call in calls]),
+            torch.cat(times).to(self._device),
+            torch.cat([call.text.states[list(call.conditions)] for call in calls]),
+            calls[0].guidance_scale,
+            None if added[0] is None else _cat_rows([one for one in added if one is not None]),
+        )
+
+    def _forward(
+        self,
+        latents: Tensor,
+        times: Tensor,
+        states: Tensor,
+        guidance_scale: float,
+        added: dict[str, Tensor] | None,
+    ) -> Tensor:
         prediction: Tensor = self._unet(
             latents.to(self._device, self._dtype),
-            torch.tensor(timestep, dtype=torch.float32, device=self._device),
-            encoder_hidden_states=text.states[list(conditions)],
+            times,
+            encoder_hidden_states=states,
             timestep_cond=self._guidance_input(guidance_scale, len(latents)),
-            added_cond_kwargs=self._added(text, places, conditions),
+            added_cond_kwargs=added,
             return_dict=False,
         )[0].float()
         return -prediction if self._reversed else prediction
@@ -146,3 +187,7 @@ class UNetAdapter:
         scale = torch.tensor(guidance_scale - 1.0).repeat(batch)
         embedding = self._pipeline.get_guidance_scale_embedding(scale, embedding_dim=self._guidance_width)
         return torch.as_tensor(embedding).to(self._device, self._dtype)
+
+
+def _cat_rows(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -237,6 +237,11 @@ class Plan:
         """More ranks than this have nothing to evaluate at any stage."""
         return max(stage.tiling.evaluations for stage in self.stages)
 
+    @property
+    def images_at_once(self) -> int:
+        """Images like this one whose evaluations of a step fill one joined call; 1 for a large image."""
+        return max(1, min(each.stage.most_joined for each in self.stages) // self.useful_ranks)
+
     @cached_property
     def work(self) -> int:
         """Latents that all evaluations of all steps cover: what the time of a render is proportional to."""

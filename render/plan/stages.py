@@ -64,8 +64,10 @@ class Stage:
     steps: int
     """The step after the last one, the same for all stages."""
     batch: int
-    """Evaluations per model call."""
+    """Evaluations per model call: the batch shape whose bits the image has."""
     grid: Grid
+    most_joined: int = 1
+    """Evaluations of calls that may run as one (`render.models.joined_calls`), which changes no bit."""
     passes: int = 1
     """Evaluations of each window: 2 with classifier-free guidance, without and with the prompt."""
     patches: tuple[Layer, ...] = ()
@@ -266,14 +268,16 @@ def _stage(spec: Spec, info: ModelInfo, index: int, width: int, height: int) -> 
     grid = _grid(latent_height, latent_width, native, longest, moving, (spec.wrap_y, spec.wrap_x))
     passes = 2 if spec.guidance(info) > info.guided_above and not info.takes_guidance else 1
     first_step = spec.steps - max(1, round(spec.steps * _strength(spec, index)))
+    most = _max_windows_per_call(spec, native)
     return Stage(
         index=index,
         width=width,
         height=height,
         first_step=first_step,
         steps=spec.steps,
-        batch=_batch(grid, passes, _max_windows_per_call(spec, native)),
+        batch=_batch(grid, passes, most),
         grid=grid,
+        most_joined=most,
         passes=passes,
         patches=_patches(spec, latent_height, latent_width, native, longest),
         dilation=dilation_of(grid, native) if spec.dilated else None,

@@ -1,0 +1,130 @@
+"""Several calls of a model run as one, where that changes no bit.
+
+A row's bits depend on the batch shape that it is evaluated in, and the shape belongs to the stage
+(docs/DETERMINISM.md). So calls are joined only in shapes that have been checked: the first calls of each
+shape run both joined and one by one, and a shape whose results differ in one bit is never used again. Kernels
+are chosen by shapes and not by values, so what holds for one call of a shape holds for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from render.models.adapter import Adapter, WindowPlace
+from render.models.exact_rows import ExactRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallInputs:
+    """The arguments of one `Adapter.predict`."""
+
+    latents: Tensor
+    timestep: float
+    text: Any
+    places: Sequence[WindowPlace]
+    conditions: Sequence[int]
+    guidance_scale: float
+
+    def predict(self, adapter: Adapter) -> Tensor:
+        """Run the call by itself."""
+        return adapter.predict(
+            self.latents, self.timestep, self.text, self.places, self.conditions, self.guidance_scale
+        )
+
+
+@runtime_checkable
+class JoinsCalls(Protocol):
+    """An adapter whose calls can be joined."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What `predict` runs."""
+        ...
+
+    def join_key(self, call: CallInputs) -> Hashable | None:
+        """Calls with the same key may be joined; None for a call that cannot be."""
+        ...
+
+    def predict_joined(self, calls: Sequence[CallInputs]) -> Tensor:
+        """The predictions of all rows of all calls, in order: one forward."""
+        ...
+
+
+class CallJoiner:
+    """The calls of one loaded model. A model with other weights, LoRA included, needs another joiner."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self._adapter = adapter
+        self._joins = adapter if isinstance(adapter, JoinsCalls) else None
+        self._exact: ExactRows | None = None
+        self._equal: dict[Hashable, bool] = {}
+        """By shape: whether joined calls have the bits of single ones."""
+
+    def run(self, adapter: Adapter, calls: Sequence[CallInputs], most_rows: int) -> list[Tensor | Exception]:
+        """The predictions of each call, or what it raised; up to `most_rows` rows run as one.
+
+        Calls of another adapter, like a refiner's, run by themselves.
+        """
+        if adapter is not self._adapter:
+            return [_alone(adapter, call) for call in calls]
+        results: dict[int, Tensor | Exception] = {}
+        alike: dict[Hashable, list[int]] = {}
+        for number, call in enumerate(calls):
+            key = None if self._joins is None else self._joins.join_key(call)
+            if key is None:
+                results[number] = _alone(self._adapter, call)
+            else:
+                alike.setdefault((key, len(call.latents)), []).append(number)
+        for key, numbers in alike.items():
+            most = max(1, most_rows // len(calls[numbers[0]].latents))
+            while numbers:
+                # Powers of two, so that there are few shapes to check.
+                count = 1 << (min(len(numbers), most).bit_length() - 1)
+                part, numbers = numbers[:count], numbers[count:]
+                found = self._together(key, [calls[number] for number in part])
+                results.update(zip(part, found, strict=True))
+        return [results[number] for number in range(len(calls))]
+
+    def _together(self, key: Hashable, calls: list[CallInputs]) -> list[Tensor | Exception]:
+        shape, half = (key, len(calls)), len(calls) // 2
+        if half == 0:
+            return [_alone(self._adapter, calls[0])]
+        if self._equal.get(shape) is False:
+            return self._together(key, calls[:half]) + self._together(key, calls[half:])
+        joined = self._joined(calls)
+        if shape in self._equal and joined is not None:
+            return list(joined)
+        alone = [_alone(self._adapter, call) for call in calls]
+        # A call that fails, or answers with numbers that equal nothing, says nothing about the shape.
+        if all(isinstance(each, Tensor) and bool(torch.isfinite(each).all()) for each in alone):
+            self._equal[shape] = joined is not None and all(map(_same, alone, joined))
+        return alone
+
+    def _joined(self, calls: list[CallInputs]) -> list[Tensor] | None:
+        assert self._joins is not None, "calls without a key are not joined"
+        rows = len(calls[0].latents)
+        try:
+            if self._exact is None:
+                self._exact = ExactRows(self._joins.network)
+            if calls[0].latents.device.type != "cpu":
+                return list(self._joins.predict_joined(calls).split(rows))
+            with self._exact.as_calls_of(rows):
+                return list(self._joins.predict_joined(calls).split(rows))
+        except (RuntimeError, ValueError, TypeError, AttributeError):
+            return None
+
+
+def _alone(adapter: Adapter, call: CallInputs) -> Tensor | Exception:
+    try:
+        return call.predict(adapter)
+    except Exception as exc:
+        return exc
+
+
+def _same(alone: Tensor | Exception, joined: Tensor) -> bool:
+    return isinstance(alone, Tensor) and torch.equal(alone, joined)
