@@ -122,7 +122,8 @@ class SharedCalls:
                     image.resume()
                     if image.done:
                         active.remove(image)
-                        yield image.number, _outcome(image)
+                        outcome = _outcome(image)
+                        yield image.number, outcome
                 self._run_calls([image for image in active if image.waiting is not None])
         finally:
             for image in active:

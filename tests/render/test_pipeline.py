@@ -115,10 +115,22 @@ def test_the_ranks_of_a_pipeline_that_is_dropped_end() -> None:
     assert group_pids() <= others
 
 
-def test_a_list_of_prompts_gives_as_many_images(pipe: ParallelizedDiffusionPipeline) -> None:
-    prompts = ["a red vase", "a blue vase"]
-    both = pipe(prompts, seed=[4, 5], negative_prompt="text", **SMALL)
-    assert [image.size for image in both.images] == [(128, 128)] * 2
+def test_a_list_of_prompts_gives_as_many_images(
+    pipe: ParallelizedDiffusionPipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, events = ["a red vase", "a blue vase", "a cup"], list[Event]()
+    pipe.set_progress_bar_config()
+    both = pipe(prompts, seed=[4, 5, 6], negative_prompt="text", on_event=events.append, **SMALL)
+    pipe.set_progress_bar_config(disable=True)
+    assert "image 3/3: 100%" in capsys.readouterr().err
+    assert [image.size for image in both.images] == [(128, 128)] * 3
+    for number in range(3):
+        # Two ranks render three images: the first of them the first and the last, which share model calls.
+        mine = [event for event in events if event.image == number and not isinstance(event, ModelLoaded)]
+        assert {event.rank for event in mine if isinstance(event, StepDone)} == {number % 2}
+        assert [event.step for event in mine if isinstance(event, StepDone)] == [1, 2]
+        roots = [event.root for event in mine if isinstance(event, ImageDone)]
+        assert roots == [both.manifests[number].root]
     generator = torch.Generator().manual_seed(5)
     alone = pipe("a blue vase", generator=generator, negative_prompt="text", output_type="np", **SMALL)
     assert alone.images.shape == (1, 128, 128, 3) and alone.images.dtype == np.float32
