@@ -10,6 +10,7 @@ import click
 from bench import (
     autoencoders,
     board,
+    catalog,
     coherence,
     farm,
     image,
@@ -33,6 +34,7 @@ SECTIONS = {
     "memory": ("Memory", image.memory_rows),
     "autoencoders": ("Autoencoders", autoencoders.lines),
     "farm": ("Farm", farm.rows),
+    "catalog": ("Catalog", catalog.rows),
     "starts": ("Starts", starts.rows),
     "intake": ("Intake", intake.rows),
     "simulated": ("Simulated nights", simulated.rows),

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -206,7 +207,7 @@ def build_manifest(
             attention_window=layout.attention_window,
         ),
         ranks=ranks,
-        versions=_versions(("chorale", "torch", "diffusers", "transformers", "pillow")),
+        versions=_installed(("chorale", "torch", "diffusers", "transformers", "pillow")),
         timings={name: round(seconds, 3) for name, seconds in timings.items()},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -272,7 +273,9 @@ def _reason(exc: ValidationError) -> str:
     return printable if len(printable) <= 160 else printable[:157] + "..."
 
 
-def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+@cache
+def _installed(packages: tuple[str, ...]) -> dict[str, str]:
+    # Looked up once: reading the metadata of a package takes as long as a step of a small image.
     found = {}
     for package in packages:
         try:

@@ -1,0 +1,137 @@
+"""A catalog of native-size images on two cores, against two plain diffusers processes.
+
+`BENCH_CATALOG_IMAGES` takes another number than 96. One process of diffusers: `python -m bench.catalog BATCH
+FIRST COUNT FOLDER`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.farm import CHORALE
+from bench.table import Row
+from render.events import Event, ImageDone, ModelLoaded
+from render.launch.rank_environment import RANK_ENVIRONMENT
+from render.pipeline import ParallelizedDiffusionPipeline
+
+IMAGES = int(os.environ.get("BENCH_CATALOG_IMAGES", "96"))
+STEPS, SIDE, PROCESSES = 25, 128, 2
+BATCHES = (1, 4, 8, 16)
+"""Images per call of the plain processes; the best one counts."""
+SETTINGS = {"width": SIDE, "height": SIDE, "num_inference_steps": STEPS}
+Times = tuple[float, float]
+"""Seconds with the start, and without: from the moment at which all models are loaded."""
+
+
+def prompts(first: int = 0, count: int = IMAGES) -> list[str]:
+    return [f"a red vase on a wooden table, number {number}" for number in range(first, first + count)]
+
+
+def rows() -> list[Row]:
+    with tempfile.TemporaryDirectory(prefix="catalog-") as name:
+        return list(_rows(Path(name)))
+
+
+def _rows(folder: Path) -> Iterator[Row]:
+    plain = {batch: _plain(batch, folder / f"plain-{batch}") for batch in BATCHES}
+    for batch, (_, steady) in plain.items():
+        yield Row(f"{IMAGES} images, two diffusers processes, {batch} at a time: seconds, steady", steady, "")
+    best = min(plain, key=lambda batch: plain[batch][1])
+    total, steady = plain[best]
+    ours_total, ours_steady = _pipeline()
+    yield Row(f"{IMAGES} images, a pipeline of two ranks: seconds, steady", ours_steady, "")
+    yield Row("the pipeline over the best of diffusers, steady", ours_steady / steady, "<= 1.0")
+    yield Row("the pipeline over the best of diffusers, with start", ours_total / total, "<= 1.1")
+    farm = _farm(folder)
+    yield Row(f"{IMAGES} images, a farm of two slots: seconds, with start", farm, "")
+    yield Row("the farm over the best of diffusers, with start", farm / total, "<= 1.1")
+
+
+def _plain(batch: int, folder: Path) -> Times:
+    """Two processes, each with half of the images."""
+    folder.mkdir()
+    share = IMAGES // PROCESSES
+    started = time.time()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "bench.catalog", *map(str, (batch, part * share, share, folder))],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | RANK_ENVIRONMENT,
+        )
+        for part in range(PROCESSES)
+    ]
+    loaded = [float(process.communicate()[0].split()[-1]) for process in processes]
+    ended = time.time()
+    assert not any(process.returncode for process in processes), "a process of diffusers failed"
+    return ended - started, ended - max(loaded)
+
+
+def _pipeline() -> Times:
+    moments: dict[str, float] = {}
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, ModelLoaded):
+            moments["loaded"] = time.time()
+        elif isinstance(event, ImageDone):
+            moments["done"] = time.time()
+
+    started = time.time()
+    with ParallelizedDiffusionPipeline("builtin", num_modules=PROCESSES) as pipe:
+        pipe.set_progress_bar_config(disable=True)
+        images = pipe(prompts(), seed=list(range(IMAGES)), on_event=on_event, **SETTINGS).images
+        # Until all images are in this process, as the plain processes have theirs in files.
+        ended = time.time()
+    assert len(images) == IMAGES
+    return ended - started, ended - moments["loaded"]
+
+
+def _farm(folder: Path) -> float:
+    """From the start of a farm, whose queue has the images already, to the last of them."""
+    home = os.environ | {"XDG_DATA_HOME": str(folder / "home"), "CHORALE_NODE": "n"}
+    lines = (json.dumps({"prompt": text, "seed": seed}) for seed, text in enumerate(prompts()))
+    file = folder / "batch.jsonl"
+    file.write_text("\n".join(lines))
+    words = ["submit", str(file), "--size", f"{SIDE}x{SIDE}", "--steps", str(STEPS), "--json"]
+    answer = subprocess.run([*CHORALE, *words], env=home, stdout=subprocess.PIPE, check=True)
+    batch = json.loads(answer.stdout.splitlines()[-1])["batch"]
+    started = time.time()
+    up = subprocess.Popen([*CHORALE, "up", "--slots", str(PROCESSES)], env=home, stderr=subprocess.DEVNULL)
+    try:
+        waited = [*CHORALE, "wait", "--batch", batch, "--timeout", "7200"]
+        subprocess.run(waited, env=home, stdout=subprocess.DEVNULL, check=True)
+        return time.time() - started
+    finally:
+        up.terminate()
+        up.wait(60)
+
+
+def plain_process(batch: int, first: int, count: int, folder: Path) -> None:
+    """Render images with diffusers alone, so many at a time; prints when the model was loaded."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from render.models.folder import resolve_model
+
+    torch.set_num_threads(1)
+    pipe = DiffusionPipeline.from_pretrained(resolve_model("builtin"), local_files_only=True)
+    pipe.unet.to(memory_format=torch.channels_last)
+    pipe.set_progress_bar_config(disable=True)
+    sys.stdout.write(f"{time.time()}\n")
+    for start in range(first, first + count, batch):
+        texts = prompts(start, min(batch, first + count - start))
+        draws = [torch.Generator().manual_seed(start + number) for number in range(len(texts))]
+        images = pipe(texts, generator=draws, **SETTINGS).images
+        for number, image in enumerate(images):
+            image.save(folder / f"{start + number}.png")
+
+
+if __name__ == "__main__":
+    plain_process(*map(int, sys.argv[1:4]), Path(sys.argv[4]))
