@@ -63,14 +63,16 @@ def _plain(batch: int, folder: Path) -> Times:
         subprocess.Popen(
             [sys.executable, "-m", "bench.catalog", *map(str, (batch, part * share, share, folder))],
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             env=os.environ | RANK_ENVIRONMENT,
         )
         for part in range(PROCESSES)
     ]
-    loaded = [float(process.communicate()[0].split()[-1]) for process in processes]
+    answers = [process.communicate() for process in processes]
     ended = time.time()
-    assert not any(process.returncode for process in processes), "a process of diffusers failed"
+    if any(process.returncode for process in processes):
+        raise RuntimeError(answers[0][1].decode()[-3000:])
+    loaded = [float(printed.split()[-1]) for printed, _ in answers]
     return ended - started, ended - max(loaded)
 
 
@@ -121,7 +123,10 @@ def plain_process(batch: int, first: int, count: int, folder: Path) -> None:
     from render.models.folder import resolve_model
 
     torch.set_num_threads(1)
-    pipe = DiffusionPipeline.from_pretrained(resolve_model("builtin"), local_files_only=True)
+    folder_of_model = resolve_model("builtin")
+    pipe = DiffusionPipeline.from_pretrained(
+        folder_of_model, local_files_only=True, torch_dtype=torch.float32
+    )
     pipe.unet.to(memory_format=torch.channels_last)
     pipe.set_progress_bar_config(disable=True)
     sys.stdout.write(f"{time.time()}\n")
