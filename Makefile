@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all image-test check docs bench bench-quality chaos lock k8s clean
+.PHONY: demo test test-all image-test check docs bench bench-quality chaos chaos-outside soak lock k8s clean
 
 demo: $(READY)  ## a small farm renders a picture with two ranks, verifies it; OPEN=1 shows it in a browser
 	@OPEN=$(OPEN) $(BIN)/python examples/demo.py
@@ -24,6 +24,12 @@ check: $(READY)  ## style and types
 
 chaos: $(READY)  ## three hosts, forty jobs, sixty faults; the table goes into bench/RESULTS.md
 	@$(BIN)/python -m bench.chaos $(ARGS)
+
+chaos-outside: $(READY)  ## the faults of make chaos, those that outside tests found, and those of a store; one table
+	@$(BIN)/python -m bench.chaos_outside $(ARGS)
+
+soak: $(READY)  ## 2,000 small jobs on two slots: rate, memory, files; goes on where it was stopped
+	@$(BIN)/python -m bench.soak $(ARGS)
 
 docs: $(READY)  ## write the documents that are generated from the code
 	@$(BIN)/python docs/generate.py

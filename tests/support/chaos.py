@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+import psycopg
+from sqlalchemy import delete, select
 
 from infra.database import Database
-from jobs.db.tables import attempts, jobs, leases, members
+from jobs.db.folders import digest_of
+from jobs.db.tables import attempts, jobs, leases, members, nodes
 from jobs.node.tasks import LAUNCH, make_app, queue_of
 from tests.support.cli import processes_with
 from tests.support.machines import Machines
@@ -48,6 +51,8 @@ class Outcome:
     states: Counter[str] = field(default_factory=Counter)
     wrong_roots: list[str] = field(default_factory=list)
     manifests: int = 0
+    doubled: int = 0
+    """Finished images of which there is another one."""
     left: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -60,8 +65,14 @@ class Outcome:
         )
 
 
-def run_chaos(folder: Path, *, seed: int, jobs: int, faults: int, log: Callable[[str], None]) -> Outcome:
-    """Run it in an empty folder of a machine where we are root."""
+def run_chaos(
+    folder: Path, *, seed: int, jobs: int, faults: int, log: Callable[[str], None], findings: bool = False
+) -> Outcome:
+    """Run it in an empty folder of a machine where we are root.
+
+    With `findings`, also the faults with which outside tests found something. Every kind of fault strikes
+    once before any strikes again.
+    """
     specs = _specs(jobs)
     with network(NODES) as hosts, _store(folder / "store") as store:
         database, broker = Postgres(folder, hosts.gateway), Redis(folder, hosts.gateway)
@@ -75,6 +86,7 @@ def run_chaos(folder: Path, *, seed: int, jobs: int, faults: int, log: Callable[
             CHORALE_CHECKPOINT_S="2",
         )
         chaos = _Chaos(farm, hosts, database, broker, store, random.Random(seed), log)
+        chaos.kinds = ("fault_", "finding_") if findings else ("fault_",)
         try:
             for number in range(NODES):
                 chaos.boot(number)
@@ -95,6 +107,7 @@ def run_chaos(folder: Path, *, seed: int, jobs: int, faults: int, log: Callable[
         outcome.manifests = len(images)
         found = {path.parent.name: json.loads(path.read_text())["root"] for path in images}
         wanted = roots_of({path.parent.name: json.loads(path.read_text())["spec"] for path in images}, folder)
+        outcome.doubled = len(found) - len({digest_of(name) for name in found})
         outcome.wrong_roots = [digest for digest, root in found.items() if wanted[digest] != root]
     return outcome
 
@@ -145,6 +158,8 @@ class _Chaos:
     draw: random.Random
     log: Callable[[str], None]
     struck: Counter[str] = field(default_factory=Counter)
+    kinds: tuple[str, ...] = ("fault_",)
+    """Beginnings of the methods that strike."""
     _later: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
     _down: set[int] = field(default_factory=set)
     """Nodes that are stopped or cut off just now."""
@@ -160,12 +175,12 @@ class _Chaos:
         names: list[str] = []
         while sum(self.struck.values()) < count:
             if not names:
-                names = sorted(name for name in dir(self) if name.startswith("fault_"))
+                names = fault_methods(self.kinds)
                 self.draw.shuffle(names)
             fault = names.pop()
             if getattr(self, fault)():
-                self.struck[fault.removeprefix("fault_").replace("_", " ")] += 1
-                self.log(f"{sum(self.struck.values())}: {fault.removeprefix('fault_').replace('_', ' ')}")
+                self.struck[shown(fault)] += 1
+                self.log(f"{sum(self.struck.values())}: {shown(fault)}")
             else:
                 # Nothing there to hit just now; another one in its place.
                 names.insert(0, fault)
@@ -292,6 +307,41 @@ class _Chaos:
         )
         return True
 
+    def finding_database_only_reads_for_12_s(self) -> bool:
+        """As while a replica is promoted. Before, it ended the heartbeats, and two ranks ran on one slot."""
+        self._only_reads("on")
+        self._pass(12)
+        self._only_reads("off")
+        return True
+
+    def finding_row_of_an_idle_node_deleted(self) -> bool:
+        """As when an older snapshot is restored. Before, the node never registered again."""
+        running = select(members.c.node).join(attempts, attempts.c.id == members.c.attempt)
+        idle = nodes.c.name.not_in(running.where(attempts.c.ended.is_(None)))
+        with self._write() as connection:
+            name = connection.execute(select(nodes.c.name).where(idle)).scalar()
+            connection.execute(delete(members).where(members.c.node == name))
+            connection.execute(delete(nodes).where(nodes.c.name == name))
+        return name is not None
+
+    def finding_home_deleted(self) -> bool:
+        """Before, a node whose home was gone stayed up and swallowed jobs."""
+        shutil.rmtree(self.farm.home / "chorale", ignore_errors=True)
+        return True
+
+    def finding_database_stops_to_answer_for_8_s(self) -> bool:
+        """Its processes stand still, and its connections stay open."""
+        self.postgres.freeze()
+        self._pass(8)
+        self.postgres.freeze(off=True)
+        return True
+
+    def _only_reads(self, switch: str) -> None:
+        with psycopg.connect(self.postgres.url, autocommit=True) as connection:
+            connection.execute("set default_transaction_read_only = off")
+            connection.execute(f"alter system set default_transaction_read_only = {switch}")
+            connection.execute("select pg_reload_conf()")
+
     def _kill(self, command: str, but: str = "\0") -> bool:
         """SIGKILL to any process with such a command line."""
         listed = processes_with(self.farm.mark).items()
@@ -360,6 +410,15 @@ class _Chaos:
         return states <= {"done", "failed", "cancelled"}
 
     @contextlib.contextmanager
+    def _write(self) -> Iterator[Any]:
+        database = Database(self.postgres.url)
+        try:
+            with database.write() as connection:
+                yield connection
+        finally:
+            database.close()
+
+    @contextlib.contextmanager
     def _read(self) -> Iterator[Any]:
         database = Database(self.postgres.url)
         try:
@@ -367,3 +426,13 @@ class _Chaos:
                 yield connection
         finally:
             database.close()
+
+
+def fault_methods(kinds: tuple[str, ...]) -> list[str]:
+    """The names of the methods of all faults of these kinds."""
+    return sorted(name for name in dir(_Chaos) if name.startswith(kinds))
+
+
+def shown(method: str) -> str:
+    """A fault as tables name it."""
+    return method.partition("_")[2].replace("_", " ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -72,6 +73,14 @@ class Postgres:
         """At once, as when its machine fails."""
         self._call("pg_ctl", "-D", str(self._data), "-m", "immediate", "-w", "stop")
 
+    def freeze(self, off: bool = False) -> None:
+        """Stop all its processes where they are, or let them go on."""
+        first = int((self._data / "postmaster.pid").read_text().split()[0])
+        own = [first, *(pid for pid in map(int, _pids()) if _parent(pid) == first)]
+        for pid in own:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT if off else signal.SIGSTOP)
+
     def _call(self, program: str, *arguments: str) -> None:
         subprocess.run(
             [str(self._binaries / program), *arguments],
@@ -81,6 +90,18 @@ class Postgres:
             cwd=self._data,
             timeout=120,
         )
+
+
+def _pids() -> list[str]:
+    return [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _parent(pid: int) -> int:
+    """Pid of the parent of a process; 0 for one that has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 @contextmanager

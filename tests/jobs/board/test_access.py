@@ -158,7 +158,16 @@ def test_other_names_and_other_sites_are_refused(quiet_board: RunningBoard) -> N
     assert ask("/", host="rebound.example:8470").status == 421
     assert ask("/", host="localhost").status == 200
     job = {"prompt": "a vase", "size": "128x128"}
-    assert ask("/api/v1/jobs", "POST", job, origin="https://evil.example").status == 403
+    for origin in ("https://evil.example", "http://[", "null"):
+        assert ask("/api/v1/jobs", "POST", job, origin=origin).status == 403
+    for host in (
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "127.0.0.1@evil.example",
+        "10.0.0.1",
+        "[",
+    ):
+        assert ask("/", host=host).status == 421
     assert ask("/api/v1/jobs", "POST", job, sec_fetch_site="cross-site").status == 403
     assert ask("/submit", "POST", b"prompt=x", **_FORM).status == 403, "a form without its CSRF token"
     assert ask("/api/v1/batches").json == before

@@ -69,6 +69,30 @@ def test_a_set_that_can_lie_together_is_laid_out(seed: int, rows: int, cols: int
         assert layout.at(row, col).bottom == layout.at(row + 1, col).top
 
 
+def test_the_search_for_a_layout_of_a_large_set_ends() -> None:
+    """240 tiles in any order, of few labels: the search once took a board's thread for many seconds."""
+    draw = random.Random(7)
+    for labels in ("ab", "abcdefgh"):
+        down = [[draw.choice(labels) for _ in range(16)] for _ in range(15)]
+        across = [[draw.choice(labels) for _ in range(16)] for _ in range(15)]
+        tiles = [
+            SetTile(
+                name=f"{row}-{col}",
+                left=across[row][col - 1],
+                right=across[row][col],
+                top=down[row - 1][col],
+                bottom=down[row][col],
+            )
+            for row, col in itertools.product(range(15), range(16))
+        ]
+        draw.shuffle(tiles)
+        if labels == "ab":
+            assert len(solve_layout(tuple(tiles), 2048, 1920).parts(2048, 1920)) == 240
+        else:
+            with pytest.raises(BadInput, match="add tiles, or label fewer sides"):
+                solve_layout(tuple(tiles), 2048, 1920)
+
+
 def test_tiles_keep_their_order_where_it_will_do_and_are_as_square_as_can_be() -> None:
     layout = solve_layout(ROW, 512, 128)
     assert (layout.rows, layout.cols, layout.wrap_x, layout.wrap_y) == (1, 4, True, False)
