@@ -28,6 +28,7 @@ from bench.table import hardware, write_section
 from infra.database import Database
 from infra.database_url import sqlite_url
 from jobs.db.schema import upgrade
+from jobs.db.state_machine import ENDED
 from jobs.db.submission import BatchItem, JobOptions, submit
 from jobs.db.tables import jobs
 from render.spec import Spec
@@ -61,6 +62,8 @@ class Sitting:
     left: dict[str, int] = field(default_factory=dict)
     """Processes, and files by kind, that were still there after its end and not before."""
     states: dict[str, int] = field(default_factory=dict)
+    load: float = 0.0
+    """Of the machine at its end, over a quarter of an hour."""
 
 
 @click.command()
@@ -103,6 +106,7 @@ def _sit(home: Path, count: int, minutes: float) -> Sitting:
             sitting.ended = list(connection.execute(ended).scalars())
             states = select(jobs.c.state, func.count().label("number")).group_by(jobs.c.state)
             sitting.states = {row.state: row.number for row in connection.execute(states)}
+    sitting.load = os.getloadavg()[2]
     sitting.left = {"processes": len(processes_with(mark))} | _more(files, _files(home), sitting)
     return sitting
 
@@ -158,18 +162,20 @@ def _files(home: Path) -> dict[str, int]:
     kept = home / "chorale" / "images", home / "chorale" / "logs"
     found = [path for path in home.rglob("*") if not any(root in path.parents for root in kept)]
     sockets = sum(path.is_socket() for path in found)
-    temporary = sum(home / "tmp" in path.parents for path in found)
+    # torch makes one folder for a cache of its own, and keeps it.
+    temporary = sum(home / "tmp" in path.parents and "torchinductor" not in str(path) for path in found)
     work = sum(1 for _ in (home / "chorale" / "images").glob("*/work/*"))
     return {
         "sockets": sockets,
         "temporary files": temporary,
         "files of unfinished work": work,
-        "others": len(found),
     }
 
 
 def _more(before: dict[str, int], after: dict[str, int], sitting: Sitting) -> dict[str, int]:
-    return {kind: after[kind] - before[kind] for kind in after if kind != "others"}
+    # An image that was interrupted keeps its checkpoint, and goes on from there in the next sitting.
+    meant = {"files of unfinished work"} if sitting.states.keys() - set(ENDED) else set()
+    return {kind: after[kind] - before[kind] for kind in after if kind not in meant}
 
 
 def _markdown(sitting: Sitting, count: int, command: str) -> tuple[str, bool]:
@@ -183,6 +189,7 @@ def _markdown(sitting: Sitting, count: int, command: str) -> tuple[str, bool]:
 
     here = len(sitting.ended)
     add("jobs of this sitting, of all", f"{here} of {count}")
+    add("load of the machine over its last quarter of an hour", f"{sitting.load:.1f}")
     add("jobs by state at its end", ", ".join(f"{n} {state}" for state, n in sorted(sitting.states.items())))
     first, last = (_rate(part) for part in (sitting.ended[:HUNDRED], sitting.ended[-HUNDRED:]))
     if here >= 2 * HUNDRED:

@@ -39,7 +39,9 @@ def main() -> int:
     register(rendezvous, Path(directory))
     program = ["-m", "render.launch.rank_proxy", directory]
     try:
-        torchrun([*rendezvous.arguments(), "--nproc-per-node", str(ranks), *program])
+        # torchrun keeps a folder for logs, which only goes with the directory of the group.
+        logs = ["--log-dir", str(Path(directory) / "torchrun")]
+        torchrun([*rendezvous.arguments(), *logs, "--nproc-per-node", str(ranks), *program])
     except ChildFailedError as exc:
         traceback.print_exc()
         # A rank that crashed takes the others of its node along; then it is this node that failed.

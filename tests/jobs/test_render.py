@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,13 @@ SMALL = ("render", "a red vase on a wooden table", "--size", "256x192", "--steps
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("renders") / "image"
-    finished = chorale(*SMALL, "--ranks", "2", "--out", str(out), "--json")
-    assert finished.returncode == 0, finished.stderr
+    # Short, since there are sockets in it.
+    with tempfile.TemporaryDirectory(prefix="r-") as temporary, pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TMPDIR", temporary)
+        finished = chorale(*SMALL, "--ranks", "2", "--out", str(out), "--json")
+        assert finished.returncode == 0, finished.stderr
+        left = [path.name for path in Path(temporary).iterdir() if not path.name.startswith("torchinductor")]
+        assert left == [], "a render leaves no temporary files"
     assert {"digest", "root", "manifest", "seconds"} <= last_json(finished.stdout).keys()
     return out
 
