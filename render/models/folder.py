@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,18 @@ TRAINED_ATTENTION, OLD_TRAINED_ATTENTION = "cross_window_attention", "listener"
 list it. Models of version 0.1 have it in a folder `listener`. Their digests cover that name, so both names
 are read."""
 _TRAINED_ATTENTIONS = (TRAINED_ATTENTION, OLD_TRAINED_ATTENTION)
-_WITHOUT_VOCABULARY = ("ByT5Tokenizer",)
-"""Tokenizers whose tokens are bytes."""
+LIBRARIES = {
+    "diffusers": "diffusers",
+    "transformers": "transformers",
+    "kolors": "diffusers.pipelines.kolors",
+}
+"""The modules that the libraries of `model_index.json` name."""
+_VOCABULARIES = {
+    "ByT5Tokenizer": ("tokenizer_config.json",),  # its tokens are bytes
+    "ChatGLMTokenizer": ("tokenizer.model",),
+}
+"""The files that hold a tokenizer, any of these; of a class that is not here see `_VOCABULARY`."""
+_VOCABULARY = ("tokenizer.json", "vocab.json")
 _ATTENDING_MIDDLE = "UNetMidBlock2DCrossAttn"
 
 Listing = tuple[tuple[str, int, int, int], ...]
@@ -162,6 +173,9 @@ def _model_info(path: Path, index: dict[str, Any], family: Family, parts: tuple[
 
 
 def _check_needs(path: Path, family: Family, network: dict[str, Any]) -> None:
+    for package in family.packages:
+        if find_spec(package) is None:
+            raise unusable(path, f"is a {family.name}, which needs a package; pip install {package}")
     for key, needed in family.needs.items():
         if (value := network.get(key, needed)) != needed:
             fix = f"has {key} {value!r} in {family.network}/config.json; use a model where it is {needed!r}"
@@ -318,7 +332,7 @@ def _check_part(path: Path, index: dict[str, Any], family: Family, part: str) ->
         raise unusable(path, f"names no {part} in model_index.json; download the model again")
     library, class_name = entry
     allowed = family.parts[part]
-    if library not in ("diffusers", "transformers") or (allowed and class_name not in allowed):
+    if library not in LIBRARIES or (allowed and class_name not in allowed):
         wanted = " or ".join(allowed) or "one of diffusers' own"
         raise unusable(path, f"has the {part} {library}.{class_name}; it must be {wanted}")
     _check_files(path, part, class_name)
@@ -340,9 +354,7 @@ def _check_files(path: Path, part: str, class_name: str = "") -> None:
     if part == "scheduler":
         wanted, found = "scheduler_config.json", (folder / "scheduler_config.json").is_file()
     elif part.startswith("tokenizer"):
-        names = ["tokenizer.json", "vocab.json"]
-        if class_name in _WITHOUT_VOCABULARY:
-            names = ["tokenizer_config.json"]
+        names = _VOCABULARIES.get(class_name, _VOCABULARY)
         wanted, found = " or ".join(names), any((folder / name).is_file() for name in names)
     elif not (folder / "config.json").is_file():
         wanted, found = "config.json", False

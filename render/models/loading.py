@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 
 from render.errors import ModelNotUsable
 from render.models.autoencoders import open_autoencoder
-from render.models.folder import absent_parts, networks_of
+from render.models.folder import LIBRARIES, absent_parts, networks_of
 from render.models.quantization import is_quantized, quantize
 from render.models.vae_folder import read_vae_info
 from render.models.weights import loadable, weight_files
@@ -99,7 +100,7 @@ def _load_network(path: Path, part: str, kind: tuple[str, str], dtype: str) -> A
     """
     library, class_name = kind
     options = {"low_cpu_mem_usage": _HAS_ACCELERATE} if library == "diffusers" else {}
-    network_class = getattr({"diffusers": diffusers, "transformers": transformers}[library], class_name)
+    network_class = getattr(importlib.import_module(LIBRARIES[library]), class_name)
 
     def load(number_format: str) -> Any:
         with loadable(path / part) as folder:

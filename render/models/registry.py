@@ -69,6 +69,8 @@ class Family:
     """Its pipeline gives the scheduler a shift that depends on the image's size."""
     table_of_positions: bool = False
     """Its network has positions up to `pos_embed_max_size` tokens only."""
+    packages: tuple[str, ...] = ()
+    """Python packages that its parts need and Chorale does not bring."""
     needs: Mapping[str, object] = field(default_factory=dict)
     """Entries of the network's configuration that may have no other value."""
 
@@ -109,6 +111,22 @@ FAMILIES: dict[str, Family] = {
         network="unet",
         noise=_BETAS,
         dynamic_shift=False,
+    ),
+    "KolorsPipeline": Family(
+        name="kolors",
+        module="render.models.kolors",
+        parts={
+            "scheduler": (),
+            "text_encoder": ("ChatGLMModel",),
+            "tokenizer": ("ChatGLMTokenizer",),
+            "unet": _UNET,
+            "vae": _VAE,
+        },
+        guidance_scale=5.0,
+        network="unet",
+        noise=_BETAS,
+        dynamic_shift=False,
+        packages=("sentencepiece",),
     ),
     "FluxPipeline": Family(
         name="flux",

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.render.models.tiny_folders import BETAS, GENTLE_BETAS, save_refiner, save_sd, save_sdxl
+from tests.render.models.tiny_folders import (
+    BETAS,
+    GENTLE_BETAS,
+    save_kolors,
+    save_refiner,
+    save_sd,
+    save_sdxl,
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,7 +26,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
-    return {
+    folders = {
         "sd-epsilon": save_sd(root / "sd-epsilon", "epsilon", GENTLE_BETAS),
         "sd-epsilon-steep": save_sd(root / "sd-epsilon-steep", "epsilon", BETAS),
         "sd-v": save_sd(root / "sd-v", "v_prediction", BETAS),
@@ -26,6 +34,9 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "sdxl": save_sdxl(root / "sdxl"),
         "sdxl-second-only": save_sdxl(root / "sdxl-second-only", both_encoders=False),
     }
+    if find_spec("sentencepiece") is not None:  # of the extra kolors
+        folders["kolors"] = save_kolors(root / "kolors")
+    return folders
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,9 @@ from torch import Tensor
 from render.canvas import Canvas
 from render.denoise.stage_loop import StageLoop
 from render.distributed import SingleRankGroup
+from render.errors import ModelNotUsable
 from render.models import WindowPlace, load_adapter
+from render.models import folder as folder_module
 from render.plan.plan import StagePlan
 from render.plan.stages import make_stages
 from render.sampling.diffusers_schedule import noise_schedule, stock_scheduler
@@ -164,6 +166,28 @@ def test_a_model_trained_with_edm_noise(
     ours = our_latents(loaded(folder), loaded(folder).schedule(sampler, 5), sampler, 4.0, NEGATIVE)
     theirs = stock_latents(stock(folder, sampler), 5, 4.0, NEGATIVE)
     assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.std()))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_kolors(model_folders: dict[str, Path], guidance: float) -> None:
+    pytest.importorskip("sentencepiece", reason="of the extra kolors")
+    adapter, pipeline = loaded(model_folders["kolors"]), stock(model_folders["kolors"], "euler")
+    ours = our_latents(adapter, adapter.schedule("euler", 5), "euler", guidance, NEGATIVE)
+    theirs = stock_latents(pipeline, 5, guidance, NEGATIVE)
+    assert theirs.std() > 0.1
+    assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.std()))
+    pixels = pipeline.vae.decode(theirs / pipeline.vae.config.scaling_factor).sample
+    assert (adapter.decode(ours) - (pixels / 2 + 0.5).clamp(0, 1)).abs().max() <= 1 / 255
+
+
+def test_kolors_without_its_package_is_refused(
+    model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sentencepiece", reason="of the extra kolors")
+    monkeypatch.setattr(folder_module, "find_spec", lambda name: None)
+    folder_module._read_model_info.cache_clear()
+    with pytest.raises(ModelNotUsable, match="needs a package; pip install sentencepiece"):
+        folder_module.read_model_info(model_folders["kolors"])
 
 
 def test_a_distilled_model_takes_the_guidance_as_an_input(model_folders: dict[str, Path]) -> None:

@@ -11,6 +11,7 @@ from diffusers import (
     AutoencoderTiny,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    KolorsPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
@@ -144,6 +145,69 @@ def save_sdxl(folder: Path, both_encoders: bool = True) -> Path:
         add_watermarker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def chatglm() -> Any:
+    from diffusers.pipelines.kolors import ChatGLMModel
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig
+
+    made = ChatGLMModel(
+        ChatGLMConfig(
+            num_layers=2,
+            padded_vocab_size=64,
+            hidden_size=32,
+            ffn_hidden_size=32,
+            kv_channels=8,
+            num_attention_heads=4,
+            seq_length=300,
+            multi_query_attention=True,
+            multi_query_group_num=2,
+            add_qkv_bias=True,
+            original_rope=True,
+        )
+    )
+    for parameter in made.parameters():  # of memory as it was
+        torch.nn.init.normal_(parameter, std=0.2)
+    return made
+
+
+def chatglm_tokenizer(folder: Path) -> Any:
+    """Trained on one sentence; sentencepiece reads it from a file in `folder`."""
+    from diffusers.pipelines.kolors import ChatGLMTokenizer
+    from sentencepiece import SentencePieceTrainer
+
+    file = folder / "tokenizer.model"
+    with file.open("wb") as out:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(["a red vase on a table beside blue and green"] * 9),
+            model_writer=out,
+            vocab_size=30,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+    return ChatGLMTokenizer(str(file))
+
+
+def save_kolors(folder: Path) -> Path:
+    torch.manual_seed(5)
+    folder.mkdir(parents=True, exist_ok=True)
+    pipeline = KolorsPipeline(
+        vae=kl_vae(),
+        text_encoder=chatglm(),
+        tokenizer=chatglm_tokenizer(folder),
+        unet=unet(
+            24,
+            encoder_hid_dim=32,
+            encoder_hid_dim_type="text_proj",
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 32,
+        ),
+        scheduler=EulerDiscreteScheduler(**GENTLE_BETAS, timestep_spacing="leading", steps_offset=1),
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    (folder / "tokenizer.model").unlink()
     return folder
 
 
