@@ -46,6 +46,8 @@ LIBRARIES = {
     "kolors": "diffusers.pipelines.kolors",
 }
 """The modules that the libraries of `model_index.json` name."""
+_TEXT_PARTS = ("tokenizer", "processor")
+"""How the names of parts begin that hold a tokenizer."""
 _VOCABULARIES = {
     "ByT5Tokenizer": ("tokenizer_config.json",),  # its tokens are bytes
     "ChatGLMTokenizer": ("tokenizer.model",),
@@ -340,7 +342,7 @@ def _check_part(path: Path, index: dict[str, Any], family: Family, part: str) ->
 
 
 def _is_network(part: str) -> bool:
-    return part not in ("scheduler", *_TRAINED_ATTENTIONS) and not part.startswith("tokenizer")
+    return part not in ("scheduler", *_TRAINED_ATTENTIONS) and not part.startswith(_TEXT_PARTS)
 
 
 def trained_attention_folder(path: Path) -> Path | None:
@@ -353,7 +355,7 @@ def _check_files(path: Path, part: str, class_name: str = "") -> None:
     folder = path / part
     if part == "scheduler":
         wanted, found = "scheduler_config.json", (folder / "scheduler_config.json").is_file()
-    elif part.startswith("tokenizer"):
+    elif part.startswith(_TEXT_PARTS):
         names = _VOCABULARIES.get(class_name, _VOCABULARY)
         wanted, found = " or ".join(names), any((folder / name).is_file() for name in names)
     elif not (folder / "config.json").is_file():

@@ -194,6 +194,20 @@ FAMILIES: dict[str, Family] = {
         native_size=1328,
         guidance=GuidanceRule.RESCALED,
     ),
+    "QwenImage21Pipeline": Family(
+        name="qwen-image-2.1",
+        module="render.models.qwen_image21",
+        parts={
+            "scheduler": (),
+            "text_encoder": ("Qwen3VLForConditionalGeneration",),
+            "processor": ("Qwen3VLProcessor",),
+            "transformer": ("QwenImage21Transformer2DModel",),
+            "vae": ("AutoencoderKLQwenImage21",),
+        },
+        guidance_scale=1.0,
+        patch=2,
+        native_size=1024,
+    ),
     "ChromaPipeline": Family(
         name="chroma",
         module="render.models.chroma",

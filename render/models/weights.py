@@ -28,7 +28,7 @@ _WEIGHTS = re.compile(
 """With or without a variant, whole or a shard; libraries write the variant before or after the number."""
 _PREFERRED = ("", "fp16", "bf16")
 """The variants in order of preference; others follow in the order of their names."""
-_CONFIG_ENDINGS = (".json", ".txt", ".model")
+_CONFIG_ENDINGS = (".json", ".txt", ".model", ".jinja")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ AUTOENCODERS = {
     "AutoencoderKLFlux2": "render.models.autoencoders.flux2.Flux2",
     "AutoencoderKLHunyuanImage": "render.models.autoencoders.hunyuan_image.HunyuanImage",
     "AutoencoderKLQwenImage": "render.models.autoencoders.qwen_image.QwenImage",
+    "AutoencoderKLQwenImage21": "render.models.autoencoders.qwen_image21.QwenImage21",
     "AutoencoderTiny": "render.models.autoencoders.tiny.Tiny",
 }
 """diffusers' class -> the class here; imported only when one is opened."""

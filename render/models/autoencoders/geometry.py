@@ -81,6 +81,18 @@ def _qwen_image(path: Path, vae: dict[str, Any]) -> AutoencoderGeometry:
     )
 
 
+def _qwen_image21(path: Path, vae: dict[str, Any]) -> AutoencoderGeometry:
+    levels = _list(path, vae, "dim_mult", [1, 2, 4, 8, 8])
+    for key, needed in (("is_residual", True), ("patch_size", None), ("in_channels", 4), ("out_channels", 4)):
+        if (value := vae.get(key, needed)) != needed:
+            raise unusable(path, f"has {key} {value!r} in vae/config.json; it must be {needed!r}")
+    return AutoencoderGeometry(
+        latent_channels=whole_number(path, vae, "vae", "z_dim", 64),
+        scale_factor=2 ** (len(levels) - 1),
+        attention_scale=1,
+    )
+
+
 def _hunyuan_image(path: Path, vae: dict[str, Any]) -> AutoencoderGeometry:
     factor = whole_number(path, vae, "vae", "spatial_compression_ratio", 32)
     channels = _list(path, vae, "block_out_channels")
@@ -128,6 +140,7 @@ _READERS: dict[str, Callable[[Path, dict[str, Any]], AutoencoderGeometry]] = {
     "AutoencoderKLFlux2": _flux2,
     "AutoencoderKLHunyuanImage": _hunyuan_image,
     "AutoencoderKLQwenImage": _qwen_image,
+    "AutoencoderKLQwenImage21": _qwen_image21,
     "AutoencoderTiny": _tiny,
 }
 

@@ -31,7 +31,7 @@ class QwenImage(LayeredNetwork):
         """See `Autoencoder.decode`; undivided."""
         latents = self._unscaled(latents.to(self._device, self.dtype))
         pixels: Tensor = self._network.decode(latents[:, :, None], return_dict=False)[0][:, :, 0]
-        return to_pixels(pixels)
+        return to_pixels(pixels[:, :3])
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -50,17 +50,14 @@ class QwenImage(LayeredNetwork):
         tiles = latents.map(enter, channels=latents.channels, dtype=self.dtype)
         tiles = _middle(decoder.mid_block, convolve(tiles, decoder.conv_in))
         for block in decoder.up_blocks:
-            for resnet in block.resnets:
-                tiles = _resnet(resnet, tiles)
-            for upsampler in block.upsamplers or ():
-                tiles = upsample(tiles, upsampler.resample[1])
-        return convolve(
-            tiles,
-            decoder.conv_out,
-            _activated(decoder.norm_out, decoder.nonlinearity),
-            lambda values, index: to_pixels(values),
-            dtype=torch.float32,
-        )
+            tiles = self._up(block, tiles)
+        before = _activated(decoder.norm_out, decoder.nonlinearity)
+        reach = decoder.conv_out.kernel_size[-1] // 2
+
+        def leave(patch: Patch, index: int) -> Tensor:
+            return to_pixels(valid(decoder.conv_out, patch.padded(before(patch.values)))[:, :3])
+
+        return tiles.map(leave, channels=3, reach=reach, dtype=torch.float32)
 
     @torch.no_grad()
     def encode_tiles(self, pixels: Tiles) -> Tiles:
@@ -69,12 +66,7 @@ class QwenImage(LayeredNetwork):
         tiles = self._tiles_from_pixels(pixels)
         tiles = convolve(tiles, encoder.conv_in)
         for layer in encoder.down_blocks:
-            if hasattr(layer, "conv1"):
-                tiles = _resnet(layer, tiles)
-            elif hasattr(layer, "to_qkv"):
-                tiles = _attention(layer, tiles)
-            else:
-                tiles = downsample(tiles, layer.resample[1])
+            tiles = self._down(layer, tiles)
         tiles = _middle(encoder.mid_block, tiles)
         tiles = convolve(tiles, encoder.conv_out, _activated(encoder.norm_out, encoder.nonlinearity))
 
@@ -83,6 +75,22 @@ class QwenImage(LayeredNetwork):
             return self._scaled(moments.chunk(2, dim=1)[0].float())
 
         return tiles.map(leave, channels=tiles.channels // 2, dtype=torch.float32)
+
+    def _up(self, block: Any, tiles: Tiles) -> Tiles:
+        """A level of the decoder. Frees `tiles`."""
+        for each in block.resnets:
+            tiles = resnet(each, tiles)
+        for upsampler in getattr(block, "upsamplers", None) or ():
+            tiles = upsample(tiles, upsampler.resample[1])
+        return tiles
+
+    def _down(self, layer: Any, tiles: Tiles) -> Tiles:
+        """A layer of the encoder. Frees `tiles`."""
+        if hasattr(layer, "conv1"):
+            return resnet(layer, tiles)
+        if hasattr(layer, "to_qkv"):
+            return _attention(layer, tiles)
+        return downsample(tiles, layer.resample[1])
 
     def _unscaled(self, latents: Tensor) -> Tensor:
         mean, deviation = self._moments(latents)
@@ -99,18 +107,19 @@ class QwenImage(LayeredNetwork):
 
 
 def _middle(block: Any, tiles: Tiles) -> Tiles:
-    tiles = _resnet(block.resnets[0], tiles)
-    for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
-        tiles = _resnet(resnet, _attention(attention, tiles))
+    tiles = resnet(block.resnets[0], tiles)
+    for attention, after in zip(block.attentions, block.resnets[1:], strict=True):
+        tiles = resnet(after, _attention(attention, tiles))
     return tiles
 
 
-def _resnet(block: Any, tiles: Tiles) -> Tiles:
+def resnet(block: Any, tiles: Tiles, keep: bool = False) -> Tiles:
+    """A residual block. Frees `tiles` unless `keep`."""
     has_shortcut = hasattr(block.conv_shortcut, "weight")
     hidden = convolve(tiles, block.conv1, _activated(block.norm1, block.nonlinearity), keep=True)
 
     def add(values: Tensor, index: int) -> Tensor:
-        tile = tiles.take(index)
+        tile = tiles.read(index) if keep else tiles.take(index)
         return values + (valid(block.conv_shortcut, tile) if has_shortcut else tile)
 
     return convolve(hidden, block.conv2, _activated(block.norm2, block.nonlinearity), add)

@@ -21,6 +21,7 @@ from render.distributed import SingleRankGroup
 from render.errors import BadInput, ModelNotUsable
 from render.models import load_adapter
 from render.models.folder import absent_parts, read_model_info
+from render.models.qwen_image21 import TextProcessor
 from render.models.transformer import pack
 from render.plan.plan import StagePlan
 from render.plan.stages import make_stages
@@ -31,8 +32,10 @@ PROMPT, NEGATIVE = "a red vase", "blue"
 STEPS = 3
 PACKED = ("flux", "flux-schnell", "qwen-image", "chroma", "krea2")
 """Their pipelines take and return tokens of 2x2 latents where the others have latents."""
-FLAT = "flux2"
-"""Its pipeline returns latents as tokens."""
+FLAT = ("flux2", "qwen-image-2.1")
+"""Theirs return latents as tokens."""
+FLAT_NOISE = "qwen-image-2.1"
+"""Its pipeline takes them so, too."""
 UNSCALED = ("flux2-klein", "flux2-klein-distilled")
 """Theirs return latents in the scale of the autoencoder."""
 
@@ -64,6 +67,8 @@ CASES = (
     Case("krea2", 0.0, guidance_scale=0.0),
     Case("lumina2", 4.0, guidance_scale=4.0, negative_prompt=NEGATIVE),
     Case("lumina2", 1.0, guidance_scale=1.0),
+    Case("qwen-image-2.1", 4.0, true_cfg_scale=4.0, negative_prompt=NEGATIVE, use_kv_cache=False),
+    Case("qwen-image-2.1", 1.0, true_cfg_scale=1.0),
     Case("hunyuan-image", 4.0, negative_prompt=NEGATIVE),
     Case("hunyuan-image-unguided", 1.0),
     Case("sana", 4.0, "dpmpp-2m", guidance_scale=4.0, negative_prompt=NEGATIVE, use_resolution_binning=False),
@@ -108,7 +113,9 @@ def folder_of(root: Path, name: str) -> Path:
 
 @lru_cache
 def stock_of(folder: Path) -> Any:
-    absent = dict.fromkeys(absent_parts(folder))
+    absent: dict[str, Any] = dict.fromkeys(absent_parts(folder))
+    if (folder / "processor").is_dir():
+        absent["processor"] = TextProcessor.from_folder(folder / "processor")
     pipeline = DiffusionPipeline.from_pretrained(
         folder, use_safetensors=True, local_files_only=True, **absent
     )
@@ -166,18 +173,25 @@ def stock_output(pipeline: Any, case: Case, noise: Tensor, output_type: str) -> 
         height=side,
         width=side,
         num_inference_steps=STEPS,
-        latents=pack(noise) if case.name in PACKED else noise.clone(),
+        latents=as_given(case, noise),
         generator=torch.Generator().manual_seed(3),
         output_type=output_type,
         **case.arguments,
     ).images
 
 
+def as_given(case: Case, noise: Tensor) -> Tensor:
+    """Noise in the form in which the stock pipeline takes it."""
+    if case.name == FLAT_NOISE:
+        return noise.flatten(2).transpose(1, 2)
+    return pack(noise) if case.name in PACKED else noise.clone()
+
+
 def as_returned(case: Case, adapter: Any, latents: Tensor) -> Tensor:
     """Latents of the canvas in the form in which the stock pipeline returns them."""
     if case.name in PACKED:
         return pack(latents)
-    if case.name == FLAT:
+    if case.name in FLAT:
         return latents.flatten(2).transpose(1, 2)
     unscaled: Tensor = adapter.autoencoder._unscaled(latents) if case.name in UNSCALED else latents
     return unscaled
@@ -191,7 +205,7 @@ def test_latents_and_pixels_equal_those_of_the_stock_pipeline(root: Path, case: 
     theirs = stock_output(pipeline, case, noise, "latent")
     assert theirs.std() > 0.1 and ours.isfinite().all()
     assert (as_returned(case, adapter, ours) - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.std()))
-    pixels = stock_output(pipeline, case, noise, "pt")
+    pixels = stock_output(pipeline, case, noise, "pt")[:, :3]  # Qwen-Image 2.1 has an alpha channel
     assert (adapter.decode(ours) - pixels).abs().max() <= 1 / 255
 
 

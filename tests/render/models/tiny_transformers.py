@@ -349,6 +349,38 @@ def lumina2() -> Any:
     )
 
 
+class Qwen21Folder:
+    """Its parts, saved as the pipeline would: that needs a processor, which needs torchvision."""
+
+    def save_pretrained(self, folder: Path, **options: Any) -> None:
+        vision = QWEN_VISION | {"deepstack_visual_indexes": [0]}
+        config = transformers.Qwen3VLConfig(
+            text_config=qwen_text(2, [4, 2, 2]) | {"head_dim": 16}, vision_config=vision
+        )
+        parts = {
+            "scheduler": shifting(),
+            "vae": network("qwen21"),
+            "text_encoder": transformers.Qwen3VLForConditionalGeneration(config),
+            "processor": qwen_tokenizer(),
+            "transformer": diffusers.QwenImage21Transformer2DModel(
+                in_channels=4,
+                out_channels=4,
+                num_layers=1,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                context_in_dim=WIDTH,
+                mlp_ratio=2,
+                axes_dims_rope=(4, 6, 6),
+            ),
+        }
+        index: dict[str, Any] = {"_class_name": "QwenImage21Pipeline", "sample_sigmas": None}
+        for name, part in parts.items():
+            part.save_pretrained(folder / name)
+            library = "transformers" if name in ("text_encoder", "processor") else "diffusers"
+            index[name] = [library, "Qwen3VLProcessor" if name == "processor" else type(part).__name__]
+        (folder / "model_index.json").write_text(json.dumps(index))
+
+
 def hunyuan_image(guided: bool) -> Any:
     guider = diffusers.AdaptiveProjectedMixGuidance(guidance_scale=4.0) if guided else None
     config = transformers.Qwen2_5_VLConfig(text_config=qwen_text(2, [2, 2, 4]), vision_config=QWEN_VISION)
@@ -505,13 +537,14 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "flux2-klein-distilled": lambda: flux2_klein(is_distilled=True),
     "krea2": krea2,
     "lumina2": lumina2,
+    "qwen-image-2.1": Qwen21Folder,
     "hunyuan-image": lambda: hunyuan_image(guided=True),
     "hunyuan-image-unguided": lambda: hunyuan_image(guided=False),
 }
 
 
 def native_size(name: str) -> int:
-    return 128 if name.startswith("sana") else 64
+    return 128 if name.startswith(("sana", "qwen-image-2.1")) else 64
 
 
 def save(name: str, folder: Path) -> Path:

@@ -42,10 +42,10 @@ def stock_decode(kind: str, vae: Any, latents: Tensor) -> Tensor:
         mean = vae.bn.running_mean.view(1, -1, 1, 1)
         deviation = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
         pixels = vae.decode(Flux2Pipeline._unpatchify_latents(latents * deviation + mean)).sample
-    elif kind == "qwen":  # QwenImagePipeline.__call__
+    elif kind.startswith("qwen"):  # QwenImagePipeline.__call__, QwenImage21Pipeline.__call__
         mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
         inverse = 1.0 / torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
-        pixels = vae.decode(latents[:, :, None] / inverse + mean).sample[:, :, 0]
+        pixels = vae.decode(latents[:, :, None] / inverse + mean).sample[:, :3, 0]
     elif kind == "kl-moments":  # StableDiffusionXLPipeline.__call__
         mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1)
         deviation = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1)
@@ -77,7 +77,9 @@ def test_encode_is_the_inverse_of_the_scale(kind: str) -> None:
     pixels = torch.rand((1, 3, side, side), generator=torch.Generator().manual_seed(1))
     ours = open_autoencoder(vae, CPU).encode(pixels)
     assert ours.shape == random_latents(kind, vae).shape
-    frames = pixels[:, :, None] if kind == "qwen" else pixels
+    frames = pixels[:, :, None] if kind.startswith("qwen") else pixels
+    if kind == "qwen21":
+        frames = torch.cat([frames, torch.ones_like(frames[:, :1])], dim=1)
     encoded = vae.encode(frames * 2 - 1)
     theirs = (
         encoded.latent_dist.mode()
@@ -86,7 +88,7 @@ def test_encode_is_the_inverse_of_the_scale(kind: str) -> None:
     )
     pixels = vae.decode(theirs).sample
     again = open_autoencoder(vae, CPU).decode(ours)
-    expected = ((pixels[:, :, 0] if kind == "qwen" else pixels) / 2 + 0.5).clamp(0, 1)
+    expected = ((pixels[:, :3, 0] if kind.startswith("qwen") else pixels) / 2 + 0.5).clamp(0, 1)
     assert (again - expected).abs().max() <= 1e-5
 
 

@@ -22,7 +22,7 @@ from tests.render.models.autoencoders.tile_runs import run_over_tiles
 from tests.render.models.autoencoders.tiny_networks import network
 
 CPU = torch.device("cpu")
-LAYERED = ["kl", "flux2", "qwen", "hunyuan", "dc", "dc-sana"]
+LAYERED = ["kl", "flux2", "qwen", "qwen21", "hunyuan", "dc", "dc-sana"]
 LARGEST = 1e-4
 
 

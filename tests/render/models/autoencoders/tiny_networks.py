@@ -46,6 +46,18 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "latents_std": [1.5, 0.8, 1.1, 2.0],
         },
     ),
+    "qwen21": (
+        "AutoencoderKLQwenImage21",
+        {
+            "base_dim": 8,
+            "decoder_base_dim": 12,
+            "z_dim": 4,
+            "dim_mult": [1, 1, 1, 2, 2],
+            "num_res_blocks": 1,
+            "latents_mean": [0.1, -0.2, 0.3, 0.0],
+            "latents_std": [1.5, 0.8, 1.1, 2.0],
+        },
+    ),
     "hunyuan": (
         "AutoencoderKLHunyuanImage",
         {
