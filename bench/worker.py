@@ -3,7 +3,7 @@
 Cases: `image` renders a spec into a folder and reports seconds, model seconds and peak memory;
 `stage` denoises one stage of a bare canvas with an SD-shaped model, as the panorama comparison wants it;
 `decode` is diffusers' own decoding of a canvas, and reports its peak memory;
-`autoencoder` is passes of layered autoencoders.
+`autoencoder` is passes of layered autoencoders; `families` renders a tiny model of each family.
 """
 
 from __future__ import annotations
@@ -107,6 +107,13 @@ def autoencoder(case: dict[str, Any], group: Group, device: torch.device) -> dic
     return {"results": done}
 
 
+def families(case: dict[str, Any], group: Group, device: torch.device) -> dict[str, Any]:
+    """Render tiny models of all families; see `bench.family_case`."""
+    from bench.family_case import run
+
+    return run(case["folders"], group, device)
+
+
 def _start_peak() -> int:
     """Resident bytes now, from which on the peak is taken."""
     Path("/proc/self/clear_refs").write_text("5")
@@ -124,7 +131,13 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device("cpu")
     group: Group = join(device) if "RANK" in os.environ else SingleRankGroup()
-    kinds = {"image": image, "stage": stage, "decode": decode, "autoencoder": autoencoder}
+    kinds = {
+        "image": image,
+        "stage": stage,
+        "decode": decode,
+        "autoencoder": autoencoder,
+        "families": families,
+    }
     result = kinds[case["kind"]](case, group, device)
     if group.rank == 0:
         print(json.dumps(result), flush=True)
