@@ -31,6 +31,7 @@ from render.events import ImageDone, OnEvent, StageStarted, StepDone, TilesWritt
 from render.guidance.color_correction import color_strength
 from render.guidance.hooks import needs_reference
 from render.models.adapter import Adapter
+from render.models.prompt_limits import dropped_by
 from render.output.block_journal import BlockJournal
 from render.output.manifest import Manifest, build_manifest, check_image, read_published, write_manifest
 from render.output.preview import Preview
@@ -261,6 +262,7 @@ def render_image(
         device=device.type,
         ranks=group.world_size,
         timings=seconds | pyramid.seconds | {"total": elapsed},
+        dropped={each.field: each.text for each in dropped_by(adapter.pipeline, adapter.info, spec.prompts)},
     )
     if group.rank == 0:
         write_manifest(manifest, sink)

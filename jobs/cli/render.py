@@ -28,6 +28,7 @@ from render.launch.gpus import processors
 from render.launch.rank_group import HUNG_S, RankGroup
 from render.launch.rendezvous_config import Rendezvous
 from render.launch.request import CHECKPOINT_S, Request
+from render.models.prompt_limits import dropped_prompts
 from render.output.manifest import KEY, Manifest
 from render.plan.plan import make_plan
 
@@ -93,6 +94,9 @@ def render(
             error=True,
         )
         wanted = plan.useful_ranks
+    notes = [str(each) for each in dropped_prompts(folders.model, spec.prompts)]
+    for note in notes:
+        print_line(f"chorale: {note}", error=True)
     _check_device(device)
     digest = spec.digest(info.digest)
     settings = read_settings({})
@@ -103,7 +107,8 @@ def render(
     _check_folder(target)
     done = finished_image(target, digest)
     if dry_run:
-        _finish({"digest": digest, "ranks": wanted, "out": target.url(), "dry_run": True}, as_json)
+        found = {"digest": digest, "ranks": wanted, "out": target.url(), "dry_run": True, "notes": notes}
+        _finish(found, as_json)
         return
     if done is not None:
         _finish(_result(target, done, done.timings.get("total", 0.0), already=True), as_json)

@@ -13,9 +13,13 @@ from jobs.intake.error_report import error_lines
 from jobs.intake.expansion import Expansion
 from jobs.intake.options import IntakeOptions
 from render.errors import BadInput
+from render.models.folder import resolve_model
 from render.models.model_paths import find_model_paths, model_info
+from render.models.prompt_limits import dropped_prompts, may_be_long
 
 _PREVIEWED = 3
+_SHOWN_LONG = 5
+"""Prompts of a batch that are named because the model does not read their end; the others are counted."""
 ModelCheck = Callable[[str, str | None, str | None], None]
 """Raises `BadInput` for a model, or its refiner, that cannot be used."""
 
@@ -30,6 +34,8 @@ class CheckedBatch:
     """The first images: `custom_id`, `prompt`, `width`, `height`, `seed`, `steps`."""
     notes: list[str] = field(default_factory=list)
     """What the user should know: how the file was read, what was ignored, images that are the same."""
+    long_prompts: int = 0
+    """Prompts whose end the model does not read."""
     same: int = 0
     """Images that are the same as another one of the batch."""
 
@@ -105,10 +111,21 @@ def _add_image(row: Row, prepared: Preparation, check: ModelCheck, checked: Chec
     check(row.spec.model, row.spec.refiner, row.spec.vae)
     prepared.add(BatchItem(row=prepared.count + 1, custom_id=row.custom_id, spec=row.spec))
     checked.images += 1
+    _note_long_prompts(row, checked)
     if len(checked.preview) < _PREVIEWED:
         names = ("prompt", "width", "height", "seed", "steps")
         shown = {name: getattr(row.spec, name) for name in names}
         checked.preview.append({"custom_id": row.custom_id, **shown})
+
+
+def _note_long_prompts(row: Row, checked: CheckedBatch) -> None:
+    prompts = row.spec.prompts
+    if not any(map(may_be_long, prompts.values())):
+        return  # without looking for the model's folder
+    for each in dropped_prompts(resolve_model(row.spec.model), prompts):
+        checked.long_prompts += 1
+        if checked.long_prompts <= _SHOWN_LONG:
+            checked.notes.append(f"{row.custom_id}: {each}")
 
 
 def _finish(
@@ -118,6 +135,8 @@ def _finish(
     if options.random_seed is not None:
         text = f"random:{options.random_seed}"
         checked.notes.append(f"seeds are drawn from {text}; --seed {text} draws the same ones again")
+    if checked.long_prompts > _SHOWN_LONG:
+        checked.notes.append(f"{checked.long_prompts:,} prompts in all are longer than the model reads")
     checked.same = prepared.twin_count
     if checked.same:
         pairs = ", ".join(f"{twin} as {first}" for twin, first in prepared.twins[:3])

@@ -43,6 +43,30 @@ _BETAS = frozenset({NoiseKind.BETAS, NoiseKind.EDM, NoiseKind.FLOW_MATCH, NoiseK
 _FLOW = frozenset({NoiseKind.FLOW_MATCH, NoiseKind.FLOW_SIGMAS})
 
 
+@dataclass(frozen=True)
+class PromptLimit:
+    """How many tokens of a prompt a text encoder reads; the rest is dropped, as in the stock pipeline."""
+
+    part: str
+    """The folder of the tokenizer."""
+    tokens: int
+    """With those of `before`, without those that the tokenizer adds itself."""
+    before: str = ""
+    """What the pipeline writes before the prompt, if it counts."""
+
+
+_CHAT = "<|im_start|>user\n"
+_FLUX2_SYSTEM = (
+    "[SYSTEM_PROMPT]You are an AI that reasons about image descriptions. You give structured responses "
+    "focusing on object relationships, object\nattribution and actions without speculation."
+    "[/SYSTEM_PROMPT][INST]"
+)
+_LUMINA2_SYSTEM = (
+    "You are an assistant designed to generate superior images with the superior degree of image-text "
+    "alignment based on textual prompts or user prompts. <Prompt Start> "
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """The declaration of a family: the parts of its folders, and the module that makes an adapter of one."""
@@ -69,6 +93,8 @@ class Family:
     """Its pipeline gives the scheduler a shift that depends on the image's size."""
     table_of_positions: bool = False
     """Its network has positions up to `pos_embed_max_size` tokens only."""
+    prompt_limits: tuple[PromptLimit, ...] = ()
+    """Of these, the first one whose tokenizer the folder has; none where prompts are read to their end."""
     packages: tuple[str, ...] = ()
     """Python packages that its parts need and Chorale does not bring."""
     needs: Mapping[str, object] = field(default_factory=dict)
@@ -122,6 +148,7 @@ FAMILIES: dict[str, Family] = {
             "unet": _UNET,
             "vae": _VAE,
         },
+        prompt_limits=(PromptLimit("tokenizer", 254),),
         guidance_scale=5.0,
         network="unet",
         noise=_BETAS,
@@ -140,6 +167,7 @@ FAMILIES: dict[str, Family] = {
             "transformer": ("FluxTransformer2DModel",),
             "vae": _VAE,
         },
+        prompt_limits=(PromptLimit("tokenizer_2", 511),),
         guidance_scale=3.5,
         patch=2,
         native_size=1024,
@@ -160,6 +188,7 @@ FAMILIES: dict[str, Family] = {
             "vae": _VAE,
         },
         optional=("text_encoder_3", "tokenizer_3"),
+        prompt_limits=(PromptLimit("tokenizer_3", 255), PromptLimit("tokenizer", 75)),
         guidance_scale=7.0,
         patch=2,
         table_of_positions=True,
@@ -174,6 +203,7 @@ FAMILIES: dict[str, Family] = {
             "transformer": ("ZImageTransformer2DModel",),
             "vae": _VAE,
         },
+        prompt_limits=(PromptLimit("tokenizer", 512, _CHAT),),
         guidance_scale=5.0,
         patch=2,
         native_size=1024,
@@ -189,6 +219,7 @@ FAMILIES: dict[str, Family] = {
             "transformer": ("QwenImageTransformer2DModel",),
             "vae": ("AutoencoderKLQwenImage",),
         },
+        prompt_limits=(PromptLimit("tokenizer", 1024),),
         guidance_scale=4.0,
         patch=2,
         native_size=1328,
@@ -218,6 +249,7 @@ FAMILIES: dict[str, Family] = {
             "transformer": ("ChromaTransformer2DModel",),
             "vae": _VAE,
         },
+        prompt_limits=(PromptLimit("tokenizer", 511),),
         guidance_scale=5.0,
         patch=2,
         native_size=1024,
@@ -232,6 +264,7 @@ FAMILIES: dict[str, Family] = {
             "transformer": ("SanaTransformer2DModel",),
             "vae": ("AutoencoderDC",),
         },
+        prompt_limits=(PromptLimit("tokenizer", 298),),
         guidance_scale=4.5,
         dynamic_shift=False,
     ),
@@ -245,6 +278,7 @@ FAMILIES: dict[str, Family] = {
             "transformer": ("Flux2Transformer2DModel",),
             "vae": ("AutoencoderKLFlux2",),
         },
+        prompt_limits=(PromptLimit("tokenizer", 511, _FLUX2_SYSTEM),),
         guidance_scale=4.0,
         native_size=1024,
         guidance=GuidanceRule.EMBEDDED,
@@ -259,6 +293,7 @@ FAMILIES: dict[str, Family] = {
             "transformer": ("Flux2Transformer2DModel",),
             "vae": ("AutoencoderKLFlux2",),
         },
+        prompt_limits=(PromptLimit("tokenizer", 512, _CHAT),),
         guidance_scale=4.0,
         native_size=1024,
     ),
@@ -272,6 +307,7 @@ FAMILIES: dict[str, Family] = {
             "transformer": ("Krea2Transformer2DModel",),
             "vae": ("AutoencoderKLQwenImage",),
         },
+        prompt_limits=(PromptLimit("tokenizer", 507),),
         guidance_scale=4.5,
         patch=2,
         native_size=1024,
@@ -287,6 +323,7 @@ FAMILIES: dict[str, Family] = {
             "transformer": ("Lumina2Transformer2DModel",),
             "vae": _VAE,
         },
+        prompt_limits=(PromptLimit("tokenizer", 255, _LUMINA2_SYSTEM),),
         guidance_scale=4.0,
         patch=2,
         guidance=GuidanceRule.RESCALED,
@@ -303,6 +340,7 @@ FAMILIES: dict[str, Family] = {
             "transformer": ("HunyuanImageTransformer2DModel",),
             "vae": ("AutoencoderKLHunyuanImage",),
         },
+        prompt_limits=(PromptLimit("tokenizer", 1000),),
         guidance_scale=3.5,
         native_size=2048,
         dynamic_shift=False,
@@ -319,6 +357,7 @@ FAMILIES: dict[str, Family] = {
             "transformer": ("PixArtTransformer2DModel", "Transformer2DModel"),
             "vae": _VAE,
         },
+        prompt_limits=(PromptLimit("tokenizer", 299),),
         guidance_scale=4.5,
         patch=2,
         noise=frozenset({NoiseKind.BETAS}),

@@ -114,6 +114,8 @@ class Manifest(_Part):
     seams: SeamScore = SeamScore(ratio=1.0, worst=1.0, offset=0.0, borders=0)
     kept: ManifestKept | None = None
     """None where nothing was to be kept."""
+    dropped: dict[str, str] = Field(default_factory=dict)
+    """By field: the end of a prompt that the text encoder did not read."""
     range: tuple[_Level, _Level] = (0, 255)
     """The darkest and the brightest value of the image."""
     device: str = ""
@@ -181,8 +183,10 @@ def build_manifest(
     device: str,
     ranks: int,
     timings: Mapping[str, float],
+    dropped: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """The manifest of a finished image; `device` is torch's type of it."""
+    """The manifest of a finished image; `device` is torch's type of it, `dropped` the ends of prompts that
+    the model did not read."""
     layout, set_layout, source = pyramid.layout, spec.tile_set_layout, spec.kept
     return Manifest(
         digest=spec.digest(info.digest),
@@ -198,6 +202,7 @@ def build_manifest(
         tiles=pyramid.tiles,
         seams=seam_score(pyramid.columns, pyramid.rows),
         kept=None if source is None else ManifestKept(pixels=pyramid.kept_pixels, own_scale=source.own_scale),
+        dropped=dict(dropped or {}),
         range=(pyramid.darkest, pyramid.brightest),
         device=device,
         numerics=ManifestNumerics(

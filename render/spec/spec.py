@@ -490,6 +490,11 @@ class Spec(Checked):
         return {name: value for name, value in values.items() if isinstance(value, InitImage)}
 
     @property
+    def prompts(self) -> dict[str, str]:
+        """The image's own prompts, by field."""
+        return {"prompt": self.prompt, "negative_prompt": self.negative_prompt}
+
+    @property
     def kept(self) -> SourceImage | None:
         """The init image where some of its pixels are kept; None where none are."""
         source = self.source

@@ -349,6 +349,15 @@ def lumina2() -> Any:
     )
 
 
+def qwen3_vl_tokenizer() -> Any:
+    made = qwen_tokenizer()
+    text = "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}"
+    made.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n" + text + "<|im_end|>\n{% endfor %}"
+    )
+    return made
+
+
 class Qwen21Folder:
     """Its parts, saved as the pipeline would: that needs a processor, which needs torchvision."""
 
@@ -361,7 +370,7 @@ class Qwen21Folder:
             "scheduler": shifting(),
             "vae": network("qwen21"),
             "text_encoder": transformers.Qwen3VLForConditionalGeneration(config),
-            "processor": qwen_tokenizer(),
+            "processor": qwen3_vl_tokenizer(),
             "transformer": diffusers.QwenImage21Transformer2DModel(
                 in_channels=4,
                 out_channels=4,
