@@ -2,7 +2,7 @@
 
 A rank needs torch and diffusers, and importing them takes longer than rendering a small image. So the
 launcher starts one process that imports them while torchrun gets ready, and that forks a rank whenever
-torchrun starts one. What torchrun starts itself is a proxy (`rank_proxy.py`): it hands over the environment
+torchrun starts one. What torchrun starts itself is a proxy (`fork_client.py`): it hands over the environment
 that torchrun gave it (rank, world size, rendezvous), lives as long as its rank, and ends as the rank has
 ended. All ranks of a node share the memory of what was imported, and a rank that is started again is there at
 once.

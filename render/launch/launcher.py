@@ -37,7 +37,7 @@ def main() -> int:
     from render.launch.rendezvous import Misconfigured, NotAdmitted, register
 
     register(rendezvous, Path(directory))
-    program = ["-m", "render.launch.rank_proxy", directory]
+    program = ["-m", "render.launch.fork_client", directory]
     try:
         # torchrun keeps a folder for logs, which only goes with the directory of the group.
         logs = ["--log-dir", str(Path(directory) / "torchrun")]

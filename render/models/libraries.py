@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 
+_HIDDEN = ("torchao", "onnxruntime")
+"""What they import for loaders that are not used here (`render.models.quantization` calls torchao itself). It
+takes seconds, prints what is no news, and onnxruntime leaves a file in the temporary folder."""
+
 
 def import_libraries() -> None:
-    """Import both as if torchao were not installed, unless one of them is imported already.
-
-    They import it for loaders that are not used here (`render.models.quantization` calls torchao itself),
-    which takes two seconds and prints what is no news.
-    """
-    if "diffusers" in sys.modules or "transformers" in sys.modules or "torchao" in sys.modules:
+    """Import both as if `_HIDDEN` were not installed, unless one of them is imported already."""
+    if "diffusers" in sys.modules or "transformers" in sys.modules:
         return
-    # None stands for "cannot be imported", see the documentation of `sys.modules`.
-    sys.modules["torchao"] = None  # type: ignore[assignment]
+    hidden = [name for name in _HIDDEN if name not in sys.modules]
+    for name in hidden:
+        # None stands for "cannot be imported", see the documentation of `sys.modules`.
+        sys.modules[name] = None  # type: ignore[assignment]
     try:
         import diffusers
         import transformers
@@ -22,4 +24,5 @@ def import_libraries() -> None:
         # The first access imports the modules that look for it.
         _ = diffusers.ModelMixin, transformers.PreTrainedModel
     finally:
-        del sys.modules["torchao"]
+        for name in hidden:
+            del sys.modules[name]

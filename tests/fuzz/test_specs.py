@@ -12,12 +12,14 @@ import yaml
 
 from render.errors import BadInput
 from render.models.model_paths import find_model_paths, model_info
+from render.models.number_format import resolve_dtype
 from render.plan.plan import make_plan
 from render.spec import Spec, read_spec_file
 from tests.fuzz import values
 from tests.fuzz.campaign import Result, run
 
-INFO = model_info(find_model_paths("builtin", None))
+PATHS = find_model_paths("builtin", None)
+INFO = model_info(PATHS)
 _PIECES = (
     "&a ",
     "*a ",
@@ -41,7 +43,7 @@ _PIECES = (
 def judge(given: Any) -> str:
     """Planned, or refused in one sentence."""
     try:
-        spec = Spec.from_mapping(given)
+        spec = resolve_dtype(Spec.from_mapping(given), PATHS, None)
         if spec.refiner is None:
             digest = spec.digest(INFO.digest)
             json.loads(spec.canonical_json(INFO.digest))

@@ -55,6 +55,8 @@ class Home:
 
     done: tuple[str, str]
     """(job, batch) of the done one."""
+    reviewed: str
+    """A batch of three done images with ids."""
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -66,9 +68,10 @@ class Home:
             timeout=120,
         )
 
-    def submit(self, prompt: str) -> tuple[str, str]:
-        """(job, batch) of a new image."""
-        receipt = last_json(self.run("submit", prompt, "--size", "128x128", "--steps", "1", "--json").stdout)
+    def submit(self, prompt: str, *options: str) -> tuple[str, str]:
+        """(job, batch) of a new image, or of those of a file."""
+        small = [word for pair in SMALL for word in pair]
+        receipt = last_json(self.run("submit", prompt, *small, *options, "--json").stdout)
         listed = last_json(self.run("list", "--batch", receipt["batch"], "--json").stdout)
         return listed["jobs"][0]["id"], receipt["batch"]
 
@@ -92,10 +95,13 @@ def home(tmp_path_factory: pytest.TempPathFactory, moto: Bucket) -> Home:
     workbook.worksheets[0].append(["A-1", "vase", "red"])
     workbook.save(made.folder / "feed.xlsx")
     made.done = made.submit("a done vase")
+    (made.folder / "reviewed.csv").write_text("id,prompt\nA-1,a vase\nA-7,a bowl\nA-7-s2,a jug\n")
+    _, made.reviewed = made.submit("reviewed.csv")
     farm = start("up", "--slots", "1", "--port", "0", **made.environment, CHORALE_NODE="n1")
     try:
-        finished = made.run("wait", made.done[0], "--timeout", "100")
-        assert finished.returncode == 0, finished.stderr
+        for batch in (made.done[1], made.reviewed):
+            finished = made.run("wait", "--batch", batch, "--timeout", "100")
+            assert finished.returncode == 0, finished.stderr
     finally:
         farm.send_signal(signal.SIGTERM)
         farm.communicate(timeout=60)
@@ -120,6 +126,7 @@ def _prepared(home: Home, arguments: list[str]) -> list[str]:
     """The same command, small, about things that are there."""
     verb = arguments[0]
     done, batch = home.done
+    batch = home.reviewed if verb == "review" else batch
     if "3fa9" in arguments and verb in ("cancel", "pause", "resume", "retry", "priority"):
         done, _ = home.submit(f"for {' '.join(arguments)}")
         before = {"resume": "pause", "retry": "cancel"}.get(verb)
@@ -142,6 +149,8 @@ def _prepared(home: Home, arguments: list[str]) -> list[str]:
         for flag, value in SMALL:
             arguments += [flag, value]
         arguments += ["--out", f"out/{abs(hash(tuple(arguments)))}"] if verb == "render" else []
+    if verb == "token":
+        arguments = [argument.replace("/etc/chorale", str(home.folder)) for argument in arguments]
     if verb == "watch":
         arguments += ["--until-done", "--batch", batch]
     return arguments

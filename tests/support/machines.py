@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -48,7 +49,10 @@ class Machines:
 
     def call(self, *words: str) -> dict[str, Any]:
         """Run a command of the farm in this process: tests ask too often to start one each time."""
+        handlers = logging.root.handlers[:]
         result = CliRunner().invoke(cli, [*words, "--json"], env=self.environment, catch_exceptions=False)
+        # The command's own writes to a stream that is closed now.
+        logging.root.handlers[:] = handlers
         assert result.exit_code == 0, result.output
         return last_json(result.stdout)
 

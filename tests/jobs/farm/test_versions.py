@@ -136,12 +136,13 @@ def test_a_farm_of_version_0_1_goes_on(tmp_path: Path) -> None:
     farm = Machines(tmp_path, f"sqlite:///{tmp_path / 'farm.db'}", CHORALE_CHECKPOINT_S="0.1")
     images = tmp_path / "chorale" / "images"
     small = ("a blue vase", "--size", "128x128", "--steps", "4")
-    farm.call("submit", *small, "--priority", "90")
+    first = farm.call("submit", *small, "--priority", "90")["jobs"][0]["id"]
     batch = farm.call("submit", *LONG)["batch"]
     job = farm.call("list", "--batch", batch)["jobs"][0]["id"]
     database = Database(farm.environment["CHORALE_DATABASE_URL"])
     try:
         farm.boot("n1", wait=False)
+        wait_until(lambda: state_of(database, first) == "done", SECONDS)
         wait_until(farm.checkpoint, SECONDS)
         farm.call("pause", job)
         wait_until(lambda: not is_active(database, job), SECONDS)

@@ -55,7 +55,8 @@ def test_the_document_works_as_it_is_written(home: Path) -> None:
     assert re.search(r"Batch [0-9a-f]{12} in queue night: 60 new jobs\n  [0-9a-f]{16}  A-0\n", queued.stdout)
     assert "and 50 more; chorale list --batch" in queued.stdout
     named = set(re.findall(r"`(--[a-z-]+)", CATALOG.read_text(encoding="utf-8")))
-    known = {option for parameter in cli.commands["submit"].params for option in parameter.opts}
+    commands = (cli.commands[name] for name in ("submit", "review", "export"))
+    known = {option for command in commands for parameter in command.params for option in parameter.opts}
     assert named and named <= known
 
 

@@ -57,7 +57,7 @@ def proxy_of(
     started: Callable[..., Process], directory: Path, rank: int, seconds: float
 ) -> tuple[int, Process]:
     """(pid of the rank, proxy), once the rank has begun."""
-    proxy = started("-m", "render.launch.rank_proxy", str(directory), RANK=str(rank), SECONDS=str(seconds))
+    proxy = started("-m", "render.launch.fork_client", str(directory), RANK=str(rank), SECONDS=str(seconds))
     note = directory / f"started-{rank}"
     return int(wait_until(lambda: note.exists() and note.read_text())), proxy
 
@@ -116,4 +116,4 @@ def test_a_rank_that_is_started_again_is_forked_again(
 
 def test_without_a_server_nothing_is_started(tmp_path: Path, started: Callable[..., Process]) -> None:
     listen_for_proxies(tmp_path).close()
-    assert started("-m", "render.launch.rank_proxy", str(tmp_path)).wait(30) == -signal.SIGKILL
+    assert started("-m", "render.launch.fork_client", str(tmp_path)).wait(30) == -signal.SIGKILL

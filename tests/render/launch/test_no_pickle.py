@@ -43,4 +43,4 @@ def test_no_process_of_a_group_loads_a_pickle(tmp_path: Path) -> None:
     assert last_json(finished.stdout)["ranks"] == 2
     started = (tmp_path / "started").read_text()
     assert "render.launch.launcher" in started and "render.launch.fork_server" in started
-    assert started.count("-m render.launch.rank_proxy ") == 2
+    assert started.count("-m render.launch.fork_client ") == 2

@@ -21,7 +21,7 @@ from tests.support.sinks import MemorySink
 CPU = torch.device("cpu")
 FIELDS = {
     "schema", "digest", "root", "spec", "model", "width", "height", "tile_size", "levels", "format",
-    "tile_set", "tiles", "seams", "kept", "range", "device", "numerics", "ranks", "versions",
+    "tile_set", "tiles", "seams", "kept", "dropped", "range", "device", "numerics", "ranks", "versions",
     "timings", "created",
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What torchrun starts in place of a rank: `python -m render.launch.rank_proxy DIRECTORY`.
+"""What torchrun starts in place of a rank: `python -m render.launch.fork_client DIRECTORY`.
 
 The fork server of the group forks the rank itself (`fork_server.py`); the proxy stands for it.
 """
