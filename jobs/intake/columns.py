@@ -116,7 +116,7 @@ class Columns:
         if not name:
             return "has a value in a column without a name; name it in the header, or delete it"
         near = _near(own, self._known())
-        hint = f"did you mean {near[0]}?" if near else "it is no field of the spec"
+        hint = f"did you mean {near[0]}?" if near else "it is no field of the spec."
         return f"is unknown; {hint} Pass over a column with --ignore, or give a template"
 
     def _known(self) -> list[str]:

@@ -95,7 +95,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, moto: Bucket) -> Home:
     workbook.worksheets[0].append(["A-1", "vase", "red"])
     workbook.save(made.folder / "feed.xlsx")
     made.done = made.submit("a done vase")
-    (made.folder / "reviewed.csv").write_text("id,prompt\nA-1,a vase\nA-7,a bowl\nA-7-s2,a jug\n")
+    (made.folder / "reviewed.csv").write_text("custom_id,prompt\nA-1,a vase\nA-7,a bowl\nA-7-s2,a jug\n")
     _, made.reviewed = made.submit("reviewed.csv")
     farm = start("up", "--slots", "1", "--port", "0", **made.environment, CHORALE_NODE="n1")
     try:

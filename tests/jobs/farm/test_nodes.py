@@ -84,10 +84,13 @@ def test_what_is_killed_is_tried_again_to_the_same_bits(
 def test_a_dead_node_leaves_no_process_and_its_job_goes_to_another(
     machines: Machines, alone: Callable[[tuple[str, ...]], str]
 ) -> None:
+    # The second node is up before: the image may be finished in the time that it takes to start.
     machines.boot("n1")
+    machines.boot("n2")
+    machines.call("drain", "n2")
     machines.call("submit", *LONG)
     wait_until(lambda: ranks_with(machines.mark), 120)
-    machines.boot("n2")
+    machines.call("undrain", "n2")
     machines.agents["n1"].kill()
     wait_until(lambda: not ranks_with(machines.mark), 20)
     done = machines.wait("done")
