@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from bench.table import hardware, write_section
+from bench.table import as_markdown, count_table, write_section
 from tests.support.chaos import NODES, Outcome, run_chaos
 
 TITLE = "Chaos"
@@ -42,17 +41,8 @@ def _markdown(outcome: Outcome, command: str) -> str:
         ("faults", sum(outcome.faults.values())),
         *((f"... {name}", count) for name, count in sorted(outcome.faults.items())),
     ]
-    lines = [
-        f"## {TITLE}",
-        "",
-        f"{datetime.now(UTC).date().isoformat()}, {hardware()}. {NODES} hosts as network namespaces, "
-        f"PostgreSQL, Redis. `{command}`",
-        "",
-        "| what | count |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in rows),
-    ]
-    return "\n".join(lines) + "\n"
+    hosts = f"{NODES} hosts as network namespaces, PostgreSQL, Redis."
+    return as_markdown(TITLE, command, [hosts, "", *count_table(rows)])
 
 
 if __name__ == "__main__":

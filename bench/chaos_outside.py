@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from bench.table import hardware, write_section
+from bench.table import as_markdown, count_table, write_section
 from jobs.db.state_machine import ENDED
 from tests.support.buckets import credentials, moto_server
 from tests.support.chaos import NODES, Outcome, fault_methods, run_chaos, shown
@@ -59,17 +58,8 @@ def _markdown(farm: Outcome, store: list[StoreOutcome], command: str) -> str:
     for method in fault_methods(_KINDS):
         rows.append((f"... {shown(method)}", farm.faults[shown(method)] or "has not struck"))
     rows += [(f"... store: {each.fault}", 1) for each in store]
-    lines = [
-        f"## {TITLE}",
-        "",
-        f"{datetime.now(UTC).date().isoformat()}, {hardware()}. {NODES} hosts as network namespaces, "
-        f"PostgreSQL, Redis; moto as S3. `{command}`",
-        "",
-        "| what | count |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in rows),
-    ]
-    return "\n".join(lines) + "\n"
+    hosts = f"{NODES} hosts as network namespaces, PostgreSQL, Redis; moto as S3."
+    return as_markdown(TITLE, command, [hosts, "", *count_table(rows)])
 
 
 if __name__ == "__main__":

@@ -53,6 +53,11 @@ def as_markdown(title: str, command: str, rows: Sequence[Row] | Sequence[str]) -
     return "\n".join(lines) + "\n"
 
 
+def count_table(rows: Sequence[tuple[str, object]]) -> list[str]:
+    """The lines of a table of counts, which promise nothing by themselves."""
+    return ["| what | count |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+
+
 def write_section(title: str, text: str) -> None:
     """Replace the section of this title in RESULTS.md where it stands, or add it."""
     old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Measured\n"

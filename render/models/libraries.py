@@ -6,7 +6,7 @@ import sys
 
 _HIDDEN = ("torchao", "onnxruntime")
 """What they import for loaders that are not used here (`render.models.quantization` calls torchao itself). It
-takes seconds, prints what is no news, and onnxruntime leaves a file in the temporary folder."""
+takes seconds and prints warnings, and onnxruntime leaves a file in the temporary folder."""
 
 
 def import_libraries() -> None:

@@ -79,7 +79,7 @@ def _quantizer(kind: str) -> Callable[[nn.Linear], None]:
 
 @contextmanager
 def _quiet_torchao() -> Iterator[None]:
-    """Its kernels for GPUs of other kinds and its own deprecations are no news for a rank's log."""
+    """Its kernels for GPUs of other kinds and its own deprecations do not belong in a rank's log."""
     os.environ.setdefault("TORCHAO_FORCE_SKIP_LOADING_SO_FILES", "1")
     loggers = [logging.getLogger(name) for name in ("torch.utils._pytree", "torchao", "root")]
     levels = [each.level for each in loggers]

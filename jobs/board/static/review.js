@@ -1,16 +1,16 @@
 // Review on the contact sheet: keys, verdicts, and a viewer that opens over the sheet.
 "use strict";
 
-const desk = document.querySelector("dialog.reviewer");
+const dialog = document.querySelector("dialog.reviewer");
 const keysOverlay = document.querySelector("dialog.keys");
-const stage = desk.querySelector(".stage");
-const field = (name) => desk.querySelector(`[name="${name}"]`);
-const part = (name) => desk.querySelector(`[data-review-${name}]`);
-const button = (name) => desk.querySelector(`[data-review="${name}"]`);
+const stage = dialog.querySelector(".stage");
+const field = (name) => dialog.querySelector(`[name="${name}"]`);
+const part = (name) => dialog.querySelector(`[data-review-${name}]`);
+const button = (name) => dialog.querySelector(`[data-review="${name}"]`);
 const sheet = () => document.querySelector(".sheet");
 // Only finished images can be looked at and voted on.
 const images = () => [...document.querySelectorAll('.sheet li[data-state="done"]')];
-const mayReview = desk.dataset.mayReview === "yes";
+const mayReview = dialog.dataset.mayReview === "yes";
 
 let current = null; // what the viewer shows: a copy of the item's data, which may leave the sheet
 let place = 0;
@@ -19,7 +19,7 @@ let zoomed = false;
 let comparing = false;
 
 // Who reviews: the name of the token, else the one that was entered, kept in this browser.
-const reviewer = () => desk.dataset.reviewer || (field("reviewer") && field("reviewer").value.trim()) || "";
+const reviewer = () => dialog.dataset.reviewer || (field("reviewer") && field("reviewer").value.trim()) || "";
 if (field("reviewer")) {
   field("reviewer").value = localStorage.getItem("chorale-reviewer") || "";
   field("reviewer").addEventListener("change", () => localStorage.setItem("chorale-reviewer", reviewer()));
@@ -100,7 +100,7 @@ const verdicts = {
   clear: (item) => vote(item, { verdict: "" }),
   star: (item) => vote(item, { starred: !ownVote(item).starred }),
 };
-const reasonFor = () => (desk.open && field("reason") ? field("reason").value.trim() : "");
+const reasonFor = () => (dialog.open && field("reason") ? field("reason").value.trim() : "");
 const dataOf = (item) => ({ id: item.id, ...item.dataset });
 
 // The viewer over the sheet.
@@ -129,7 +129,7 @@ async function show(number) {
   if (field("reason")) field("reason").value = ownVote(current).reason || "";
   if (field("note")) field("note").value = ownVote(current).note || "";
   describe();
-  if (!desk.open) desk.showModal();
+  if (!dialog.open) dialog.showModal();
   await loadViewer();
   draw();
 }
@@ -154,7 +154,7 @@ function draw() {
 }
 
 function describe() {
-  desk.querySelector("h2").textContent = current.image;
+  dialog.querySelector("h2").textContent = current.image;
   part("prompt").textContent = current.prompt;
   part("place").textContent = `${place + 1} of ${images().length} · ${current.size} · ${current.verdict}`;
   const own = ownVote(current);
@@ -186,10 +186,10 @@ function step(by) {
 }
 
 function close() {
-  if (desk.open) desk.close();
+  if (dialog.open) dialog.close();
 }
 
-desk.addEventListener("close", () => {
+dialog.addEventListener("close", () => {
   viewers.forEach((viewer) => viewer.destroy());
   viewers = [];
   const item = current && document.getElementById(current.id);
@@ -225,7 +225,7 @@ function decide(name) {
   step(1);
 }
 
-desk.addEventListener("click", (event) => {
+dialog.addEventListener("click", (event) => {
   const name = event.target.closest("[data-review]")?.dataset.review;
   if (name) actions[name]();
 });
@@ -250,10 +250,10 @@ function onKey(event) {
   if (keysOverlay.open || event.ctrlKey || event.metaKey || event.altKey) return;
   const typing = event.target.closest("input, textarea, select");
   if (typing) {
-    if (event.key === "Enter" && desk.open) typing.blur();
+    if (event.key === "Enter" && dialog.open) typing.blur();
     return;
   }
-  const handled = desk.open ? onViewerKey(event.key) : onSheetKey(event);
+  const handled = dialog.open ? onViewerKey(event.key) : onSheetKey(event);
   if (handled) {
     event.preventDefault();
     event.stopPropagation();

@@ -48,8 +48,8 @@ def started(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 @pytest.fixture
 def server(tmp_path: Path, started: Callable[..., Process]) -> Process:
     """A fork server that listens in the test's folder."""
-    with listen_for_proxies(tmp_path) as listener:
-        number = listener.fileno()
+    with listen_for_proxies(tmp_path) as socket:
+        number = socket.fileno()
         return started("-c", SERVER, pass_fds=(number,), **{SOCKET: str(number)})
 
 
