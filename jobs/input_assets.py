@@ -1,4 +1,4 @@
-"""Init images, masks and LoRA of jobs: in the farm's store under their digest, downloaded by the nodes."""
+"""The input files of jobs (images, control pictures, LoRA): in the farm's store, downloaded by the nodes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from infra.store.base import Store
 from jobs.db.submission import BatchItem
 from render.errors import BadInput
 from render.spec import Spec
+from render.spec.control import Control
 from render.spec.init_image import InitImage
 from render.spec.lora import Lora
 
-Asset = TypeVar("Asset", InitImage, Lora)
+Asset = TypeVar("Asset", InitImage, Control, Lora)
 INPUTS = "inputs"
 """Folder of the inputs, in the farm's store and in a node's home."""
 
@@ -60,6 +61,8 @@ def download_input(spec: Spec, images: Store, home: Path) -> Spec:
         changes[field] = _downloaded(image, images, home)
     if spec.lora:
         changes["lora"] = tuple(_downloaded(lora, images, home) for lora in spec.lora)
+    if spec.control:
+        changes["control"] = tuple(_downloaded(each, images, home) for each in spec.control)
     return spec.with_changes(**changes) if changes else spec
 
 
@@ -79,7 +82,7 @@ def _downloaded(asset: Asset, images: Store, home: Path) -> Asset:
 
 
 def _assets(spec: Spec) -> list[InitImage | Lora]:
-    return [*spec.images.values(), *spec.lora]
+    return [*spec.images.values(), *spec.control, *spec.lora]
 
 
 def _key(asset: InitImage | Lora) -> str:

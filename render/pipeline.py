@@ -29,7 +29,7 @@ from render.launch.gpus import local_bfloat16, processors
 from render.launch.rank_group import RankGroup
 from render.launch.request import LATENTS_KEY, FurtherImage, Request
 from render.model_info import ModelInfo
-from render.models.model_paths import ModelPaths, check_loras, find_model_paths, model_info
+from render.models.model_paths import ModelPaths, check_additions, find_model_paths, model_info
 from render.models.number_format import resolve_dtype
 from render.output.manifest import KEY, Manifest, parse_manifest
 from render.plan.plan import Plan, make_plan
@@ -181,7 +181,7 @@ class ParallelizedDiffusionPipeline:
         )
         paths = find_model_paths(spec.model, spec.refiner, spec.vae)
         info = model_info(paths)
-        check_loras(paths, spec.lora)
+        check_additions(paths, spec)
         spec = resolve_dtype(spec, paths, local_bfloat16(self.device))
         plan = make_plan(spec, info, 1)
         ranks = min(self.num_modules or processors(), plan.useful_ranks)

@@ -33,7 +33,7 @@ from jobs.review.checking import check_batch_images
 from render.errors import BadInput
 from render.models.folder import BUILTIN
 from render.sink import UNFINISHED_PREVIEW
-from render.spec import IMAGE_FIELDS, names_image
+from render.spec import IMAGE_FIELDS, PARTS_OF_FILES, names_image
 
 Value = TypeVar("Value")
 WHO = "the board"
@@ -127,9 +127,10 @@ class Board:
         for name in IMAGE_FIELDS:
             if names_image(name, values.get(name)):
                 raise BadInput(name, values[name][:120], "is a file; submit this image with chorale submit")
-        if values.get("lora"):
-            fix = "is a file; submit this image with chorale submit"
-            raise BadInput("lora", str(values["lora"])[:120], fix)
+        for name in PARTS_OF_FILES:
+            if values.get(name):
+                fix = "is a file; submit this image with chorale submit"
+                raise BadInput(name, str(values[name])[:120], fix)
         with Preparation(options, farm_bfloat16(self.farm.database)) as prepared:
             check_single(values, intake or IntakeOptions(), prepared, self.check_models)
             return insert_batch(self.farm.database, prepared, str(values.get("prompt"))[:80])

@@ -157,14 +157,15 @@ def _digest(entry: Entry) -> str:
 
 
 def _needed_inputs(connection: Connection) -> set[str]:
-    """Digests of the images and LoRA of all jobs that may run."""
+    """Digests of the images, control pictures and LoRA of all jobs that may run."""
     images = [jobs.c.spec[name]["digest"].as_string() for name in IMAGE_FIELDS]
     named = connection.execute(select(*images).where(_WAITING).distinct())
     needed = {digest for row in named for digest in row}
-    lora = jobs.c.spec["lora"].as_json()
-    has_lora = jobs.c.spec["lora"][0]["digest"].as_string() != ""
-    for parts in connection.execute(select(lora).where(_WAITING, has_lora)).scalars():
-        needed.update(part["digest"] for part in parts)
+    for name in ("lora", "control"):
+        has_any = jobs.c.spec[name][0]["digest"].as_string() != ""
+        stored = select(jobs.c.spec[name].as_json()).where(_WAITING, has_any)
+        for parts in connection.execute(stored).scalars():
+            needed.update(part["digest"] for part in parts)
     return needed
 
 

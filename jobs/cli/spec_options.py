@@ -12,7 +12,7 @@ from jobs.intake.open_table import batch_file
 from render.errors import BadInput
 from render.launch.gpus import local_bfloat16
 from render.model_info import ModelInfo
-from render.models.model_paths import ModelPaths, check_loras, find_model_paths, model_info
+from render.models.model_paths import ModelPaths, check_additions, find_model_paths, model_info
 from render.models.number_format import resolve_dtype
 from render.spec import CUTOUT, GROUPS, Spec, SpecField, expand_size, read_spec_file
 
@@ -72,7 +72,7 @@ def take_spec(options: dict[str, Any], device: str = "auto") -> tuple[Spec, Mode
         raise BadInput("prompt", prompt, "is a batch file; give it to chorale submit")
     spec = Spec.from_mapping(given_values(options))
     folders = find_model_paths(spec.model, spec.refiner, spec.vae)
-    check_loras(folders, spec.lora)
+    check_additions(folders, spec)
     info = model_info(folders)
     return resolve_dtype(spec, folders, local_bfloat16(device)), folders, info
 

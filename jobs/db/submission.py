@@ -28,7 +28,7 @@ from jobs.db.tables import batches, entries, events, jobs, rates
 from jobs.formatting import printable
 from render.errors import BadInput
 from render.model_info import ModelInfo
-from render.models.model_paths import absolute_name, check_loras, find_model_paths, model_info
+from render.models.model_paths import absolute_name, check_additions, find_model_paths, model_info
 from render.models.number_format import resolve_dtype
 from render.models.vae_folder import resolve_vae
 from render.plan.plan import make_plan
@@ -164,6 +164,7 @@ class Preparation:
             if len(self.twins) < _SHOWN_TWINS:
                 self.twins.append((item.custom_id, first))
         digests = {image.digest for image in item.spec.images.values()}
+        digests |= {control.digest for control in item.spec.control}
         digests |= {lora.digest for lora in item.spec.lora}
         if not digests <= self._images:
             self._images |= digests
@@ -296,9 +297,10 @@ def job_row(item: BatchItem, options: JobOptions, bfloat16: bool | None = None) 
         fix = f"has more than {longest(rates.c.model)} characters; use a shorter path"
         raise BadInput("model", spec.model[:60], fix)
     info, weights = _models(spec.model, spec.refiner, spec.vae)
-    if spec.lora:
-        check_loras(find_model_paths(spec.model, spec.refiner, spec.vae), spec.lora)
+    if spec.lora or spec.controlnet:
+        check_additions(find_model_paths(spec.model, spec.refiner, spec.vae), spec)
         weights += sum(lora.bytes for lora in spec.lora)
+        weights += sum(network.bytes for network in spec.controlnet)
     same = geometry(spec)
     least, most = (options.ranks, options.ranks) if options.ranks else (1, useful_ranks(same, info))
     digest = spec.digest(info.digest)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from render.distributed import Group
 from render.guidance.color_correction import ColorCorrection
+from render.guidance.control_pictures import ControlPictures
 from render.guidance.cross_window_attention import CrossWindowAttention
 from render.guidance.dilated_views import DilatedViews
 from render.guidance.hook import Evaluation, GuidanceHook, ModelCall, Predict, StageContext, Step
@@ -29,6 +30,7 @@ HOOKS: tuple[type[GuidanceHook], ...] = (
     ILVR,
     ColorCorrection,
     KeptPixels,
+    ControlPictures,
 )
 """At each point of a step the hooks run in this order. It fixes the order of the arithmetic, and so the
 pixels. It also fixes the order of the parts of a message and of a checkpoint's guidance state; checkpoints

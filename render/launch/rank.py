@@ -115,6 +115,8 @@ class _Rank:
     _group: Group | None = None
     _loras: tuple[tuple[str, float], ...] | None = ()
     """Those on the model, by digest and weight."""
+    _controlnets: tuple[str, ...] | None = ()
+    """Those beside the model, by digest."""
     _loaded: tuple[tuple[Any, ...], tuple[Adapter, Adapter | None]] | None = field(default=None)
     _joiner: CallJoiner | None = None
     """Of the model with its LoRA."""
@@ -138,6 +140,7 @@ class _Rank:
         spec = Spec.from_mapping(request.spec)
         models = self._models(request, device, spec)
         self._set_loras(models[0], spec.lora)
+        self._set_controlnets(models[0], spec, device)
         self._group = self._group or join(device)
         context = RankContext(
             rank=self._group.rank,
@@ -245,13 +248,23 @@ class _Rank:
         if self._loaded is None or self._loaded[0] != wanted:
             # Free the old model before the new one is loaded: there is seldom room for two.
             self._loaded = self._joiner = None
-            self._loras = ()
+            self._loras, self._controlnets = (), ()
             started = time.perf_counter()
             models = load_models(request.folders, device, spec.dtype, request.info, quantize=spec.quantize)
             self._loaded = wanted, models
             if int(os.environ["LOCAL_RANK"]) == 0:
                 self.events.send(ModelLoaded(seconds=time.perf_counter() - started))
         return self._loaded[1]
+
+    def _set_controlnets(self, adapter: Adapter, spec: Any, device: Any) -> None:
+        """Load a request's ControlNets beside the model in place of those of the request before."""
+        from render.models.controlnet import set_controlnets
+
+        wanted = tuple(network.digest for network in spec.controlnet)
+        if wanted != self._controlnets:
+            self._controlnets = None
+            set_controlnets(adapter, spec.controlnet, device, spec.dtype)
+            self._controlnets = wanted
 
     def _set_loras(self, adapter: Adapter, loras: tuple[Lora, ...]) -> None:
         """Put a request's LoRA on the model in place of those of the request before."""

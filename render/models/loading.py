@@ -48,7 +48,7 @@ def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str,
                 return getattr(diffusers, class_name)(**(components | unused)).to(device)
             kinds = networks_of(path).items()
             networks = {
-                part: _load_network(path, part, kind, dtype) for part, kind in kinds if part not in unused
+                part: load_network(path, part, kind, dtype) for part, kind in kinds if part not in unused
             }
             # Looked up here: the first access makes transformers warn of packages that are not installed.
             pipeline_class = getattr(diffusers, class_name)
@@ -65,7 +65,7 @@ def replace_autoencoder(adapter: Any, path: Path, device: torch.device, dtype: s
     kind = "diffusers", read_vae_info(path).class_name
     try:
         with quiet():
-            network = _load_network(path.parent, path.name, kind, dtype).to(device)
+            network = load_network(path.parent, path.name, kind, dtype).to(device)
     except ModelNotUsable as exc:
         raise ModelNotUsable("vae", str(path), exc.fix) from exc
     except _ERRORS as exc:
@@ -92,7 +92,7 @@ def quiet() -> Iterator[None]:
             library.utils.logging.set_verbosity(level)
 
 
-def _load_network(path: Path, part: str, kind: tuple[str, str], dtype: str) -> Any:
+def load_network(path: Path, part: str, kind: tuple[str, str], dtype: str) -> Any:
     """One part's network, of (library, class) `kind`, in evaluation mode and with every weight from the file.
 
     For missing weights the libraries use random numbers and a warning, and each rank would render a

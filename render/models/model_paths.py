@@ -14,6 +14,7 @@ from typing import Any
 from render.errors import BadInput, ModelNotUsable
 from render.model_info import ModelInfo
 from render.models.config_files import read_config
+from render.models.controlnet_folder import check_controlnets
 from render.models.folder import (
     BUILTIN,
     local_path,
@@ -23,6 +24,7 @@ from render.models.folder import (
     text_width,
 )
 from render.models.vae_folder import read_vae_info, resolve_vae, with_vae
+from render.spec import Spec
 from render.spec.lora import Lora
 
 _TRAINING: dict[str, Any] = {
@@ -100,6 +102,12 @@ def model_info(paths: ModelPaths) -> ModelInfo:
     refiner_details = refiner_info(paths.refiner)
     _check_pair(paths.model, info, paths.refiner, refiner_details)
     return replace(info, digest=f"{info.digest}+{refiner_details.digest}")
+
+
+def check_additions(paths: ModelPaths, spec: Spec) -> None:
+    """Raise `BadInput` for a LoRA or a ControlNet that was made for another kind of model than the spec's."""
+    check_loras(paths, spec.lora)
+    check_controlnets(paths.model, spec.control, spec.controlnet)
 
 
 def check_loras(paths: ModelPaths, loras: Sequence[Lora]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from render.model_info import ModelInfo
 from render.models.adapter import WindowPlace
 from render.models.autoencoders import open_autoencoder
+from render.models.controlnet import ControlInput, residuals
 from render.models.cross_window_attention import Context, cross_window_attention, pooled_kv
 from render.models.joined_calls import CallInputs
 from render.models.loading import DTYPES
@@ -65,6 +66,9 @@ class UNetAdapter:
         # EDM's `epsilon` is the velocity with the other sign (see `render.sampling.scheduler_config`).
         config_type = self._scheduler_config.get("prediction_type", EPSILON)
         self._reversed = noise.kind is NoiseKind.EDM and config_type == EPSILON
+        self.controlnets: tuple[Any, ...] = ()
+        self.controls: Sequence[ControlInput] = ()
+        """What the next calls follow; see `render.models.controlnet.controlled`."""
         self._pipeline, self._device, self._dtype = pipeline, device, DTYPES[dtype]
         self.pipeline = pipeline
         self._unet = pipeline.unet
@@ -131,12 +135,16 @@ class UNetAdapter:
         guidance_scale: float,
         added: dict[str, Tensor] | None,
     ) -> Tensor:
+        inputs: dict[str, Any] = {
+            "sample": latents.to(self._device, self._dtype),
+            "timestep": times,
+            "encoder_hidden_states": states,
+            "added_cond_kwargs": added,
+        }
         prediction: Tensor = self._unet(
-            latents.to(self._device, self._dtype),
-            times,
-            encoder_hidden_states=states,
+            **inputs,
+            **residuals(self.controlnets, self.controls, inputs),
             timestep_cond=self._guidance_input(guidance_scale, len(latents)),
-            added_cond_kwargs=added,
             return_dict=False,
         )[0].float()
         return -prediction if self._reversed else prediction

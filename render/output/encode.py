@@ -66,6 +66,11 @@ def published_parameters(values: Mapping[str, Any], *, prompt: bool) -> str:
     for name in ("init", "mask"):
         if isinstance(shown.get(name), Mapping):
             shown[name] = {key: value for key, value in shown[name].items() if key != "path"}
+    for name in ("control", "controlnet"):
+        if shown.get(name):
+            shown[name] = [
+                {key: value for key, value in part.items() if key != "path"} for part in shown[name]
+            ]
     return json.dumps(shown, sort_keys=True, ensure_ascii=False)
 
 

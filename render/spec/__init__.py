@@ -6,6 +6,7 @@ from render.spec.cutout import CUTOUT
 from render.spec.fields import SpecField
 from render.spec.files import (
     IMAGE_FIELDS,
+    PARTS_OF_FILES,
     beside,
     expand_size,
     load_yaml,
@@ -45,6 +46,7 @@ __all__ = [
     "IMAGE_FIELDS",
     "LEARNED",
     "NO_QUANTIZATION",
+    "PARTS_OF_FILES",
     "POOLED",
     "QUANTIZATIONS",
     "SAMPLERS",

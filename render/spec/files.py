@@ -16,6 +16,8 @@ MAX_YAML_NODES = 5_000_000
 """Values of a YAML file, with its aliases written out: a batch of 200,000 rows has about so many."""
 IMAGE_FIELDS = ("init", "mask")
 """The fields of a spec that name an image file."""
+PARTS_OF_FILES = ("lora", "control", "controlnet")
+"""The fields with several parts, each of which names a file or a folder."""
 _WORDS = (("mask", "alpha"), ("mask", "none"), ("mask", "cutout"))
 """Values of them that do not."""
 _SIZE_FORM = "is not WIDTHxHEIGHT in pixels; use e.g. 1024x1024"
@@ -103,9 +105,17 @@ def beside(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     for name in IMAGE_FIELDS:
         if names_image(name, found.get(name)):
             found[name] = str(file.parent / found[name])
-    if isinstance(found.get("lora"), list):
-        found["lora"] = [str(file.parent / each) if isinstance(each, str) else each for each in found["lora"]]
+    for name in PARTS_OF_FILES:
+        if isinstance(found.get(name), list):
+            found[name] = [_beside(file.parent, name, each) for each in found[name]]
     return found
+
+
+def _beside(folder: Path, field: str, part: Any) -> Any:
+    if not isinstance(part, str):
+        return part
+    kind, sign, path = part.partition("=")
+    return f"{kind}={folder / path}" if field == "control" and sign else str(folder / part)
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -36,7 +36,8 @@ _ENDINGS = {
 }
 
 
-def _check_digest(text: str) -> str:
+def check_digest(text: str) -> str:
+    """The text; a problem of the field if it is no SHA-256."""
     if len(text) != 64 or set(text) - set("0123456789abcdef"):
         raise problem("is not a SHA-256 in hexadecimal; name the file instead")
     return text
@@ -52,7 +53,7 @@ class InitImage(Checked):
     part_of: ClassVar[str] = "init"
 
     path: Annotated[Text, Field(description="Where the file is on this machine.")]
-    digest: Annotated[str, AfterValidator(_check_digest), Field(description="SHA-256 of the file.")]
+    digest: Annotated[str, AfterValidator(check_digest), Field(description="SHA-256 of the file.")]
     width: Annotated[_Side, Field(description="Width in pixels, orientation applied.")]
     height: Annotated[_Side, Field(description="Height in pixels, orientation applied.")]
 
@@ -72,8 +73,13 @@ class InitImage(Checked):
         Raises `BadInput` for a file that is broken, enormous, animated, of several pages, in CMYK without a
         profile, of floating-point numbers, or not an image.
         """
-        sides = _opened(cls.part_of, path, *_state(cls.part_of, path))
-        return cls(path=str(path), digest=sides.digest, width=sides.width, height=sides.height)
+        return cls(**cls.described(path))
+
+    @classmethod
+    def described(cls, path: Path) -> dict[str, Any]:
+        """`path`, `digest`, `width` and `height` of a file. Raises `BadInput` as `open`."""
+        found = _opened(cls.part_of, path, *_state(cls.part_of, path))
+        return {"path": str(path), "digest": found.digest, "width": found.width, "height": found.height}
 
     @classmethod
     def is_transparent(cls, path: Path) -> bool:

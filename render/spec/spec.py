@@ -21,9 +21,11 @@ from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from render.errors import BadInput
+from render.spec.control import EXAMPLE as CONTROL_EXAMPLE
+from render.spec.control import FOLDER_EXAMPLE, Control, ControlNetwork, check_controls
 from render.spec.cutout import cutout_mask, is_cutout
 from render.spec.fields import NO_FLAG, Filled, OneOf, Shown, SpecField
-from render.spec.files import IMAGE_FIELDS, expand_size
+from render.spec.files import IMAGE_FIELDS, PARTS_OF_FILES, expand_size
 from render.spec.image_checks import KINDS, LARGEST_SIDE
 from render.spec.init_image import InitImage, MaskImage
 from render.spec.lora import EXAMPLE as LORA_EXAMPLE
@@ -371,6 +373,32 @@ class Spec(Checked):
         ),
         Shown(label="Source type", group=OUTPUT, local=True, late=True),
     ] = TRAINED
+    control: Annotated[
+        tuple[Control, ...],
+        BeforeValidator(
+            _parts_of("control", Control.from_any, CONTROL_EXAMPLE),
+            json_schema_input_type=list[str | Control],
+        ),
+        Field(
+            description="Pictures whose layout the image follows, each KIND=IMAGE[:WEIGHT][:START-END]: "
+            "ready-made edges, depth or the like of the whole image, and the share of the steps in which "
+            "they count. They need a ControlNet.",
+            examples=[[CONTROL_EXAMPLE]],
+        ),
+        Shown(label="Control pictures", group=COMPOSITION, default="none", local=True, late=True),
+    ] = ()
+    controlnet: Annotated[
+        tuple[ControlNetwork, ...],
+        BeforeValidator(
+            _parts_of("controlnet", ControlNetwork.from_any, FOLDER_EXAMPLE),
+            json_schema_input_type=list[str | ControlNetwork],
+        ),
+        Field(
+            description="Folder of the ControlNet of all control pictures, or one of each in their order.",
+            examples=[[FOLDER_EXAMPLE]],
+        ),
+        Shown(label="ControlNet", group=MODEL, default="none", local=True, late=True),
+    ] = ()
     boxes: Annotated[
         tuple[RegionPrompt, ...],
         BeforeValidator(
@@ -426,11 +454,20 @@ class Spec(Checked):
             fix = f"leaves the refiner none of {self.steps} steps; use more steps"
             raise BadInput("refiner_start", self.refiner_start, fix)
         check_once(self.lora)
+        self._check_controls()
         if self.tile_set and self.wrap != "none":
             raise BadInput("wrap", self.wrap, "does not go with a tile set, whose labels decide it")
         if self.dilated and (self.wrap_y or self.wrap_x):
             raise BadInput("dilated", self.dilated, "does not go with sides that wrap; set it to 0")
         self._check_source()
+
+    def _check_controls(self) -> None:
+        check_controls(self.control, self.controlnet)
+        for picture in self.control:
+            picture.check_shape(self.width, self.height)
+        if self.control and (self.dilated or self.tile_set):
+            name, value = ("dilated", self.dilated) if self.dilated else ("tile_set", None)
+            raise BadInput(name, value, "does not go with control pictures; leave it out")
 
     def _check_source(self) -> None:
         """Check the init image, and what only goes with one."""
@@ -586,8 +623,9 @@ class Spec(Checked):
             if isinstance(document.get(name), dict):
                 # The path does not touch a pixel.
                 del document[name]["path"]
-        for lora in document.get("lora", ()):
-            del lora["path"]
+        for name in PARTS_OF_FILES:
+            for part in document.get(name, ()):
+                del part["path"]
         # The model's digest stands for its autoencoder too (`render.models.vae_folder`).
         document.pop("vae", None)
         return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

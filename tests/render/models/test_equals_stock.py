@@ -58,7 +58,9 @@ def unit_noise() -> Tensor:
     return torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(7))
 
 
-def our_latents(adapter: Any, schedule: Any, sampler: str, guidance: float, negative: str) -> Tensor:
+def our_latents(
+    adapter: Any, schedule: Any, sampler: str, guidance: float, negative: str, **values: Any
+) -> Tensor:
     """The engine's own loop with one window, with the stock pipeline's noise instead of the engine's."""
     spec = Spec(
         prompt=PROMPT,
@@ -68,6 +70,7 @@ def our_latents(adapter: Any, schedule: Any, sampler: str, guidance: float, nega
         steps=len(schedule.timesteps),
         guidance_scale=guidance,
         sampler=sampler,
+        **values,
     )
     (stage,) = make_stages(spec, adapter.info)
     assert stage.grid.windows == 1

@@ -1,0 +1,115 @@
+"""ControlNets beside a UNet: residuals that are added to its own, for the windows of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from render.errors import BadInput, ModelNotUsable
+from render.models.controlnet_folder import UNION, network_config
+from render.models.loading import load_network
+from render.spec.control import ControlNetwork
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlInput:
+    """A control picture, cut for the windows of a call."""
+
+    network: int
+    """Its network among those that are loaded."""
+    mode: int
+    """Its control type, for a network of several (`controlnet_folder.UNION_MODES`)."""
+    pixels: Tensor
+    """[B, 3, H, W] in [0, 1]."""
+    weight: float
+
+
+def set_controlnets(
+    adapter: Any, networks: Sequence[ControlNetwork], device: torch.device, dtype: str
+) -> None:
+    """Load these ControlNets beside a model, in place of those it has. Raises `BadInput`."""
+    if not networks and not getattr(adapter, "controlnets", ()):
+        return
+    if not hasattr(adapter, "controlnets"):
+        raise BadInput("controlnet", networks[0].path, "does not go with this model; leave it out")
+    adapter.controlnets = ()
+    adapter.controlnets = tuple(_load(network, device, dtype) for network in networks)
+
+
+@contextmanager
+def controlled(adapter: Any, controls: Sequence[ControlInput]) -> Iterator[None]:
+    """Lets a model follow control pictures. A refiner behind the same adapter does not."""
+    model = getattr(adapter, "model", adapter)
+    model.controls = controls
+    try:
+        yield
+    finally:
+        model.controls = ()
+
+
+def residuals(
+    networks: Sequence[Any], controls: Sequence[ControlInput], inputs: dict[str, Any]
+) -> dict[str, Any]:
+    """What the UNet is told of the control pictures: nothing where there are none.
+
+    `inputs` are the UNet's own: `sample`, `timestep`, `encoder_hidden_states`, `added_cond_kwargs`. The
+    pictures of one ControlNet-Union go through it together, as in diffusers; those of others are added up in
+    their order.
+    """
+    down: list[Tensor] = []
+    middle: Tensor | None = None
+    for number, network in enumerate(networks):
+        own = [control for control in controls if control.network == number]
+        for group in [own] if _is_union(network) and own else [[each] for each in own]:
+            more, mid = _evaluated(network, group, inputs)
+            down = [one + other for one, other in zip(down, more, strict=True)] if down else list(more)
+            middle = mid if middle is None else middle + mid
+    if middle is None:
+        return {}
+    return {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": middle}
+
+
+def _evaluated(
+    network: Any, controls: Sequence[ControlInput], inputs: dict[str, Any]
+) -> tuple[Sequence[Tensor], Tensor]:
+    sample = inputs["sample"]
+    pictures = [control.pixels.to(sample.device, sample.dtype) for control in controls]
+    if not _is_union(network):
+        (control,) = controls
+        found = network(
+            **inputs, controlnet_cond=pictures[0], conditioning_scale=control.weight, return_dict=False
+        )
+        return found[0], found[1]
+    modes = [control.mode for control in controls]
+    types = torch.zeros(network.config.num_control_type)
+    types[modes] = 1.0
+    found = network(
+        **inputs,
+        controlnet_cond=pictures,
+        control_type=types.to(sample.device, sample.dtype).expand(len(sample), -1),
+        control_type_idx=modes,
+        conditioning_scale=[control.weight for control in controls],
+        return_dict=False,
+    )
+    return found[0], found[1]
+
+
+def _is_union(network: Any) -> bool:
+    return type(network).__name__ == UNION
+
+
+def _load(network: ControlNetwork, device: torch.device, dtype: str) -> Any:
+    path = Path(network.path)
+    if ControlNetwork.open(path).digest != network.digest:
+        raise BadInput("controlnet", network.path, "has changed since the job was submitted; restore it")
+    kind = "diffusers", str(network_config(network)["_class_name"])
+    try:
+        return load_network(path.parent, path.name, kind, dtype).to(device)
+    except ModelNotUsable as exc:
+        raise BadInput("controlnet", network.path, exc.fix) from exc
