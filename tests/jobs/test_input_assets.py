@@ -54,6 +54,20 @@ def test_a_lora_travels_as_an_init_image_does(tmp_path: Path) -> None:
     assert Path(there.lora[0].path).is_file()
 
 
+def test_a_control_picture_travels_and_its_network_does_not(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "edges.png")
+    save_file({"weight": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    parts = {"control": [f"canny={tmp_path / 'edges.png'}:0.5"], "controlnet": [str(tmp_path)]}
+    spec = Spec.from_mapping({"prompt": "x", "size": "64x64"} | parts)
+    store = LocalStore(tmp_path / "store")
+    upload_inputs([BatchItem(row=0, custom_id="0", spec=spec)], store)
+    there = download_input(spec, store, tmp_path / "node")
+    assert there.digest("m") == spec.digest("m") and there.controlnet == spec.controlnet
+    assert Path(there.control[0].path).is_relative_to(tmp_path / "node")
+    assert Path(there.control[0].path).is_file()
+
+
 def test_a_mask_travels_with_its_init_image(tmp_path: Path) -> None:
     Image.radial_gradient("L").convert("RGB").save(tmp_path / "photo.png")
     Image.new("L", (256, 256), 255).save(tmp_path / "mask.png")
