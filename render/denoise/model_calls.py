@@ -54,6 +54,7 @@ def inputs_of(call: ModelCall) -> CallInputs:
         places=call.places,
         conditions=call.conditions,
         guidance_scale=call.guidance_scale,
+        controls=call.controls,
     )
 
 

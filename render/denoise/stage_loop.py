@@ -22,13 +22,14 @@ from render.canvas import Canvas, Reference, cut_out, gather_planes
 from render.denoise.batches import Batch, make_batches, make_call
 from render.denoise.fusion import FixedPoint, add_predictions
 from render.denoise.halo_exchange import make_halo_exchange
-from render.denoise.model_calls import ModelCalls, SingleCalls
+from render.denoise.model_calls import ModelCalls, SingleCalls, inputs_of
 from render.distributed import Group
 from render.finite import check_prediction
 from render.guidance.hook import GuidanceHook, ModelCall, StageContext, Step
 from render.guidance.hooks import HOOKS, GuidanceHooks
 from render.guidance.prediction_weights import condition_weights, stage_prompt_weights
 from render.models.adapter import Adapter
+from render.models.controlnet import following
 from render.plan.plan import StagePlan
 from render.plan.stages import Stage
 from render.plan.tiling import Tiling
@@ -265,7 +266,7 @@ class StageState:
     def _call_model(self, batches: Sequence[Batch], step: Step) -> tuple[list[Tensor], float]:
         """The predictions of each batch, and the seconds of the model that they took."""
         started = time.perf_counter()
-        calls = [make_call(self._context, batch, step) for batch in batches]
+        calls = [self.hooks.adjust_call(make_call(self._context, batch, step)) for batch in batches]
         if self.hooks.runs_calls:
             forward = partial(_forward, self.loop.adapter)
             found = [self.hooks.predict(step, call, forward) for call in calls]
@@ -306,8 +307,10 @@ class StageState:
 
 def _forward(adapter: Adapter, call: ModelCall) -> Tensor:
     """Run a model call as it is."""
-    inputs = call.latents, call.timestep, call.text, call.places, call.conditions, call.guidance_scale
     if call.context is None:
-        return adapter.predict(*inputs)
-    prediction, call.context.tokens = adapter.predict_with_context(*inputs, call.context.prepared)
+        return inputs_of(call).predict(adapter)
+    inputs = call.latents, call.timestep, call.text, call.places, call.conditions, call.guidance_scale
+    prediction, call.context.tokens = following(adapter, call.controls).predict_with_context(
+        *inputs, call.context.prepared
+    )
     return prediction

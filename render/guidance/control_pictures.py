@@ -7,14 +7,15 @@ of it (UltimateSDUpscale #177). Here a window sees the part that it covers, at t
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from render.guidance.hook import GuidanceHook, ModelCall, Predict, StageContext, Step
+from render.guidance.hook import GuidanceHook, ModelCall, StageContext, Step
 from render.guidance.kept_pixels import read_pixels
-from render.models.controlnet import ControlInput, controlled
+from render.models.controlnet import ControlInput
 from render.models.controlnet_folder import UNION_MODES, network_of
 from render.plan.topology import topology_of
 from render.rect import Rect
@@ -42,9 +43,8 @@ class ControlPictures(GuidanceHook):
         controls = enumerate(self._context.spec.control)
         self._active = tuple(number for number, each in controls if each.counts_at(step.index, steps))
 
-    def predict(self, call: ModelCall, forward: Predict) -> Tensor:
-        with controlled(self._context.adapter, [self._input(number, call) for number in self._active]):
-            return forward(call)
+    def adjust_call(self, call: ModelCall) -> ModelCall:
+        return replace(call, controls=[self._input(number, call) for number in self._active])
 
     def _input(self, number: int, call: ModelCall) -> ControlInput:
         spec = self._context.spec

@@ -11,6 +11,7 @@ in the order of `render.guidance.hooks.HOOKS`, at these points:
         adjust_latents      before anything reads the latents
         before_step         may call the model
         must_run_first      sorts the rank's evaluations: those that others wait for come first
+        adjust_call         before each model call
         predict             around each model call
         adjust_prediction   after each model call
         pack                before the step's one all-gather starts
@@ -41,6 +42,7 @@ from torch import Tensor
 from render.canvas import Reference, cut_out
 from render.distributed import Group
 from render.models.adapter import Adapter, WindowPlace
+from render.models.controlnet import ControlInput
 from render.plan.geometry import Layer
 from render.plan.stages import Stage
 from render.plan.tiling import Tiling
@@ -152,6 +154,8 @@ class ModelCall:
     places: Sequence[WindowPlace]
     conditions: Sequence[int]
     guidance_scale: float
+    controls: Sequence[ControlInput] = ()
+    """The control pictures that the call follows, cut for its windows."""
     context: CallContext | None = None
     """None for a call without context."""
 
@@ -206,6 +210,11 @@ class GuidanceHook:
         It must follow from the plan alone.
         """
         return False
+
+    def adjust_call(self, call: ModelCall) -> ModelCall:
+        """Change a model call before it runs. Calls may still run as one then; where a hook has a `predict`
+        of its own, each runs by itself."""
+        return call
 
     def predict(self, call: ModelCall, forward: Predict) -> Tensor:
         """Run a model call. `forward` runs it without this hook; the call may be changed on the way."""

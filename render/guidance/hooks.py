@@ -87,6 +87,10 @@ class GuidanceHooks:
         """Whether any hook sends something that depends on this evaluation."""
         return any(hook.must_run_first(evaluation) for hook in self._hooks)
 
+    def adjust_call(self, call: ModelCall) -> ModelCall:
+        """A model call before it runs -> the call that runs."""
+        return reduce(lambda value, hook: hook.adjust_call(value), self._hooks, call)
+
     @property
     def runs_calls(self) -> bool:
         """Whether a hook runs the model calls itself, each with its own context."""

@@ -52,8 +52,8 @@ class Request:
     last: bool = True
     """The ranks end after this one; otherwise they wait for the next, with the model loaded."""
     more: tuple[FurtherImage, ...] = ()
-    """Images of the same model, LoRA and dtype. Each rank renders its share of all images by itself, several
-    at a time, which share model calls."""
+    """Images of the same model, LoRA, ControlNets and dtype. Each rank renders its share of all images by
+    itself, several at a time, which share model calls."""
 
     @property
     def images(self) -> tuple[FurtherImage, ...]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from render.errors import BadInput, ModelNotUsable
+from render.models.adapter import Adapter
 from render.models.controlnet_folder import UNION, network_config
 from render.models.loading import load_network
 from render.spec.control import ControlNetwork
@@ -30,6 +30,15 @@ class ControlInput:
     weight: float
 
 
+@runtime_checkable
+class FollowsControls(Protocol):
+    """An adapter whose calls can follow control pictures."""
+
+    def following(self, controls: Sequence[ControlInput]) -> Adapter:
+        """An adapter of the same networks whose calls follow these pictures; this one stays as it is."""
+        ...
+
+
 def set_controlnets(
     adapter: Any, networks: Sequence[ControlNetwork], device: torch.device, dtype: str
 ) -> None:
@@ -42,32 +51,29 @@ def set_controlnets(
     adapter.controlnets = tuple(_load(network, device, dtype) for network in networks)
 
 
-@contextmanager
-def controlled(adapter: Any, controls: Sequence[ControlInput]) -> Iterator[None]:
-    """Lets a model follow control pictures. A refiner behind the same adapter does not."""
-    model = getattr(adapter, "model", adapter)
-    model.controls = controls
-    try:
-        yield
-    finally:
-        model.controls = ()
+def following(adapter: Adapter, controls: Sequence[ControlInput]) -> Adapter:
+    """The adapter of a call that follows these control pictures; the same one where there are none."""
+    if not controls:
+        return adapter
+    assert isinstance(adapter, FollowsControls), "`set_controlnets` refuses other models"
+    return adapter.following(controls)
 
 
 def residuals(
-    networks: Sequence[Any], controls: Sequence[ControlInput], inputs: dict[str, Any]
+    networks: Sequence[Any], controls: Sequence[ControlInput], sample: Tensor, inputs: dict[str, Any]
 ) -> dict[str, Any]:
     """What the UNet is told of the control pictures: nothing where there are none.
 
-    `inputs` are the UNet's own: `sample`, `timestep`, `encoder_hidden_states`, `added_cond_kwargs`. The
-    pictures of one ControlNet-Union go through it together, as in diffusers; those of others are added up in
-    their order.
+    `sample` [B, C, h, w] and `inputs` are the UNet's own: `timestep`, `encoder_hidden_states`,
+    `added_cond_kwargs`. The pictures of one ControlNet-Union go through it together, as in diffusers; those
+    of others are added up in their order.
     """
     down: list[Tensor] = []
     middle: Tensor | None = None
     for number, network in enumerate(networks):
         own = [control for control in controls if control.network == number]
         for group in [own] if _is_union(network) and own else [[each] for each in own]:
-            more, mid = _evaluated(network, group, inputs)
+            more, mid = _evaluated(network, group, sample, inputs)
             down = [one + other for one, other in zip(down, more, strict=True)] if down else list(more)
             middle = mid if middle is None else middle + mid
     if middle is None:
@@ -76,20 +82,24 @@ def residuals(
 
 
 def _evaluated(
-    network: Any, controls: Sequence[ControlInput], inputs: dict[str, Any]
+    network: Any, controls: Sequence[ControlInput], sample: Tensor, inputs: dict[str, Any]
 ) -> tuple[Sequence[Tensor], Tensor]:
-    sample = inputs["sample"]
     pictures = [control.pixels.to(sample.device, sample.dtype) for control in controls]
     if not _is_union(network):
         (control,) = controls
         found = network(
-            **inputs, controlnet_cond=pictures[0], conditioning_scale=control.weight, return_dict=False
+            sample,
+            **inputs,
+            controlnet_cond=pictures[0],
+            conditioning_scale=control.weight,
+            return_dict=False,
         )
         return found[0], found[1]
     modes = [control.mode for control in controls]
     types = torch.zeros(network.config.num_control_type)
     types[modes] = 1.0
     found = network(
+        sample,
         **inputs,
         controlnet_cond=pictures,
         control_type=types.to(sample.device, sample.dtype).expand(len(sample), -1),

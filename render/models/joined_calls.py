@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from render.models.adapter import Adapter, WindowPlace
+from render.models.controlnet import ControlInput, following
 from render.models.exact_rows import ExactRows
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallInputs:
-    """The arguments of one `Adapter.predict`."""
+    """The arguments of one `Adapter.predict`, and what it follows."""
 
     latents: Tensor
     timestep: float
@@ -29,10 +30,12 @@ class CallInputs:
     places: Sequence[WindowPlace]
     conditions: Sequence[int]
     guidance_scale: float
+    controls: Sequence[ControlInput] = ()
+    """The control pictures that count at this step, cut for the windows of the call."""
 
     def predict(self, adapter: Adapter) -> Tensor:
         """Run the call by itself."""
-        return adapter.predict(
+        return following(adapter, self.controls).predict(
             self.latents, self.timestep, self.text, self.places, self.conditions, self.guidance_scale
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from render.model_info import ModelInfo
 from render.models.adapter import Adapter, WindowPlace
 from render.models.autoencoders import Autoencoder
+from render.models.controlnet import ControlInput, following
 from render.sampling.schedule import NoiseSchedule
 
 
@@ -85,6 +86,10 @@ class RefinedAdapter:
         # Tokens belong to the network that made them: the refiner neither uses the model's nor makes any.
         prediction = self.predict(latents, timestep, text, places, conditions, guidance_scale)
         return prediction, prediction.new_zeros((len(latents), self.info.token_width))
+
+    def following(self, controls: Sequence[ControlInput]) -> RefinedAdapter:
+        """See `FollowsControls`. The refiner, another network, does not follow them."""
+        return replace(self, model=following(self.model, controls))
 
     def _is_models_step(self, timestep: float) -> bool:
         """Whether the model, not the refiner, predicts at a timestep."""

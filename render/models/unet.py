@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,7 @@ class UNetAdapter:
         config_type = self._scheduler_config.get("prediction_type", EPSILON)
         self._reversed = noise.kind is NoiseKind.EDM and config_type == EPSILON
         self.controlnets: tuple[Any, ...] = ()
-        self.controls: Sequence[ControlInput] = ()
-        """What the next calls follow; see `render.models.controlnet.controlled`."""
+        self._controls: Sequence[ControlInput] = ()
         self._pipeline, self._device, self._dtype = pipeline, device, DTYPES[dtype]
         self.pipeline = pipeline
         self._unet = pipeline.unet
@@ -103,14 +103,23 @@ class UNetAdapter:
             self._added(text, places, conditions),
         )
 
+    def following(self, controls: Sequence[ControlInput]) -> UNetAdapter:
+        """See `FollowsControls`."""
+        follower = copy.copy(self)
+        follower._controls = controls
+        return follower
+
     @property
     def network(self) -> nn.Module:
         """See `JoinsCalls`."""
         network: nn.Module = self._unet
         return network
 
-    def join_key(self, call: CallInputs) -> Hashable:
+    def join_key(self, call: CallInputs) -> Hashable | None:
         """Latents of one shape, and texts of one length; see `JoinsCalls`."""
+        if call.controls:
+            # Each call has networks, weights and control types of its own.
+            return None
         scale = None if self._guidance_width is None else call.guidance_scale
         return call.latents.shape[1:], call.text.states.shape[1:], scale
 
@@ -135,15 +144,16 @@ class UNetAdapter:
         guidance_scale: float,
         added: dict[str, Tensor] | None,
     ) -> Tensor:
+        sample = latents.to(self._device, self._dtype)
         inputs: dict[str, Any] = {
-            "sample": latents.to(self._device, self._dtype),
             "timestep": times,
             "encoder_hidden_states": states,
             "added_cond_kwargs": added,
         }
         prediction: Tensor = self._unet(
+            sample,
             **inputs,
-            **residuals(self.controlnets, self.controls, inputs),
+            **residuals(self.controlnets, self._controls, sample, inputs),
             timestep_cond=self._guidance_input(guidance_scale, len(latents)),
             return_dict=False,
         )[0].float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from render.engine import render_image
 from render.errors import BadInput, RenderFailed
 from render.models.adapter import WindowPlace
 from render.models.controlnet import ControlInput
+from render.models.refined import RefinedAdapter, RefinedTexts
 from render.plan.stages import make_stages
 from render.sampling.process import SAMPLE
 from render.spec import Spec
@@ -39,7 +41,12 @@ class Follower(ToyModel):
 
     def __init__(self) -> None:
         super().__init__(64)
-        self.controls: Sequence[ControlInput] = ()
+        self._controls: Sequence[ControlInput] = ()
+
+    def following(self, controls: Sequence[ControlInput]) -> Follower:
+        follower = copy.copy(self)
+        follower._controls = controls
+        return follower
 
     def predict(
         self,
@@ -51,7 +58,7 @@ class Follower(ToyModel):
         guidance_scale: float,
     ) -> Tensor:
         seen = torch.zeros_like(latents)
-        for control in self.controls:
+        for control in self._controls:
             seen += self.encode(control.pixels) * control.weight
         return seen
 
@@ -136,6 +143,20 @@ def test_a_picture_counts_for_its_share_of_the_steps(files: tuple[Path, Path]) -
         rendered(never_last, 1)
     half = spec_of(files, width=64, height=64, control=[f"tile={files[0]}:0.5:0.5-1"])
     assert 100 < rendered(half, 1)[0].max() < 140
+
+
+def test_a_refiner_does_not_follow_the_pictures_of_its_model() -> None:
+    both = RefinedAdapter(model=Follower(), refiner=Follower(), last_model_timestep=500.0)
+    picture = ControlInput(network=0, mode=0, pixels=torch.ones((1, 3, 64, 64)), weight=1.0)
+    place = WindowPlace(image_height=64, image_width=64, pixel_y=0, pixel_x=0, height=64, width=64)
+
+    def brightest(adapter: RefinedAdapter, timestep: float) -> float:
+        latents, texts = torch.zeros((1, 4, 8, 8)), RefinedTexts(0.0, 0.0)
+        return float(adapter.predict(latents, timestep, texts, [place], [0], 1.0).max())
+
+    following = both.following([picture])
+    assert [brightest(following, timestep) for timestep in (500.0, 499.0)] == [1.0, 0.0]
+    assert brightest(both, 500.0) == 0.0, "the adapter itself stays as it is"
 
 
 def test_the_rule_of_the_steps_is_that_of_diffusers() -> None:

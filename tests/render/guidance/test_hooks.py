@@ -73,6 +73,10 @@ class MeanPrediction(GuidanceHook):
     def must_run_first(self, evaluation: Evaluation) -> bool:
         return evaluation.condition == 0
 
+    def adjust_call(self, call: ModelCall) -> ModelCall:
+        self._called("adjust_call")
+        return replace(call, latents=call.latents * 1.001)
+
     def predict(self, call: ModelCall, forward: Predict) -> Tensor:
         self._called("predict")
         prediction = forward(call) * 1.01
@@ -176,6 +180,7 @@ def test_the_points_of_a_step_have_a_fixed_order() -> None:
         "prime",
         "adjust_latents",
         "before_step",
+        "adjust_call",
         "predict",
         "adjust_prediction",
         "pack",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import diffusers
 import numpy as np
@@ -12,12 +15,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from render.denoise.model_calls import JoinedCalls, ModelCalls
+from render.denoise.shared_calls import SharedCalls
 from render.distributed import Group, SingleRankGroup
 from render.engine import render_image
 from render.errors import BadInput
+from render.launch.rank import _Rank
+from render.launch.request import Request
 from render.models import load_adapter, read_model_info
 from render.models.controlnet import set_controlnets
 from render.models.controlnet_folder import check_controlnets
+from render.models.joined_calls import CallInputs, CallJoiner
 from render.models.model_paths import ModelPaths, check_additions
 from render.spec import Spec
 from render.spec.control import Control, ControlNetwork
@@ -57,6 +65,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def model_of(kind: str, model_folders: dict[str, Path]) -> Path:
     return model_folders["sd-epsilon" if kind.startswith("sd") and kind != "sdxl" else "sdxl"]
+
+
+def spec_of(controls: list[str], folders: list[Path], **values: Any) -> Spec:
+    given = {"prompt": PROMPT, "width": 128, "height": 128, "steps": 2, "tile_size": 64}
+    parts = {"control": controls, "controlnet": list(map(str, folders))}
+    return Spec.from_mapping(given | parts | values)
 
 
 def ours(model: Path, controls: list[str], folders: list[Path]) -> Tensor:
@@ -157,17 +171,7 @@ def test_the_pixels_are_the_same_on_any_number_of_ranks(
     model_folders: dict[str, Path], networks: dict[str, Path], pictures: tuple[Path, Path]
 ) -> None:
     model = model_of("sd", model_folders)
-    spec = Spec.from_mapping(
-        {
-            "prompt": PROMPT,
-            "width": 128,
-            "height": 128,
-            "steps": 2,
-            "tile_size": 64,
-            "control": [f"canny={pictures[0]}:0.9"],
-            "controlnet": [str(networks["sd"])],
-        }
-    )
+    spec = spec_of([f"canny={pictures[0]}:0.9"], [networks["sd"]])
     info = read_model_info(model)
 
     # Each rank has an adapter of its own, as processes have.
@@ -182,6 +186,85 @@ def test_the_pixels_are_the_same_on_any_number_of_ranks(
     assert set(run_ranks(3, render)) == {alone}
     plain = spec.with_changes(control=(), controlnet=())
     assert render(SingleRankGroup(), plain) != alone
+
+
+def test_images_share_calls_with_others_and_each_follows_its_own_picture(
+    model_folders: dict[str, Path],
+    networks: dict[str, Path],
+    pictures: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    adapter = cast(Any, load_adapter(model_of("sd", model_folders), CPU, "float32"))
+    folders = [networks["sd"]]
+    specs = [
+        spec_of([], [], width=64, height=64),
+        spec_of([f"canny={pictures[0]}:0.9"], folders, width=64, height=64),
+        spec_of([], [], width=64, height=64, seed=2),
+        spec_of([f"canny={pictures[1]}:0.9"], folders, width=64, height=64),
+        spec_of([f"canny={pictures[0]}:0.9:0-0.5"], folders, width=64, height=64),
+    ]
+    set_controlnets(adapter, specs[1].controlnet, CPU, "float32")
+
+    def render(spec: Spec, calls: ModelCalls | None = None) -> str:
+        group = SingleRankGroup()
+        return render_image(spec, adapter, group, MemorySink(), device=CPU, calls=calls).root
+
+    def sharing(spec: Spec) -> Callable[[ModelCalls], str]:
+        return lambda calls: render(spec, calls)
+
+    alone = [render(spec) for spec in specs]
+    assert len(set(alone)) == len(specs)
+    joined: list[CallInputs] = []
+    predict_joined = adapter.predict_joined
+
+    def recorded(calls: Sequence[CallInputs]) -> Tensor:
+        joined.extend(calls)
+        return cast(Tensor, predict_joined(calls))
+
+    monkeypatch.setattr(adapter, "predict_joined", recorded)
+    found = dict(SharedCalls(CallJoiner(adapter), len(specs)).run(map(sharing, specs)))
+    assert found == dict(enumerate(alone))
+    assert joined and not any(call.controls for call in joined)
+    # What counts for some steps only is joined at the others.
+    assert [render(spec, JoinedCalls(CallJoiner(adapter))) for spec in specs] == alone
+
+
+def test_a_rank_has_the_networks_of_its_request_and_no_others(
+    model_folders: dict[str, Path],
+    networks: dict[str, Path],
+    pictures: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    paths = ModelPaths(model=model_of("sd", model_folders))
+    rank = _Rank(events=cast(Any, SimpleNamespace(send=lambda event: None)), stop=threading.Event())
+    both = [f"canny={picture}" for picture in pictures]
+
+    def networks_for(spec: Spec) -> list[torch.dtype]:
+        request = Request(
+            spec=spec.to_dict(), folders=paths, info=read_model_info(paths.model), device="cpu", out="out"
+        )
+        adapter = cast(Any, rank._models(request, CPU, spec)[0])
+        rank._set_controlnets(adapter, spec, CPU)
+        return [network.dtype for network in adapter.controlnets]
+
+    for dtype in ("float32", "bfloat16"):
+        expected = [getattr(torch, dtype)]
+        one = spec_of(both[:1], [networks["sd"]], dtype=dtype)
+        assert networks_for(one) == expected
+        assert (
+            networks_for(spec_of(both, [networks["sd"], networks["sd-other"]], dtype=dtype)) == 2 * expected
+        )
+        assert networks_for(spec_of([], [], dtype=dtype)) == []
+        assert networks_for(one) == expected
+    changed = save_controlnet(tmp_path / "changed", paths.model)
+    late = spec_of(both[:1], [changed], dtype="bfloat16")
+    save_controlnet(changed, paths.model, seed=3)
+    for _ in range(2):
+        with pytest.raises(BadInput, match="has changed since the job was submitted"):
+            networks_for(late)
+    assert networks_for(one) == expected
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(
