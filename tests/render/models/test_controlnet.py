@@ -258,9 +258,9 @@ def test_a_rank_has_the_networks_of_its_request_and_no_others(
         )
         assert networks_for(spec_of([], [], dtype=dtype)) == []
         assert networks_for(one) == expected
-    changed = save_controlnet(tmp_path / "changed", paths.model)
+    changed = save_controlnet(tmp_path / "changed", paths.model, seed=4)
     late = spec_of(both[:1], [changed], dtype="bfloat16")
-    save_controlnet(changed, paths.model, seed=3)
+    save_controlnet(changed, paths.model, seed=5)
     for _ in range(2):
         with pytest.raises(BadInput, match="has changed since the job was submitted"):
             networks_for(late)
