@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from render.guidance.hook import Evaluation, ModelCall, StageContext, Step
+from render.guidance.hook import StageContext, Step
 from render.models.adapter import WindowPlace
+from render.models.model_call import Evaluation, ModelCall
 from render.plan.geometry import Layer
 from render.plan.tiling import Tiling
 from render.rect import Rect
@@ -68,16 +69,13 @@ def make_call(context: StageContext, batch: Batch, step: Step) -> ModelCall:
     windows = [evaluation.window for evaluation in filled]
     x = torch.stack([context.cut(step.x, window) for window in windows])
     return ModelCall(
-        evaluations=batch,
-        layer=layer,
-        x=x,
-        windows=windows,
         latents=x * step.level.input_scale,
         timestep=step.timestep,
         text=context.texts[layer.text],
         places=[_place(window, layer, context.adapter.info.scale_factor) for window in windows],
         conditions=[evaluation.condition for evaluation in filled],
         guidance_scale=context.guidance_scale,
+        evaluations=batch,
     )
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from render.guidance.hook import Evaluation, StageContext
+from render.guidance.hook import StageContext
+from render.models.model_call import Evaluation
 
 _LIMIT = 31.5
 """Predictions are clamped to this range. Noise and velocity are of unit variance, and a working model's

@@ -9,9 +9,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from render.guidance.hook import ModelCall
 from render.models.adapter import Adapter
-from render.models.joined_calls import CallInputs, CallJoiner
+from render.models.joined_calls import CallJoiner
+from render.models.model_call import ModelCall
 
 
 class ModelCalls(Protocol):
@@ -30,7 +30,7 @@ class SingleCalls:
 
     def run(self, adapter: Adapter, calls: Sequence[ModelCall], most_rows: int) -> tuple[list[Tensor], float]:
         started = time.perf_counter()
-        return [inputs_of(call).predict(adapter) for call in calls], time.perf_counter() - started
+        return [call.predict(adapter) for call in calls], time.perf_counter() - started
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,8 @@ class JoinedCalls:
 
     def run(self, adapter: Adapter, calls: Sequence[ModelCall], most_rows: int) -> tuple[list[Tensor], float]:
         started = time.perf_counter()
-        found = self.joiner.run(adapter, [inputs_of(call) for call in calls], most_rows)
+        found = self.joiner.run(adapter, calls, most_rows)
         return raise_first(found), time.perf_counter() - started
-
-
-def inputs_of(call: ModelCall) -> CallInputs:
-    """What a call without context gives the model."""
-    return CallInputs(
-        latents=call.latents,
-        timestep=call.timestep,
-        text=call.text,
-        places=call.places,
-        conditions=call.conditions,
-        guidance_scale=call.guidance_scale,
-        controls=call.controls,
-    )
 
 
 def raise_first(found: Sequence[Tensor | Exception]) -> list[Tensor]:

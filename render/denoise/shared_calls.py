@@ -17,10 +17,10 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from render.denoise.model_calls import ModelCalls, inputs_of, raise_first
-from render.guidance.hook import ModelCall
+from render.denoise.model_calls import ModelCalls, raise_first
 from render.models.adapter import Adapter
-from render.models.joined_calls import CallInputs, CallJoiner
+from render.models.joined_calls import CallJoiner
+from render.models.model_call import ModelCall
 
 Result = TypeVar("Result")
 Render = Callable[[ModelCalls], Result]
@@ -36,7 +36,7 @@ class _Waiting:
     """Calls of one image that have not run yet."""
 
     adapter: Adapter
-    calls: list[CallInputs]
+    calls: Sequence[ModelCall]
     most_rows: int
 
     @property
@@ -74,7 +74,7 @@ class _Image(Generic[Result]):
         self.resume()
 
     def run(self, adapter: Adapter, calls: Sequence[ModelCall], most_rows: int) -> tuple[list[Tensor], float]:
-        self.waiting = _Waiting(adapter, [inputs_of(call) for call in calls], most_rows)
+        self.waiting = _Waiting(adapter, calls, most_rows)
         self._back.release()
         self._wait()
         found, self.found = self.found, []

@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,14 +21,14 @@ from render.canvas import Canvas, Reference, cut_out, gather_planes
 from render.denoise.batches import Batch, make_batches, make_call
 from render.denoise.fusion import FixedPoint, add_predictions
 from render.denoise.halo_exchange import make_halo_exchange
-from render.denoise.model_calls import ModelCalls, SingleCalls, inputs_of
+from render.denoise.model_calls import ModelCalls, SingleCalls
 from render.distributed import Group
 from render.finite import check_prediction
-from render.guidance.hook import GuidanceHook, ModelCall, StageContext, Step
+from render.guidance.hook import GuidanceHook, StageContext, Step
 from render.guidance.hooks import HOOKS, GuidanceHooks
 from render.guidance.prediction_weights import condition_weights, stage_prompt_weights
 from render.models.adapter import Adapter
-from render.models.controlnet import following
+from render.models.model_call import ModelCall
 from render.plan.plan import StagePlan
 from render.plan.stages import Stage
 from render.plan.tiling import Tiling
@@ -268,8 +267,7 @@ class StageState:
         started = time.perf_counter()
         calls = [self.hooks.adjust_call(make_call(self._context, batch, step)) for batch in batches]
         if self.hooks.runs_calls:
-            forward = partial(_forward, self.loop.adapter)
-            found = [self.hooks.predict(step, call, forward) for call in calls]
+            found = [self.hooks.predict(step, call, self._forward) for call in calls]
             seconds = time.perf_counter() - started
         else:
             answers, seconds = self.loop.calls.run(self.loop.adapter, calls, self.loop.stage.most_joined)
@@ -281,6 +279,9 @@ class StageState:
         for each in predictions:
             check_prediction(each, step.index, self.loop.stage.index, self.loop.plan.spec.dtype)
         return predictions, seconds
+
+    def _forward(self, call: ModelCall) -> Tensor:
+        return call.predict(self.loop.adapter)
 
     def _advance(self, step: Step, prediction: Tensor) -> None:
         """Step the sampler's state on the fused prediction."""
@@ -303,14 +304,3 @@ class StageState:
         channels = len(self.sampler_state.x)
         noise = stage_noise(stage, spec.seed_of(stage.index), step, channels, self.area)
         return noise.to(self.loop.device)
-
-
-def _forward(adapter: Adapter, call: ModelCall) -> Tensor:
-    """Run a model call as it is."""
-    if call.context is None:
-        return inputs_of(call).predict(adapter)
-    inputs = call.latents, call.timestep, call.text, call.places, call.conditions, call.guidance_scale
-    prediction, call.context.tokens = following(adapter, call.controls).predict_with_context(
-        *inputs, call.context.prepared
-    )
-    return prediction

@@ -13,10 +13,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from render.guidance.hook import GuidanceHook, ModelCall, StageContext, Step
+from render.guidance.hook import GuidanceHook, StageContext, Step
 from render.guidance.kept_pixels import read_pixels
 from render.models.controlnet import ControlInput
 from render.models.controlnet_folder import UNION_MODES, network_of
+from render.models.model_call import ModelCall
 from render.plan.topology import topology_of
 from render.rect import Rect
 from render.spec.control import Control

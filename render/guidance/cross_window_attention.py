@@ -17,7 +17,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from render.guidance.hook import CallContext, Evaluation, GuidanceHook, ModelCall, Predict, StageContext, Step
+from render.guidance.hook import GuidanceHook, Predict, StageContext, Step
+from render.models.model_call import CallContext, Evaluation, ModelCall
 from render.plan.communication import sends_tokens, token_bytes
 from render.plan.decay import decayed_strength
 from render.plan.token_sources import max_sources_per_rank, token_sources, token_sources_by_rank
@@ -71,7 +72,7 @@ class CrossWindowAttention(GuidanceHook):
         return evaluation.source in self._slots
 
     def predict(self, call: ModelCall, forward: Predict) -> Tensor:
-        context = CallContext(prepared=self._prepared_for(call.evaluations[0].layer))
+        context = CallContext(prepared=self._prepared_for(call.layer))
         prediction = forward(replace(call, context=context))
         assert context.tokens is not None, "a call with context sets the tokens"
         for evaluation, token in zip(call.evaluations, context.tokens, strict=False):

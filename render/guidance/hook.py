@@ -41,12 +41,10 @@ from torch import Tensor
 
 from render.canvas import Reference, cut_out
 from render.distributed import Group
-from render.models.adapter import Adapter, WindowPlace
-from render.models.controlnet import ControlInput
-from render.plan.geometry import Layer
+from render.models.adapter import Adapter
+from render.models.model_call import Evaluation, ModelCall
 from render.plan.stages import Stage
 from render.plan.tiling import Tiling
-from render.plan.token_sources import TokenSource
 from render.rect import Rect
 from render.sampling.process import NoiseLevel
 from render.sampling.schedule import NoiseSchedule
@@ -90,26 +88,6 @@ class StageContext:
         return cut_out(planes, self.area, window, self.tiling.surface)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """One window under one condition: one row of a model call."""
-
-    source: TokenSource
-    """(window, condition index)"""
-    window: Rect
-    """Where the window lies on the canvas at this step, in latents."""
-
-    @property
-    def layer(self) -> int:
-        """0 for the image's own prompt, then the region prompts."""
-        return self.source[0][0]
-
-    @property
-    def condition(self) -> int:
-        """With guidance 0 is without the prompt and 1 with it; without guidance 0 is with it."""
-        return self.source[1]
-
-
 @dataclass(kw_only=True)
 class Step:
     """One step of the sampler on what this rank holds."""
@@ -124,40 +102,6 @@ class Step:
     """Model calls that hooks have made on their own."""
     model_seconds: float = 0.0
     """The time that they took."""
-
-
-@dataclass(kw_only=True)
-class CallContext:
-    """The context of a model call (see `Adapter.predict_with_context`)."""
-
-    prepared: Any
-    """The result of `Adapter.prepare_context`."""
-    tokens: Tensor | None = None
-    """[B, token_width] float32, set by the call."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelCall:
-    """One call of the model: a batch of B evaluations of one layer."""
-
-    evaluations: Sequence[Evaluation]
-    """The evaluations that count. The batch is filled up to B with copies of the last one."""
-    layer: Layer
-    x: Tensor
-    """[B, C, h, w] latents of the windows."""
-    windows: Sequence[Rect]
-    """The B windows, in latents."""
-    latents: Tensor
-    """`x`, scaled as the network takes it."""
-    timestep: float
-    text: Any
-    places: Sequence[WindowPlace]
-    conditions: Sequence[int]
-    guidance_scale: float
-    controls: Sequence[ControlInput] = ()
-    """The control pictures that the call follows, cut for its windows."""
-    context: CallContext | None = None
-    """None for a call without context."""
 
 
 Predict = Callable[[ModelCall], Tensor]

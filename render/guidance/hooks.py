@@ -14,11 +14,12 @@ from render.guidance.color_correction import ColorCorrection
 from render.guidance.control_pictures import ControlPictures
 from render.guidance.cross_window_attention import CrossWindowAttention
 from render.guidance.dilated_views import DilatedViews
-from render.guidance.hook import Evaluation, GuidanceHook, ModelCall, Predict, StageContext, Step
+from render.guidance.hook import GuidanceHook, Predict, StageContext, Step
 from render.guidance.ilvr import ILVR
 from render.guidance.kept_pixels import KeptPixels
 from render.guidance.shared_latents import SharedLatents
 from render.guidance.skip_residual import SkipResidual
+from render.models.model_call import Evaluation, ModelCall
 from render.plan.stages import Stage
 from render.spec import Spec
 

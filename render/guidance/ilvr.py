@@ -13,7 +13,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from render.guidance.hook import GuidanceHook, ModelCall, StageContext, Step
+from render.guidance.hook import GuidanceHook, StageContext, Step
+from render.models.model_call import ModelCall
 from render.plan.stages import Stage
 from render.sampling.process import NoiseLevel
 from render.sampling.samplers import denoised_slope, to_denoised
@@ -44,11 +45,14 @@ class ILVR(GuidanceHook):
     def adjust_prediction(self, step: Step, call: ModelCall, prediction: Tensor) -> Tensor:
         context = self._context
         # A region prompt that first appears in this stage has nothing in the image below.
-        if call.layer.text in context.stage.composes:
+        if context.tiling.layers[call.layer].text in context.stage.composes:
             return prediction
-        reference = torch.stack([context.cut(self._reference, window) for window in call.windows])
+        reference, x = (
+            torch.stack([context.cut(planes, window) for window in call.windows])
+            for planes in (self._reference, step.x)
+        )
         kind, strength = context.adapter.prediction_type, context.spec.ilvr
-        return apply_ilvr(prediction, call.x, reference, step.level, kind, strength)
+        return apply_ilvr(prediction, x, reference, step.level, kind, strength)
 
 
 def apply_ilvr(

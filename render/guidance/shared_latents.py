@@ -13,7 +13,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from render.guidance.hook import Evaluation, GuidanceHook, StageContext, Step
+from render.guidance.hook import GuidanceHook, StageContext, Step
+from render.models.model_call import Evaluation
 from render.plan.latent_classes import LatentClasses
 
 

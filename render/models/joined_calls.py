@@ -9,35 +9,14 @@ are chosen by shapes and not by values, so what holds for one call of a shape ho
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from render.models.adapter import Adapter, WindowPlace
-from render.models.controlnet import ControlInput, following
+from render.models.adapter import Adapter
 from render.models.exact_rows import ExactRows
-
-
-@dataclass(frozen=True, kw_only=True)
-class CallInputs:
-    """The arguments of one `Adapter.predict`, and what it follows."""
-
-    latents: Tensor
-    timestep: float
-    text: Any
-    places: Sequence[WindowPlace]
-    conditions: Sequence[int]
-    guidance_scale: float
-    controls: Sequence[ControlInput] = ()
-    """The control pictures that count at this step, cut for the windows of the call."""
-
-    def predict(self, adapter: Adapter) -> Tensor:
-        """Run the call by itself."""
-        return following(adapter, self.controls).predict(
-            self.latents, self.timestep, self.text, self.places, self.conditions, self.guidance_scale
-        )
+from render.models.model_call import ModelCall
 
 
 @runtime_checkable
@@ -49,11 +28,11 @@ class JoinsCalls(Protocol):
         """What `predict` runs."""
         ...
 
-    def join_key(self, call: CallInputs) -> Hashable | None:
+    def join_key(self, call: ModelCall) -> Hashable | None:
         """Calls with the same key may be joined; None for a call that cannot be."""
         ...
 
-    def predict_joined(self, calls: Sequence[CallInputs]) -> Tensor:
+    def predict_joined(self, calls: Sequence[ModelCall]) -> Tensor:
         """The predictions of all rows of all calls, in order: one forward."""
         ...
 
@@ -68,7 +47,7 @@ class CallJoiner:
         self._equal: dict[Hashable, bool] = {}
         """By shape: whether joined calls have the bits of single ones."""
 
-    def run(self, adapter: Adapter, calls: Sequence[CallInputs], most_rows: int) -> list[Tensor | Exception]:
+    def run(self, adapter: Adapter, calls: Sequence[ModelCall], most_rows: int) -> list[Tensor | Exception]:
         """The predictions of each call, or what it raised; up to `most_rows` rows run as one.
 
         Calls of another adapter, like a refiner's, run by themselves.
@@ -93,7 +72,7 @@ class CallJoiner:
                 results.update(zip(part, found, strict=True))
         return [results[number] for number in range(len(calls))]
 
-    def _together(self, key: Hashable, calls: list[CallInputs]) -> list[Tensor | Exception]:
+    def _together(self, key: Hashable, calls: list[ModelCall]) -> list[Tensor | Exception]:
         shape, half = (key, len(calls)), len(calls) // 2
         if half == 0:
             return [_alone(self._adapter, calls[0])]
@@ -108,7 +87,7 @@ class CallJoiner:
             self._equal[shape] = joined is not None and all(map(_same, alone, joined))
         return alone
 
-    def _joined(self, calls: list[CallInputs]) -> list[Tensor] | None:
+    def _joined(self, calls: list[ModelCall]) -> list[Tensor] | None:
         assert self._joins is not None, "calls without a key are not joined"
         rows = len(calls[0].latents)
         try:
@@ -122,7 +101,7 @@ class CallJoiner:
             return None
 
 
-def _alone(adapter: Adapter, call: CallInputs) -> Tensor | Exception:
+def _alone(adapter: Adapter, call: ModelCall) -> Tensor | Exception:
     try:
         return call.predict(adapter)
     except Exception as exc:

@@ -16,8 +16,8 @@ from torch.nn import functional
 from render.model_info import ModelInfo
 from render.models.adapter import WindowPlace
 from render.models.autoencoders import open_autoencoder
-from render.models.joined_calls import CallInputs
 from render.models.loading import DTYPES
+from render.models.model_call import ModelCall
 from render.sampling.diffusers_schedule import noise_schedule
 from render.sampling.schedule import NoiseSchedule
 from render.sampling.scheduler_config import trained_noise
@@ -70,7 +70,7 @@ class TransformerAdapter:
         network: nn.Module = self._transformer
         return network
 
-    def join_key(self, call: CallInputs) -> Hashable | None:
+    def join_key(self, call: ModelCall) -> Hashable | None:
         """Latents of one shape, and texts of one length; see `JoinsCalls`."""
         if type(self)._predict is not TransformerAdapter._predict:
             # The text is not one row for each evaluation, or more than one forward makes a prediction.
@@ -79,7 +79,7 @@ class TransformerAdapter:
         return call.latents.shape[1:], shapes, call.guidance_scale
 
     @torch.no_grad()
-    def predict_joined(self, calls: Sequence[CallInputs]) -> Tensor:
+    def predict_joined(self, calls: Sequence[ModelCall]) -> Tensor:
         """Predictions for all rows of all calls, in order; see `JoinsCalls`."""
         times = [torch.full((len(call.latents),), call.timestep, dtype=torch.float32) for call in calls]
         taken = [take_rows(call.text, call.conditions) for call in calls]

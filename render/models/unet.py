@@ -16,8 +16,8 @@ from render.models.adapter import WindowPlace
 from render.models.autoencoders import open_autoencoder
 from render.models.controlnet import ControlInput, residuals
 from render.models.cross_window_attention import Context, cross_window_attention, pooled_kv
-from render.models.joined_calls import CallInputs
 from render.models.loading import DTYPES
+from render.models.model_call import ModelCall
 from render.models.trained_cross_window_attention import (
     TrainedContext,
     TrainedCrossWindowAttention,
@@ -115,7 +115,7 @@ class UNetAdapter:
         network: nn.Module = self._unet
         return network
 
-    def join_key(self, call: CallInputs) -> Hashable | None:
+    def join_key(self, call: ModelCall) -> Hashable | None:
         """Latents of one shape, and texts of one length; see `JoinsCalls`."""
         if call.controls:
             # Each call has networks, weights and control types of its own.
@@ -124,7 +124,7 @@ class UNetAdapter:
         return call.latents.shape[1:], call.text.states.shape[1:], scale
 
     @torch.no_grad()
-    def predict_joined(self, calls: Sequence[CallInputs]) -> Tensor:
+    def predict_joined(self, calls: Sequence[ModelCall]) -> Tensor:
         """Predictions for all rows of all calls, in order; see `JoinsCalls`."""
         added = [self._added(call.text, call.places, call.conditions) for call in calls]
         times = [torch.full((len(call.latents),), call.timestep, dtype=torch.float32) for call in calls]

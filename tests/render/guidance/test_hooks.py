@@ -13,8 +13,9 @@ from render.denoise import batches, fusion, halo_exchange, stage_loop
 from render.denoise.stage_loop import StageLoop, StageState
 from render.denoise.upscaling import first_canvas
 from render.distributed import AllGatherHandle, Group, SingleRankGroup
-from render.guidance.hook import Evaluation, GuidanceHook, ModelCall, Predict, StageContext, Step
+from render.guidance.hook import GuidanceHook, Predict, StageContext, Step
 from render.guidance.hooks import HOOKS
+from render.models.model_call import Evaluation, ModelCall
 from render.plan.plan import StagePlan
 from render.plan.stages import make_stages
 from render.spec import BLENDS, Spec

@@ -25,7 +25,8 @@ from render.launch.request import Request
 from render.models import load_adapter, read_model_info
 from render.models.controlnet import set_controlnets
 from render.models.controlnet_folder import check_controlnets
-from render.models.joined_calls import CallInputs, CallJoiner
+from render.models.joined_calls import CallJoiner
+from render.models.model_call import ModelCall
 from render.models.model_paths import ModelPaths, check_additions
 from render.spec import Spec
 from render.spec.control import Control, ControlNetwork
@@ -214,10 +215,10 @@ def test_images_share_calls_with_others_and_each_follows_its_own_picture(
 
     alone = [render(spec) for spec in specs]
     assert len(set(alone)) == len(specs)
-    joined: list[CallInputs] = []
+    joined: list[ModelCall] = []
     predict_joined = adapter.predict_joined
 
-    def recorded(calls: Sequence[CallInputs]) -> Tensor:
+    def recorded(calls: Sequence[ModelCall]) -> Tensor:
         joined.extend(calls)
         return cast(Tensor, predict_joined(calls))
 

@@ -15,7 +15,8 @@ from render.denoise.model_calls import JoinedCalls
 from render.distributed import SingleRankGroup
 from render.engine import render_latents
 from render.models import Adapter, WindowPlace, load_adapter, read_model_info, resolve_model
-from render.models.joined_calls import CallInputs, CallJoiner
+from render.models.joined_calls import CallJoiner
+from render.models.model_call import ModelCall
 from render.spec import Spec
 from tests.render.models import tiny_transformers
 
@@ -28,7 +29,7 @@ def builtin() -> Adapter:
     return load_adapter(folder, CPU, "float32", read_model_info(folder))
 
 
-def calls_of(adapter: Adapter, rows: int, count: int, scale: float = 4.0) -> list[CallInputs]:
+def calls_of(adapter: Adapter, rows: int, count: int, scale: float = 4.0) -> list[ModelCall]:
     """Calls of different prompts, steps and latents."""
     side, pixels = adapter.info.native_size // adapter.info.scale_factor, adapter.info.native_size
     place = WindowPlace(
@@ -38,7 +39,7 @@ def calls_of(adapter: Adapter, rows: int, count: int, scale: float = 4.0) -> lis
     texts = [adapter.encode_prompt(text, "", passes == 2) for text in ("a red vase", "a bowl")]
     draw = torch.Generator().manual_seed(7)
     return [
-        CallInputs(
+        ModelCall(
             latents=torch.randn((rows, adapter.info.latent_channels, side, side), generator=draw),
             timestep=900.0 - 130.0 * number,
             text=texts[number % 2],
@@ -50,7 +51,7 @@ def calls_of(adapter: Adapter, rows: int, count: int, scale: float = 4.0) -> lis
     ]
 
 
-def assert_all_equal(adapter: Adapter, calls: list[CallInputs], joiner: CallJoiner, most: int) -> None:
+def assert_all_equal(adapter: Adapter, calls: list[ModelCall], joiner: CallJoiner, most: int) -> None:
     alone = [call.predict(adapter) for call in calls]
     for _ in range(2):
         for expected, found in zip(alone, joiner.run(adapter, calls, most), strict=True):
@@ -125,20 +126,20 @@ class RoundsByRows:
             raise ValueError("poison")
         return latents * 2 + (len(latents) >= self.from_rows)
 
-    def join_key(self, call: CallInputs) -> Hashable:
+    def join_key(self, call: ModelCall) -> Hashable:
         return call.latents.shape[1:]
 
-    def predict_joined(self, calls: Sequence[CallInputs]) -> Tensor:
+    def predict_joined(self, calls: Sequence[ModelCall]) -> Tensor:
         self.joined.append(len(calls))
         if any(call.timestep == self.fails_at for call in calls):
             raise ValueError("poison")
         return self.predict(torch.cat([call.latents for call in calls]), 0.0)
 
 
-def toy_calls(count: int) -> list[CallInputs]:
+def toy_calls(count: int) -> list[ModelCall]:
     rows = torch.arange(float(count)).view(count, 1, 1, 1, 1)
     empty: dict[str, Any] = {"text": None, "places": [], "conditions": [], "guidance_scale": 1.0}
-    return [CallInputs(latents=row, timestep=float(number), **empty) for number, row in enumerate(rows)]
+    return [ModelCall(latents=row, timestep=float(number), **empty) for number, row in enumerate(rows)]
 
 
 def test_a_shape_with_other_bits_is_not_used_again() -> None:
