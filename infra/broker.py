@@ -1,6 +1,6 @@
 """The broker: Redis or RabbitMQ by URL; embedded, a private Redis on a socket that only we can reach.
 
-The broker carries wake-ups only. It holds nothing that the database does not know.
+The broker carries messages only. It holds nothing that the database does not know.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def embedded_redis(folder: Path) -> Iterator[str]:
     messages are repeated from the database.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = folder / "redis.sock"
+    path = _socket(folder)
     path.unlink(missing_ok=True)
     options = ["--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"]
     options += ["--save", "", "--appendonly", "no", "--dir", str(folder)]
@@ -90,14 +90,27 @@ def embedded_redis(folder: Path) -> Iterator[str]:
             if server.poll() is not None or time.monotonic() > end:
                 raise BrokerUnreachable(f"the embedded Redis did not start; see {folder / 'redis.log'}")
             time.sleep(0.02)
-        # kombu splits it as a URL, in which a question mark or a percent sign of the path is another thing.
-        yield f"redis+socket://{quote(str(path))}"
+        yield _url(path)
     finally:
         server.send_signal(signal.SIGTERM)
         try:
             server.wait(5)
         except subprocess.TimeoutExpired:
             server.kill()
+
+
+def embedded_redis_url(folder: Path) -> str | None:
+    """The URL of the private Redis that another process keeps in a folder; None if there is none."""
+    return _url(_socket(folder)) if _socket(folder).exists() else None
+
+
+def _socket(folder: Path) -> Path:
+    return folder / "redis.sock"
+
+
+def _url(path: Path) -> str:
+    # kombu splits it as a URL, in which a question mark or a percent sign of the path is another thing.
+    return f"redis+socket://{quote(str(path))}"
 
 
 def _end_with_parent() -> list[str]:

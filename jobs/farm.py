@@ -43,10 +43,15 @@ def restore_embedded(farm: Farm) -> None:
 
     Raises `OSError`, `ServiceError`.
     """
-    if farm.url != _embedded_url():
+    if not is_embedded(farm):
         return
     default_home().mkdir(parents=True, exist_ok=True)
     upgrade(farm.database)
+
+
+def is_embedded(farm: Farm) -> bool:
+    """Whether the farm's database is the embedded one of this user's home."""
+    return farm.url == _embedded_url()
 
 
 def _embedded_url() -> str:

@@ -1,13 +1,15 @@
 """Delivery of reports: by webhook and mail, when a batch has ended or the time window of a queue has closed.
 
-What is due is marked in the database first, in one transaction, so two agents never send the same report. A
-report that cannot be delivered is logged and not sent again.
+What is due becomes a follow-up in the transaction that finds it, so two agents never send the same report.
+Each channel that has taken the report is recorded: a delivery that is tried again sends by the others only.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, exists, select, update
@@ -16,17 +18,25 @@ from infra.database import now
 from infra.errors import ServiceError, SettingError
 from infra.notify import mail, post
 from infra.settings import Settings
+from jobs.db.follow_ups import FollowUp, add, keep_payload
 from jobs.db.queues import is_open
 from jobs.db.state_machine import ENDED
 from jobs.db.tables import batches, entries, jobs, queues
+from jobs.errors import JobError
 from jobs.farm import Farm
 from jobs.report import Scope, as_html, headline, make_report
 
 logger = logging.getLogger(__name__)
 
+REPORT = "report"
+"""Kind of the follow-up that delivers one."""
 _RECENT_S = 3600.0
 """A batch that ended earlier than this before reports were configured is not reported."""
 _MAX_SUBJECT = 300
+
+
+class NotConfigured(JobError):
+    """This process cannot deliver reports."""
 
 
 def is_configured(settings: Settings) -> bool:
@@ -34,26 +44,51 @@ def is_configured(settings: Settings) -> bool:
     return bool(settings.report_webhook.get_secret_value() or settings.report_mail)
 
 
-def send_due(farm: Farm, moment: float | None = None) -> int:
-    """Send all reports that are due. Returns how many those were.
+def note_due(farm: Farm, moment: float | None = None) -> list[str]:
+    """Add a follow-up for each report that is due; returns their ids.
 
     `moment` is the time at which the queues' time windows are evaluated, in seconds since the epoch; default
-    now. A report that fails is logged and does not stop the next one. Raises `ServiceError` if the database
-    is unreachable while it is asked what is due.
+    now. Raises `ServiceError` if the database is unreachable.
     """
     with farm.database.write() as connection:
         due = [*_ended_batches(connection), *_closed_queues(connection, moment)]
-    for title, scope in due:
+        for id, title, scope in due:
+            payload = {"title": title, "scope": asdict(scope), "delivered": []}
+            add(connection, id, REPORT, payload)
+    return [id for id, _, _ in due]
+
+
+def deliver(farm: Farm, follow_up: FollowUp) -> str:
+    """Send a report by each configured channel that has not taken it yet.
+
+    A channel that fails does not stop the other. Raises what the last one raised.
+    """
+    if not is_configured(farm.settings):
+        raise NotConfigured("this process has neither CHORALE_REPORT_WEBHOOK nor CHORALE_REPORT_MAIL")
+    title, delivered = follow_up.payload["title"], list(follow_up.payload["delivered"])
+    with farm.database.read() as connection:
+        report = make_report(connection, Scope(**follow_up.payload["scope"]))
+    failed: Exception | None = None
+    for channel, send in _channels(farm.settings, title, report).items():
+        if channel in delivered:
+            continue
         try:
-            with farm.database.read() as connection:
-                report = make_report(connection, scope)
-            _send(farm.settings, title, report)
-        except Exception:
-            logger.exception("the report of %s could not be made", title)
-    return len(due)
+            send()
+        except Exception as exc:
+            known = isinstance(exc, ServiceError | SettingError)
+            text = "the report of %s was not delivered by %s: %s"
+            logger.error(text, title, channel, exc, exc_info=not known)
+            failed = exc
+            continue
+        delivered.append(channel)
+        with farm.database.write() as connection:
+            keep_payload(connection, follow_up.id, follow_up.payload | {"delivered": delivered})
+    if failed is not None:
+        raise failed
+    return f"the report of {title} was delivered by {' and '.join(delivered)}"
 
 
-def _ended_batches(connection: Connection) -> list[tuple[str, Scope]]:
+def _ended_batches(connection: Connection) -> list[tuple[str, str, Scope]]:
     unfinished = (
         exists()
         .where(entries.c.batch == batches.c.id, jobs.c.id == entries.c.job, jobs.c.state.not_in(ENDED))
@@ -71,11 +106,11 @@ def _ended_batches(connection: Connection) -> list[tuple[str, Scope]]:
     found = []
     for row in list(connection.execute(due.with_for_update())):
         connection.execute(update(batches).where(batches.c.id == row.id).values(reported=now()))
-        found.append((f"batch {row.id} ({row.name})", Scope(batch=row.id)))
+        found.append((f"report:batch:{row.id}", f"batch {row.id} ({row.name})", Scope(batch=row.id)))
     return found
 
 
-def _closed_queues(connection: Connection, moment: float | None) -> list[tuple[str, Scope]]:
+def _closed_queues(connection: Connection, moment: float | None) -> list[tuple[str, str, Scope]]:
     """Queues whose time window was open at the last check and is closed now."""
     moment = connection.execute(select(now())).scalar_one() if moment is None else moment
     found = []
@@ -85,31 +120,25 @@ def _closed_queues(connection: Connection, moment: float | None) -> list[tuple[s
         if is_open(row.time_window, moment):
             opened = moment if opened is None else opened
         elif opened is not None:
-            found.append((f"queue {row.name}", Scope(queue=row.name, since=opened)))
+            id = f"report:queue:{row.name}:{opened:.3f}"
+            found.append((id, f"queue {row.name}", Scope(queue=row.name, since=opened)))
             opened = None
         if opened != row.opened:
             connection.execute(update(queues).where(queues.c.name == row.name).values(opened=opened))
     return found
 
 
-def _send(settings: Settings, title: str, report: dict[str, Any]) -> None:
-    """Try each configured channel; one that fails is logged and does not stop the other."""
+def _channels(settings: Settings, title: str, report: dict[str, Any]) -> dict[str, Callable[[], None]]:
+    """The configured channels, each with what sends the report by it."""
+    found: dict[str, Callable[[], None]] = {}
     subject = _single_line(f"{headline(report)} ({title})")
     webhook, smtp_url = settings.report_webhook.get_secret_value(), settings.smtp_url.get_secret_value()
     if webhook:
-        _try("webhook", title, lambda: post(webhook, subject, report))
+        found["webhook"] = partial(post, webhook, subject, report)
     if settings.report_mail:
         to = settings.report_mail
-        _try("mail", title, lambda: mail(smtp_url, to, subject, subject, as_html(report)))
-
-
-def _try(channel: str, title: str, send: Callable[[], None]) -> None:
-    try:
-        send()
-    except (ServiceError, SettingError) as exc:
-        logger.error("the report of %s was not delivered by %s: %s", title, channel, exc)
-    except Exception:
-        logger.exception("the report of %s was not delivered by %s", title, channel)
+        found["mail"] = partial(mail, smtp_url, to, subject, subject, as_html(report))
+    return found
 
 
 def _single_line(text: str) -> str:

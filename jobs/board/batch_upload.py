@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from jobs.announcement import job_announcer
 from jobs.board.board import Board
 from jobs.board.spec_form import entered_values
 from jobs.board.uploads import Upload
@@ -66,7 +67,9 @@ def take_batch(
         if checked.bad or dry_run:
             return checked, None
         store_inputs = partial(upload_inputs, prepared.with_images, open_images(board.farm.settings))
+        announce = job_announcer(board.farm)
         receipt = insert_batch(board.farm.database, prepared, upload.name, store_inputs)
+    announce()
     board.uploads.drop(upload)
     return checked, receipt
 

@@ -13,6 +13,7 @@ from sqlalchemy import select
 
 from infra.errors import ServiceError, StoreError
 from infra.store.base import Store
+from jobs.announcement import job_announcer
 from jobs.board.access import Access, TokensFile
 from jobs.board.deadlines import Deadlines
 from jobs.board.login_limit import LoginLimit
@@ -133,7 +134,10 @@ class Board:
                 raise BadInput(name, str(values[name])[:120], fix)
         with Preparation(options, farm_bfloat16(self.farm.database)) as prepared:
             check_single(values, intake or IntakeOptions(), prepared, self.check_models)
-            return insert_batch(self.farm.database, prepared, str(values.get("prompt"))[:80])
+            announce = job_announcer(self.farm)
+            receipt = insert_batch(self.farm.database, prepared, str(values.get("prompt"))[:80])
+        announce()
+        return receipt
 
     def check_images(self, batch: str) -> None:
         """Run the quality gate over a batch's images in the background, unless it runs already.

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from jobs.announcement import job_announcer
 from jobs.cli.farm_options import farm_options, whoami
 from jobs.cli.help import examples
 from jobs.cli.spec_options import given_values, spec_options
@@ -118,7 +119,9 @@ def submit_command(farm: Farm, as_json: bool, skip_bad: bool, dry_run: bool, **o
             _print(result, checked, None, as_json)
             return
         store_inputs = partial(upload_inputs, prepared.with_images, open_images(farm.settings))
+        announce = job_announcer(farm)
         receipt = insert_batch(farm.database, prepared, name, store_inputs)
+        announce()
     if reading is not None and checked.bad:
         _write_errors(reading.path, checked)
     result |= {"queue": job_options.queue, "notes": checked.notes, **receipt.to_dict()}

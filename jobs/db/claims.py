@@ -13,19 +13,59 @@ from jobs.db.tables import attempts, jobs, members, nodes
 
 LEASE_S = 6.0
 """A member is lost when it has not renewed its lease for so long: six heartbeats."""
+LAUNCHING = "launching"
+"""In place of a supervisor's name: the node's agent has claimed the part and is starting its supervisor."""
 NO_FAILURE = ("stopped", "the job is")
 """Prefixes of the reasons of attempts that ended because of a command or a time window."""
 
 
 def unclaimed(connection: Connection, node: str) -> dict[str, tuple[int, ...]]:
-    """The active attempts that wait for a supervisor on this node, oldest first, each with its slots."""
+    """The active attempts that wait for a supervisor on this node, oldest first, each with its slots.
+
+    An attempt that is `LAUNCHING` is among them: its supervisor may have died before it took over.
+    """
     statement = (
         select(members.c.attempt, members.c.slots)
         .join(attempts, attempts.c.id == members.c.attempt)
-        .where(members.c.node == node, members.c.claimed_by.is_(None), attempts.c.ended.is_(None))
+        .where(members.c.node == node, without_supervisor(), attempts.c.ended.is_(None))
         .order_by(attempts.c.created)
     )
     return {row.attempt: tuple(row.slots) for row in connection.execute(statement)}
+
+
+def without_supervisor() -> ColumnElement[bool]:
+    """Condition on `members`: no supervisor has claimed the part."""
+    return members.c.claimed_by.is_(None) | (members.c.claimed_by == LAUNCHING)
+
+
+def slots_to_launch(
+    connection: Connection, attempt: str, fence: int, node: str
+) -> tuple[tuple[int, ...] | None, str]:
+    """What a message to launch an attempt on this node asks for: the slots, or None and why there is nothing
+    to launch."""
+    wanted = (
+        select(members.c.slots, members.c.claimed_by, attempts.c.fence, attempts.c.ended)
+        .join(attempts, attempts.c.id == members.c.attempt)
+        .where(_member(attempt, node))
+    )
+    row = connection.execute(wanted).one_or_none()
+    if row is None or row.fence != fence:
+        return None, "this node has no part in such an attempt"
+    if row.ended is not None:
+        return None, "the attempt is over"
+    if row.claimed_by not in (None, LAUNCHING):
+        return None, "a supervisor has claimed the part already"
+    return tuple(row.slots), ""
+
+
+def claim_to_launch(connection: Connection, attempt: str, node: str) -> bool:
+    """Claim a node's share of an attempt for the supervisor that the node's agent starts next.
+
+    Until that one takes over with `claim`, the part is the agent's: no warm group takes it, and it has no
+    lease of its own but is lost with its node. False if a supervisor has it or the attempt has ended.
+    """
+    share = update(members).where(_member(attempt, node), without_supervisor(), is_active(attempt))
+    return bool(connection.execute(share.values(claimed_by=LAUNCHING)).rowcount == 1)
 
 
 def claim(
@@ -64,7 +104,7 @@ def claim(
 @built_once
 def _claim(attempt: Any, node: Any, supervisor: Any) -> Any:
     # A claim of our own is accepted: the reply to the first try may have been lost.
-    unclaimed_or_ours = members.c.claimed_by.is_(None) | (members.c.claimed_by == supervisor)
+    unclaimed_or_ours = without_supervisor() | (members.c.claimed_by == supervisor)
     share = update(members).where(_member(attempt, node), unclaimed_or_ours, is_active(attempt))
     return share.values(claimed_by=supervisor, lease_until=now() + LEASE_S)
 

@@ -25,6 +25,13 @@ def hold_lease(connection: Connection, name: str, holder: str, seconds: float) -
     return now_held == holder
 
 
+def holder_of(connection: Connection, name: str) -> str | None:
+    """Who holds a lease now; None if nobody does."""
+    held = select(leases.c.holder).where(leases.c.name == name, leases.c.until > now())
+    holder: str | None = connection.execute(held).scalar()
+    return holder or None
+
+
 _INPUTS_LOCK = 0x63686F72
 """Number of the advisory lock; any that nothing else uses."""
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, exists, func, select, update
 
 from infra.database import built_once, now
+from jobs.db.claims import LAUNCHING, without_supervisor
 from jobs.db.rates import record_rate
 from jobs.db.records import Assignment
 from jobs.db.state_machine import HOLDING, change_state
@@ -150,7 +151,8 @@ def sweep(connection: Connection) -> list[str]:
     )
     lost = list(connection.execute(silent))
     for row in lost:
-        problem = "never started its ranks" if row.claimed_by is None else "sends no heartbeat"
+        never = row.claimed_by in (None, LAUNCHING)
+        problem = "never started its ranks" if never else "sends no heartbeat"
         fail(connection, row.id, f"node {row.node} {problem}", row.node, "losses", never_met=not row.expired)
     return list({row.id: row.node for row in reversed(lost)}.values())
 
@@ -172,9 +174,9 @@ def unreliable_nodes(
 
 
 def _expired() -> ColumnElement[bool]:
-    """A claimed member whose lease has expired, or an unclaimed one whose node's lease has."""
-    claimed = members.c.claimed_by.is_not(None)
-    return (claimed & (members.c.lease_until < now())) | (~claimed & (nodes.c.lease_until < now()))
+    """A member whose supervisor's lease has expired, or one without a supervisor whose node's lease has."""
+    waits = without_supervisor()
+    return (~waits & (members.c.lease_until < now())) | (waits & (nodes.c.lease_until < now()))
 
 
 def _overdue() -> ColumnElement[bool]:

@@ -246,3 +246,22 @@ secrets = Table(
     # Random; shared by the boards of a farm.
     Column("value", String(64), nullable=False),
 )
+
+# Work that follows images: reports and clean-up. A row is done once, however often a message asks for it.
+follow_ups = Table(
+    "follow_ups",
+    metadata,
+    # Says what it is, so that whoever finds it due twice adds it once.
+    Column("id", String(160), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("payload", JSON, nullable=False, default=dict),
+    Column("created", Double, nullable=False),
+    # When it is announced (again), or tried again.
+    Column("due", Double, nullable=False),
+    Column("tries", Integer, nullable=False, default=0),
+    # While a worker is at it; one that died is followed by another after this.
+    Column("claimed_until", Double),
+    Column("ended", Double),
+    Column("reason", Text, nullable=False, default=""),
+    Index(None, "ended", "due"),
+)

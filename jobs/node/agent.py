@@ -1,18 +1,18 @@
-"""The node's agent: keeps the node's lease, takes its share of dispatching, and starts supervisors.
+"""The node's agent: keeps the node's lease, takes its share of dispatching, and launches supervisors.
 
-The database is the truth: the agent looks there for parts of attempts that wait for this node. A Celery
-message only makes it look sooner.
+The database is the truth: the agent looks there for parts of attempts that wait for this node. With a broker
+it looks seldom, since its Celery worker hands it a message for each; without one it looks every second.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import subprocess
-import sys
+import queue
 import threading
 import time
+from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,33 +20,36 @@ from typing import Any
 from celery import Celery
 
 from infra.errors import ServiceError, StoreError
-from jobs.db.claims import LEASE_S, unclaimed
+from jobs.db.claims import LEASE_S
 from jobs.db.nodes import set_draining
-from jobs.db.outcomes import fail
 from jobs.farm import Farm, restore_embedded
-from jobs.node.health import NodeHealth, Problem
+from jobs.node.agent_socket import ANSWER_S, AgentSocket, socket_path
+from jobs.node.follow_up_rounds import FollowUpRounds
+from jobs.node.health import NodeHealth
 from jobs.node.health_checks import EVERY_S, node_checks
+from jobs.node.launcher import Launcher
 from jobs.node.metrics_server import MetricsServer
 from jobs.node.node_lease import NameTaken, NodeLease
 from jobs.node.supervisors import Supervisors
-from jobs.node.tasks import WAKEUP_SOCKET, make_app, notify, queue_of, wakeup_path
-from jobs.node.wakeup import WakeupReceiver
+from jobs.node.tasks import make_app, notify
+from jobs.node.workers import Worker, follow_up_worker, launch_worker
 from jobs.numerics import local_numerics
-from jobs.report_delivery import is_configured, send_due
 from jobs.review.checking import check_recent
 from jobs.scheduler.dispatcher import dispatch
 from render.errors import BadInput
 from render.launch.group_directory import remove_stale_group_directories
 
 _ROUND_S = 1.0
-"""Between two looks into the database, unless a notification comes."""
+"""Between two rounds of dispatching, and two looks at the supervisors, unless a message comes."""
+_SWEEP_S = 10.0
+"""Between two sweeps for attempts that no message has announced, while messages can reach this node. While
+they cannot, every round sweeps."""
 _OFFER_S = 0.6
-"""Warm groups have so long to take a new attempt before a group is started for it."""
-_REPORT_S = 10.0
-"""Between two looks for ended batches and closed queues, where reports are wanted."""
+"""Between two sweeps while an attempt waits for slots that a warm group has: it takes it, or ends."""
+_LATE_S = 2.0
+"""A message from this agent to its own worker is late after so long, and a sweep is due."""
 _CHECK_S = 5.0
 """Between two looks for finished images that the quality gate has not seen."""
-_STOP_S = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -66,14 +69,25 @@ class Agent:
     """None for no notifications; the agent then only polls."""
     _woken: threading.Event = field(default_factory=threading.Event)
     _ended: threading.Event = field(default_factory=threading.Event)
-    _offered: set[str] = field(default_factory=set)
+    _messages: queue.SimpleQueue[tuple[str, int, Future[str]]] = field(default_factory=queue.SimpleQueue)
+    """What the worker asks to be launched: attempt, fence, where the answer goes."""
+    _jobs_queued: threading.Event = field(default_factory=threading.Event)
+    """A message says that there are new jobs to place."""
+    _consuming: bool = False
+    """Whether the worker has a connection to the broker, so that messages reach this node."""
+    _dispatch_at: float = 0.0
+    _dispatch_again_at: float = 0.0
+    """Messages make the agent dispatch at this time at the soonest: at most half of its time goes there."""
+    _swept: float = float("-inf")
+    _sweep_by: float = 0.0
+    """A sweep is due at this time at the latest."""
     _steady_since: float = field(default_factory=time.monotonic)
-    _worker: subprocess.Popen[bytes] | None = None
+    _worker: Worker | None = None
     _app: Celery | None = None
     _taken: NameTaken | None = None
     _lease: NodeLease = field(init=False, repr=False)
     _health: NodeHealth = field(init=False, repr=False)
-    _supervisors: Supervisors = field(init=False, repr=False)
+    _launcher: Launcher = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._logger = logging.LoggerAdapter(_log, {"node": self.name})
@@ -100,7 +114,10 @@ class Agent:
         # Metrics end last, so that they count how the supervisors ended.
         with self.metrics:
             environment = {"CHORALE_DATABASE_URL": self.farm.url} | self.metrics.environment
-            self._supervisors = Supervisors(self.name, self.home, environment)
+            supervisors = Supervisors(self.name, self.home, environment)
+            self._launcher = Launcher(
+                self.farm.database, self.name, self.home, supervisors, self._health, self._lease
+            )
             self._run()
         if self._taken is not None:
             raise self._taken
@@ -111,28 +128,48 @@ class Agent:
             return
         if self.broker_url is not None:
             self._app = make_app(self.broker_url)
-            WakeupReceiver(self.home, self.name, self._woken.set).start()
+            AgentSocket(socket_path(self.home, self.name), self._answer).start()
+            self._worker = launch_worker(self.name, self.home, self.broker_url)
         threading.Thread(target=self._check_images, daemon=True, name="quality gate").start()
-        if is_configured(self.farm.settings):
-            threading.Thread(target=self._report, daemon=True, name="reports").start()
+        self._follow_ups().start(self._ended)
         try:
             while not self._ended.is_set():
-                self._round()
-                self._woken.wait(_OFFER_S if self._offered else _ROUND_S)
+                self._woken.wait(self._pause_s() if self._round() else _ROUND_S)
                 self._woken.clear()
         finally:
             self._shut_down()
 
-    def _report(self) -> None:
-        """Runs in a thread of its own: a mail server may be slow to answer."""
-        while not self._ended.wait(_REPORT_S):
-            try:
-                send_due(self.farm)
-            except ServiceError as exc:
-                self._logger.warning("%s", exc)
-            except Exception:
-                # There is a next look: no report stops the others.
-                self._logger.exception("reports could not be sent")
+    def _pause_s(self) -> float:
+        """Seconds until something is due."""
+        dispatch_at = self._dispatch_again_at if self._jobs_queued.is_set() else self._dispatch_at
+        return min(_ROUND_S, max(0.0, min(dispatch_at, self._next_sweep()) - time.monotonic()))
+
+    def _answer(self, request: Mapping[str, Any]) -> str:
+        """Answer the worker; runs in a thread of the socket, which starts no process itself."""
+        match request:
+            case {"task": "launch", "attempt": str(attempt), "fence": int(fence)}:
+                answer: Future[str] = Future()
+                self._messages.put((attempt, fence, answer))
+                self._woken.set()
+                try:
+                    return answer.result(ANSWER_S)
+                except Exception as exc:
+                    return f"not now ({type(exc).__name__}: {exc}); the sweep looks again"
+            case {"task": "schedule"}:
+                self._jobs_queued.set()
+                self._woken.set()
+                return "noted"
+            case {"consuming": bool(consuming)}:
+                self._consuming = consuming
+                self._woken.set()
+                return "noted"
+        return "unknown request"
+
+    def _follow_ups(self) -> FollowUpRounds:
+        worker = None
+        if self.broker_url is not None:
+            worker = follow_up_worker(self.name, self.home, self.broker_url, self.farm.url)
+        return FollowUpRounds(self.farm, self._app, worker)
 
     def _check_images(self) -> None:
         """Runs in a thread of its own: the gate reads what was rendered from the store."""
@@ -154,10 +191,12 @@ class Agent:
         self._ended.set()
         self._woken.set()
 
-    def _round(self) -> None:
-        """Whatever happens in one round, there is a next one: this process keeps all renders of the node."""
+    def _round(self) -> bool:
+        """Whatever happens in one round, there is a next one: this process keeps all renders of the node.
+        False if this one failed."""
         try:
             self._work()
+            return True
         except NameTaken as exc:
             self._taken = exc
             self._ended.set()
@@ -169,6 +208,7 @@ class Agent:
                 self._restore()
             else:
                 self._logger.exception("a round of the agent failed")
+        return False
 
     def _restore(self) -> None:
         try:
@@ -178,87 +218,61 @@ class Agent:
 
     def _work(self) -> None:
         self._lease.renew(self._health.problems())
-        self._keep_worker()
+        if self._worker is not None and not self._worker.keep():
+            self._consuming = False
+        self._launch_announced()
+        self._dispatch()
+        if self._launcher.take_ended():
+            self._sweep_by = 0.0
+        self._sweep()
+
+    def _launch_announced(self) -> None:
+        """Launch what messages ask for."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                attempt, fence, answer = self._messages.get_nowait()
+                try:
+                    answer.set_result(self._launcher.launch(attempt, fence))
+                except Exception as exc:
+                    answer.set_exception(exc)
+                    raise
+
+    def _dispatch(self) -> None:
+        """One round of dispatching if it is due, and a message to each node that got a part of an attempt."""
+        started = time.monotonic()
+        if started < (self._dispatch_again_at if self._jobs_queued.is_set() else self._dispatch_at):
+            return
+        self._jobs_queued.clear()
         # Right after the database was away all leases look old; their holders get the time to renew them.
-        steady = time.monotonic() - self._steady_since > LEASE_S
+        steady = started - self._steady_since > LEASE_S
         lost = self.metrics.count_lost
         placed = dispatch(self.farm.database, self.name, sweeping=steady, on_lost=lost)
-        ended = self._supervisors.take_ended()
-        with self.farm.database.read() as connection:
-            waiting = unclaimed(connection, self.name)
-        self._start_waiting(waiting, ended)
+        self._dispatch_at = started + _ROUND_S
+        self._dispatch_again_at = 2 * time.monotonic() - started
+        if any(node == self.name for node, _, _ in placed):
+            self._sweep_by = min(self._sweep_by, started + _LATE_S if self._consuming else 0.0)
         if self._app is not None and placed:
-            notify(self._app, [each for each in placed if each[0] != self.name])
+            # While the worker has no connection, the sweep is the quicker way to its own node.
+            sent = [each for each in placed if self._consuming or each[0] != self.name]
+            if any(node == self.name for node, _, _ in notify(self._app, sent)):
+                self._sweep_by = 0.0
 
-    def _start_waiting(self, waiting: dict[str, tuple[int, ...]], ended: dict[str, int]) -> None:
-        """Start supervisors for the attempts that wait; give them back if this node cannot."""
-        problems = self._health.problems()
-        died = [attempt for attempt, code in ended.items() if code != 0 and attempt in waiting]
-        if died and not problems:
-            # It never claimed its part, so nobody else tells why.
-            log = self.home / "supervisors.log"
-            self._health.report_start_failure(f"start: a supervisor ended with {ended[died[0]]}; see {log}")
-        chosen = {
-            attempt: slots
-            for attempt, slots in waiting.items()
-            if attempt not in self._supervisors and (not self._supervisors or attempt in self._offered)
-        }
-        problems = self._health.look() if chosen else self._health.problems()
-        for attempt, slots in chosen.items():
-            if problems:
-                break
-            try:
-                self._supervisors.start(attempt, slots)
-            except OSError as exc:
-                self._health.report_start_failure(f"start: no supervisor can be started ({exc})")
-                problems = self._health.problems()
-        if problems:
-            self._give_back([attempt for attempt in waiting if attempt not in self._supervisors], problems)
-        # A warm group takes what was placed on its slots within a moment; others are started a round later.
-        self._offered = {attempt for attempt in waiting if attempt not in self._supervisors}
-
-    def _give_back(self, waiting: list[str], problems: list[Problem]) -> None:
-        """Queue the jobs of attempts that this node cannot start again; they count for nothing."""
-        # First the node is taken out, so that they are not placed here again.
-        self._lease.renew(problems)
-        for attempt in waiting:
-            reason = f"node {self.name} is unhealthy: {problems[0].text}"
-            with self.farm.database.write() as connection:
-                fail(connection, attempt, reason, None, None, never_met=True)
-
-    def _keep_worker(self) -> None:
-        """Start the node's Celery worker, and start it again when it has died. The agent polls without it."""
-        if self.broker_url is None or (self._worker is not None and self._worker.poll() is None):
+    def _sweep(self) -> None:
+        """Launch what no message has announced, if it is time to look."""
+        if time.monotonic() < self._next_sweep():
             return
-        arguments = ["-A", "jobs.node.tasks", "worker", "-Q", queue_of(self.name), "-P", "solo"]
-        arguments += [
-            "-l",
-            "warning",
-            "-n",
-            f"chorale@{self.name}",
-            "--without-gossip",
-            "--without-mingle",
-            "--without-heartbeat",
-        ]
-        wakeup = str(wakeup_path(self.home, self.name))
-        environment = {WAKEUP_SOCKET: wakeup, "CHORALE_BROKER_URL": self.broker_url}
-        with contextlib.suppress(OSError), (self.home / "worker.log").open("ab") as log:
-            self._worker = subprocess.Popen(
-                [sys.executable, "-m", "jobs.node.celery_worker", str(os.getpid()), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | environment,
-                start_new_session=True,
-            )
+        self._sweep_by, self._swept = float("inf"), time.monotonic()
+        self._launcher.sweep()
+
+    def _next_sweep(self) -> float:
+        every = _SWEEP_S if self._consuming else _ROUND_S
+        return min(self._sweep_by, self._swept + (_OFFER_S if self._launcher.blocked else every))
 
     def _shut_down(self) -> None:
         """Sign off first, so that nothing more is placed here; then end the supervisors, which need the
         database to release their parts; the worker last, which nothing depends on."""
         with contextlib.suppress(ServiceError):
             self._lease.release()
-        self._supervisors.stop(self.farm.settings.stop_s)
+        self._launcher.supervisors.stop(self.farm.settings.stop_s)
         if self._worker is not None:
-            self._worker.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._worker.wait(_STOP_S)
+            self._worker.stop()

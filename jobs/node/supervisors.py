@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,6 @@ _log = logging.getLogger(__name__)
 class _Supervisor:
     process: subprocess.Popen[bytes]
     slots: frozenset[int]
-    blocks_since: float | None = None
 
 
 @dataclass
@@ -40,17 +39,32 @@ class Supervisors:
     environment: Mapping[str, str]
     _running: dict[str, _Supervisor] = field(default_factory=dict)
     """By the attempt that each was started for; a warm group goes on to others on the same slots."""
-
-    def __bool__(self) -> bool:
-        return bool(self._running)
+    _blocked: dict[str, float] = field(default_factory=dict)
+    """By the attempt that waits for slots that a supervisor still has: since when, by the monotonic clock."""
 
     def __contains__(self, attempt: str) -> bool:
         return attempt in self._running
 
-    def start(self, attempt: str, slots: tuple[int, ...]) -> bool:
-        """Start one; False while another one has some of the slots. Raises `OSError`."""
-        if not self._are_free(frozenset(slots)):
-            return False
+    def are_free(self, attempt: str, slots: tuple[int, ...]) -> bool:
+        """Whether no supervisor has any of the slots that were given to an attempt. One that has them for too
+        long is killed."""
+        holding = [each for each in self._running.values() if each.slots & set(slots)]
+        if not holding:
+            self._blocked.pop(attempt, None)
+            return True
+        since = self._blocked.setdefault(attempt, time.monotonic())
+        if time.monotonic() - since > OVERSTAY_S:
+            _log.warning("a supervisor did not leave the slots of attempt %s; killed", attempt)
+            for each in holding:
+                each.process.kill()
+        return False
+
+    def forget_blocked(self, waiting: Collection[str]) -> None:
+        """Forget since when attempts wait that wait no more: a warm group has taken them."""
+        self._blocked = {attempt: since for attempt, since in self._blocked.items() if attempt in waiting}
+
+    def start(self, attempt: str, slots: tuple[int, ...]) -> None:
+        """Start one, on slots that are free. Raises `OSError`."""
         words = [str(os.getpid()), self.node, attempt, str(self.home)]
         with (self.home / "supervisors.log").open("ab") as log:
             process = subprocess.Popen(
@@ -61,7 +75,6 @@ class Supervisors:
                 env=os.environ | self.environment,
             )
         self._running[attempt] = _Supervisor(process, frozenset(slots))
-        return True
 
     def take_ended(self) -> dict[str, int]:
         """The attempts whose supervisors have ended since the last call, with their exit codes."""
@@ -83,15 +96,3 @@ class Supervisors:
                 each.process.kill()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     each.process.wait(_KILLED_S)
-
-    def _are_free(self, slots: frozenset[int]) -> bool:
-        now, free = time.monotonic(), True
-        for attempt, each in self._running.items():
-            if not each.slots & slots:
-                continue
-            free = False
-            each.blocks_since = each.blocks_since or now
-            if now - each.blocks_since > OVERSTAY_S:
-                _log.warning("the supervisor of attempt %s did not leave its slots; killed", attempt)
-                each.process.kill()
-        return free

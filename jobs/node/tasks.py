@@ -1,34 +1,47 @@
-"""Celery: notifies nodes of new attempts. A task wakes the node's agent up and is done within a second.
+"""The farm's Celery app and its tasks: `launch` and `schedule` on a node's own queue, `follow_up` on another.
 
-Hours-long tasks are what brokers redeliver and kill; so the work itself never runs in a task, and a worker
-never imports torch. A message carries ids only and may be lost, doubled or replayed harmlessly: the agent
-looks in the database, where each part is claimed once.
+The first two are done within a second: hours-long tasks are what brokers redeliver and kill, so no image is
+rendered in a task, and a worker never imports torch. A message carries ids only and may be lost, doubled,
+reordered or replayed: the node's agent claims each part of an attempt in the database, once, and looks there
+by itself for what no message announced. A follow-up (`jobs.follow_ups`) is begun once in the same way.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 from collections.abc import Iterable
-from pathlib import Path
+from contextlib import ExitStack
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 
 from infra.broker import check_broker_url
+from infra.settings import read_settings
+from jobs.node.agent_socket import ask
+
+if TYPE_CHECKING:
+    from jobs.farm import Farm
 
 LAUNCH = "chorale.launch"
-WAKEUP_SOCKET = "CHORALE_WAKEUP_SOCKET"
-"""Environment variable of a worker: the socket that wakes its agent up."""
+SCHEDULE = "chorale.schedule"
+FOLLOW_UP = "chorale.follow_up"
+FOLLOW_UP_QUEUE = "follow-up"
+"""Work that follows images. Any number of workers may consume it."""
+AGENT_SOCKET = "CHORALE_AGENT_SOCKET"
+"""Environment variable of a worker: the socket of the agent that has started it."""
 _EXPIRES_S = 60
-"""A notification that old is worth nothing: the agent has looked by then."""
+"""A message that old is worth nothing: the agent has looked by then."""
+_RETRY_SLACK_S = 60
+_RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+"""One more try, over a new connection: the broker may have been restarted since the last message."""
 
 
 def make_app(broker_url: str) -> Celery:
-    """The configured app: JSON only, no results, early acks, short waits.
+    """The configured app: JSON only, no results, events and remote control for Flower, short waits.
 
-    Acks may be early because a lost message does no harm: the agent polls the database as well.
+    Launches are acknowledged early: a lost message does no harm, since the agent looks in the database too.
     """
     app = Celery("chorale", broker=check_broker_url(broker_url))
     app.conf.update(
@@ -37,9 +50,11 @@ def make_app(broker_url: str) -> Celery:
         task_ignore_result=True,
         task_acks_late=False,
         task_create_missing_queues=True,
+        task_track_started=True,
+        task_send_sent_event=True,
         worker_prefetch_multiplier=1,
-        worker_enable_remote_control=False,
-        worker_send_task_events=False,
+        worker_enable_remote_control=True,
+        worker_send_task_events=True,
         worker_hijack_root_logger=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,
@@ -55,39 +70,72 @@ def make_app(broker_url: str) -> Celery:
         },
     )
     app.task(name=LAUNCH)(launch)
+    app.task(name=SCHEDULE)(schedule)
+    # Acknowledged when it is done: what a worker was at that dies is delivered again.
+    app.task(name=FOLLOW_UP, bind=True, acks_late=True, max_retries=None)(follow_up)
     return app
 
 
-def launch(attempt: str, fence: int) -> None:
-    """Wake up the agent of the node whose queue this is; an agent that is away looks when it comes back."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
-        client.setblocking(False)
-        client.sendto(f"{attempt} {fence}".encode(), os.environ[WAKEUP_SOCKET])
+def launch(attempt: str, fence: int) -> str:
+    """Claim this node's part of an attempt and start its supervisor; returns what became of it.
+
+    The node's agent does both, since supervisors live as long as it does. One that is away looks in the
+    database when it comes back.
+    """
+    return ask(os.environ[AGENT_SOCKET], {"task": "launch", "attempt": attempt, "fence": fence})
 
 
-def notify(app: Celery, placed: Iterable[tuple[str, str, int]]) -> int:
-    """Notify of each (node, attempt, fence); returns how many messages the broker could not take."""
+def schedule() -> str:
+    """Jobs were queued: have the agent that holds the dispatcher's lease place them now."""
+    return ask(os.environ[AGENT_SOCKET], {"task": "schedule"})
+
+
+def follow_up(task: Any, id: str) -> str:
+    """Do a follow-up; returns what was done. After a failure it is tried again, later each time."""
+    # Imported here because only the workers of this queue need the farm.
+    from jobs.follow_ups import do_follow_up
+
+    result = do_follow_up(_farm(), id)
+    if result.retry_s is None:
+        return result.text
+    expires = result.retry_s + _RETRY_SLACK_S
+    raise task.retry(exc=FollowUpFailed(result.text), countdown=result.retry_s, expires=expires)
+
+
+class FollowUpFailed(Exception):
+    """A try of a follow-up failed."""
+
+
+@cache
+def _farm() -> Farm:
+    """Open for as long as the worker lives."""
+    from jobs.farm import open_farm
+
+    return ExitStack().enter_context(open_farm(read_settings({})))
+
+
+def notify(app: Celery, placed: Iterable[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
+    """Send each (node, attempt, fence) to its node; returns those that the broker could not take."""
     waiting = list(placed)
     while waiting:
         node, attempt, fence = waiting[0]
-        message = {"args": [attempt, fence], "queue": queue_of(node), "expires": _EXPIRES_S}
-        try:
-            app.send_task(LAUNCH, **message, retry=False)
-        except OperationalError:
+        if not send(app, LAUNCH, queue_of(node), attempt, fence):
             # Each try costs seconds, and the others would fare no better.
             break
         del waiting[0]
-    return len(waiting)
+    return waiting
+
+
+def send(app: Celery, task: str, queue: str, *arguments: object) -> bool:
+    """Send a message; False if the broker could not take it."""
+    try:
+        app.send_task(
+            task, args=list(arguments), queue=queue, expires=_EXPIRES_S, retry=True, retry_policy=_RETRY
+        )
+    except OperationalError:
+        return False
+    return True
 
 
 def queue_of(node: str) -> str:
     return f"node.{node}"
-
-
-def wakeup_path(home: Path, node: str) -> Path:
-    """The agent's wake-up socket."""
-    return home / f"{node}.wakeup"
-
-
-app = make_app(os.environ["CHORALE_BROKER_URL"]) if WAKEUP_SOCKET in os.environ else None
-"""What `celery -A jobs.node.tasks` takes; only in a worker that an agent has started."""

@@ -47,6 +47,12 @@ class Machines:
             return
         wait_until(lambda: any(node["name"] == name and node["up"] for node in self.call("nodes")["nodes"]))
 
+    def begin(self, *words: str) -> subprocess.Popen[bytes]:
+        """Start a command and do not wait for its end."""
+        return subprocess.Popen(
+            [*CHORALE, *words], env=os.environ | self.environment, stdout=subprocess.DEVNULL
+        )
+
     def call(self, *words: str) -> dict[str, Any]:
         """Run a command of the farm in this process: tests ask too often to start one each time."""
         handlers = logging.root.handlers[:]

@@ -10,12 +10,12 @@ from sqlalchemy import func, select
 from infra.database import Database
 from infra.settings import Settings
 from infra.store.local import LocalStore
-from jobs.cli.gc import _inputs
 from jobs.db.state_machine import change_state
 from jobs.db.submission import BatchItem, JobOptions, Preparation, insert_batch
 from jobs.db.tables import batches, jobs
 from jobs.farm import Farm
 from jobs.input_assets import upload_inputs
+from jobs.unneeded import _inputs
 from render.errors import BadInput
 from render.spec import Spec
 

@@ -1,0 +1,65 @@
+"""Does follow-ups, in a Celery worker of the queue `follow-up` or, without a broker, in an agent's thread."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jobs.db.follow_ups import FollowUp, begin, end, fail, kind_of
+from jobs.farm import Farm
+from jobs.report_delivery import REPORT, deliver, is_configured
+from jobs.unneeded import GC, delete_unneeded
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """How follow-ups of one kind are done. `run` may be called again after it failed or its process died."""
+
+    run: Callable[[Farm, FollowUp], str]
+    """Returns in a sentence what was done; raises for what may be tried again."""
+    lease_s: float
+    """A worker that takes longer is taken for dead, and another one begins."""
+
+
+KINDS = {
+    REPORT: Kind(run=deliver, lease_s=120.0),
+    GC: Kind(run=delete_unneeded, lease_s=6 * 3600.0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What became of one try."""
+
+    text: str
+    retry_s: float | None = None
+    """Seconds until the next try, after a failure."""
+
+
+def kinds_here(farm: Farm) -> list[str]:
+    """The kinds that this process can do with its settings: reports need a webhook or a mail address."""
+    return [kind for kind in KINDS if kind != REPORT or is_configured(farm.settings)]
+
+
+def do_follow_up(farm: Farm, id: str) -> Result:
+    """Do one follow-up, unless it is done or another worker is at it. Raises `ServiceError` only for the
+    database."""
+    with farm.database.write() as connection:
+        kind = KINDS.get(kind_of(connection, id) or "")
+        begun = None if kind is None else begin(connection, id, kind.lease_s)
+    if kind is None or begun is None:
+        return Result(text="ended already, or another worker is at it")
+    try:
+        text = kind.run(farm, begun)
+    except Exception as exc:
+        reason = f"{type(exc).__name__}: {exc}".splitlines()[0]
+        with farm.database.write() as connection:
+            retry_s = fail(connection, id, reason)
+        _log.error("follow-up %s failed: %s", id, exc, exc_info=retry_s is None)
+        return Result(text=reason, retry_s=retry_s)
+    with farm.database.write() as connection:
+        end(connection, id, text)
+    return Result(text=text)
