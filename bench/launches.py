@@ -18,7 +18,7 @@ from jobs.db.tables import jobs, members
 from tests.support.cli import wait_until
 from tests.support.machines import Machines
 
-TIMES = 7
+TIMES = 5
 _QUIET_S = 8.0
 """Until the agents and their workers have started, and between two jobs until the slots are idle."""
 
