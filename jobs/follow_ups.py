@@ -48,7 +48,11 @@ def do_follow_up(farm: Farm, id: str) -> Result:
     """Do one follow-up, unless it is done or another worker is at it. Raises `ServiceError` only for the
     database."""
     with farm.database.write() as connection:
-        kind = KINDS.get(kind_of(connection, id) or "")
+        name = kind_of(connection, id) or ""
+        if name in KINDS and name not in kinds_here(farm):
+            # It counts as no try. Whoever has the settings announces it again.
+            return Result(text="left to others: this process lacks the settings for it")
+        kind = KINDS.get(name)
         begun = None if kind is None else begin(connection, id, kind.lease_s)
     if kind is None or begun is None:
         return Result(text="ended already, or another worker is at it")

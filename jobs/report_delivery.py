@@ -22,7 +22,6 @@ from jobs.db.follow_ups import FollowUp, add, keep_payload
 from jobs.db.queues import is_open
 from jobs.db.state_machine import ENDED
 from jobs.db.tables import batches, entries, jobs, queues
-from jobs.errors import JobError
 from jobs.farm import Farm
 from jobs.report import Scope, as_html, headline, make_report
 
@@ -33,10 +32,6 @@ REPORT = "report"
 _RECENT_S = 3600.0
 """A batch that ended earlier than this before reports were configured is not reported."""
 _MAX_SUBJECT = 300
-
-
-class NotConfigured(JobError):
-    """This process cannot deliver reports."""
 
 
 def is_configured(settings: Settings) -> bool:
@@ -59,12 +54,10 @@ def note_due(farm: Farm, moment: float | None = None) -> list[str]:
 
 
 def deliver(farm: Farm, follow_up: FollowUp) -> str:
-    """Send a report by each configured channel that has not taken it yet.
+    """Send a report by each configured channel that has not taken it yet; `is_configured` must hold.
 
     A channel that fails does not stop the other. Raises what the last one raised.
     """
-    if not is_configured(farm.settings):
-        raise NotConfigured("this process has neither CHORALE_REPORT_WEBHOOK nor CHORALE_REPORT_MAIL")
     title, delivered = follow_up.payload["title"], list(follow_up.payload["delivered"])
     with farm.database.read() as connection:
         report = make_report(connection, Scope(**follow_up.payload["scope"]))

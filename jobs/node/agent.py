@@ -203,6 +203,8 @@ class Agent:
         except Exception as exc:
             # The leases run out by themselves; the farm goes on when its database is back.
             self._steady_since = time.monotonic()
+            # What was to be launched in this round is still there.
+            self._sweep_by = 0.0
             if isinstance(exc, ServiceError):
                 self._logger.warning("%s", exc)
                 self._restore()
@@ -247,8 +249,10 @@ class Agent:
         steady = started - self._steady_since > LEASE_S
         lost = self.metrics.count_lost
         placed = dispatch(self.farm.database, self.name, sweeping=steady, on_lost=lost)
-        self._dispatch_at = started + _ROUND_S
-        self._dispatch_again_at = 2 * time.monotonic() - started
+        ended = time.monotonic()
+        # Counted from the end: on a slow machine the others, who renew leases, get at the database too.
+        self._dispatch_at = ended + _ROUND_S
+        self._dispatch_again_at = ended + (ended - started)
         if any(node == self.name for node, _, _ in placed):
             self._sweep_by = min(self._sweep_by, started + _LATE_S if self._consuming else 0.0)
         if self._app is not None and placed:
@@ -261,8 +265,9 @@ class Agent:
         """Launch what no message has announced, if it is time to look."""
         if time.monotonic() < self._next_sweep():
             return
-        self._sweep_by, self._swept = float("inf"), time.monotonic()
+        self._sweep_by = float("inf")
         self._launcher.sweep()
+        self._swept = time.monotonic()
 
     def _next_sweep(self) -> float:
         every = _SWEEP_S if self._consuming else _ROUND_S

@@ -8,6 +8,7 @@ by itself for what no message announced. A follow-up (`jobs.follow_ups`) is begu
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -31,6 +32,7 @@ FOLLOW_UP_QUEUE = "follow-up"
 """Work that follows images. Any number of workers may consume it."""
 AGENT_SOCKET = "CHORALE_AGENT_SOCKET"
 """Environment variable of a worker: the socket of the agent that has started it."""
+_log = logging.getLogger(__name__)
 _EXPIRES_S = 60
 """A message that old is worth nothing: the agent has looked by then."""
 _RETRY_SLACK_S = 60
@@ -127,12 +129,16 @@ def notify(app: Celery, placed: Iterable[tuple[str, str, int]]) -> list[tuple[st
 
 
 def send(app: Celery, task: str, queue: str, *arguments: object) -> bool:
-    """Send a message; False if the broker could not take it."""
+    """Send a message; False if the broker could not take it. Never raises: no message is worth an error."""
     try:
         app.send_task(
             task, args=list(arguments), queue=queue, expires=_EXPIRES_S, retry=True, retry_policy=_RETRY
         )
     except OperationalError:
+        return False
+    except Exception as exc:
+        # kombu passes some errors of its transports on, as when RabbitMQ refuses the user.
+        _log.warning("the broker takes no message (%s: %s)", type(exc).__name__, exc)
         return False
     return True
 

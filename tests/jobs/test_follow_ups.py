@@ -92,8 +92,11 @@ def test_what_this_process_cannot_do_is_left_to_others(database: Database) -> No
     farm = Farm(settings=Settings(), database=database, url="")
     report(database, "a")
     FollowUpRounds(farm, None, None).look()
+    # The worker of a node without a webhook may get the message of one that has it.
+    result = do_follow_up(farm, "a")
+    assert (result.text.partition(":")[0], result.retry_s) == ("left to others", None)
     assert (kinds_here(farm), row(database, "a").ended, row(database, "a").tries) == ([GC], None, 0)
-    assert "neither CHORALE_REPORT_WEBHOOK nor CHORALE_REPORT_MAIL" in do_follow_up(farm, "a").text
+    assert due(database) == ["a"]
     add(database, "b", "of a newer version", {})
     assert do_follow_up(farm, "b").text == do_follow_up(farm, "no such").text
     assert row(database, "b").ended is None

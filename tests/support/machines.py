@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from jobs.cli.main import cli
 from render.denoise.checkpoint import KEY as CHECKPOINT
-from tests.support.cli import last_json, processes_with, start, wait_until
+from tests.support.cli import CHORALE, last_json, processes_with, start, wait_until
 
 
 class Machines:

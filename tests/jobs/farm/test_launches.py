@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from amqp import AccessRefused
 from sqlalchemy import select
 
 from infra.broker import check_broker_url, embedded_redis
 from infra.database import Database
-from infra.errors import BadSetting
+from infra.errors import BadSetting, DatabaseUnreachable
 from infra.settings import Settings
 from jobs.db.claims import claim
 from jobs.db.leases import DISPATCHER, hold_lease
@@ -224,6 +226,47 @@ def test_a_message_without_a_broker_is_told_and_not_raised(tmp_path: Path) -> No
     app = make_app(f"redis+socket://{tmp_path}/nobody.sock")
     assert notify(app, [("n1", "attempt", 1)]) == [("n1", "attempt", 1)]
     assert not send(app, SCHEDULE, queue_of("n1"))
+
+
+def test_no_error_of_the_brokers_transport_reaches_who_submits(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = make_app("redis://localhost:1/0")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AccessRefused("no such user")
+
+    monkeypatch.setattr(app, "send_task", refuse)
+    assert not send(app, SCHEDULE, queue_of("n1"))
+
+
+def test_rounds_on_a_slow_database_leave_time_to_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = Node(tmp_path, "redis://localhost:1/0", monkeypatch).agent
+    ended = []
+
+    def slow(*_: object, **__: object) -> list[Notification]:
+        time.sleep(0.01)
+        ended.append(time.monotonic())
+        return []
+
+    monkeypatch.setattr(agent_module, "dispatch", slow)
+    agent._dispatch()
+    assert agent._dispatch_at >= ended[0] + agent_module._ROUND_S
+    assert agent._dispatch_again_at >= ended[0]
+    agent.farm.database.close()
+
+
+def test_a_round_that_fails_is_followed_by_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Node(tmp_path, "redis://localhost:1/0", monkeypatch).agent
+    agent._consuming, agent._sweep_by, agent._swept = True, float("inf"), FOREVER
+
+    def unreachable(*_: object) -> None:
+        raise DatabaseUnreachable("no database responds")
+
+    monkeypatch.setattr(agent._lease, "renew", unreachable)
+    assert not agent._round()
+    assert agent._sweep_by == 0.0
+    agent.farm.database.close()
 
 
 def test_an_agent_that_is_away_harms_nothing(tmp_path: Path) -> None:
