@@ -179,7 +179,7 @@ class ParallelizedDiffusionPipeline:
         spec = Spec.from_mapping(
             {"model": self.model, "tile_size": self.tile_size} | values | {"prompt": prompt}
         )
-        paths = find_model_paths(spec.model, spec.refiner, spec.vae)
+        paths = find_model_paths(*spec.model_names)
         info = model_info(paths)
         check_additions(paths, spec)
         spec = resolve_dtype(spec, paths, local_bfloat16(self.device))

@@ -15,12 +15,16 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from render.gguf_file import gguf_header, gguf_problem, is_gguf
+
 _LFS = b"version https://git-lfs.github.com/spec/"
 _LARGEST_POINTER = 1024
-_LARGEST_HEADER = 100_000_000
+LARGEST_HEADER = 100_000_000
 """Bytes; the library refuses larger ones."""
 _DTYPES = {"F16": "float16", "BF16": "bfloat16"}
 """Half precision as the header names it, and as a spec does."""
+_told: dict[tuple[str, int, int, int], str] = {}
+"""See `remember_sha256`: SHA-256 by path, size and times."""
 
 
 def is_lfs_pointer(file: Path) -> bool:
@@ -37,17 +41,21 @@ def is_lfs_pointer(file: Path) -> bool:
 def file_problem(file: Path) -> str | None:
     """What is wrong with a file that should be safetensors, and what to do; None if it is sound.
 
-    The header is checked against the file's size. The tensors are not read.
+    The header is checked against the file's size. The tensors are not read. It may be GGUF.
     """
     try:
         stat = file.stat()
     except OSError as exc:
         return f"that cannot be read ({exc.strerror}); check its permissions"
+    if is_gguf(file) and not is_lfs_pointer(file):
+        return gguf_problem(file)
     return _problem(str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def read_header(file: Path) -> dict[str, dict[str, Any]]:
-    """The tensors of a sound file by name, each with `dtype`, `shape` and `data_offsets`."""
+    """The tensors of a sound file by name, each with `dtype`, `shape` and, but for GGUF, `data_offsets`."""
+    if is_gguf(file):
+        return gguf_header(file)
     header = _header(file)
     header.pop("__metadata__", None)
     return header
@@ -55,7 +63,7 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
 
 def read_metadata(file: Path) -> dict[str, str]:
     """The free text that whoever wrote a sound file has put beside its tensors."""
-    return dict(_header(file).get("__metadata__", {}))
+    return {} if is_gguf(file) else dict(_header(file).get("__metadata__", {}))
 
 
 def dtype_of(files: tuple[Path, ...]) -> str:
@@ -63,7 +71,7 @@ def dtype_of(files: tuple[Path, ...]) -> str:
     sizes: dict[str, int] = {}
     for file in files:
         for tensor in read_header(file).values():
-            begin, end = tensor["data_offsets"]
+            begin, end = tensor.get("data_offsets", (0, 0))
             sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + end - begin
     most = max(sizes, key=lambda name: sizes[name], default="F32")
     return _DTYPES.get(most, "float32")
@@ -72,7 +80,14 @@ def dtype_of(files: tuple[Path, ...]) -> str:
 def file_sha256(file: Path) -> str:
     """The SHA-256 of any file; one that has not changed is read once in a process."""
     stat = file.stat()
-    return _hash_once(str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    key = str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return _told.get(key) or _hash_once(*key)
+
+
+def remember_sha256(file: Path, sha256: str) -> None:
+    """Take a file's SHA-256 from whoever knows it, until the file changes; it is not read in this process."""
+    stat = file.stat()
+    _told[(str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)] = sha256
 
 
 def _header(file: Path) -> dict[str, Any]:
@@ -120,7 +135,7 @@ def _whole_size(name: str) -> int | None:
     try:
         with open(name, "rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            if length > _LARGEST_HEADER:
+            if length > LARGEST_HEADER:
                 return None
             text = stream.read(length)
         if len(text) < length:

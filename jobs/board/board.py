@@ -33,6 +33,7 @@ from jobs.intake.options import IntakeOptions
 from jobs.review.checking import check_batch_images
 from render.errors import BadInput
 from render.models.folder import BUILTIN
+from render.models.known_names import lasting_name
 from render.sink import UNFINISHED_PREVIEW
 from render.spec import IMAGE_FIELDS, PARTS_OF_FILES, names_image
 
@@ -159,21 +160,21 @@ class Board:
         finally:
             self._checking.discard(batch)
 
-    def check_models(self, model: str, refiner: str | None, vae: str | None) -> None:
-        """Raise `BadInput` for a model that no job of this farm has used, for any refiner and autoencoder.
+    def check_models(self, model: str, refiner: str | None, vae: str | None, base: str | None) -> None:
+        """Raise `BadInput` for a model that no job of this farm has used, for what replaces its parts.
 
         A web page must not make the server read other files or download models.
         """
-        for given, name in (("refiner", refiner), ("vae", vae)):
+        for given, name in (("refiner", refiner), ("vae", vae), ("base", base)):
             if name is not None:
                 fix = "cannot be set on the board; submit this image with chorale submit"
                 raise BadInput(given, name[:120], fix)
-        if model != BUILTIN:
+        if model != BUILTIN and lasting_name(model) is None:
             with self.farm.database.read() as connection:
                 if not is_known_model(connection, model):
                     fix = "is new to this farm; submit its first image with chorale submit"
                     raise BadInput("model", model[:120], fix)
-        check_model_folders(model, refiner, vae)
+        check_model_folders(model, refiner, vae, base)
 
     def _queues(self) -> list[dict[str, Any]]:
         with self.farm.database.read() as connection:

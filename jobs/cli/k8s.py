@@ -91,7 +91,7 @@ def _one_image(spec: Spec, options: dict[str, Any]) -> OneImage:
         raise BadInput("init", spec.init.path, "is a file that pods do not have; submit this image to a farm")
     if options["refiner"] and spec.refiner is None:
         raise BadInput("refiner", options["refiner"], "is not in the spec; add it there too")
-    info = model_info(find_model_paths(spec.model, spec.refiner, spec.vae))
+    info = model_info(find_model_paths(*spec.model_names))
     if spec.dtype == AUTO:
         raise BadInput("dtype", AUTO, "is unknown before a pod runs; name one, e.g. bfloat16")
     digest = spec.digest(info.digest)

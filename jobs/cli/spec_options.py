@@ -71,7 +71,7 @@ def take_spec(options: dict[str, Any], device: str = "auto") -> tuple[Spec, Mode
     if prompt and batch_file(prompt) is not None:
         raise BadInput("prompt", prompt, "is a batch file; give it to chorale submit")
     spec = Spec.from_mapping(given_values(options))
-    folders = find_model_paths(spec.model, spec.refiner, spec.vae)
+    folders = find_model_paths(*spec.model_names)
     check_additions(folders, spec)
     info = model_info(folders)
     return resolve_dtype(spec, folders, local_bfloat16(device)), folders, info

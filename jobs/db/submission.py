@@ -12,7 +12,6 @@ from datetime import datetime
 from functools import lru_cache
 from itertools import count as counting
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
@@ -31,8 +30,9 @@ from render.model_info import ModelInfo
 from render.models.model_paths import absolute_name, check_additions, find_model_paths, model_info
 from render.models.number_format import resolve_dtype
 from render.models.vae_folder import resolve_vae
+from render.models.weight_memory import weight_bytes
 from render.plan.plan import make_plan
-from render.spec import AUTO, Spec
+from render.spec import AUTO, NO_QUANTIZATION, Spec
 from render.spec.prompt_text import clean
 
 MAX_AUTO_RANKS = 64
@@ -296,9 +296,9 @@ def job_row(item: BatchItem, options: JobOptions, bfloat16: bool | None = None) 
     if len(spec.model) > longest(rates.c.model):
         fix = f"has more than {longest(rates.c.model)} characters; use a shorter path"
         raise BadInput("model", spec.model[:60], fix)
-    info, weights = _models(spec.model, spec.refiner, spec.vae)
-    if spec.lora or spec.controlnet:
-        check_additions(find_model_paths(spec.model, spec.refiner, spec.vae), spec)
+    info, weights = _models(*spec.model_names, spec.dtype, spec.quantize)
+    if spec.lora or spec.controlnet or spec.quantize != NO_QUANTIZATION:
+        check_additions(find_model_paths(*spec.model_names), spec)
         weights += sum(lora.bytes for lora in spec.lora)
         weights += sum(network.bytes for network in spec.controlnet)
     same = geometry(spec)
@@ -328,26 +328,24 @@ def _resolved(spec: Spec, bfloat16: bool | None) -> Spec:
     """The spec with the full paths of its models, since agents run in other folders than whoever submits, and
     with the number format that `auto` means."""
     if spec.dtype == AUTO:
-        spec = resolve_dtype(spec, find_model_paths(spec.model, spec.refiner, spec.vae), bfloat16)
+        spec = resolve_dtype(spec, find_model_paths(*spec.model_names), bfloat16)
     names = {"model": spec.model, "refiner": spec.refiner}
     found = {field: absolute_name(name) for field, name in names.items() if name is not None}
     if spec.vae is not None:
         names["vae"], found["vae"] = spec.vae, str(resolve_vae(spec.vae).absolute())
+    if spec.base is not None:
+        names["base"], found["base"] = spec.base, absolute_name(spec.base)
     changed = {field: name for field, name in found.items() if name != names[field]}
     return spec.with_changes(**changed) if changed else spec
 
 
 @lru_cache(maxsize=32)
-def _models(model: str, refiner: str | None, vae: str | None) -> tuple[ModelInfo, int]:
-    """The info of a model with its refiner, and the bytes of their weights."""
-    paths = find_model_paths(model, refiner, vae)
-    folders = paths.model, paths.refiner, paths.vae
-    weights = [path for folder in folders if folder for path in _weights(folder)]
-    return model_info(paths), sum(path.stat().st_size for path in weights)
-
-
-def _weights(folder: Path) -> list[Path]:
-    return [folder] if folder.is_file() else list(folder.rglob("*.safetensors"))
+def _models(
+    model: str, refiner: str | None, vae: str | None, base: str | None, dtype: str, quantize: str
+) -> tuple[ModelInfo, int]:
+    """The info of a model with its refiner, and the bytes of their weights in a rank's memory."""
+    paths = find_model_paths(model, refiner, vae, base)
+    return model_info(paths), weight_bytes(paths, dtype, quantize)
 
 
 def useful_ranks(spec: Spec, info: ModelInfo) -> int:

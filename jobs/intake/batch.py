@@ -13,15 +13,14 @@ from jobs.intake.error_report import error_lines
 from jobs.intake.expansion import Expansion
 from jobs.intake.options import IntakeOptions
 from render.errors import BadInput
-from render.models.folder import resolve_model
 from render.models.model_paths import find_model_paths, model_info
 from render.models.prompt_limits import dropped_prompts, may_be_long
 
 _PREVIEWED = 3
 _SHOWN_LONG = 5
 """Prompts of a batch that are named because the model does not read their end; the others are counted."""
-ModelCheck = Callable[[str, str | None, str | None], None]
-"""Raises `BadInput` for a model, or its refiner, that cannot be used."""
+ModelCheck = Callable[[str, str | None, str | None, str | None], None]
+"""Takes `Spec.model_names`; raises `BadInput` for a model, or what belongs to it, that cannot be used."""
 
 
 @dataclass(kw_only=True)
@@ -81,9 +80,9 @@ def check_single(
     return checked
 
 
-def check_model_folders(model: str, refiner: str | None, vae: str | None) -> None:
-    """Raise `BadInput` for a model, refiner or autoencoder that is not on this machine, or cannot be used."""
-    model_info(find_model_paths(model, refiner, vae))
+def check_model_folders(model: str, refiner: str | None, vae: str | None, base: str | None) -> None:
+    """Raise `BadInput` for a model, or what belongs to it, that is not on this machine or cannot be used."""
+    model_info(find_model_paths(model, refiner, vae, base))
 
 
 def _limited(reader: BatchReader, most: int | None) -> Iterator[Row | BadRow]:
@@ -108,7 +107,7 @@ def _add(
 
 
 def _add_image(row: Row, prepared: Preparation, check: ModelCheck, checked: CheckedBatch) -> None:
-    check(row.spec.model, row.spec.refiner, row.spec.vae)
+    check(*row.spec.model_names)
     prepared.add(BatchItem(row=prepared.count + 1, custom_id=row.custom_id, spec=row.spec))
     checked.images += 1
     _note_long_prompts(row, checked)
@@ -122,7 +121,7 @@ def _note_long_prompts(row: Row, checked: CheckedBatch) -> None:
     prompts = row.spec.prompts
     if not any(map(may_be_long, prompts.values())):
         return  # without looking for the model's folder
-    for each in dropped_prompts(resolve_model(row.spec.model), prompts):
+    for each in dropped_prompts(find_model_paths(*row.spec.model_names).model, prompts):
         checked.long_prompts += 1
         if checked.long_prompts <= _SHOWN_LONG:
             checked.notes.append(f"{row.custom_id}: {each}")
@@ -149,13 +148,13 @@ def _finish(
 
 def _remembered(check: ModelCheck) -> ModelCheck:
     """Checks each model once, not once per row: it reads the model's folder."""
-    problems: dict[tuple[str, str | None, str | None], BadInput | None] = {}
+    problems: dict[tuple[str, str | None, str | None, str | None], BadInput | None] = {}
 
-    def checked(model: str, refiner: str | None, vae: str | None) -> None:
-        key = model, refiner, vae
+    def checked(model: str, refiner: str | None, vae: str | None, base: str | None) -> None:
+        key = model, refiner, vae, base
         if key not in problems:
             try:
-                check(model, refiner, vae)
+                check(*key)
                 problems[key] = None
             except BadInput as exc:
                 problems[key] = exc

@@ -188,10 +188,10 @@ class AttemptRunner:
     def _render(self, rendezvous: Rendezvous | None) -> RankGroup | None:
         part = self.claimed
         spec = Spec.from_mapping(part.spec)
-        folders = find_model_paths(spec.model, spec.refiner, spec.vae)
+        folders = find_model_paths(*spec.model_names)
         info = model_info(folders)
         if spec.digest(info.digest) != part.digest:
-            names = " or ".join(name for name in (spec.model, spec.refiner, spec.vae) if name is not None)
+            names = " or ".join(name for name in spec.model_names if name is not None)
             raise WrongModel(f"model {names} is not the one that was submitted")
         patience_s = self.farm.settings.store_patience_s
         images = open_images(self.farm.settings, patience_s=patience_s)

@@ -114,7 +114,7 @@ def from_farm(connection: Connection, add_nodes: int = 0) -> Simulator:
 def _queued_jobs(connection: Connection, queues: dict[str, Queue], start: float) -> list[Job]:
     rates, infos = (
         read_rates(connection),
-        defaultdict[tuple[str, str | None, str | None], list[ModelInfo]](list),
+        defaultdict[tuple[str | None, ...], list[ModelInfo]](list),
     )
     active = job_table.c.state.not_in((*ENDED, "paused")) & job_table.c.queue.in_(list(queues))
     found = []
@@ -141,12 +141,12 @@ def _queued_jobs(connection: Connection, queues: dict[str, Queue], start: float)
     return found
 
 
-def _info(known: dict[tuple[str, str | None, str | None], list[ModelInfo]], spec: Spec) -> ModelInfo | None:
+def _info(known: dict[tuple[str | None, ...], list[ModelInfo]], spec: Spec) -> ModelInfo | None:
     """The model's info where its folder is on this machine; read once for each model."""
-    key = (spec.model, spec.refiner, spec.vae)
+    key = spec.model_names
     if key not in known:
         try:
-            known[key] = [model_info(find_model_paths(spec.model, spec.refiner, spec.vae))]
+            known[key] = [model_info(find_model_paths(*spec.model_names))]
         except ModelNotUsable:
             known[key] = []
     return known[key][0] if known[key] else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import Any, overload
 from render.errors import ModelNotUsable
 from render.models.single_file import layout_of
 from render.safetensors_file import file_problem, is_lfs_pointer
+
+JOINED = "single_file.json"
+"""In a folder of links to a single file and the folder that completes it (`render.models.base_folder`): where
+these two are, and the parts that come from the file."""
 
 
 def read_config(path: Path, part: str) -> dict[str, Any]:
@@ -62,4 +67,7 @@ def number(
 
 def unusable(path: Path, problem: str) -> ModelNotUsable:
     """The error for a folder; `problem` says what is wrong and what to do."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        joined = json.loads((path / JOINED).read_text(encoding="utf-8"))
+        return ModelNotUsable("model", f"{joined['file']} with {joined['base']}", problem)
     return ModelNotUsable("model", str(path), problem)

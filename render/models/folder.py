@@ -15,13 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from render.errors import ModelNotUsable
+from render.gguf_file import SUFFIX
 from render.model_info import ModelInfo
 from render.models.autoencoders.geometry import autoencoder_geometry
 from render.models.config_files import number, read_config, read_json, unusable, whole_number
 from render.models.hub import download, looks_like_hub_id
+from render.models.known_names import are_names_known, known_path
 from render.models.registry import BASES, FAMILIES, REFINERS, UNUSED_PARTS, Family, GuidanceRule
 from render.models.single_file import single_file_digest
-from render.models.weights import PICKLES, check_pointers, check_weights, refuse_pickles, weights_digest
+from render.models.weights import (
+    PICKLES,
+    check_pointers,
+    check_weights,
+    files_of,
+    refuse_pickles,
+    weights_digest,
+)
 from render.sampling.scheduler_config import TrainedNoise, trained_noise
 
 BUILTIN = "builtin"
@@ -48,9 +57,13 @@ LIBRARIES = {
 """The modules that the libraries of `model_index.json` name."""
 _TEXT_PARTS = ("tokenizer", "processor")
 """How the names of parts begin that hold a tokenizer."""
+SENTENCEPIECE = "spiece.model"
+"""T5's vocabulary as it was published; its tokenizer is made from it where there is no `tokenizer.json`."""
 _VOCABULARIES = {
     "ByT5Tokenizer": ("tokenizer_config.json",),  # its tokens are bytes
     "ChatGLMTokenizer": ("tokenizer.model",),
+    "T5Tokenizer": ("tokenizer.json", SENTENCEPIECE),
+    "T5TokenizerFast": ("tokenizer.json", SENTENCEPIECE),
 }
 """The files that hold a tokenizer, any of these; of a class that is not here see `_VOCABULARY`."""
 _VOCABULARY = ("tokenizer.json", "vocab.json")
@@ -61,7 +74,8 @@ Listing = tuple[tuple[str, int, int, int], ...]
 
 
 def resolve_model(name: str) -> Path:
-    """`builtin`, a local folder or file, or a hub id (from the local cache, else the network) -> its path.
+    """`builtin`, a local folder or file, a name that a farm knows (`render.models.known_names`), or a hub id
+    (from the local cache, else the network) -> its path.
 
     Raises `ModelNotUsable` when there is none. `read_model_info` checks whether it can be used.
     """
@@ -69,13 +83,15 @@ def resolve_model(name: str) -> Path:
         return _builtin_folder()
     if (found := local_path(name)) is not None:
         return found
+    if (known := known_path(name)) is not None:
+        return known
     if looks_like_hub_id(name):
         return download(name, _is_complete)
     if "://" in name:
         raise ModelNotUsable("model", name, _url_advice(name))
-    raise ModelNotUsable(
-        "model", name, "is not on this machine; use builtin, a folder, a .safetensors file or a hub id"
-    )
+    others = ", or a name of chorale model list" if are_names_known() else ""
+    fix = f"is not on this machine; use builtin, a folder, a .safetensors file or a hub id{others}"
+    raise ModelNotUsable("model", name, fix)
 
 
 def local_path(name: str) -> Path | None:
@@ -96,7 +112,7 @@ def local_path(name: str) -> Path | None:
     if folder.suffix.lower() in PICKLES:
         fix = "is a pickle, which can run any code when it is opened; convert it to safetensors"
         raise ModelNotUsable("model", name, fix)
-    if folder.suffix.lower() != ".safetensors":
+    if folder.suffix.lower() not in (".safetensors", SUFFIX):
         raise ModelNotUsable("model", name, "is a file; give a .safetensors or a folder in diffusers' format")
     return folder
 
@@ -115,6 +131,14 @@ def read_model_info(path: Path) -> ModelInfo:
     A process reads a folder again only when a file in it was added, changed or removed.
     """
     return _read_model_info(path, _listing(path))
+
+
+def model_files(path: Path) -> list[Path]:
+    """The files that a model consists of, sorted: a single file, or those of a folder that affect pixels.
+
+    Raises `ModelNotUsable` for a folder that cannot be used.
+    """
+    return [path] if path.is_file() else sorted(files_of(path, _inspect(path, FAMILIES | REFINERS)[2]))
 
 
 def read_refiner_info(path: Path) -> ModelInfo:
@@ -367,6 +391,17 @@ def _check_files(path: Path, part: str, class_name: str = "") -> None:
     check_pointers(path, part)
     if not found:
         raise unusable(path, f"lacks {part}/ with {wanted}; download the model again")
+    alone = wanted.endswith(SENTENCEPIECE) and not (folder / "tokenizer.json").is_file()
+    if alone and not (_is_installed("sentencepiece") and _is_installed("google.protobuf")):
+        needed = "pip install 'chorale[sentencepiece]'"
+        raise unusable(path, f"has {part}/{SENTENCEPIECE} alone, which needs packages; {needed}")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False
 
 
 def _check_plain(path: Path, part: str) -> None:

@@ -15,7 +15,10 @@ import transformers
 from safetensors import SafetensorError
 
 from render.errors import ModelNotUsable
+from render.gguf_file import is_gguf
 from render.models.autoencoders import open_autoencoder
+from render.models.base_folder import original_file
+from render.models.config_files import unusable
 from render.models.folder import LIBRARIES, absent_parts, networks_of
 from render.models.quantization import is_quantized, quantize
 from render.models.vae_folder import read_vae_info
@@ -45,7 +48,8 @@ def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str,
                 for network in components.values():
                     if is_quantized(type(network).__name__) and isinstance(network, torch.nn.Module):
                         quantize(network, DTYPES[dtype])
-                return getattr(diffusers, class_name)(**(components | unused)).to(device)
+                absent = dict.fromkeys(absent_parts(path))
+                return getattr(diffusers, class_name)(**(absent | components | unused)).to(device)
             kinds = networks_of(path).items()
             networks = {
                 part: load_network(path, part, kind, dtype) for part, kind in kinds if part not in unused
@@ -56,7 +60,7 @@ def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str,
             pipeline = pipeline_class.from_pretrained(str(path), local_files_only=True, **networks, **unused)
     except _ERRORS as exc:
         reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
-        raise ModelNotUsable("model", str(path), f"does not load ({reason}); download it again") from exc
+        raise unusable(path, f"does not load ({reason}); download it again") from exc
     return pipeline.to(device)
 
 
@@ -101,8 +105,13 @@ def load_network(path: Path, part: str, kind: tuple[str, str], dtype: str) -> An
     library, class_name = kind
     options = {"low_cpu_mem_usage": _HAS_ACCELERATE} if library == "diffusers" else {}
     network_class = getattr(importlib.import_module(LIBRARIES[library]), class_name)
+    single_file = original_file(path, part)
 
     def load(number_format: str) -> Any:
+        if single_file is not None:
+            from render.models.single_file_loading import load_part
+
+            return load_part(path, single_file, part, kind, DTYPES[number_format])
         with loadable(path / part) as folder:
             network, report = network_class.from_pretrained(
                 str(folder),
@@ -117,6 +126,9 @@ def load_network(path: Path, part: str, kind: tuple[str, str], dtype: str) -> An
 
     if not is_quantized(class_name):
         return load(dtype)
+    if single_file is not None and is_gguf(single_file):
+        fix = "is quantized already; leave --quantize out"
+        raise ModelNotUsable("model", str(single_file), fix)
     # As the files have it, so that they are mapped: only one layer at a time is in memory as it was.
     stored = dtype_of(weight_files(path / part)) if dtype == "float32" else dtype
     network = load(stored)

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from render.errors import BadInput, ModelNotUsable
+from render.gguf_file import is_gguf
 from render.model_info import ModelInfo
+from render.models.base_folder import join_base, original_file
 from render.models.config_files import read_config
 from render.models.controlnet_folder import check_controlnets
 from render.models.folder import (
@@ -23,8 +25,9 @@ from render.models.folder import (
     resolve_model,
     text_width,
 )
+from render.models.known_names import lasting_name
 from render.models.vae_folder import read_vae_info, resolve_vae, with_vae
-from render.spec import Spec
+from render.spec import NO_QUANTIZATION, Spec
 from render.spec.lora import Lora
 
 _TRAINING: dict[str, Any] = {
@@ -67,25 +70,53 @@ class ModelPaths:
         )
 
 
-def find_model_paths(model: str, refiner: str | None, vae: str | None = None) -> ModelPaths:
-    """The folders of the models that a spec names; raises `ModelNotUsable` when one is not available."""
+def find_model_paths(
+    model: str, refiner: str | None, vae: str | None = None, base: str | None = None
+) -> ModelPaths:
+    """The folders of the models that a spec names (`Spec.model_names`).
+
+    A single file with a `base` is a folder of links to both (`render.models.base_folder`). Raises
+    `ModelNotUsable` when one is not available, or does not go with another.
+    """
     own_vae = None if vae is None else resolve_vae(vae)
-    if refiner is None:
-        return ModelPaths(model=resolve_model(model), vae=own_vae)
     try:
-        return ModelPaths(model=resolve_model(model), refiner=resolve_model(refiner), vae=own_vae)
+        found = resolve_model(model)
+        refiner_path = None if refiner is None else resolve_model(refiner)
     except ModelNotUsable as exc:
+        if refiner is None:
+            raise
         raise _with_field(exc, model, refiner) from exc
+    if base is not None:
+        if not found.is_file():
+            raise ModelNotUsable(
+                "base", base, "completes a single file, and the model is a folder; leave it out"
+            )
+        found = join_base(found.absolute(), resolve_base(base))
+    return ModelPaths(model=found, refiner=refiner_path, vae=own_vae)
+
+
+def resolve_base(name: str) -> Path:
+    """The folder that completes a single file; raises `ModelNotUsable` when it is not on this machine."""
+    try:
+        found = resolve_model(name).absolute()
+    except ModelNotUsable as exc:
+        raise ModelNotUsable("base", exc.value, exc.fix) from exc
+    if found.is_file():
+        raise ModelNotUsable("base", name, "is a file; give a folder in diffusers' format")
+    return found
 
 
 def absolute_name(name: str) -> str:
-    """A model's name as it means the same everywhere on this machine: of a local folder, its full path.
+    """A model's name as it means the same everywhere and later: of a local folder, its full path; of a name
+    that a farm knows, one that stands for the same files.
 
     Raises `ModelNotUsable`.
     """
-    if name == BUILTIN or (found := local_path(name)) is None:
+    if name == BUILTIN:
         return name
-    return str(found.absolute())
+    if (found := local_path(name)) is not None:
+        return str(found.absolute())
+    return lasting_name(name) or name
 
 
 def model_info(paths: ModelPaths) -> ModelInfo:
@@ -105,7 +136,13 @@ def model_info(paths: ModelPaths) -> ModelInfo:
 
 
 def check_additions(paths: ModelPaths, spec: Spec) -> None:
-    """Raise `BadInput` for a LoRA or a ControlNet that was made for another kind of model than the spec's."""
+    """Raise `BadInput` for a LoRA or a ControlNet that was made for another kind of model than the spec's, and
+    for weights that are quantized already and are to be quantized."""
+    network = original_file(paths.model, "transformer")
+    if spec.quantize != NO_QUANTIZATION and network is not None and is_gguf(network):
+        raise BadInput(
+            "quantize", spec.quantize, "does not go with GGUF, which is quantized already; leave it out"
+        )
     check_loras(paths, spec.lora)
     check_controlnets(paths.model, spec.control, spec.controlnet)
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from render.model_info import ModelInfo
-from render.models.folder import family_of
+from render.models.clip_vocabulary import byte_pairs
+from render.models.config_files import read_json
+from render.models.folder import SENTENCEPIECE, family_of
 from render.models.registry import FAMILIES, Family, PromptLimit
 
 _SHORTEST = min(
@@ -28,6 +30,9 @@ _QWEN_WORDS = (
     r"|\s+(?!\S)|\s+"
 )
 """How Qwen2's tokenizer splits a text (`transformers.models.qwen2.tokenization_qwen2`)."""
+
+_CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+"""How CLIP's does (`transformers.models.clip.tokenization_clip`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,8 @@ def dropped_prompts(folder: Path, texts: Mapping[str, str]) -> tuple[DroppedText
     limit = _limit_of_folder(folder)
     if limit is None or not _may_exceed(limit, texts):
         return ()
-    return _dropped(limit, _tokens(folder / limit.part), texts)
+    tokens = _clip_tokens() if folder.is_file() else _tokens(folder / limit.part)
+    return _dropped(limit, tokens, texts)
 
 
 def dropped_by(pipeline: Any, info: ModelInfo, texts: Mapping[str, str]) -> tuple[DroppedText, ...]:
@@ -94,7 +100,8 @@ def may_be_long(text: str) -> bool:
 @lru_cache(maxsize=32)
 def _limit_of_folder(folder: Path) -> PromptLimit | None:
     if folder.is_file():
-        return None  # of a CLIP family
+        parts = read_json(folder, "model_index.json")
+        return _limit(family_of(folder), lambda part: part in parts)
     return _limit(family_of(folder), lambda part: (folder / part).is_dir())
 
 
@@ -121,15 +128,34 @@ def _dropped(limit: PromptLimit, tokens: Tokens, texts: Mapping[str, str]) -> tu
 
 @lru_cache(maxsize=8)
 def _tokens(part: Path) -> Tokens:
-    if (part / "tokenizer.model").is_file() and not (part / "tokenizer.json").is_file():
+    published = [part / name for name in ("tokenizer.model", SENTENCEPIECE) if (part / name).is_file()]
+    if published and not (part / "tokenizer.json").is_file():
         from sentencepiece import SentencePieceProcessor
 
-        pieces = SentencePieceProcessor(model_file=str(part / "tokenizer.model"))
+        pieces = SentencePieceProcessor(model_file=str(published[0]))
         return Tokens(pieces.encode, lambda numbers: pieces.decode(list(numbers)))
     tokenizer = _fast(part)
     return Tokens(
         lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
         lambda numbers: tokenizer.decode(list(numbers)),
+    )
+
+
+@lru_cache(maxsize=1)
+def _clip_tokens() -> Tokens:
+    """Of the tokenizer that the package carries for single files."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    vocabulary, merges = byte_pairs()
+    made = Tokenizer(models.BPE(dict(vocabulary), list(merges), end_of_word_suffix="</w>"))
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    made.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    words = pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True)
+    made.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    made.decoder = decoders.ByteLevel()
+    return Tokens(
+        lambda text: made.encode(text).ids,
+        lambda numbers: made.decode(list(numbers)).replace("</w>", " ").strip(),
     )
 
 

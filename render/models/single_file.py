@@ -1,8 +1,9 @@
-"""Single files: a whole Stable Diffusion 1, 2 or XL checkpoint in one .safetensors. No torch.
+"""Single files: a whole Stable Diffusion 1, 2, XL or 3 checkpoint in one .safetensors. No torch.
 
-Such a file has no configuration. The package carries those of the three kinds (`single_file_layouts.json`,
+Such a file has no configuration. The package carries those of the four kinds (`single_file_layouts.json`,
 after the models' own repositories), and the file's header tells which one it is. A layout maps the names of a
-model folder's JSON files to what would stand in them.
+model folder's JSON files to what would stand in them. Other files need a folder beside them
+(`render.models.base_folder`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from render.errors import ModelNotUsable
+from render.gguf_file import GGUF_TYPES, is_gguf
+from render.models.original_layouts import (
+    ORIGINAL_LAYOUTS,
+    SD3,
+    VAE_PREFIXES,
+    OriginalNetwork,
+    original_network,
+)
 from render.safetensors_file import file_problem, file_sha256, read_header, read_metadata
 
 Layout = dict[str, Any]
@@ -31,7 +40,12 @@ _TEXTS = {
     "sdxl": ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
 }
 _SCHEDULER = "scheduler/scheduler_config.json"
-_ADVICE = "use a Stable Diffusion 1, 2 or XL checkpoint, or a folder in diffusers' format"
+UNKNOWN = (
+    "is of a kind that is not read from a single file; use a network of "
+    + ", ".join(layout.name for layout in ORIGINAL_LAYOUTS)
+    + " under its trainers' names, or a folder in diffusers' format"
+)
+_BASE = "give its model's folder in diffusers' format as --base"
 
 
 @lru_cache(maxsize=1)
@@ -62,19 +76,11 @@ def single_file_digest(file: Path) -> str:
 
 @lru_cache(maxsize=32)
 def _layout(file: Path, size: int, mtime_ns: int) -> Layout:
-    header, metadata = read_header(file), read_metadata(file)
+    header, metadata = checked_header(file), read_metadata(file)
 
     def refused(fix: str) -> ModelNotUsable:
         return ModelNotUsable("model", str(file), fix)
 
-    if any("lora" in name for name in header):
-        raise refused("is a LoRA; give it as --lora, beside a model")
-    for name, tensor in header.items():
-        if name.endswith(".weight") and tensor["dtype"] not in _DTYPES:
-            raise refused(
-                f"has weights in {tensor['dtype']}, which are not read; use one in float8 or a half, "
-                "with --quantize where memory is short"
-            )
     width = next(
         (
             tensor["shape"][1]
@@ -85,7 +91,10 @@ def _layout(file: Path, size: int, mtime_ns: int) -> Layout:
     )
     kind = KINDS.get(width) if width is not None else None
     if kind is None:
-        raise refused(f"is of a kind that is not read from a single file; {_ADVICE}")
+        network = original_network(header)
+        if network is None:
+            raise refused(UNKNOWN)
+        return _sd3_layout(file, network, header)
     channels = header.get(f"{UNET}input_blocks.0.0.weight", {"shape": [0, 0]})["shape"][1]
     layout = copy.deepcopy(layouts()[kind])
     if channels != layout["unet/config.json"]["in_channels"]:
@@ -94,20 +103,68 @@ def _layout(file: Path, size: int, mtime_ns: int) -> Layout:
     for part, beginnings in needed.items():
         for beginning in beginnings:
             if not any(name.startswith(beginning) for name in header):
-                raise refused(f"lacks its {part}; use a whole checkpoint, or a folder in diffusers' format")
-    _set_prediction(layout, header, metadata)
+                raise refused(f"lacks its {part}; use a whole checkpoint, or {_BASE}")
+    set_prediction(layout[_SCHEDULER], layout["unet/config.json"], header, metadata)
     return layout
 
 
-def _set_prediction(layout: Layout, header: dict[str, Any], metadata: dict[str, str]) -> None:
+def checked_header(file: Path) -> dict[str, dict[str, Any]]:
+    """The header of a file that may hold a model; raises `ModelNotUsable` for any other."""
+    if (damage := file_problem(file)) is not None:
+        raise ModelNotUsable("model", str(file), f"is a file {damage}")
+    header = read_header(file)
+    if any("lora" in name for name in header):
+        raise ModelNotUsable("model", str(file), "is a LoRA; give it as --lora, beside a model")
+    dtypes = GGUF_TYPES if is_gguf(file) else _DTYPES
+    for name, tensor in header.items():
+        if name.endswith(".weight") and tensor["dtype"] not in dtypes:
+            fix = (
+                f"has weights in {tensor['dtype']}, which are not read; use one in float8 or a half, "
+                "with --quantize where memory is short"
+            )
+            raise ModelNotUsable("model", str(file), fix)
+    return header
+
+
+def _sd3_layout(file: Path, network: OriginalNetwork, header: dict[str, Any]) -> Layout:
+    """Of Stable Diffusion 3 without T5, whose tokenizer is not carried."""
+
+    def refused(fix: str) -> ModelNotUsable:
+        return ModelNotUsable("model", str(file), f"{fix}; {_BASE}")
+
+    def has(starts: tuple[str, ...]) -> bool:
+        return any(name.startswith(starts) for name in header)
+
+    name = network.layout.name
+    if network.layout is not SD3:
+        raise refused(f"holds a {name} network, and neither its tokenizers nor its configuration")
+    if has(SD3.texts["text_encoder_3"]):
+        raise refused("holds a T5 text encoder, and not its tokenizer")
+    needed = {"autoencoder": VAE_PREFIXES, "text encoders": SD3.texts["text_encoder"]}
+    needed["second text encoder"] = SD3.texts["text_encoder_2"]
+    for part, starts in needed.items():
+        if not has(starts):
+            raise refused(f"holds a {name} network, and lacks its {part}")
+    layout = copy.deepcopy(layouts()["sd3"])
+    config = layout["transformer/config.json"]
+    try:
+        put, _ = network.configuration(config)
+    except (KeyError, ValueError) as exc:
+        raise ModelNotUsable("model", str(file), f"lacks weights ({exc}); download it again") from exc
+    config |= put
+    return layout
+
+
+def set_prediction(
+    scheduler: dict[str, Any], unet: dict[str, Any], header: dict[str, Any], metadata: dict[str, str]
+) -> None:
     """What trainers write of the prediction: SAI's model spec in the metadata, or ComfyUI's empty tensors."""
     told = metadata.get("modelspec.prediction_type", "")
-    scheduler = layout[_SCHEDULER]
     if "v_pred" in header or told.startswith("v"):
         scheduler["prediction_type"] = "v_prediction"
     elif told == "epsilon":
         scheduler["prediction_type"] = "epsilon"
-        if layout["unet/config.json"]["sample_size"] == 96:  # Stable Diffusion 2 base, of 512 pixels
-            layout["unet/config.json"]["sample_size"] = 64
+        if unet.get("sample_size") == 96:  # Stable Diffusion 2 base, of 512 pixels
+            unet["sample_size"] = 64
     if "ztsnr" in header:
         scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}

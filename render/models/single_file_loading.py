@@ -1,27 +1,33 @@
-"""Loads a single file by diffusers' own loaders with the configuration that the package carries."""
+"""Loads single files by diffusers' own loaders: whole ones with the configuration that the package carries,
+and those that a folder completes (`render.models.base_folder`) part by part."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import tempfile
-from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
-from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+from diffusers.loaders.single_file_utils import (
+    create_diffusers_clip_model_from_ldm,
+    create_diffusers_t5_model_from_checkpoint,
+)
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from render.errors import ModelNotUsable
+from render.gguf_file import is_gguf
+from render.models.clip_vocabulary import byte_pairs
+from render.models.original_layouts import NETWORK_PREFIX, VAE_PREFIXES, OriginalNetwork, original_network
 from render.models.scaled_weights import unscaled
 from render.models.single_file import Layout, layout_of
+from render.safetensors_file import read_header
 
 _TOKENS = 77
+_LIBRARIES: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
 
 
 def load_components(path: Path, dtype: torch.dtype, unused: dict[str, Any]) -> dict[str, Any]:
@@ -31,36 +37,92 @@ def load_components(path: Path, dtype: torch.dtype, unused: dict[str, Any]) -> d
     Raises `ModelNotUsable` for a file that lacks a weight, and errors of the libraries.
     """
     layout, checkpoint = layout_of(path), unscaled(load_file(path), dtype)
-    index = layout["model_index.json"]
+    index, network = layout["model_index.json"], original_network(read_header(path))
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="chorale-layout-") as name:
         _write(Path(name), layout)
         for part, entry in index.items():
             if not isinstance(entry, list) or part in unused:
                 continue
-            library, class_name = entry
-            made = getattr({"diffusers": diffusers, "transformers": transformers}[library], class_name)
             if part == "scheduler":
-                found[part] = made.from_config(layout["scheduler/scheduler_config.json"])
+                scheduler = getattr(diffusers, entry[1])
+                found[part] = scheduler.from_config(layout["scheduler/scheduler_config.json"])
             elif part.startswith("tokenizer"):
                 found[part] = clip_tokenizer(layout[f"{part}/pad"])
-            elif library == "transformers":
-                found[part] = create_diffusers_clip_model_from_ldm(
-                    made,
-                    dict(checkpoint),
-                    subfolder=part,
-                    config=name,
-                    torch_dtype=dtype,
-                    local_files_only=True,
-                )
             else:
-                found[part] = made.from_single_file(
-                    dict(checkpoint), config=name, subfolder=part, torch_dtype=dtype, local_files_only=True
-                )
-            if isinstance(found[part], nn.Module):
-                _check_whole(path, part, found[part])
+                own = checkpoint if part == "unet" or network is None else _part_of(checkpoint, network, part)
+                found[part] = _convert(path, own, Path(name), part, (entry[0], entry[1]), dtype)
     options = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
     return found | {option: index[option] for option in options if option in index}
+
+
+def load_part(folder: Path, file: Path, part: str, kind: tuple[str, str], dtype: torch.dtype) -> nn.Module:
+    """One part's network, of (library, class) `kind`: weights from a file, configuration from a folder.
+
+    Raises `ModelNotUsable` for a file that lacks a weight, and errors of the libraries.
+    """
+    if is_gguf(file):
+        return _load_gguf(folder, file, part, kind[1], dtype)
+    network = original_network(read_header(file))
+    assert network is not None, "the folder would not have been joined"
+    needed = _part_of(load_file(file), network, part)
+    return _convert(file, unscaled(needed, dtype), folder, part, kind, dtype)
+
+
+def _part_of(checkpoint: dict[str, Tensor], network: OriginalNetwork, part: str) -> dict[str, Tensor]:
+    """The tensors of one part alone: the loaders of text encoders take any that fits."""
+    starts: dict[str, tuple[str, ...]] = {"vae": VAE_PREFIXES, network.layout.part: (network.prefix,)}
+    starts |= network.layout.texts
+    return {name: value for name, value in checkpoint.items() if name.startswith(starts[part])}
+
+
+def _load_gguf(folder: Path, file: Path, part: str, class_name: str, dtype: torch.dtype) -> nn.Module:
+    """A network whose linear layers keep their weights in the file's blocks and compute in `dtype`."""
+    network: nn.Module = getattr(diffusers, class_name).from_single_file(
+        str(file),
+        quantization_config=diffusers.GGUFQuantizationConfig(compute_dtype=dtype),
+        subfolder=part,
+        config=str(folder),
+        torch_dtype=dtype,
+        local_files_only=True,
+    )
+    _check_whole(file, part, network)
+    return network
+
+
+def _convert(
+    file: Path,
+    checkpoint: dict[str, Tensor],
+    folder: Path,
+    part: str,
+    kind: tuple[str, str],
+    dtype: torch.dtype,
+) -> nn.Module:
+    library, class_name = kind
+    made = getattr(_LIBRARIES[library], class_name)
+    options = {"subfolder": part, "config": str(folder), "torch_dtype": dtype, "local_files_only": True}
+    network: Any
+    if class_name.startswith("CLIP"):
+        network = create_diffusers_clip_model_from_ldm(made, dict(checkpoint), **options)
+    elif library == "transformers":
+        network = create_diffusers_t5_model_from_checkpoint(made, dict(checkpoint), **options)
+        network.tie_weights()
+    else:
+        own = dict(checkpoint) if part == "vae" else _network(checkpoint)
+        if part == "unet":  # whose loader wants the prefix
+            own = {f"{NETWORK_PREFIX}{name}": value for name, value in own.items()}
+        try:
+            network = made.from_single_file(own, **options)
+        except NotImplementedError as exc:  # of weights that are there by name alone
+            raise ModelNotUsable("model", str(file), f"lacks weights of {part}; download it again") from exc
+    _check_whole(file, part, network)
+    return network
+
+
+def _network(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The network's tensors alone, without prefix: a loader may take any other for one of its own."""
+    prefix = NETWORK_PREFIX if any(name.startswith(NETWORK_PREFIX) for name in checkpoint) else ""
+    return {name.removeprefix(prefix): value for name, value in checkpoint.items() if name.startswith(prefix)}
 
 
 def _write(folder: Path, layout: Layout) -> None:
@@ -80,23 +142,7 @@ def _check_whole(path: Path, part: str, network: nn.Module) -> None:
 
 def clip_tokenizer(pad_token: str) -> Any:
     """CLIP's tokenizer, of which all Stable Diffusion models differ in nothing but the padding."""
-    vocabulary, merges = _byte_pairs()
+    vocabulary, merges = byte_pairs()
     return transformers.CLIPTokenizer(
         vocab=dict(vocabulary), merges=list(merges), model_max_length=_TOKENS, pad_token=pad_token
     )
-
-
-@lru_cache(maxsize=1)
-def _byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's vocabulary and merges (openai/CLIP, MIT), in the order that gives its token numbers."""
-    data = (resources.files("render.models") / "clip_merges.txt.gz").read_bytes()
-    merges = [
-        (left, right) for left, right in (line.split() for line in gzip.decompress(data).decode().split("\n"))
-    ]
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    letters = [chr(byte) for byte in printable] + [
-        chr(0x100 + number) for number in range(256 - len(printable))
-    ]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), *(left + right for left, right in merges)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    return {word: number for number, word in enumerate(words)}, merges

@@ -23,7 +23,7 @@ from render.safetensors_file import file_problem, file_sha256, is_lfs_pointer, r
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _WEIGHTS = re.compile(
     r"(?P<stem>diffusion_pytorch_model|model)"
-    r"(\.(?P<variant>\w+))?(-(?P<shard>\d{5})-of-(?P<shards>\d{5}))?(\.(?P<late>\w+))?\.safetensors"
+    r"(\.(?P<variant>\w+))?(-(?P<shard>\d{5})-of-(?P<shards>\d{5}))?(\.(?P<late>\w+))?\.(safetensors|gguf)"
 )
 """With or without a variant, whole or a shard; libraries write the variant before or after the number."""
 _PREFERRED = ("", "fp16", "bf16")
@@ -109,11 +109,17 @@ def loadable(part: Path) -> Iterator[Path]:
         yield folder
 
 
-def weights_digest(path: Path, parts: tuple[str, ...]) -> str:
-    """SHA-256 over the sorted names and SHA-256s of every file of these parts that affects pixels."""
+def files_of(path: Path, parts: tuple[str, ...]) -> list[Path]:
+    """Every file of these parts that affects pixels."""
     files = [path / "model_index.json"]
     for part in parts:
         files += [*_config_files(path / part), *weight_files(path / part)]
+    return files
+
+
+def weights_digest(path: Path, parts: tuple[str, ...]) -> str:
+    """SHA-256 over the sorted names and SHA-256s of every file of these parts that affects pixels."""
+    files = files_of(path, parts)
     lines = sorted((file.relative_to(path).as_posix(), file_sha256(file)) for file in files)
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
 
@@ -133,7 +139,7 @@ def _config_files(part: Path) -> list[Path]:
 
 def _weight_sets(part: Path) -> list[WeightSet]:
     sets: dict[str, list[Path]] = {}
-    for file in sorted(part.glob("*.safetensors")):
+    for file in sorted([*part.glob("*.safetensors"), *part.glob("*.gguf")]):
         if (match := _WEIGHTS.fullmatch(file.name)) is not None:
             sets.setdefault(match["variant"] or match["late"] or "", []).append(file)
     found = [WeightSet(variant, tuple(files)) for variant, files in sets.items()]

@@ -171,6 +171,14 @@ class Spec(Checked):
         ),
         Shown(label="Autoencoder", group=MODEL, default="the model's own", local=True, late=True),
     ] = None
+    base: Annotated[
+        Filled | None,
+        Field(
+            description="A folder in diffusers' format that completes a single file: tokenizers, text "
+            "encoders, autoencoder, whatever the file lacks.",
+        ),
+        Shown(label="Base of a single file", group=MODEL, default="none", local=True, late=True),
+    ] = None
     refiner: Annotated[
         Filled | None,
         Field(description="A model that finishes what the model has begun: a folder, or a hub id."),
@@ -600,6 +608,11 @@ class Spec(Checked):
         known = {field.name: field for field in cls.inputs()}
         return {name: known[name].parse(value) if name in known else value for name, value in values.items()}
 
+    @property
+    def model_names(self) -> tuple[str, str | None, str | None, str | None]:
+        """The model, its refiner, its autoencoder and its base, as `find_model_paths` takes them."""
+        return self.model, self.refiner, self.vae, self.base
+
     def seed_of(self, stage: int) -> int:
         """The seed of a stage's noise; the first stage, or `init`, decides the composition."""
         anew = self.init is None or (self.repaint == 1.0 and self.kept is not None)
@@ -626,8 +639,9 @@ class Spec(Checked):
         for name in PARTS_OF_FILES:
             for part in document.get(name, ()):
                 del part["path"]
-        # The model's digest stands for its autoencoder too (`render.models.vae_folder`).
+        # The model's digest stands for these too (`render.models.vae_folder`, `render.models.base_folder`).
         document.pop("vae", None)
+        document.pop("base", None)
         return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     def digest(self, model_digest: str) -> str:
