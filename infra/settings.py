@@ -79,6 +79,8 @@ class Settings(BaseSettings):
     smtp_url: SecretStr = SecretStr("")
     checkpoint_s: Seconds = 30.0
     """Seconds between checkpoints."""
+    model_cache_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 200.0
+    """Largest size of a node's cache of the farm's models, in GiB."""
     warm_s: Seconds = 20.0
     """Seconds for which an idle group keeps its model loaded."""
     stop_s: Seconds = 15.0
@@ -119,6 +121,7 @@ def _bad_setting(exc: ValidationError, given: Mapping[str, str]) -> BadSetting:
         return BadSetting(name, "(hidden)", "is not text; put it in quotes")
     value = given.get(name) or os.environ.get(f"CHORALE_{name.upper()}") or f"in {FILE}"
     number = Settings.model_fields[name].annotation is float
-    unit = "seconds; use e.g. 30" if name.endswith("_s") else "MiB; use e.g. 64"
+    units = {"s": "seconds; use e.g. 30", "mib": "MiB; use e.g. 64", "gib": "GiB; use e.g. 200"}
+    unit = units[name.rpartition("_")[2]] if number else ""
     problem = f"is not a number of {unit}" if number else "is not text; put it in quotes"
     return BadSetting(name, value, problem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from infra.database import Database
 from infra.database_url import sqlite_url
@@ -13,6 +14,8 @@ from infra.store.base import Store
 from infra.store.instrumented import Observer
 from infra.store.open import open_store
 from jobs.db.schema import upgrade
+from jobs.models.resolver import FarmModels
+from render.models.known_names import resolving_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +62,12 @@ def _embedded_url() -> str:
 
 
 @contextmanager
-def open_farm(settings: Settings) -> Iterator[Farm]:
-    """Open the farm that the settings name; without a database URL, open or create the embedded one."""
+def open_farm(settings: Settings, *, renders: bool = False) -> Iterator[Farm]:
+    """Open the farm that the settings name; without a database URL, open or create the embedded one.
+
+    While it is open, models are found by the names that the farm knows (`jobs.models`): whole ones in a
+    process that `renders`, else what is needed to plan.
+    """
     url = settings.database_url.get_secret_value()
     if not url:
         default_home().mkdir(parents=True, exist_ok=True)
@@ -68,6 +75,9 @@ def open_farm(settings: Settings) -> Iterator[Farm]:
     database = Database(url)
     try:
         upgrade(database)
-        yield Farm(settings=settings, database=database, url=url)
+        patience_s = settings.store_patience_s if renders else 0.0
+        names = FarmModels(settings, partial(open_images, settings, patience_s=patience_s), renders)
+        with resolving_names(names):
+            yield Farm(settings=settings, database=database, url=url)
     finally:
         database.close()

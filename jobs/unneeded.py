@@ -23,6 +23,7 @@ from jobs.db.tables import jobs
 from jobs.farm import LOGS, Farm, open_images
 from jobs.formatting import plural, size
 from jobs.input_assets import INPUTS
+from jobs.models.catalog import MODELS
 from render.output.manifest import KEY
 from render.sink import WORK
 from render.spec import IMAGE_FIELDS
@@ -84,7 +85,7 @@ def _work(farm: Farm) -> list[Unneeded]:
         return _collect(image, "", list(image.entries()), "it is unfinished and its job has ended")
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(work_of, (name for name in images.folders() if name not in (LOGS, INPUTS)))
+        found = pool.map(work_of, (name for name in images.folders() if name not in (LOGS, INPUTS, MODELS)))
         return [each for each in found if each is not None]
 
 

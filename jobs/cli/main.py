@@ -84,6 +84,7 @@ _COMMANDS = {
         "drain": "jobs.cli.nodes:drain",
         "undrain": "jobs.cli.nodes:undrain",
         "serve": "jobs.cli.serve:serve",
+        "model": "jobs.cli.model:model",
         "store": "jobs.cli.store:store",
         "gc": "jobs.cli.gc:gc",
         "migrate": "jobs.cli.migrate:migrate",

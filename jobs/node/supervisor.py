@@ -40,7 +40,7 @@ def main() -> int:
     parent, node, attempt, home = sys.argv[1:5]
     die_with_parent(int(parent))
     configure_logging()
-    with open_farm(read_settings({})) as farm:
+    with open_farm(read_settings({}), renders=True) as farm:
         name, numerics = f"{node}-{os.getpid()}-{uuid.uuid4().hex[:8]}", local_numerics().identity
         supervisor = _Supervisor(farm, name, Path(home))
         for number in (signal.SIGINT, signal.SIGTERM):

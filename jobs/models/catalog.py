@@ -1,0 +1,221 @@
+"""The models of a farm, in its store: a record for each name, and the files' bytes under their SHA-256.
+
+A record says which files make up the model; a name points to one record. Files are stored in pieces, so that
+no process has to hold one in memory, and files that several models share are stored once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.errors import StoreMissing
+from infra.store.base import Store
+from render.errors import BadInput
+from render.models.folder import model_files, read_model_info
+from render.safetensors_file import file_sha256
+
+MODELS = "models"
+"""Folder of the farm's store, and of a node's home."""
+PIECE = 64 * 2**20
+"""Bytes of a file in one object of the store."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_POINTED = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})@(?P<digest>[0-9a-f]{16})")
+_JSON, _BYTES = "application/json", "application/octet-stream"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """One file of a model."""
+
+    path: str
+    """Below the model's folder, with forward slashes."""
+    bytes: int
+    sha256: str
+
+    def pieces(self) -> Iterator[tuple[str, int]]:
+        """(key below the store's `MODELS`, bytes) of each piece, in order."""
+        for number, start in enumerate(range(0, max(1, self.bytes), PIECE)):
+            yield f"files/{self.sha256}/{number:06}", min(PIECE, self.bytes - start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredModel:
+    """A model of the farm."""
+
+    name: str
+    digest: str
+    """As in the identity of its images (`ModelInfo.digest`)."""
+    family: str
+    source: str
+    """What it was added from."""
+    by: str
+    added: float
+    """Seconds since the epoch."""
+    is_file: bool
+    """A single file, and not a folder."""
+    files: tuple[StoredFile, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of all its files."""
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def pointed_name(self) -> str:
+        """Stands for these files whatever the name is given to later: what a job stores."""
+        return f"{self.name}@{self.digest[:16]}"
+
+
+class ModelCatalog:
+    """Adds, finds and removes models. Raises errors of the store, and `BadInput`."""
+
+    def __init__(self, images: Store) -> None:
+        self._store = images.within(MODELS)
+
+    def add(self, name: str, path: Path, source: str, by: str, replace: bool = False) -> StoredModel:
+        """Store a model that lies on this machine; files that the store has are not sent again.
+
+        Raises `BadInput` for a model that cannot be used, and for a name that is taken by another model,
+        unless it is to be replaced.
+        """
+        check_name(name)
+        info = read_model_info(path)
+        folder = path.parent if path.is_file() else path
+        files = tuple(
+            StoredFile(
+                path=file.relative_to(folder).as_posix(), bytes=file.stat().st_size, sha256=file_sha256(file)
+            )
+            for file in model_files(path)
+        )
+        model = StoredModel(
+            name=name,
+            digest=info.digest,
+            family=info.family,
+            source=source,
+            by=by,
+            added=time.time(),
+            is_file=path.is_file(),
+            files=files,
+        )
+        known = self.find(name)
+        if known is not None and known.digest != model.digest and not replace:
+            fix = f"is the name of another model ({known.digest[:16]}); choose a name, or add --replace"
+            raise BadInput("name", name, fix)
+        for file in files:
+            self._send(folder / file.path, file)
+        self._put(f"records/{model.digest[:16]}.json", asdict(model))
+        # Last: a name always points to a model that is whole.
+        self._put(f"names/{name}.json", {"digest": model.digest[:16]})
+        return model
+
+    def find(self, name: str) -> StoredModel | None:
+        """The model of a name, or of a name with its digest; None if there is none."""
+        if (pointed := _POINTED.fullmatch(name)) is not None:
+            record = self._record(pointed["digest"])
+            return None if record is None else _renamed(record, pointed["name"])
+        if not _NAME.fullmatch(name):
+            return None
+        pointer = self._json(f"names/{name}.json")
+        record = None if pointer is None else self._record(str(pointer["digest"]))
+        return None if record is None else _renamed(record, name)
+
+    def models(self) -> list[StoredModel]:
+        """All models, by name."""
+        names = [entry.key[len("names/") : -len(".json")] for entry in self._store.entries("names/")]
+        return [model for name in names if (model := self.find(name)) is not None]
+
+    def remove(self, model: StoredModel) -> int:
+        """Remove a name, and the files that no other name's model has; returns the bytes that were freed."""
+        self._store.delete(f"names/{model.name}.json")
+        others = self.models()
+        if any(other.digest == model.digest for other in others):
+            return 0
+        shared = {file.sha256 for other in others for file in other.files}
+        self._store.delete(f"records/{model.digest[:16]}.json")
+        freed = 0
+        for file in model.files:
+            if file.sha256 not in shared:
+                freed += file.bytes
+                for key, _ in file.pieces():
+                    self._store.delete(key)
+        return freed
+
+    def verify(self, model: StoredModel) -> list[str]:
+        """What is wrong with a model's files in the store, one sentence each; reads all of them."""
+        problems = []
+        for file in model.files:
+            digest = hashlib.sha256()
+            try:
+                for data in self.read(file):
+                    digest.update(data)
+            except StoreMissing:
+                problems.append(f"{file.path} is not whole in the store; add the model again")
+                continue
+            if digest.hexdigest() != file.sha256:
+                problems.append(
+                    f"{file.path} has other bytes in the store; remove the model and add it again"
+                )
+        return problems
+
+    def read(self, file: StoredFile) -> Iterator[bytes]:
+        """The bytes of a file, piece by piece; raises `StoreMissing`."""
+        for key, _ in file.pieces():
+            yield self._store.get(key)
+
+    def read_start(self, file: StoredFile, length: int) -> bytes:
+        """The first bytes of a file; raises `StoreMissing`."""
+        found = b""
+        for key, size in file.pieces():
+            if len(found) >= length:
+                break
+            found += self._store.get_range(key, 0, min(size, length - len(found)))
+        return found
+
+    def _send(self, path: Path, file: StoredFile) -> None:
+        with path.open("rb") as stream:
+            for key, size in file.pieces():
+                data = stream.read(size)
+                if self._store.size(key) != size:
+                    self._store.put(key, data, _BYTES, immutable=True)
+
+    def _record(self, digest: str) -> StoredModel | None:
+        document = self._json(f"records/{digest}.json")
+        if document is None:
+            return None
+        files = tuple(StoredFile(**file) for file in document.pop("files"))
+        return StoredModel(**document, files=files)
+
+    def _put(self, key: str, document: dict[str, Any]) -> None:
+        self._store.put(key, json.dumps(document, sort_keys=True).encode(), _JSON)
+
+    def _json(self, key: str) -> dict[str, Any] | None:
+        try:
+            document: dict[str, Any] = json.loads(self._store.get(key))
+        except StoreMissing:
+            return None
+        return document
+
+
+def may_be_name(name: str) -> bool:
+    """Whether a model could have this name, with or without its digest."""
+    return (_NAME.fullmatch(name) or _POINTED.fullmatch(name)) is not None
+
+
+def check_name(name: str) -> None:
+    """Raise `BadInput` for a name that a model cannot have."""
+    if not _NAME.fullmatch(name):
+        fix = "is no name for a model; use letters, digits, dots, underscores and hyphens, 64 at most"
+        raise BadInput("name", name[:80], fix)
+    if name == "builtin":
+        raise BadInput("name", name, "is the model that the package brings; use another name")
+
+
+def _renamed(model: StoredModel, name: str) -> StoredModel:
+    return StoredModel(**{**vars(model), "name": name})
