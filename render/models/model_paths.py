@@ -136,8 +136,8 @@ def model_info(paths: ModelPaths) -> ModelInfo:
 
 
 def check_additions(paths: ModelPaths, spec: Spec) -> None:
-    """Raise `BadInput` for a LoRA or a ControlNet that was made for another kind of model than the spec's, and
-    for weights that are quantized already and are to be quantized."""
+    """Raise `BadInput` for a LoRA or a ControlNet that was made for another kind of model than the spec's,
+    and for GGUF that is to be quantized again."""
     network = original_file(paths.model, "transformer")
     if spec.quantize != NO_QUANTIZATION and network is not None and is_gguf(network):
         raise BadInput(
