@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from types import CodeType
@@ -95,7 +96,15 @@ def root_of(folder: Path, guidance: float = 2.0) -> str:
     return render_image(spec, adapter, SingleRankGroup(), MemorySink(), device=CPU).root
 
 
-@pytest.mark.parametrize("name", sorted(ORIGINALS))
+FEW = ("flux", "sd3", "z-image", "qwen-image")
+"""What `make test` renders; `make test-all` renders all."""
+
+
+def some(names: Iterable[str], few: tuple[str, ...]) -> list[Any]:
+    return [pytest.param(name, marks=() if name in few else pytest.mark.slow) for name in sorted(names)]
+
+
+@pytest.mark.parametrize("name", some(ORIGINALS, FEW))
 def test_a_network_alone_and_a_folder_are_the_model(root: Path, tmp_path: Path, name: str) -> None:
     folder = folder_of(root, name)
     prefix = NETWORK if name in ("flux", "qwen-image") else ""
@@ -108,8 +117,7 @@ def test_a_network_alone_and_a_folder_are_the_model(root: Path, tmp_path: Path, 
     assert root_of(paths.model) == root_of(folder)
 
 
-@pytest.mark.parametrize("prefix", [NETWORK, ""])
-@pytest.mark.parametrize("kind", ["sd-v", "sdxl"])
+@pytest.mark.parametrize(("kind", "prefix"), [("sd-v", ""), ("sdxl", NETWORK)])
 def test_a_unet_alone_and_a_folder_are_the_model(
     model_folders: dict[str, Path], tmp_path: Path, kind: str, prefix: str
 ) -> None:
@@ -131,7 +139,7 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(WHOLE))
+@pytest.mark.parametrize("name", some(WHOLE, ("flux", "sd3")))
 def test_a_whole_file_needs_only_the_folders_tokenizers(root: Path, tmp_path: Path, name: str) -> None:
     texts = WHOLE[name]
     folder = with_plain_projection(folder_of(root, name), tmp_path / "folder") if name == "sd3" else None
