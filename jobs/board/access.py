@@ -29,6 +29,7 @@ Role = Literal["viewer", "reviewer", "operator"]
 ROLES: tuple[Role, ...] = ("viewer", "reviewer", "operator")
 COOKIE = "chorale_session"
 SESSION_S = 12 * 3600
+SIGNED_IMAGE_S = 3600
 _MIN_TOKEN_LENGTH = 16
 _SECRET_BYTES = 24
 _LONGEST_NAME = 60
@@ -117,6 +118,20 @@ class Access:
 
     def is_csrf_token(self, session: Session, token: str) -> bool:
         return self._csrf().verify_signature(session.cookie, token)
+
+    def sign_image(self, name: str) -> str:
+        """A part of an address that stands for a token, for one image and an hour."""
+        return self._images().sign(name).decode()
+
+    def signed_image(self, signed: str) -> str | None:
+        """The name of the image that `sign_image` signed with this key within the last hour, or None."""
+        try:
+            return self._images().unsign(signed, max_age=SIGNED_IMAGE_S).decode()
+        except (BadSignature, UnicodeDecodeError):
+            return None
+
+    def _images(self) -> TimestampSigner:
+        return TimestampSigner(self._key, salt="image", key_derivation="hmac", digest_method=hashlib.sha256)
 
     def _sessions(self) -> TimestampSigner:
         return TimestampSigner(self._key, salt="session", key_derivation="hmac", digest_method=hashlib.sha256)

@@ -12,9 +12,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from infra.errors import ServiceError, StoreError, StoreMissing
-from jobs.board import api, batch_review, forms, images, pages
+from jobs.board import api, batch_review, forms, images, openai_images, pages
 from jobs.board.board import Board
 from jobs.board.middleware import SecurityMiddleware
+from jobs.board.openai_errors import openai_error, speaks_openai
 from jobs.errors import KNOWN, IllegalChange, LostRace, UnknownJob
 from render.errors import BadInput
 
@@ -29,7 +30,7 @@ def make_app(board: Board) -> SecurityMiddleware:
     app.setup()
     app.state.board = board
     # Images first: tiles are the most frequent requests.
-    for part in (images, api, batch_review, forms, pages):
+    for part in (images, api, batch_review, openai_images, forms, pages):
         app.include_router(part.router)
     app.add_api_route("/healthz", _health, include_in_schema=False)
     app.mount("/static", _Static(directory=STATIC))
@@ -63,14 +64,15 @@ def status_of(error: Exception) -> int:
 
 
 def _known_error(request: Request, error: Exception) -> Response:
-    return _error(request, status_of(error), str(error))
+    param = error.field if isinstance(error, BadInput) else None
+    return _error(request, status_of(error), str(error), param)
 
 
 def _invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
-    return _error(request, 422, f"{place or 'request'}: {first['msg'].lower()}")
+    return _error(request, 422, f"{place or 'request'}: {first['msg'].lower()}", place or None)
 
 
 def _http_error(request: Request, error: Exception) -> Response:
@@ -80,9 +82,11 @@ def _http_error(request: Request, error: Exception) -> Response:
     return response
 
 
-def _error(request: Request, status: int, text: str) -> Response:
+def _error(request: Request, status: int, text: str, param: str | None = None) -> Response:
     # The text may quote the request; lone surrogates cannot be encoded.
     text = text.encode(errors="replace").decode()
+    if speaks_openai(request.url.path):
+        return openai_error(status, text, param=param)
     if request.url.path.startswith("/api/") or "text/html" not in request.headers.get("accept", ""):
         return JSONResponse({"error": text}, status)
     return pages.error_page(request, status, text)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sqlalchemy import select
@@ -28,6 +31,7 @@ from jobs.db.tables import jobs
 from jobs.errors import UnknownJob
 from jobs.estimate import estimate
 from jobs.farm import Farm, open_images
+from jobs.input_assets import upload_inputs
 from jobs.intake.batch import check_model_folders, check_single
 from jobs.intake.options import IntakeOptions
 from jobs.review.checking import check_batch_images
@@ -47,6 +51,10 @@ _ID_LENGTH = 16
 _log = logging.getLogger(__name__)
 
 
+def _no_inputs() -> None:
+    """Stores nothing, for images of words alone."""
+
+
 @dataclass
 class Board:
     """One running board. The constructor opens nothing."""
@@ -62,6 +70,8 @@ class Board:
     _cache: dict[str, tuple[float, Any]] = field(default_factory=dict)
     _locks: dict[str, threading.Lock] = field(default_factory=dict)
     _done: dict[str, tuple[str, str]] = field(default_factory=dict)
+    waiting: int = 0
+    """Requests that wait for their images; changed by the event loop's thread only."""
     _checking: set[str] = field(default_factory=set)
     """Batches whose images are being looked at."""
 
@@ -123,9 +133,16 @@ class Board:
             return None
 
     def submit(
-        self, values: dict[str, Any], options: JobOptions, intake: IntakeOptions | None = None
+        self,
+        values: dict[str, Any],
+        options: JobOptions,
+        intake: IntakeOptions | None = None,
+        files: Mapping[str, Path] = MappingProxyType({}),
     ) -> Receipt:
-        """Queue one image, or each that its prompt's wildcards stand for; raises `BadInput`."""
+        """Queue one image, or each that its prompt's wildcards stand for; raises `BadInput`.
+
+        `files` are the images of the spec that came with the request, by their fields.
+        """
         for name in IMAGE_FIELDS:
             if names_image(name, values.get(name)):
                 raise BadInput(name, values[name][:120], "is a file; submit this image with chorale submit")
@@ -134,9 +151,11 @@ class Board:
                 fix = "is a file; submit this image with chorale submit"
                 raise BadInput(name, str(values[name])[:120], fix)
         with Preparation(options, farm_bfloat16(self.farm.database)) as prepared:
-            check_single(values, intake or IntakeOptions(), prepared, self.check_models)
+            given = {**values, **{name: str(path) for name, path in files.items()}}
+            check_single(given, intake or IntakeOptions(), prepared, self.check_models)
             announce = job_announcer(self.farm)
-            receipt = insert_batch(self.farm.database, prepared, str(values.get("prompt"))[:80])
+            store_inputs = partial(upload_inputs, prepared.with_images, self.store()) if files else _no_inputs
+            receipt = insert_batch(self.farm.database, prepared, str(values.get("prompt"))[:80], store_inputs)
         announce()
         return receipt
 

@@ -24,11 +24,12 @@ Refuse = Callable[[int, str], Awaitable[None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Seconds. An answer to an uploaded batch may take longer: it has up to 100,000 rows."""
+    """Seconds. An answer to an uploaded batch may take longer, it has up to 100,000 rows; so may one that
+    waits for images."""
 
     body_s: float = 120.0
     answer_s: float = 60.0
-    upload_answer_s: float = 900.0
+    slow_answer_s: float = 900.0
     most_unanswered: int = 24
     """Calls that were given up and still run, a thread of 40 each; requests are refused beyond that."""
 
@@ -41,7 +42,7 @@ class Deadlines:
     _unanswered: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def answer_in_time(
-        self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, refuse: Refuse, upload: bool
+        self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, refuse: Refuse, slow: bool
     ) -> None:
         """Call the application; 503 by `refuse` if it does not begin to answer in time.
 
@@ -51,7 +52,7 @@ class Deadlines:
         if len(self._unanswered) >= self.limits.most_unanswered:
             await refuse(503, "the board waits for its database or store; try again in a minute")
             return
-        limit = self.limits.upload_answer_s if upload else self.limits.answer_s
+        limit = self.limits.slow_answer_s if slow else self.limits.answer_s
         call = _Call(receive, send, self.limits.body_s, has_body=_has_body(scope))
         task = asyncio.ensure_future(_run(app, scope, call))
         try:

@@ -19,16 +19,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from jobs.board.access import COOKIE, SESSION_S, Access, Role, Session, is_loopback
 from jobs.board.board import WHO, Board
 from jobs.board.login_limit import LoginLimit
+from jobs.board.openai_errors import openai_error, speaks_openai
 
 LARGEST_BODY = 1 << 20
 LARGEST_UPLOAD = 16 << 20
 """Bytes of a request body; a batch file is an upload."""
-_UPLOADS = ("/submit/batch", "/api/v1/batches")
+_UPLOADS = ("/submit/batch", "/api/v1/batches", "/v1/images/edits")
+_WAITING = "/v1/images/"
+"""Requests that wait for their images."""
 _TOO_LARGE = "the request is too large"
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _REVIEW = re.compile(r"/api/v1/batches/[^/]+/review")
 """What reviewers may change."""
-_PUBLIC = ("/healthz", "/login", "/static/")
+_PUBLIC = ("/healthz", "/login", "/static/", "/v1/images/files/")
+"""The addresses of images are signed."""
 _OPENSEADRAGON = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"
 """The one style rule that the vendored viewer adds to the page (no outline on touch screens)."""
 _POLICY = {
@@ -101,7 +105,8 @@ class SecurityMiddleware:
 
         path = scope["path"]
         limited = _limited(receive, _limit(path))
-        await self.board.deadlines.answer_in_time(self.app, scope, limited, respond, refuse, path in _UPLOADS)
+        slow = path in _UPLOADS or path.startswith(_WAITING)
+        await self.board.deadlines.answer_in_time(self.app, scope, limited, respond, refuse, slow)
 
     def _authenticate(self, headers: Headers) -> tuple[Session | None, Role | None, str]:
         """The session, the role, and who the token was given to."""
@@ -212,6 +217,8 @@ def _login_required(scope: Scope, headers: Headers) -> Response:
 
 
 def _refuse(scope: Scope, status: int, text: str) -> Response:
+    if speaks_openai(scope["path"]):
+        return openai_error(status, text)
     if scope["path"].startswith("/api/"):
         return JSONResponse({"error": text}, status)
     return PlainTextResponse(f"chorale: {text}\n", status)

@@ -14,6 +14,8 @@ from jobs.db.tables import attempts, batches, entries, jobs, members, rates
 from render.errors import BadInput
 
 _PROMPT = jobs.c.spec["prompt"].as_string()
+_SEED = jobs.c.spec["seed"].as_string()
+"""A number of up to 63 bits, which no database's integer of a JSON value has to hold."""
 _WIDTH, _HEIGHT = jobs.c.spec["width"].as_integer(), jobs.c.spec["height"].as_integer()
 SUMMARY = (
     *(jobs.c[name] for name in ("id", "digest", "state", "reason", "queue", "owner", "priority", "progress")),
@@ -175,13 +177,13 @@ def show_batch(connection: Connection, batch: str) -> dict[str, Any]:
 def batch_rows(connection: Connection, batch: str, limit: int, after: int = -1) -> list[dict[str, Any]]:
     """Rows of a batch after row `after`, in order, each with its custom_id and its job."""
     statement = (
-        select(entries.c.row, entries.c.custom_id, *SUMMARY)
+        select(entries.c.row, entries.c.custom_id, *SUMMARY, _SEED.label("seed"))
         .join(jobs, jobs.c.id == entries.c.job)
         .where(entries.c.batch == batch, entries.c.row > after)
         .order_by(entries.c.row)
         .limit(limit)
     )
-    return _rows(connection, statement)
+    return [row | {"seed": int(row["seed"] or 0)} for row in _rows(connection, statement)]
 
 
 def first_rows(connection: Connection, wanted: list[str], number: int) -> dict[str, list[dict[str, Any]]]:

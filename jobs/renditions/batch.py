@@ -25,6 +25,7 @@ from jobs.renditions.maker import make_rendition
 from jobs.renditions.names import FIELDS, check_unique, file_name
 from render.errors import BadInput
 from render.output.export import joined_image
+from render.output.manifest import Manifest
 from render.spec import TRAINED
 
 
@@ -163,11 +164,16 @@ def make_all(
                 future.cancel()
 
 
-def _make(file: Path, image: BatchImage, found: Store, wanted: Rendition, rules: Rules) -> Made:
-    manifest = published_image(found)
-    with local_tiles(found, manifest) as folder:
+def rendition_of(image: Store, wanted: Rendition) -> tuple[bytes, Manifest]:
+    """A finished image as one file, and its manifest. Raises `BadInput`, `StoreError`, `RenderFailed`."""
+    manifest = published_image(image)
+    with local_tiles(image, manifest) as folder:
         source = joined_image(folder, manifest, (0, 0, manifest.width, manifest.height))
-        data = make_rendition(source, wanted, manifest.spec.get("source_type", TRAINED))
+        return make_rendition(source, wanted, manifest.spec.get("source_type", TRAINED)), manifest
+
+
+def _make(file: Path, image: BatchImage, found: Store, wanted: Rendition, rules: Rules) -> Made:
+    data, manifest = rendition_of(found, wanted)
     LocalStore(file.parent).put(file.name, data, CONTENT_TYPES[wanted.format])
     results = check_rendition(data, rules, (manifest.width, manifest.height))
     return Made(image=image, file=file, bytes=len(data), results=results)

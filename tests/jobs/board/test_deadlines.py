@@ -23,7 +23,7 @@ from jobs.farm import open_farm
 from tests.support.asgi import send
 from tests.support.cli import wait_until
 
-LIMITS = Limits(body_s=0.3, answer_s=0.3, upload_answer_s=0.6, most_unanswered=3)
+LIMITS = Limits(body_s=0.3, answer_s=0.3, slow_answer_s=0.6, most_unanswered=3)
 
 
 @pytest.fixture
