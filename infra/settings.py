@@ -74,6 +74,10 @@ class Settings(BaseSettings):
     """Hosts (and s3://BUCKET) from which rows of a batch may name images, separated by commas."""
     image_max_mib: Annotated[float, Field(gt=0, le=4096, allow_inf_nan=False)] = 64.0
     """Largest image that is downloaded for a row, in MiB."""
+    board_url: str = ""
+    """Where people reach the board, for links in messages."""
+    webhook_hosts: str = ""
+    """Hosts that webhooks may be on, separated by commas; any public one if empty."""
     report_webhook: SecretStr = SecretStr("")
     report_mail: str = ""
     smtp_url: SecretStr = SecretStr("")

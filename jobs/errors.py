@@ -5,6 +5,9 @@ Codes: 0 done, 2 bad input, 3 failed, 4 cancelled, 5 timed out, 6 a service unre
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from infra.errors import ServiceError, SettingError, StoreDenied, StoreError, StoreRetryable, StoreUnusable
 from render.errors import RenderError
 from render.errors import exit_code as render_exit_code
@@ -40,6 +43,20 @@ class UnknownJob(JobError):
     """No job has this id."""
 
     code = BAD_INPUT
+
+
+class Refused(JobError):
+    """A farm that is used over REST has refused a request; `details` is all of its answer."""
+
+    code = BAD_INPUT
+
+    def __init__(self, text: str, details: Mapping[str, Any]) -> None:
+        super().__init__(text)
+        self.details = details
+
+
+class BoardUnreachable(ServiceError):
+    """The board of a farm that is used over REST does not answer."""
 
 
 class JobTimedOut(JobError):

@@ -28,6 +28,8 @@ class Farm:
     """URL of the database, for child processes."""
 
 
+RENDITIONS = "renditions"
+"""Folder of the farm's store that holds the files which it has made for channels, by batch and channel."""
 LOGS = "logs"
 """Folder of the farm's store that collects the logs of ended attempts from all nodes."""
 

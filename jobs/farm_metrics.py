@@ -17,6 +17,7 @@ from infra.database import Database, now
 from infra.errors import ServiceError
 from infra.metrics import NODE_CHECKS
 from infra.metrics_exporter import Value
+from jobs.db.dependencies import is_free
 from jobs.db.nodes import list_nodes
 from jobs.db.queues import list_queues, queue_needs
 from jobs.db.state_machine import ENDED, HOLDING
@@ -107,7 +108,8 @@ def _nodes(connection: Connection, moment: float) -> Iterator[Value]:
 
 def _queues(connection: Connection, moment: float) -> Iterator[Value]:
     first = func.min(jobs.c.created).label("first")
-    waiting = select(jobs.c.queue, first).where(jobs.c.state == "queued").group_by(jobs.c.queue)
+    # A job that waits for others is not late.
+    waiting = select(jobs.c.queue, first).where(jobs.c.state == "queued", is_free()).group_by(jobs.c.queue)
     oldest = {row.queue: row.first for row in connection.execute(waiting)}
     for queue in list_queues(connection):
         name, counts = queue["name"], queue["jobs"]

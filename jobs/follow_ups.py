@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from jobs.db.follow_ups import FollowUp, begin, end, fail, kind_of
+from infra.errors import ServiceError
+from jobs.db.follow_ups import FollowUp, begin, end, extend, fail, kind_of
 from jobs.farm import Farm
+from jobs.renditions import farm as renditions
+from jobs.renditions.farm import RENDITION
 from jobs.report_delivery import REPORT, deliver, is_configured
 from jobs.unneeded import GC, delete_unneeded
+from jobs.webhooks import delivery as webhooks
+from jobs.webhooks.due import WEBHOOK
 
 _log = logging.getLogger(__name__)
 
@@ -22,10 +29,14 @@ class Kind:
     """Returns in a sentence what was done; raises for what may be tried again."""
     lease_s: float
     """A worker that takes longer is taken for dead, and another one begins."""
+    renewed: bool = False
+    """Whether the lease is renewed while `run` goes on: then a dead worker is noticed soon."""
 
 
 KINDS = {
     REPORT: Kind(run=deliver, lease_s=120.0),
+    WEBHOOK: Kind(run=webhooks.deliver, lease_s=60.0),
+    RENDITION: Kind(run=renditions.make, lease_s=6.0, renewed=True),
     GC: Kind(run=delete_unneeded, lease_s=6 * 3600.0),
 }
 
@@ -57,7 +68,8 @@ def do_follow_up(farm: Farm, id: str) -> Result:
     if kind is None or begun is None:
         return Result(text="ended already, or another worker is at it")
     try:
-        text = kind.run(farm, begun)
+        with _renewing(farm, id, kind):
+            text = kind.run(farm, begun)
     except Exception as exc:
         reason = f"{type(exc).__name__}: {exc}".splitlines()[0]
         with farm.database.write() as connection:
@@ -67,3 +79,29 @@ def do_follow_up(farm: Farm, id: str) -> Result:
     with farm.database.write() as connection:
         end(connection, id, text)
     return Result(text=text)
+
+
+@contextmanager
+def _renewing(farm: Farm, id: str, kind: Kind) -> Iterator[None]:
+    """Renew the lease of a follow-up for the duration of the block, where its kind says so."""
+    if not kind.renewed:
+        yield
+        return
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(kind.lease_s / 3):
+            try:
+                with farm.database.write() as connection:
+                    extend(connection, id, kind.lease_s)
+            except ServiceError as exc:
+                # Another worker may begin; what is done twice is the same.
+                _log.warning("the lease of follow-up %s was not renewed: %s", id, exc)
+
+    thread = threading.Thread(target=renew, daemon=True, name="lease")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

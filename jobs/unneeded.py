@@ -20,7 +20,7 @@ from jobs.db.leases import lock_inputs
 from jobs.db.state_machine import ENDED
 from jobs.db.submission import submissions_in_progress
 from jobs.db.tables import jobs
-from jobs.farm import LOGS, Farm, open_images
+from jobs.farm import LOGS, RENDITIONS, Farm, open_images
 from jobs.formatting import plural, size
 from jobs.input_assets import INPUTS
 from jobs.models.catalog import MODELS
@@ -85,7 +85,8 @@ def _work(farm: Farm) -> list[Unneeded]:
         return _collect(image, "", list(image.entries()), "it is unfinished and its job has ended")
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(work_of, (name for name in images.folders() if name not in (LOGS, INPUTS, MODELS)))
+        others = (LOGS, INPUTS, MODELS, RENDITIONS)
+        found = pool.map(work_of, (name for name in images.folders() if name not in others))
         return [each for each in found if each is not None]
 
 

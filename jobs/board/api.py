@@ -15,6 +15,8 @@ from jobs.board.spec_body import SpecBody, spec_values
 from jobs.db.audit import list_acts, record
 from jobs.db.board_queries import Cursor, attempts_of, batch_rows, page_jobs, show_batch
 from jobs.db.commands import VERBS, apply_command, apply_to_all, set_priority
+from jobs.db.dependencies import waits_for
+from jobs.db.find_predecessors import find_predecessors
 from jobs.db.leases import lock_placement
 from jobs.db.nodes import list_nodes, set_draining
 from jobs.db.queries import Filter, count_jobs, job_ids, list_batches, show_job
@@ -25,6 +27,9 @@ from jobs.estimate import estimate
 from jobs.intake.error_report import grouped_errors
 from jobs.logs import LogReader
 from jobs.ranks import MAX_RANKS, parse_ranks
+from jobs.receipts import receipt_lines
+from jobs.renditions.farm import wanted_channels
+from jobs.report import Scope, make_report
 from jobs.scheduler.capacity import find_impossible_jobs
 from jobs.scheduler.pending_reason import pending_reason
 from render.errors import BadInput
@@ -32,6 +37,7 @@ from render.errors import BadInput
 State = Literal["queued", "placing", "rendering", "publishing", "done", "paused", "failed", "cancelled"]
 Verb = Literal["cancel", "pause", "resume", "retry"]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w .@/+-]+$")]
+Id = Annotated[str, Field(min_length=1, max_length=32)]
 assert set(State.__args__) == set(STATES) and set(Verb.__args__) == set(VERBS)  # type: ignore[attr-defined]
 
 
@@ -50,8 +56,14 @@ class Image(SpecBody):  # type: ignore[misc, valid-type]
     )
     not_before: str | None = Field(None, description="Earliest start, e.g. 2026-11-21T22:00+01:00.")
     deadline: str | None = Field(None, description="When it should be done, e.g. 2026-11-22T07:00+01:00.")
+    after: list[Id] = Field([], max_length=50, description="Start when these jobs and batches are done.")
+    after_any: list[Id] = Field(
+        [], max_length=50, description="Start when these jobs and batches have ended in any way."
+    )
 
-    def terms(self) -> JobOptions:
+    channel: list[Id] = Field([], max_length=20, description="Channels that files are made for.")
+
+    def terms(self, board: Board) -> JobOptions:
         """How it is to be run; raises `BadInput`."""
         return JobOptions(
             owner=self.owner,
@@ -60,6 +72,8 @@ class Image(SpecBody):  # type: ignore[misc, valid-type]
             ranks=self.ranks,
             not_before=parse_moment("not_before", self.not_before),
             deadline=parse_moment("deadline", self.deadline),
+            after=find_predecessors(board.farm.database, self.after, self.after_any),
+            channels=wanted_channels(self.channel, files=False),
         )
 
 
@@ -136,7 +150,8 @@ def list_jobs(
 
     `search` matches words of the prompt, or beginnings of words, in any order; or the beginning of an id.
 
-    `cannot_run` says why a queued job can never run on the nodes of the farm, else it is null. `counts` is
+    `cannot_run` says why a queued job can never run on the nodes of the farm, or not as long as others have
+    failed; `waits_for` which jobs it waits for. Else they are null. `counts` is
     the number of jobs by state. It is null for a search, which stops when the page is full.
     """
     wanted = Filter(states=tuple(state or ()), queue=queue, owner=owner, batch=batch, search=search)
@@ -145,8 +160,12 @@ def list_jobs(
         check_exists(connection, batch or None, queue or None)
         page = page_jobs(connection, wanted, limit, after=cursor)
         counts = None if search else count_jobs(connection, wanted)
-        impossible = find_impossible_jobs(connection, [row["id"] for row in page.jobs])
-    found = [row | {"cannot_run": impossible.get(row["id"])} for row in page.jobs]
+        ids = [row["id"] for row in page.jobs]
+        impossible, waiting = find_impossible_jobs(connection, ids), waits_for(connection, ids)
+    found = [
+        row | {"cannot_run": impossible.get(row["id"]), "waits_for": waiting.get(row["id"])}
+        for row in page.jobs
+    ]
     return {"jobs": found, "counts": counts, "next": str(page.older) if page.older else None}
 
 
@@ -156,7 +175,7 @@ def submit_image(board: Here, image: Image) -> dict[str, Any]:
 
     `{red|blue}` in a prompt makes an image of each alternative; `job` is the first one, `jobs` are all.
     """
-    terms = image.terms()
+    terms = image.terms(board)
     receipt = board.submit(spec_values(image), terms)
     return receipt.to_dict() | {"queue": terms.queue, "job": receipt.jobs[0][1]}
 
@@ -260,6 +279,9 @@ def submit_batch(
     ranks: Annotated[str, Form(description="Ranks of each group, or auto.")] = "auto",
     not_before: Annotated[str, Form(description="Earliest start.")] = "",
     deadline: Annotated[str, Form(description="When it should be done.")] = "",
+    after: Annotated[str, Form(description="Jobs and batches that have to be done, with commas.")] = "",
+    after_any: Annotated[str, Form(description="Jobs and batches that have to end in any way.")] = "",
+    channel: Annotated[str, Form(description="Channels that files are made for, with commas.")] = "",
     dry_run: Annotated[bool, Form(description="Check everything and queue nothing.")] = False,
 ) -> Any:
     """Submit a batch file: a row for each image, as with `chorale submit`. All rows are queued, or none is.
@@ -274,6 +296,8 @@ def submit_batch(
         ranks=parse_ranks(ranks),
         not_before=parse_moment("not_before", not_before),
         deadline=parse_moment("deadline", deadline),
+        after=find_predecessors(board.farm.database, [after], [after_any]),
+        channels=wanted_channels([channel], files=False),
     )
     form = json_defaults(defaults) | {
         "template": template,
@@ -335,6 +359,21 @@ def audit(
     """The audit log, newest first: who changed jobs, queues and nodes, deleted files, or logged in."""
     with board.farm.database.read() as connection:
         return {"acts": list_acts(connection, limit, who=who or "", action=action or "")}
+
+
+@router.get("/report", tags=["farm"])
+def report(
+    board: Here,
+    queue: Text = None,
+    batch: Text = None,
+    since: Annotated[float, Query(ge=0, le=1e11, description="Seconds since the epoch.")] = 0.0,
+    price: Annotated[float | None, Query(ge=0, le=1e9, description="Of a slot hour.")] = None,
+) -> dict[str, Any]:
+    """Report what is done, what failed and why, and how much time was spent, with receipts."""
+    with board.farm.database.read() as connection:
+        check_exists(connection, batch or None, queue or None)
+        made = make_report(connection, Scope(queue=queue or None, batch=batch or None, since=since))
+    return made | {"receipts": receipt_lines(made, price)}
 
 
 @router.get("/estimate", tags=["farm"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_ORDER = ("get", "post", "put")
+_ORDER = ("get", "post", "put", "delete")
 _BODIES = ("application/json", "multipart/form-data")
 
 

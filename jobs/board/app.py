@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from infra.errors import ServiceError, StoreError, StoreMissing
-from jobs.board import api, batch_review, forms, images, openai_images, pages
+from jobs.board import api, batch_review, downloads, forms, images, openai_images, pages, webhooks_api
 from jobs.board.board import Board
 from jobs.board.middleware import SecurityMiddleware
 from jobs.board.openai_errors import openai_error, speaks_openai
@@ -30,7 +30,7 @@ def make_app(board: Board) -> SecurityMiddleware:
     app.setup()
     app.state.board = board
     # Images first: tiles are the most frequent requests.
-    for part in (images, api, batch_review, openai_images, forms, pages):
+    for part in (images, downloads, api, batch_review, webhooks_api, openai_images, forms, pages):
         app.include_router(part.router)
     app.add_api_route("/healthz", _health, include_in_schema=False)
     app.mount("/static", _Static(directory=STATIC))

@@ -21,6 +21,7 @@ from jobs.board.access import Access, TokensFile
 from jobs.board.deadlines import Deadlines
 from jobs.board.login_limit import LoginLimit
 from jobs.board.uploads import Uploads
+from jobs.db.audit import session_secret
 from jobs.db.board_queries import is_known_model, queue_rates
 from jobs.db.folders import image_folder
 from jobs.db.nodes import farm_bfloat16
@@ -72,6 +73,7 @@ class Board:
     _done: dict[str, tuple[str, str]] = field(default_factory=dict)
     waiting: int = 0
     """Requests that wait for their images; changed by the event loop's thread only."""
+    _secret: bytes = field(default=b"", repr=False)
     _checking: set[str] = field(default_factory=set)
     """Batches whose images are being looked at."""
 
@@ -91,6 +93,13 @@ class Board:
             raise UnknownJob(f"unknown job {ascii(beginning)[:60]}")
         with self.farm.database.read() as connection:
             return find_job(connection, beginning)
+
+    def farm_secret(self) -> bytes:
+        """The secret that all boards of this farm share."""
+        if not self._secret:
+            with self.farm.database.write() as connection:
+                self._secret = session_secret(connection)
+        return self._secret
 
     def image_of(self, job: str) -> tuple[str, str | None]:
         """(folder, root) of a job's image; the root is None until the job is done. Done images are cached."""

@@ -14,24 +14,28 @@ from starlette.responses import RedirectResponse, Response
 
 from jobs.board import pages
 from jobs.board.access import Token
-from jobs.board.batch_review import reroll_images
+from jobs.board.batch_review import person, reroll_images
 from jobs.board.batch_upload import keep_upload, take_batch
 from jobs.board.board import WHO, Board
+from jobs.board.downloads import ask
 from jobs.board.middleware import address_of, cookie_line
 from jobs.board.spec_form import entered_values, kept_values
 from jobs.board.templating import page
 from jobs.board.uploads import Upload
 from jobs.db.audit import record
 from jobs.db.commands import VERBS, apply_command, apply_to_all
+from jobs.db.find_predecessors import find_predecessors
 from jobs.db.leases import lock_placement
 from jobs.db.nodes import set_draining
 from jobs.db.queries import Filter, job_ids, show_job
 from jobs.db.queues import set_queue
+from jobs.db.reviews import Named, Review, record_review, review_counts, review_rows
 from jobs.db.submission import JobOptions, parse_moment
 from jobs.formatting import plural
 from jobs.intake.open_table import ENDINGS
 from jobs.intake.options import is_random, parse_options
 from jobs.ranks import parse_ranks
+from jobs.renditions.farm import wanted_channels
 from jobs.review.reroll import Changes
 from render.errors import BadInput
 
@@ -109,6 +113,34 @@ def _reroll_batch(board: Board, request: Request, form: dict[str, Any]) -> Respo
     return _redirect(f"/batches/{quote(batch)}", f"{plural(len(replaced), 'image')} will be rendered again")
 
 
+@router.post("/batches/{batch}/keep-rest")
+async def keep_rest(request: Request, batch: str) -> Response:
+    """Keep the finished images of a batch that nobody has said anything of."""
+    return await _handle(request, _keep_rest)
+
+
+def _keep_rest(board: Board, request: Request, form: dict[str, Any]) -> Response:
+    batch = request.path_params["batch"]
+    with board.farm.database.write() as connection:
+        review_counts(connection, batch)
+        rows = review_rows(connection, batch, chosen="unreviewed")
+        rest = [Named(row["custom_id"], row["id"]) for row in rows]
+        record_review(connection, batch, rest, person(request, form.get("reviewer")), Review(verdict="keep"))
+    return _redirect(f"/batches/{quote(batch)}", f"{plural(len(rest), 'image')} kept")
+
+
+@router.post("/batches/{batch}/renditions")
+async def ask_for_renditions(request: Request, batch: str) -> Response:
+    """Have files made for a channel."""
+    return await _handle(request, _ask_for_renditions)
+
+
+def _ask_for_renditions(board: Board, request: Request, form: dict[str, Any]) -> Response:
+    batch = request.path_params["batch"]
+    named = ask(board, request, batch, [str(form.get("channel", ""))])
+    return _redirect(f"/batches/{quote(batch)}", f"files for {', '.join(named)} are being made")
+
+
 @router.post("/queues/{name}/do")
 async def steer_queue(request: Request, name: str) -> Response:
     """Pause or resume a queue."""
@@ -150,7 +182,7 @@ def _submit_one(board: Board, request: Request, form: dict[str, Any]) -> Respons
         intake = parse_options(seed=form.get("seed"))
         entered = {name: value for name, value in form.items() if not (name == "seed" and is_random(value))}
         values = kept_values(original, form) | entered_values(entered)
-        receipt = board.submit(values, _job_options(form), intake)
+        receipt = board.submit(values, _job_options(board, form), intake)
     except BadInput as exc:
         return pages.form_page(request, form, str(exc))
     if len(receipt.jobs) > 1:
@@ -178,7 +210,7 @@ def _submit_many(board: Board, request: Request, form: dict[str, Any]) -> Respon
         upload = _upload(board, form)
         shown |= {"upload": upload.token, "upload_name": upload.name}
         dry_run = form.get("action") == "check"
-        checked, receipt = take_batch(board, upload, shown, _job_options(form), dry_run)
+        checked, receipt = take_batch(board, upload, shown, _job_options(board, form), dry_run)
     except BadInput as exc:
         return pages.form_page(request, shown, str(exc), part="batch")
     if receipt is not None:
@@ -241,7 +273,7 @@ def _verb(form: dict[str, Any]) -> str:
     return verb
 
 
-def _job_options(form: dict[str, Any]) -> JobOptions:
+def _job_options(board: Board, form: dict[str, Any]) -> JobOptions:
     priority = form.get("priority")
     if priority and not (priority.isascii() and priority.isdigit() and int(priority[:9]) <= 100):
         raise BadInput("priority", priority[:40], "is not a whole number from 0 to 100")
@@ -252,6 +284,10 @@ def _job_options(form: dict[str, Any]) -> JobOptions:
         ranks=parse_ranks(form.get("ranks") or "auto"),
         not_before=parse_moment("not_before", form.get("not_before")),
         deadline=parse_moment("deadline", form.get("deadline")),
+        after=find_predecessors(
+            board.farm.database, [form.get("after") or ""], [form.get("after_any") or ""]
+        ),
+        channels=wanted_channels([form.get("channel") or ""], files=False),
     )
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from typing import Any
 
 from fastapi import APIRouter, Request
+from PIL import Image
 from starlette.responses import Response
 
 from infra.errors import StoreMissing
 from jobs.board.board import Board
 from jobs.review.thumbnails import thumbnail as make_thumbnail
+from jobs.thumbnail_links import job_of_thumbnail
 from render.output.manifest import KEY as MANIFEST
 from render.sink import UNFINISHED_PREVIEW
 
@@ -68,6 +71,24 @@ def small_image(request: Request, job: str) -> Response:
     if tag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     return Response(make_thumbnail(board.store().within(folder)), media_type=TYPES["webp"], headers=headers)
+
+
+@router.get("/thumbnails/{signed}.jpg")
+def signed_thumbnail(request: Request, signed: str) -> Response:
+    """A thumbnail by an address that was sent in a message; JPEG, which every chat program shows."""
+    board: Board = request.app.state.board
+    job = job_of_thumbnail(board.farm_secret(), signed)
+    if job is None:
+        raise StoreMissing("the address of this thumbnail is wrong or older than a month")
+    folder, root = board.image_of(job)
+    if root is None:
+        raise StoreMissing(f"job {job} has no finished image")
+    small, held = make_thumbnail(board.store().within(folder)), io.BytesIO()
+    with Image.open(io.BytesIO(small)) as image:
+        image.convert("RGB").save(held, "JPEG", quality=85)
+    return Response(
+        held.getvalue(), media_type=TYPES["jpg"], headers={"cache-control": "private, max-age=86400"}
+    )
 
 
 def thumbnail(row: dict[str, Any]) -> str | None:

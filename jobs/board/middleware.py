@@ -29,9 +29,9 @@ _WAITING = "/v1/images/"
 """Requests that wait for their images."""
 _TOO_LARGE = "the request is too large"
 _SAFE = ("GET", "HEAD", "OPTIONS")
-_REVIEW = re.compile(r"/api/v1/batches/[^/]+/review")
+_REVIEW = re.compile(r"/api/v1/batches/[^/]+/review|/batches/[^/]+/keep-rest")
 """What reviewers may change."""
-_PUBLIC = ("/healthz", "/login", "/static/", "/v1/images/files/")
+_PUBLIC = ("/healthz", "/login", "/static/", "/v1/images/files/", "/thumbnails/")
 """The addresses of images are signed."""
 _OPENSEADRAGON = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"
 """The one style rule that the vendored viewer adds to the page (no outline on touch screens)."""

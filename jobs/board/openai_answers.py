@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self, get_args
 from urllib.parse import urlencode
 
@@ -20,6 +22,8 @@ from jobs.renditions.batch import rendition_of
 from jobs.renditions.channel import CONTENT_TYPES, Rendition
 from jobs.scheduler.dispatcher import nodes_up
 from render.errors import BadInput
+from render.spec import expand_size
+from render.spec.init_image import InitImage
 
 Format = Literal["png", "jpeg", "webp"]
 MAX_PIXELS = 40_000_000
@@ -70,6 +74,18 @@ class Named:
         if known is None or not quality.isdigit():
             raise BadInput("image", text[:80], "is no image of this board")
         return cls(job=job, format=known, quality=int(quality))
+
+
+def check_pixels(values: Mapping[str, Any], init: Path | None, number: int) -> None:
+    """An answer holds its images as bytes; larger ones are submitted as jobs."""
+    size = expand_size(values)
+    if init is not None and "width" not in size:
+        size |= InitImage.open(init).canvas_size
+    width, height = size.get("width", 0), size.get("height", 0)
+    if isinstance(width, int) and isinstance(height, int) and width * height * number > MAX_PIXELS:
+        most = f"{MAX_PIXELS // 1_000_000} megapixels"
+        fix = f"images are more than the {most} of one answer; use POST /api/v1/jobs and chorale export"
+        raise BadInput("size", f"{number} x {width}x{height}", fix)
 
 
 async def answer(board: Board, request: Request, batch: str, wanted: Wanted, wait_s: float) -> Response:

@@ -20,17 +20,16 @@ from starlette.responses import Response
 
 from jobs.board.batch_review import person
 from jobs.board.board import Board
-from jobs.board.openai_answers import MAX_PIXELS, Format, Named, Wanted, answer, image_file
+from jobs.board.openai_answers import Format, Named, Wanted, answer, check_pixels, image_file
 from jobs.board.spec_body import SpecBody
-from jobs.board.uploaded_images import keep_image, keep_mask
+from jobs.board.uploaded_images import keep_image, keep_mask, renamed
 from jobs.db.audit import record
 from jobs.db.board_queries import known_models, show_batch
 from jobs.db.submission import JobOptions
 from jobs.intake.options import IntakeOptions
 from render.errors import BadInput
 from render.models.folder import BUILTIN
-from render.spec import Spec, expand_size
-from render.spec.init_image import InitImage
+from render.spec import Spec
 
 MAX_IMAGES = 10
 MAX_WAIT_S = 600.0
@@ -67,7 +66,7 @@ class Generation(BaseModel):
     )
 
 
-_EXTENSIONS = frozenset(SpecBody.model_fields) - frozenset(Generation.model_fields) - {"width", "height"}
+_EXTENSIONS = frozenset(SpecBody.model_fields) - frozenset(Generation.model_fields)
 """Fields of the spec that a request may have beside those that OpenAI knows."""
 
 
@@ -193,7 +192,7 @@ def _submit(
         del given["size"]
     given.setdefault("seed", secrets.randbits(32))
     parsed = Spec.parse(given)
-    _check_pixels(parsed, files.get("init"), number or 1)
+    check_pixels(parsed, files.get("init"), number or 1)
     options = JobOptions(owner=person(request), queue=queue)
     intake = IntakeOptions(seeds=number or 1)
     receipt = board.submit(parsed, options, intake, files)
@@ -221,12 +220,9 @@ def _submit_edit(
         try:
             return _submit(board, request, values, number, queue, files, "edit")
         except BadInput as exc:
-            named = {str(path): upload for path, upload in zip(files.values(), (image, mask), strict=False)}
-            if str(exc.value) in named:
-                # Known to the user by its name, not by its place on this machine.
-                upload = named[str(exc.value)]
-                name = "" if upload is None else upload.filename or ""
-                raise BadInput("image" if upload is image else "mask", name[:200], exc.fix) from exc
+            for field, path, upload in (("image", files["init"], image), ("mask", files.get("mask"), mask)):
+                if path is not None and upload is not None and str(exc.value) == str(path):
+                    raise renamed(exc, field, path, upload) from exc
             raise
 
 
@@ -236,18 +232,6 @@ def _extensions(more: Mapping[str, Any] | None) -> dict[str, Any]:
     if unknown is not None:
         raise BadInput(str(unknown)[:60], None, "is unknown; leave it out")
     return dict(more or {})
-
-
-def _check_pixels(values: Mapping[str, Any], init: Path | None, number: int) -> None:
-    """An answer holds its images as bytes; larger ones are submitted as jobs."""
-    size = expand_size(values)
-    if init is not None and "width" not in size:
-        size |= InitImage.open(init).canvas_size
-    width, height = size.get("width", 0), size.get("height", 0)
-    if isinstance(width, int) and isinstance(height, int) and width * height * number > MAX_PIXELS:
-        most = f"{MAX_PIXELS // 1_000_000} megapixels"
-        fix = f"images are more than the {most} of one answer; use POST /api/v1/jobs and chorale export"
-        raise BadInput("size", f"{number} x {width}x{height}", fix)
 
 
 def _models(board: Board) -> list[str]:

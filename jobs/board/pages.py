@@ -14,6 +14,7 @@ from infra.errors import StoreError
 from jobs.board import api_docs
 from jobs.board.batch_upload import TEXTS
 from jobs.board.board import Board
+from jobs.board.downloads import files_of
 from jobs.board.images import manifest_key
 from jobs.board.live_pages import live_page
 from jobs.board.regions import regions_of
@@ -32,6 +33,7 @@ from jobs.db.board_queries import (
 )
 from jobs.db.commands import VERBS
 from jobs.db.custom_ids import base_of
+from jobs.db.dependencies import waits_for
 from jobs.db.nodes import list_nodes
 from jobs.db.queries import Filter, count_jobs, list_batches, show_job
 from jobs.db.queues import check_exists
@@ -42,6 +44,7 @@ from jobs.intake.batch import CheckedBatch
 from jobs.intake.error_report import error_lines
 from jobs.intake.open_table import ENDINGS
 from jobs.logs import LogReader
+from jobs.renditions.channel import known_channels
 from jobs.scheduler.capacity import find_impossible_jobs
 from jobs.scheduler.pending_reason import pending_reason
 from render.errors import BadInput
@@ -104,10 +107,14 @@ def job_list(board: Board, request: Request) -> dict[str, Any]:
             before=Cursor.parse(before) if before else None,
         )
         counts = _counts(board, connection, wanted)
-        impossible = find_impossible_jobs(connection, [row["id"] for row in found.jobs])
+        ids = [row["id"] for row in found.jobs]
+        impossible, waiting = find_impossible_jobs(connection, ids), waits_for(connection, ids)
     link = _Links("/jobs", given)
     return {
-        "jobs": [row | {"cannot_run": impossible.get(row["id"])} for row in found.jobs],
+        "jobs": [
+            row | {"cannot_run": impossible.get(row["id"]), "waits_for": waiting.get(row["id"])}
+            for row in found.jobs
+        ],
         "counts": counts,
         "given": given,
         "states": STATES,
@@ -155,7 +162,7 @@ def one_job(board: Board, request: Request) -> dict[str, Any]:
     found = board.job(request.path_params["job"])
     with board.farm.database.read() as connection:
         known, made = show_job(connection, found), attempts_of(connection, found)
-        waits_for = pending_reason(connection, found)
+        reason = pending_reason(connection, found)
         cannot_run = find_impossible_jobs(connection, [found]).get(found)
     newest = made[-1] if made else None
     running = newest is not None and newest["ended"] is None
@@ -164,7 +171,7 @@ def one_job(board: Board, request: Request) -> dict[str, Any]:
     manifest = _manifest(board, known) if known["state"] == "done" else None
     return {
         "job": known,
-        "waits_for": waits_for,
+        "waits_for": reason,
         "cannot_run": cannot_run,
         "attempts": made,
         "live": live,
@@ -281,6 +288,8 @@ def contact_sheet(board: Board, request: Request) -> dict[str, Any]:
         "rows": [row | {"base": base_of(row["custom_id"], names)} for row in rows[:_IMAGES]],
         "more": more,
         "first": after == "-1",
+        "files": files_of(board, batch),
+        "channels": known_channels(),
         "counts": counts,
         "chosen": chosen,
         "link": _Links(f"/batches/{quote(batch)}", {"verdict": chosen}),
@@ -356,6 +365,9 @@ _JOB_DEFAULTS: dict[str, Any] = {
     "priority": "",
     "not_before": "",
     "deadline": "",
+    "after": "",
+    "after_any": "",
+    "channel": "",
     "of": "",
     "upload": "",
     "upload_name": "",

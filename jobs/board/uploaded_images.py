@@ -31,10 +31,16 @@ def keep_mask(upload: UploadFile, folder: Path) -> Path:
     try:
         transparent = InitImage.is_transparent(sent)
     except BadInput as exc:
-        raise BadInput("mask", name, exc.fix) from exc
+        raise renamed(exc, "mask", sent, upload) from exc
     if not transparent:
         raise BadInput("mask", name, "has no transparency; make transparent what is to be painted anew")
     image = pyvips.Image.new_from_file(str(sent)).colourspace("srgb")
     path = folder / "mask.png"
     image[image.bands - 1].invert().cast("uchar").write_to_file(str(path))
     return path
+
+
+def renamed(error: BadInput, field: str, path: Path, upload: UploadFile) -> BadInput:
+    """What is wrong with a file of a request, by its own name, not by its place on this machine."""
+    name = (upload.filename or "")[:200]
+    return BadInput(field, name, error.fix.replace(str(path), name))

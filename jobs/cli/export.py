@@ -31,6 +31,7 @@ from render.output.export import export_image, export_targets
         "chorale export 8c1f00aa3b5271de vase.jpg --size 2000x2000 --max-bytes 2MB --background white",
         "chorale export --batch 8c1f00aa3b52 'out/{base_id}_{n}.webp' --size 1200x1200",
         "chorale export --batch 8c1f00aa3b52 out/ --channel shopify --report out/shopify.jsonl",
+        "chorale export --batch 8c1f00aa3b52 --channel amazon --detach",
     )
 )
 @click.argument("image", required=False)
@@ -57,6 +58,9 @@ from render.output.export import export_image, export_targets
 @click.option(
     "--report", type=click.Path(path_type=Path), help="Write one JSON line for each file and its rules."
 )
+@click.option(
+    "--detach", is_flag=True, help="With --batch and --channel: have the farm make the files, and return."
+)
 @click.option("--publish-prompt", is_flag=True, help="Write the prompts into the file's metadata, too.")
 @click.option("--force", is_flag=True, help="Overwrite files that exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
@@ -69,6 +73,7 @@ def export(
     batch: str | None,
     everything: bool,
     list_channels: bool,
+    detach: bool,
     as_json: bool,
     force: bool,
     report: Path | None,
@@ -81,6 +86,9 @@ def export(
     IMAGE is a folder, s3://bucket/prefix or a job's id. At full size and without a channel, memory use does
     not grow with the image, and {tile} in TARGET writes each tile of a tile set as a file named after it.
 
+    With --detach, workers of the farm make the files, of what is done and of what will be, and keep them in
+    the farm's store; the board and REST have them one by one and as a ZIP.
+
     With --batch, the images of a batch that has been reviewed (chorale review) are those that were kept.
     TARGET is a template with {custom_id}; {base_id} and {n}, the id in the batch's file and the
     number of the image among those of that row; {row}, {job}, {seed} or {channel}. With --channel it may be a
@@ -91,6 +99,11 @@ def export(
         return
     if everything and batch is None:
         raise click.UsageError("--all needs --batch")
+    if detach:
+        if batch is None or options["channel"] is None or image is not None:
+            raise click.UsageError("--detach needs --batch and --channel, and no TARGET")
+        _ask_for(batch, options["channel"], as_json)
+        return
     if batch is not None:
         # With --batch there is only one argument, the template.
         if image is None or target is not None:
@@ -115,6 +128,24 @@ def export(
     print_files(files, report, as_json)
     if any(not made.passes for made in files.made):
         context.exit(FAILED)
+
+
+def _ask_for(batch: str, channel: str, as_json: bool) -> None:
+    from jobs.cli.farm_options import this_user
+    from jobs.db.audit import record
+    from jobs.farm import open_farm
+    from jobs.renditions.farm import ask_for, wanted_channels
+
+    wanted = wanted_channels([channel], files=True)
+    with open_farm(read_settings({})) as farm, farm.database.write() as connection:
+        ask_for(connection, batch, wanted)
+        record(connection, this_user(), "renditions", f"batch {batch}", channels=sorted(wanted))
+    if as_json:
+        print_json({"batch": batch, "channels": sorted(wanted)})
+    else:
+        print_line(
+            f"Files of batch {batch} for {', '.join(wanted)} are being made; the board has them as a ZIP"
+        )
 
 
 def _print_channels(as_json: bool) -> None:

@@ -12,6 +12,7 @@ from jobs.cli.help import examples
 from jobs.cli.terminal import print_json, print_line, print_table
 from jobs.db.audit import record
 from jobs.db.commands import VERBS, apply_command, apply_to_all, set_priority
+from jobs.db.dependencies import waits_for
 from jobs.db.leases import lock_placement
 from jobs.db.queries import Filter, count_jobs, find_job, job_ids, list_jobs, show_job
 from jobs.db.queues import check_exists
@@ -62,15 +63,23 @@ def list_command(
     with farm.database.read() as connection:
         check_exists(connection, batch, queue)
         found, counts = list_jobs(connection, wanted, limit), count_jobs(connection, wanted)
-        impossible = find_impossible_jobs(connection, [row["id"] for row in found])
-    found = [row | {"cannot_run": impossible.get(row["id"])} for row in found]
+        ids = [row["id"] for row in found]
+        impossible, waiting = find_impossible_jobs(connection, ids), waits_for(connection, ids)
+    found = [
+        row | {"cannot_run": impossible.get(row["id"]), "waits_for": waiting.get(row["id"])} for row in found
+    ]
+    print_jobs(found, counts, as_json)
+
+
+def print_jobs(found: list[dict[str, Any]], counts: dict[str, int] | None, as_json: bool) -> None:
+    """Print a list of jobs under their number by state, which is None where nobody has counted."""
     if as_json:
         print_json({"jobs": found, "counts": counts})
         return
     rows = [
         (
             row["id"],
-            row["cannot_run"] or row["state"],
+            _state(row),
             percent(row["progress"]),
             row["queue"],
             age(row["created"]),
@@ -78,7 +87,14 @@ def list_command(
         )
         for row in found
     ]
-    print_table(counts_by_state(counts), ("job", "state", "progress", "queue", "age", "prompt"), rows)
+    title = "jobs" if counts is None else counts_by_state(counts)
+    print_table(title, ("job", "state", "progress", "queue", "age", "prompt"), rows)
+
+
+def _state(row: dict[str, Any]) -> str:
+    """The state, or why a queued job does not start."""
+    waits = row["waits_for"] and f"queued, waits for {row['waits_for']}"
+    return str(row["cannot_run"] or waits or row["state"])
 
 
 @click.command(epilog=examples("chorale show 3fa9"))
@@ -92,6 +108,11 @@ def show(farm: Farm, as_json: bool, job: str) -> None:
             "waits_for": pending_reason(connection, found),
             "cannot_run": find_impossible_jobs(connection, [found]).get(found),
         }
+    print_job(known, as_json)
+
+
+def print_job(known: dict[str, Any], as_json: bool) -> None:
+    """Print a job with its spec and its history."""
     if as_json:
         print_json(known)
         return
@@ -99,6 +120,9 @@ def show(farm: Farm, as_json: bool, job: str) -> None:
         print_line(known["cannot_run"])
     for name, label in _SHOWN.items():
         print_line(f"{label:<9} {known[name] if known[name] is not None else '-'}")
+    for each in known["after"]:
+        how = "has ended" if each["any"] else "is done"
+        print_line(f"{'after':<9} {each['kind']} {each['id']} {how}{' (it is)' if each['met'] else ''}")
     for name, value in known["spec"].items():
         print_line(f"  {name}: {'-' if value in (None, '', []) else value}")
     rows = [(age(event["time"]), event["old"], event["new"], event["reason"]) for event in known["events"]]
@@ -136,10 +160,7 @@ def _verb_command(verb: str, text: str) -> click.Command:
             target = ", ".join(f"{name} {value}" for name, value in named.items() if value) or "the farm"
             with farm.database.write() as connection:
                 record(connection, this_user(), verb, target, jobs=done)
-        if as_json:
-            print_json({"verb": verb, "jobs": done, "state": VERBS[verb][1]})
-        else:
-            print_line(f"{_PAST[verb]} {plural(done, 'job')}")
+        print_done(verb, done, as_json)
 
     if verb == "retry":
         command = click.option("--failed", is_flag=True, help="All failed jobs.")(command)
@@ -147,6 +168,14 @@ def _verb_command(verb: str, text: str) -> click.Command:
         name=verb, help=text, epilog=examples(f"chorale {verb} 3fa9", f"chorale {verb} --batch 8c1f00aa3b52")
     )
     return decorate(command)
+
+
+def print_done(verb: str, done: int, as_json: bool) -> None:
+    """Print what a command has done to so many jobs."""
+    if as_json:
+        print_json({"verb": verb, "jobs": done, "state": VERBS[verb][1]})
+    else:
+        print_line(f"{_PAST[verb]} {plural(done, 'job')}")
 
 
 def _or(names: tuple[str, ...]) -> str:

@@ -22,18 +22,38 @@ _PATH_ERRORS = {
 """Errors of a path that somebody gave. A command names the option where it can; this is for what is left."""
 
 
+class FarmGroup(CommandGroup):
+    """The commands; with --url those that use a farm reach it over its board."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = super().get_command(ctx, cmd_name)
+        if command is None or not ctx.params.get("url"):
+            return command
+        from jobs.cli.remote import remote_command
+
+        return remote_command(cmd_name, command)
+
+
 @click.group(
-    cls=CommandGroup,
+    cls=FarmGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
     epilog=examples('chorale render "a red vase on a wooden table" --size 1536x1024 --seed 7 --out out/vase'),
 )
 @click.option("--log-format", type=click.Choice(FORMATS), default=None, help="Format of log records. [text]")
 @click.option("-v", "--verbose", count=True, help="Log information too; -vv logs everything.")
+@click.option("--url", envvar="CHORALE_URL", help="Use the farm whose board is there. [CHORALE_URL]")
+@click.option(
+    "--token-file",
+    type=click.Path(),
+    envvar="CHORALE_TOKEN_FILE",
+    help="File with the token for --url. [CHORALE_TOKEN_FILE]",
+)
 @click.version_option(package_name="chorale")
-def cli(log_format: str | None, verbose: int) -> None:
+def cli(log_format: str | None, verbose: int, url: str | None, token_file: str | None) -> None:
     """Render large diffusion images on many GPUs, one at a time or as a queue of jobs.
 
-    `chorale COMMAND --help` describes a command and shows examples.
+    `chorale COMMAND --help` describes a command and shows examples. With --url, `list`, `show`, `wait`,
+    `submit`, `cancel`, `pause`, `resume`, `retry`, `review`, `export` and `report` use a farm over its board.
 
     \b
     Exit codes:
@@ -88,6 +108,7 @@ _COMMANDS = {
         "store": "jobs.cli.store:store",
         "gc": "jobs.cli.gc:gc",
         "migrate": "jobs.cli.migrate:migrate",
+        "webhook": "jobs.cli.webhook:webhook",
         "audit": "jobs.cli.audit:audit",
         "token": "jobs.cli.audit:token",
         "doctor": "jobs.cli.doctor:doctor",

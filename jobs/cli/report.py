@@ -68,6 +68,11 @@ def report(
         check_exists(connection, batch, queue)
         made = make_report(connection, scope)
     made["receipts"] = receipt_lines(made, price)
+    print_report(made, page, table, as_json)
+
+
+def print_report(made: dict[str, Any], page: Path | None, table: Path | None, as_json: bool) -> None:
+    """Print a report with its receipts, and write it where files are named."""
     if table is not None:
         _write(table, as_csv(made["receipts"]), "csv")
     if page is not None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import click
+from sqlalchemy import Connection
 
 from infra.database import Database
 from jobs.cli.farm_options import Command, farm_options, this_user, whoami
@@ -40,6 +41,7 @@ def _images_option(name: str, text: str, alone: str | None = None) -> Callable[[
     epilog=examples(
         "chorale review 8c1f00aa3b52 --verdict flagged",
         'chorale review 8c1f00aa3b52 --reject A-1,A-7-s2 --reason "wrong color" --keep unreviewed',
+        "chorale review 8c1f00aa3b52 --reject A-3 --keep-rest",
         "chorale review 8c1f00aa3b52 --reroll rejected",
         'chorale review 8c1f00aa3b52 --reroll A-1 --prompt "{prompt}, seen from above"',
     )
@@ -47,6 +49,7 @@ def _images_option(name: str, text: str, alone: str | None = None) -> Callable[[
 @click.argument("batch")
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @_images_option("keep", "Keep these images.")
+@click.option("--keep-rest", is_flag=True, help="Keep what is unreviewed, flagged images too.")
 @_images_option("reject", "Reject them.")
 @_images_option("clear", "Take your verdict back.")
 @_images_option("star", "Star them.")
@@ -72,7 +75,7 @@ def review(
     keep_seed: bool,
     verdict: str | None,
     reviewer: str | None,
-    **options: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """List the images of a batch, or keep, reject, star or re-roll some of them.
 
@@ -81,17 +84,12 @@ def review(
     keeps and another rejects is disputed. A re-rolled image takes its place in the batch; the old one and
     what was said of it stay in the farm. `chorale export --batch` leaves out what is not kept.
     """
-    given = {name: list(options[name]) for name in _ACTIONS if options[name]}
-    if images:
-        if len(given) > 1:
-            raise click.UsageError("Name the images in the options where there are several of them")
-        (action,) = given or ("note",)
-        given.setdefault(action, []).extend(images)
-    _check_texts(given, reason, note, prompt, negative_prompt, keep_seed)
+    given = asked_for(images, options)
+    check_texts(given, reason, note, prompt, negative_prompt, keep_seed)
     check_batch_images(farm, batch)
     with farm.database.read() as connection:
         review_counts(connection, batch)
-        named = _resolve_all(connection, batch, given)
+        named = resolve_all(partial(_rows, connection, batch), given)
     who = reviewer or whoami()
     changed: dict[str, Any] = {}
     with farm.database.write() as connection:
@@ -99,7 +97,7 @@ def review(
             if action == "reroll" or not chosen:
                 continue
             record_review(
-                connection, batch, [Named(each) for each in chosen], who, _review(action, reason, note)
+                connection, batch, [Named(each) for each in chosen], who, said_of(action, reason, note)
             )
             changed[action] = chosen
     if "reroll" in named:
@@ -108,10 +106,27 @@ def review(
         asked = Asked(by=who, audited_as=this_user())
         again = partial(reroll, store=open_images(farm.settings), batch=batch, changes=changes, asked=asked)
         changed["reroll"] = _reroll(farm.database, batch, given["reroll"], again)
-    _print(farm, batch, changed, verdict, as_json, listed=not given)
+    with farm.database.read() as connection:
+        counts = review_counts(connection, batch)
+        rows = None if given else review_rows(connection, batch, chosen=verdict)
+    found = None if rows is None else [review_document(row) for row in rows]
+    print_review(batch, counts, found, changed, as_json)
 
 
-def _check_texts(
+def asked_for(images: Sequence[str], options: Mapping[str, Any]) -> dict[str, list[str]]:
+    """By action: what images it is for, as they were named."""
+    given = {name: list(options[name]) for name in _ACTIONS if options[name]}
+    if images:
+        if len(given) > 1:
+            raise click.UsageError("Name the images in the options where there are several of them")
+        (action,) = given or ("note",)
+        given.setdefault(action, []).extend(images)
+    if options["keep_rest"]:
+        given.setdefault("keep", []).append("unreviewed")
+    return given
+
+
+def check_texts(
     given: dict[str, list[str]],
     reason: str | None,
     note: str | None,
@@ -130,7 +145,7 @@ def _check_texts(
         raise click.UsageError("--prompt, --negative-prompt and --keep-seed need --reroll")
 
 
-def _review(action: str, reason: str | None, note: str | None) -> Review:
+def said_of(action: str, reason: str | None, note: str | None) -> Review:
     if action in ("keep", "reject"):
         return Review(verdict=action, reason=reason, note=note)
     if action == "clear":
@@ -140,9 +155,17 @@ def _review(action: str, reason: str | None, note: str | None) -> Review:
     return Review(starred=action == "star", note=note)
 
 
-def _resolve_all(connection: Any, batch: str, given: dict[str, list[str]]) -> dict[str, list[str]]:
+Rows = Callable[[str | None], Sequence[Mapping[str, Any]]]
+"""The images of a batch, all of them or those of a set."""
+
+
+def _rows(connection: Connection, batch: str, chosen: str | None) -> list[dict[str, Any]]:
+    return review_rows(connection, batch, chosen=chosen)
+
+
+def resolve_all(rows: Rows, given: dict[str, list[str]]) -> dict[str, list[str]]:
     """By action: the custom ids. `--reject A-1 --keep unreviewed` does not keep A-1; raises `BadInput`."""
-    found = {action: _resolve(connection, batch, texts) for action, texts in given.items()}
+    found = {action: resolve(rows, texts) for action, texts in given.items()}
     verdicts = {action: found[action] for action in ("keep", "reject", "clear") if action in found}
     named: dict[str, str] = {}
     for action, (ids, _) in verdicts.items():
@@ -160,9 +183,9 @@ def _resolve_all(connection: Any, batch: str, given: dict[str, list[str]]) -> di
     }
 
 
-def _resolve(connection: Any, batch: str, texts: Sequence[str]) -> tuple[list[str], list[str]]:
+def resolve(rows: Rows, texts: Sequence[str]) -> tuple[list[str], list[str]]:
     """The custom ids that some texts name, and those of the sets that they name. Raises `BadInput`."""
-    states = {row["custom_id"]: row["state"] for row in review_rows(connection, batch)}
+    states = {row["custom_id"]: row["state"] for row in rows(None)}
     ids: list[str] = []
     members: list[str] = []
     for text in texts:
@@ -172,7 +195,7 @@ def _resolve(connection: Any, batch: str, texts: Sequence[str]) -> tuple[list[st
             elif part == "all":
                 members += [name for name, state in states.items() if state == "done"]
             elif part in SETS:
-                members += [row["custom_id"] for row in review_rows(connection, batch, chosen=part)]
+                members += [row["custom_id"] for row in rows(part)]
             else:
                 problem = "is no image of this batch; use custom ids, or one of"
                 raise BadInput("images", part[:80], f"{problem} {', '.join((*SETS, 'all'))}")
@@ -181,7 +204,7 @@ def _resolve(connection: Any, batch: str, texts: Sequence[str]) -> tuple[list[st
 
 def _reroll(database: Database, batch: str, texts: Sequence[str], again: Any) -> list[dict[str, Any]]:
     with database.read() as connection:
-        ids, members = _resolve(connection, batch, texts)
+        ids, members = resolve(partial(_rows, connection, batch), texts)
     chosen = list(dict.fromkeys(ids + members))
     if not chosen:
         return []
@@ -191,14 +214,16 @@ def _reroll(database: Database, batch: str, texts: Sequence[str], again: Any) ->
     ]
 
 
-def _print(
-    farm: Farm, batch: str, changed: dict[str, Any], verdict: str | None, as_json: bool, listed: bool
+def print_review(
+    batch: str,
+    counts: Mapping[str, int],
+    rows: Sequence[Mapping[str, Any]] | None,
+    changed: Mapping[str, Any],
+    as_json: bool,
 ) -> None:
-    with farm.database.read() as connection:
-        counts = review_counts(connection, batch)
-        rows = review_rows(connection, batch, chosen=verdict) if listed else []
+    """Print what was changed, and the images where they are listed."""
     if as_json:
-        images = {"images": [review_document(row) for row in rows]} if listed else {}
+        images = {} if rows is None else {"images": rows}
         print_json({"batch": batch, "counts": counts, **images, "changed": changed})
         return
     for action, images in changed.items():
@@ -207,11 +232,11 @@ def _print(
             for each in images[:_SHOWN]:
                 print_line(f"  {each['job']}  {each['custom_id']} (seed {each['seed']})")
     title = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "no finished image"
-    if not listed:
+    if rows is None:
         print_line(title)
         return
     table = [
-        (row["custom_id"], row["id"], _verdict(row), "*" * row["stars"], _remarks(row))
+        (row["custom_id"], row["job"], _verdict(row), "*" * row["stars"], _remarks(row))
         for row in rows[:_SHOWN]
     ]
     print_table(title, ("image", "job", "verdict", "stars", "remarks"), table)
@@ -219,13 +244,13 @@ def _print(
         print_line(f"and {len(rows) - _SHOWN:,} more; --verdict chooses, --json has all")
 
 
-def _verdict(row: dict[str, Any]) -> str:
+def _verdict(row: Mapping[str, Any]) -> str:
     if row["state"] != "done":
         return str(row["state"])
     return "flagged" if row["verdict"] == "unreviewed" and row["flaws"] else str(row["verdict"])
 
 
-def _remarks(row: dict[str, Any]) -> str:
+def _remarks(row: Mapping[str, Any]) -> str:
     said = [f"{flaw['check']}: {flaw['text']}" for flaw in row["flaws"]]
     for vote in row["votes"]:
         texts = [text for text in (vote["reason"], vote["note"]) if text]

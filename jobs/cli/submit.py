@@ -17,8 +17,9 @@ from jobs.cli.farm_options import farm_options, whoami
 from jobs.cli.help import examples
 from jobs.cli.spec_options import given_values, spec_options
 from jobs.cli.terminal import print_json, print_line
+from jobs.db.find_predecessors import find_predecessors
 from jobs.db.nodes import farm_bfloat16
-from jobs.db.submission import JobOptions, Preparation, Receipt, insert_batch, parse_moment
+from jobs.db.submission import JobOptions, Preparation, insert_batch, parse_moment
 from jobs.farm import Farm, open_images
 from jobs.formatting import plural
 from jobs.input_assets import upload_inputs
@@ -77,6 +78,7 @@ def intake_options(command: Command) -> Command:
     epilog=examples(
         'chorale submit "a red vase on marble" --size 2048x2048 --queue overnight',
         'chorale submit examples/catalog.csv --template "a {color} {product} {place}" --size 512x512',
+        "chorale submit finals.csv --size 2048x2048 --queue night --after 8c1f00aa3b52",
         'chorale submit feed.xlsx --id-column SKU --template "a {Colour} {Title}" --seeds 2 --dry-run',
     ),
 )
@@ -87,6 +89,16 @@ def intake_options(command: Command) -> Command:
 @click.option("--ranks", default="auto", show_default=True, help="Ranks per job, or auto.")
 @click.option("--not-before", default=None, help="Earliest start, e.g. 2026-11-21T22:00+01:00.")
 @click.option("--deadline", default=None, help="Latest end, e.g. 2026-11-22T07:00+01:00.")
+@click.option("--after", multiple=True, metavar="JOB|BATCH", help="Start when this is done; may repeat.")
+@click.option(
+    "--after-any",
+    multiple=True,
+    metavar="JOB|BATCH",
+    help="Start when this has ended in any way.",
+)
+@click.option(
+    "--channel", multiple=True, help="Have the farm make files for this channel (see export); may repeat."
+)
 @intake_options
 @click.option("--skip-bad", is_flag=True, help="Submit the valid rows of a batch that has invalid ones.")
 @click.option("--dry-run", is_flag=True, help="Check everything, show the first prompts and submit nothing.")
@@ -99,8 +111,11 @@ def submit_command(farm: Farm, as_json: bool, skip_bad: bool, dry_run: bool, **o
     was submitted before is not rendered again. If a row is invalid, nothing is submitted; with --skip-bad
     the valid rows are, and the invalid ones are written to FILE.errors.jsonl. docs/CATALOG.md goes from a
     product feed to queued jobs.
+
+    Jobs that wait (--after) for one that failed or was cancelled stay queued, and say so; they start when it
+    was retried and is done.
     """
-    job_options, intake, reading = _job_options(options), _intake(options), _reading(options)
+    job_options, intake, reading = _job_options(farm, options), _intake(options), _reading(options)
     images = RowImages(farm.settings, reading.path.parent if reading else None)
     with Preparation(job_options, farm_bfloat16(farm.database)) as prepared, closing(images):
         values = given_values(options)
@@ -116,7 +131,7 @@ def submit_command(farm: Farm, as_json: bool, skip_bad: bool, dry_run: bool, **o
         result: dict[str, Any] = {"rows": checked.images, "bad": len(checked.bad), "same": checked.same}
         if dry_run:
             result |= {"dry_run": True, "preview": checked.preview, "notes": checked.notes}
-            _print(result, checked, None, as_json)
+            print_submission(result, as_json)
             return
         store_inputs = partial(upload_inputs, prepared.with_images, open_images(farm.settings))
         announce = job_announcer(farm)
@@ -125,10 +140,10 @@ def submit_command(farm: Farm, as_json: bool, skip_bad: bool, dry_run: bool, **o
     if reading is not None and checked.bad:
         _write_errors(reading.path, checked)
     result |= {"queue": job_options.queue, "notes": checked.notes, **receipt.to_dict()}
-    _print(result, checked, receipt, as_json)
+    print_submission(result, as_json)
 
 
-def _job_options(options: dict[str, Any]) -> JobOptions:
+def _job_options(farm: Farm, options: dict[str, Any]) -> JobOptions:
     return JobOptions(
         owner=options.pop("owner") or whoami(),
         queue=options.pop("queue"),
@@ -136,7 +151,18 @@ def _job_options(options: dict[str, Any]) -> JobOptions:
         ranks=parse_ranks(options.pop("ranks")),
         not_before=parse_moment("not_before", options.pop("not_before")),
         deadline=parse_moment("deadline", options.pop("deadline")),
+        after=find_predecessors(farm.database, options.pop("after"), options.pop("after_any")),
+        channels=_channels(options.pop("channel")),
     )
+
+
+def _channels(names: tuple[str, ...]) -> dict[str, Any]:
+    if not names:
+        return {}
+    # Its libraries take longer to import than most submissions to check.
+    from jobs.renditions.farm import wanted_channels
+
+    return wanted_channels(names, files=True)
 
 
 def _intake(options: dict[str, Any]) -> IntakeOptions:
@@ -179,25 +205,26 @@ def _write_errors(path: Path, checked: CheckedBatch) -> None:
     print_line(f"chorale: {plural(len(checked.bad), 'bad row')} written to {target}", error=True)
 
 
-def _print(result: dict[str, Any], checked: CheckedBatch, receipt: Receipt | None, as_json: bool) -> None:
+def print_submission(result: dict[str, Any], as_json: bool) -> None:
+    """Print what a submission, or a dry run of one, comes to."""
     if as_json:
         print_json(result)
         return
-    for note in checked.notes:
+    for note in result["notes"]:
         print_line(f"chorale: {note}", error=True)
-    if receipt is None:
-        for image in checked.preview:
+    if result.get("dry_run"):
+        for image in result["preview"]:
             size = f"{image['width']}x{image['height']}, seed {image['seed']}, {image['steps']} steps"
             print_line(f"{image['custom_id']}: {image['prompt']} ({size})")
-        skipped = f"; {plural(len(checked.bad), 'bad row')} skipped" if checked.bad else ""
-        print_line(f"OK: {plural(checked.images, 'image')} would be queued{skipped}")
+        skipped = f"; {plural(result['bad'], 'bad row')} skipped" if result["bad"] else ""
+        print_line(f"OK: {plural(result['rows'], 'image')} would be queued{skipped}")
         return
-    text = f"Batch {receipt.batch} in queue {result['queue']}: {plural(receipt.new, 'new job')}"
-    if receipt.known:
-        text += f", {receipt.known:,} submitted before ({receipt.done:,} of them done)"
+    text = f"Batch {result['batch']} in queue {result['queue']}: {plural(result['new'], 'new job')}"
+    if result["known"]:
+        text += f", {result['known']:,} submitted before ({result['done']:,} of them done)"
     print_line(text)
-    for custom_id, job in receipt.jobs[:_SHOWN_JOBS]:
-        print_line(f"  {job}  {custom_id}")
-    if len(receipt.jobs) > _SHOWN_JOBS:
-        more = len(receipt.jobs) - _SHOWN_JOBS
-        print_line(f"  and {more:,} more; chorale list --batch {receipt.batch} shows them")
+    for each in result["jobs"][:_SHOWN_JOBS]:
+        print_line(f"  {each['id']}  {each['custom_id']}")
+    if len(result["jobs"]) > _SHOWN_JOBS:
+        more = len(result["jobs"]) - _SHOWN_JOBS
+        print_line(f"  and {more:,} more; chorale list --batch {result['batch']} shows them")

@@ -82,6 +82,11 @@ def wait(farm: Farm, as_json: bool, job: str | None, batch: str | None, timeout:
         raise JobFailed(f"{counts_by_state(counts)}; chorale list --state failed shows the reasons")
     if counts["cancelled"]:
         raise JobCancelled(counts_by_state(counts))
+    print_counts(counts, as_json)
+
+
+def print_counts(counts: dict[str, int], as_json: bool) -> None:
+    """Print how many jobs have ended in which state."""
     if as_json:
         print_json({"counts": counts})
     else:

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
 
 from infra.database import now
-from jobs.db.queries import Filter
+from jobs.db.queries import Filter, shown_batch
 from jobs.db.state_machine import HOLDING
 from jobs.db.tables import attempts, batches, entries, jobs, members, rates
 from render.errors import BadInput
@@ -160,8 +160,11 @@ def queue_rates(connection: Connection, seconds: float = 3600.0) -> dict[str, di
     }
 
 
-def show_batch(connection: Connection, batch: str) -> dict[str, Any]:
-    """A batch and its number of jobs by state; raises `BadInput` for an unknown one."""
+def show_batch(connection: Connection, batch: str, documents: bool = False) -> dict[str, Any]:
+    """A batch and its number of jobs by state; raises `BadInput` for an unknown one.
+
+    `channels` are names, with `documents` whole channels by name.
+    """
     row = connection.execute(select(batches).where(batches.c.id == batch)).one_or_none()
     if row is None:
         raise BadInput("batch", batch, "is unknown; chorale batches shows the known ones")
@@ -171,7 +174,8 @@ def show_batch(connection: Connection, batch: str) -> dict[str, Any]:
         .where(entries.c.batch == batch)
         .group_by(jobs.c.state)
     )
-    return dict(row._mapping) | {"jobs": {each.state: each.number for each in connection.execute(counted)}}
+    shown = shown_batch(row) | ({"channels": row.channels} if documents else {})
+    return shown | {"jobs": {each.state: each.number for each in connection.execute(counted)}}
 
 
 def batch_rows(connection: Connection, batch: str, limit: int, after: int = -1) -> list[dict[str, Any]]:

@@ -64,6 +64,12 @@ def begin(connection: Connection, id: str, lease_s: float) -> FollowUp | None:
     return FollowUp(id=row.id, kind=row.kind, payload=row.payload)
 
 
+def extend(connection: Connection, id: str, lease_s: float) -> None:
+    """Keep a follow-up for this worker, which is still at it."""
+    mine = (follow_ups.c.id == id) & follow_ups.c.ended.is_(None) & follow_ups.c.claimed_until.is_not(None)
+    connection.execute(update(follow_ups).where(mine).values(claimed_until=now() + lease_s))
+
+
 def kind_of(connection: Connection, id: str) -> str | None:
     """The kind of a follow-up; None for an unknown id."""
     kind: str | None = connection.execute(select(follow_ups.c.kind).where(follow_ups.c.id == id)).scalar()

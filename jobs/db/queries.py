@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, func, select
 
+from jobs.db.dependencies import show_dependency
 from jobs.db.folders import image_folder
 from jobs.db.prompt_search import matching
 from jobs.db.state_machine import STATES
@@ -92,8 +93,9 @@ def find_job(connection: Connection, prefix: str) -> str:
 
 
 def show_job(connection: Connection, job: str) -> dict[str, Any]:
-    """A job's row (without its search words), its batches and its events."""
-    columns = [column for column in jobs.c if column.name != "words"]
+    """A job's row (without its search words), what it waits for, its batches and its events."""
+    columns = [column for column in jobs.c if column.name not in ("words", "dependency")]
+    waits = select(jobs.c.dependency).where(jobs.c.id == job)
     row = connection.execute(select(*columns).where(jobs.c.id == job)).one()
     history = connection.execute(select(events).where(events.c.job == job).order_by(events.c.number))
     member_of = connection.execute(
@@ -101,6 +103,7 @@ def show_job(connection: Connection, job: str) -> dict[str, Any]:
     )
     return dict(row._mapping) | {
         "folder": image_folder(connection, job),
+        "after": show_dependency(connection, connection.execute(waits).scalar()),
         "batches": [dict(entry._mapping) for entry in member_of],
         "events": [dict(event._mapping) for event in history],
     }
@@ -110,7 +113,13 @@ def list_batches(connection: Connection, limit: int) -> list[dict[str, Any]]:
     """The batches, newest first, each with its number of jobs by state."""
     newest = list(connection.execute(select(batches).order_by(batches.c.created.desc()).limit(limit)))
     counts = _counts_of([batch.id for batch in newest], connection)
-    return [dict(batch._mapping) | {"jobs": counts.get(batch.id, {})} for batch in newest]
+    return [shown_batch(batch) | {"jobs": counts.get(batch.id, {})} for batch in newest]
+
+
+def shown_batch(row: Any) -> dict[str, Any]:
+    """A batch's row as lists show it: of its channels the names."""
+    shown = {name: value for name, value in row._mapping.items() if name != "channels_open"}
+    return shown | {"channels": sorted(row.channels or {})}
 
 
 def _counts_of(ids: Sequence[str], connection: Connection) -> dict[str, dict[str, int]]:

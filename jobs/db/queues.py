@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from infra.database import now
+from jobs.db.dependencies import is_free
 from jobs.db.names import check_name
 from jobs.db.records import QueueRules
 from jobs.db.state_machine import ENDED, change_state
@@ -104,12 +105,13 @@ def queue_needs(connection: Connection, moment: float) -> dict[str, tuple[bool, 
     """Queue -> whether it may start jobs at `moment`, and how many slots it needs then.
 
     Those are the slots of its groups, and while it is open the least that all of its waiting jobs could start
-    with, as far as its limit of groups allows. Jobs that are retried later count too.
+    with, as far as its limit of groups allows. Jobs that are retried later count too, those that wait for
+    others do not.
     """
     rules = {each.name: each for each in queue_rules(connection, moment)}
     held, groups = _held(connection)
     waiting = select(jobs.c.queue, jobs.c.least_ranks, func.count().label("jobs"))
-    waiting = waiting.where(jobs.c.state == "queued").group_by(jobs.c.queue, jobs.c.least_ranks)
+    waiting = waiting.where(jobs.c.state == "queued", is_free()).group_by(jobs.c.queue, jobs.c.least_ranks)
     needs = {name: held[name] for name in {*rules, *held}}
     room = {name: each.limit - groups[name] for name, each in rules.items() if each.limit is not None}
     # The largest first: with a limit this is the most that can be needed.

@@ -6,7 +6,7 @@ import pickle
 import tempfile
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -18,6 +18,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from infra.database import Database, insert_unless_there, now
 from infra.errors import ServiceError
+from jobs.db.dependencies import Predecessor, add_dependency, without_circles
 from jobs.db.leases import lock_inputs, lock_placement
 from jobs.db.names import check_name, longest
 from jobs.db.nodes import farm_bfloat16
@@ -57,6 +58,7 @@ _OPTION_COLUMNS = (
     "memory",
     "not_before",
     "deadline",
+    "dependency",
 )
 
 
@@ -70,6 +72,10 @@ class JobOptions:
     ranks: int | None = None
     not_before: float | None = None
     deadline: float | None = None
+    after: tuple[Predecessor, ...] = ()
+    """What has to end before the jobs start, see `jobs.db.find_predecessors`."""
+    channels: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Channels that the batch's renditions are made for, see `jobs.renditions.farm.wanted_channels`."""
 
     def __post_init__(self) -> None:
         for name, value in (("owner", self.owner), ("queue", self.queue)):
@@ -217,7 +223,14 @@ def insert_batch(
         lock_inputs(connection)
         connection.execute(
             insert(batches).values(
-                id=receipt.batch, name=label, owner=options.owner, queue=options.queue, created=now()
+                id=receipt.batch,
+                name=label,
+                owner=options.owner,
+                queue=options.queue,
+                created=now(),
+                channels=dict(options.channels),
+                # None for a batch that has never asked for any.
+                channels_open=True if options.channels else None,
             )
         )
     try:
@@ -227,7 +240,13 @@ def insert_batch(
             connection.execute(delete(batches).where(batches.c.id == receipt.batch))
         raise
     try:
+        dependency = receipt.batch if options.after else None
+        if dependency is not None:
+            with database.write() as connection:
+                add_dependency(connection, dependency, options.after)
         for chunk in prepared.chunks():
+            for each in chunk:
+                each["job"]["dependency"] = dependency
             with database.write() as connection:
                 _submit_chunk(connection, chunk, receipt)
         with database.write() as connection:
@@ -283,8 +302,14 @@ def insert_jobs(connection: Connection, rows: dict[str, dict[str, Any]], where: 
         index_words(connection, new)
         event = {"fence": 0, "old": "", "new": "queued", "reason": f"submitted {where}"}
         connection.execute(insert(events).values(time=now()), [{"job": row["id"], **event} for row in new])
-    for job in sorted(job for job, state in known.items() if state == "cancelled"):
+    again = sorted(job for job, state in known.items() if state == "cancelled")
+    dependency = next((rows[job]["dependency"] for job in again), None)
+    may_wait = set() if dependency is None else without_circles(connection, dependency, again)
+    for job in again:
         options = {name: rows[job][name] for name in _OPTION_COLUMNS}
+        if job not in may_wait:
+            # What it would wait for waits for it: it has to come first.
+            options["dependency"] = None
         reason = f"submitted again {where}"
         change_state(connection, job, "cancelled", "queued", reason, attempts=0, losses=0, **options)
     return known
@@ -321,6 +346,8 @@ def job_row(item: BatchItem, options: JobOptions, bfloat16: bool | None = None) 
         "state": "queued",
         "not_before": options.not_before,
         "deadline": options.deadline,
+        # The submission sets it, since it has no id yet.
+        "dependency": None,
     }
 
 

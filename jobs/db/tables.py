@@ -54,6 +54,10 @@ batches = Table(
     Column("submitted", Double),
     # When its report was sent, if reports are configured.
     Column("reported", Double),
+    # By name: the channels that its renditions are made for, as they were when it asked for them.
+    Column("channels", JSON),
+    # Whether some may still have to be made.
+    Column("channels_open", Boolean, index=True),
 )
 
 jobs = Table(
@@ -92,11 +96,15 @@ jobs = Table(
     Column("model_seconds", Double, nullable=False, default=0.0),
     # Latents that its evaluations cover over all steps; basis of the estimated slot seconds.
     Column("work", Double),
+    # What it waits for before it is placed; None for a job that waits for no other one.
+    Column("dependency", String(32)),
     # Words of the prompt, for the search; indexed by `jobs.db.prompt_search`.
     Column("words", Text),
     Index(None, "state", "queue", "created"),
     Index(None, "state", "queue", "owner", "priority", "created"),
     Index(None, "created"),
+    # What has ended since some moment.
+    Index(None, "ended"),
     # The newest of a state, page by page.
     Index(None, "state", "created"),
 )
@@ -109,6 +117,26 @@ entries = Table(
     Column("custom_id", String(256), nullable=False),
     Column("job", ForeignKey("jobs.id"), nullable=False, index=True),
     UniqueConstraint("batch", "custom_id"),
+)
+
+# What the jobs of one submission wait for. Its id is that of their batch.
+dependencies = Table(
+    "dependencies",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    # When all of its predecessors had ended; None until then.
+    Column("released", Double, index=True),
+)
+
+predecessors = Table(
+    "predecessors",
+    metadata,
+    Column("dependency", ForeignKey("dependencies.id"), primary_key=True),
+    # A job or, by `kind`, all jobs of a batch.
+    Column("target", String(32), primary_key=True),
+    # Whether it may end in any way; else its jobs have to be done.
+    Column("any_end", Boolean, primary_key=True),
+    Column("kind", String(8), nullable=False),
 )
 
 # What reviewers say of a batch's images. The image is part of the key: after a re-roll the row has another
@@ -126,6 +154,25 @@ reviews = Table(
     Column("note", Text, nullable=False, default=""),
     Column("starred", Boolean, nullable=False, default=False),
     Column("changed", Double, nullable=False),
+)
+
+# Files for channels that the farm makes from a batch's images.
+renditions = Table(
+    "renditions",
+    metadata,
+    Column("batch", ForeignKey("batches.id"), primary_key=True),
+    Column("row", Integer, primary_key=True),
+    Column("channel", String(64), primary_key=True),
+    # Whose image it is made from; another one after a re-roll.
+    Column("job", String(32), nullable=False),
+    Column("file", String(256), nullable=False),
+    # None until the file is in the store.
+    Column("made", Double),
+    Column("bytes", Double),
+    # The rules that it breaks: [{"rule", "passes", "wanted", "found"}].
+    Column("broken", JSON),
+    # Why it could not be made, or not yet.
+    Column("problem", Text),
 )
 
 # What the quality gate has found in finished images; an image without a row has not been looked at yet.
@@ -247,7 +294,29 @@ secrets = Table(
     Column("value", String(64), nullable=False),
 )
 
-# Work that follows images: reports and clean-up. A row is done once, however often a message asks for it.
+# Who is told when jobs have ended.
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("url", Text, nullable=False),
+    # "json", "slack" or "teams".
+    Column("kind", String(16), nullable=False),
+    # When a message is sent: "job", "batch" or "queue".
+    Column("per", String(16), nullable=False),
+    # Which jobs it is about; None is all of them.
+    Column("queue", String(64)),
+    Column("batch", String(32)),
+    Column("owner", String(128)),
+    # Its messages are signed with it.
+    Column("secret", String(64), nullable=False),
+    Column("created", Double, nullable=False),
+    # Until when it was told of what ended.
+    Column("told", Double, nullable=False),
+)
+
+# Work that follows images: reports, webhooks and clean-up. A row is done once, however often a message asks
+# for it.
 follow_ups = Table(
     "follow_ups",
     metadata,

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+from infra.allowed_hosts import AllowedHosts
 from infra.errors import SettingError, StoreError
 from infra.settings import Settings
 from infra.store.open import open_store
@@ -28,9 +28,7 @@ class RowImages:
 
     def __init__(self, settings: Settings, folder: Path | None) -> None:
         self._settings, self._folder = settings, folder
-        self._hosts = tuple(host.strip().lower() for host in settings.image_hosts.split(",") if host.strip())
-        networks = map(_network_of, self._hosts)
-        self._networks = tuple(network for network in networks if network is not None)
+        self._hosts = AllowedHosts(settings.image_hosts)
         self._limit = int(settings.image_max_mib * (1 << 20))
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._known: dict[str, Path] = {}
@@ -74,7 +72,7 @@ class RowImages:
 
     def _from_s3(self, field: str, name: str) -> bytes:
         bucket, _, key = name[5:].partition("/")
-        if self._folder is None and not self._is_allowed(f"s3://{bucket.lower()}"):
+        if self._folder is None and not self._hosts.names(f"s3://{bucket.lower()}"):
             raise BadInput(field, name[:200], f"is in a bucket that is not allowed; {_ALLOW}")
         try:
             store = open_store(f"s3://{bucket}", self._settings, field=field)
@@ -94,7 +92,7 @@ class RowImages:
 
         if self._http is None:
             retries = urllib3.Retry(connect=2, read=2, redirect=False, status=0)
-            self._http = guarded_pool(self._may_connect, timeout=_TIMEOUT_S, retries=retries)
+            self._http = guarded_pool(self._hosts.may_connect, timeout=_TIMEOUT_S, retries=retries)
         url = name
         for _ in range(_MAX_REDIRECTS):
             self._check_host(field, name, url)
@@ -128,20 +126,8 @@ class RowImages:
         if parts.scheme not in ("http", "https") or not host:
             raise BadInput(field, name[:200], "does not lead to an http or https URL; give the image's own")
         named = f"{host}:{port}" if port else host
-        if not self._is_allowed(named):
+        if not self._hosts.names(named):
             raise BadInput(field, name[:200], f"is on {named}, which is not allowed; {_ALLOW}")
-
-    def _may_connect(self, address: IPv4Address | IPv6Address) -> bool:
-        """Of the addresses that a listed name has: public ones, and those that are listed themselves."""
-        from infra.guarded_http import is_public
-
-        return is_public(address) or any(address in network for network in self._networks)
-
-    def _is_allowed(self, host: str) -> bool:
-        return any(
-            host.endswith(allowed[1:]) if allowed.startswith("*.") else host == allowed
-            for allowed in self._hosts
-        )
 
     def _read(self, field: str, name: str, answer: Any) -> bytes:
         length = answer.headers.get("content-length", "")
@@ -158,16 +144,6 @@ class RowImages:
         if size > self._limit:
             limit = f"CHORALE_IMAGE_MAX_MIB, {self._settings.image_max_mib:g}"
             raise BadInput(field, name[:200], f"is larger than {limit}; use a smaller one")
-
-
-def _network_of(host: str) -> IPv4Network | IPv6Network | None:
-    """The network of a listed address, with or without a port, or of a network such as 10.2.0.0/16."""
-    for text in (host, host.rpartition(":")[0].strip("[]")):
-        try:
-            return ip_network(text, strict=False)
-        except ValueError:
-            continue
-    return None
 
 
 _ALLOW = "name it in CHORALE_IMAGE_HOSTS, e.g. cdn.example.com,*.shop.example"

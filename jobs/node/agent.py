@@ -32,7 +32,7 @@ from jobs.node.metrics_server import MetricsServer
 from jobs.node.node_lease import NameTaken, NodeLease
 from jobs.node.supervisors import Supervisors
 from jobs.node.tasks import make_app, notify
-from jobs.node.workers import Worker, follow_up_worker, launch_worker
+from jobs.node.workers import Worker, follow_up_worker, launch_worker, rendition_worker
 from jobs.numerics import local_numerics
 from jobs.review.checking import check_recent
 from jobs.scheduler.dispatcher import dispatch
@@ -166,10 +166,10 @@ class Agent:
         return "unknown request"
 
     def _follow_ups(self) -> FollowUpRounds:
-        worker = None
-        if self.broker_url is not None:
-            worker = follow_up_worker(self.name, self.home, self.broker_url, self.farm.url)
-        return FollowUpRounds(self.farm, self._app, worker)
+        if self.broker_url is None:
+            return FollowUpRounds(self.farm, self._app, None)
+        place = self.name, self.home, self.broker_url, self.farm.url
+        return FollowUpRounds(self.farm, self._app, follow_up_worker(*place), rendition_worker(*place))
 
     def _check_images(self) -> None:
         """Runs in a thread of its own: the gate reads what was rendered from the store."""

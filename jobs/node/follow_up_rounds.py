@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from celery import Celery
 
 from infra.errors import ServiceError
-from jobs.db.follow_ups import take_due
+from jobs.db.follow_ups import kind_of, take_due
 from jobs.farm import Farm
 from jobs.follow_ups import do_follow_up, kinds_here
-from jobs.node.tasks import FOLLOW_UP, FOLLOW_UP_QUEUE, send
+from jobs.node.tasks import FOLLOW_UP, FOLLOW_UP_QUEUE, RENDITION, RENDITIONS_QUEUE, send
 from jobs.node.workers import Worker
+from jobs.renditions import farm as renditions
 from jobs.report_delivery import is_configured, note_due
+from jobs.webhooks import due as webhooks
 
 EVERY_S = 10.0
 _log = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ class FollowUpRounds:
     app: Celery | None
     worker: Worker | None
     """Started when there is something to do for the first time."""
+    renditions: Worker | None = None
+    """The same for renditions."""
 
     def start(self, ended: threading.Event) -> None:
         threading.Thread(target=self._run, args=(ended,), daemon=True, name="follow-ups").start()
@@ -36,18 +40,23 @@ class FollowUpRounds:
         """One round. Raises `ServiceError`."""
         if is_configured(self.farm.settings):
             note_due(self.farm)
+        webhooks.note_due(self.farm)
+        renditions.note_due(self.farm)
         with self.farm.database.write() as connection:
-            due = take_due(connection, kinds_here(self.farm))
-        for id in due:
-            if not self._hand_over(id):
+            due = {id: kind_of(connection, id) for id in take_due(connection, kinds_here(self.farm))}
+        for id, kind in due.items():
+            if not self._hand_over(id, kind):
                 do_follow_up(self.farm, id)
 
-    def _hand_over(self, id: str) -> bool:
+    def _hand_over(self, id: str, kind: str | None) -> bool:
         """Whether a worker gets a message; without a broker, or while it is away, there is none."""
-        if self.app is None or self.worker is None:
+        task, queue, worker = FOLLOW_UP, FOLLOW_UP_QUEUE, self.worker
+        if kind == renditions.RENDITION:
+            task, queue, worker = RENDITION, RENDITIONS_QUEUE, self.renditions
+        if self.app is None or worker is None:
             return False
-        self.worker.keep()
-        return send(self.app, FOLLOW_UP, FOLLOW_UP_QUEUE, id)
+        worker.keep()
+        return send(self.app, task, queue, id)
 
     def _run(self, ended: threading.Event) -> None:
         try:
@@ -60,5 +69,6 @@ class FollowUpRounds:
                     # There is a next round: no follow-up stops the others.
                     _log.exception("a round of follow-ups failed")
         finally:
-            if self.worker is not None:
-                self.worker.stop()
+            for worker in (self.worker, self.renditions):
+                if worker is not None:
+                    worker.stop()

@@ -1,4 +1,5 @@
-"""The farm's Celery app and its tasks: `launch` and `schedule` on a node's own queue, `follow_up` on another.
+"""The farm's Celery app and its tasks: `launch` and `schedule` on a node's own queue, `follow_up` on another,
+`rendition` on a third.
 
 The first two are done within a second: hours-long tasks are what brokers redeliver and kill, so no image is
 rendered in a task, and a worker never imports torch. A message carries ids only and may be lost, doubled,
@@ -30,6 +31,9 @@ SCHEDULE = "chorale.schedule"
 FOLLOW_UP = "chorale.follow_up"
 FOLLOW_UP_QUEUE = "follow-up"
 """Work that follows images. Any number of workers may consume it."""
+RENDITION = "chorale.rendition"
+RENDITIONS_QUEUE = "renditions"
+"""Follow-ups that make renditions: there may be very many, and nothing else should wait for them."""
 AGENT_SOCKET = "CHORALE_AGENT_SOCKET"
 """Environment variable of a worker: the socket of the agent that has started it."""
 _log = logging.getLogger(__name__)
@@ -74,7 +78,8 @@ def make_app(broker_url: str) -> Celery:
     app.task(name=LAUNCH)(launch)
     app.task(name=SCHEDULE)(schedule)
     # Acknowledged when it is done: what a worker was at that dies is delivered again.
-    app.task(name=FOLLOW_UP, bind=True, acks_late=True, max_retries=None)(follow_up)
+    for name in (FOLLOW_UP, RENDITION):
+        app.task(name=name, bind=True, acks_late=True, max_retries=None)(follow_up)
     return app
 
 

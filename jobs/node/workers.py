@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.node.agent_socket import socket_path
-from jobs.node.tasks import AGENT_SOCKET, FOLLOW_UP_QUEUE, queue_of
+from jobs.node.tasks import AGENT_SOCKET, FOLLOW_UP_QUEUE, RENDITIONS_QUEUE, queue_of
 
 _STOP_S = 5.0
 
@@ -77,4 +77,15 @@ def follow_up_worker(node: str, home: Path, broker_url: str, database_url: str) 
         log=home / "worker.log",
         environment={"CHORALE_DATABASE_URL": database_url, "CHORALE_BROKER_URL": broker_url},
         options=("-P", "threads", "-c", "4"),
+    )
+
+
+def rendition_worker(node: str, home: Path, broker_url: str, database_url: str) -> Worker:
+    """A worker that makes renditions, two at a time: the ranks beside it need the processors."""
+    return Worker(
+        queue=RENDITIONS_QUEUE,
+        name=f"renditions@{node}",
+        log=home / "worker.log",
+        environment={"CHORALE_DATABASE_URL": database_url, "CHORALE_BROKER_URL": broker_url},
+        options=("-P", "threads", "-c", "2"),
     )

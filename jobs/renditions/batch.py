@@ -86,6 +86,13 @@ def choose_images(connection: Connection, batch: str, everything: bool = False) 
 
 
 def _finished_images(connection: Connection, batch: str) -> tuple[list[BatchImage], int]:
+    rows = batch_images(connection, batch)
+    found = [image for image, state in rows if state == "done"]
+    return found, len(rows) - len(found)
+
+
+def batch_images(connection: Connection, batch: str) -> list[tuple[BatchImage, str]]:
+    """The images of a batch by row, finished or not, each with the state of its job."""
     columns = (jobs.c.id, jobs.c.state, jobs.c.spec["seed"].as_string().label("seed"))
     statement = (
         select(entries.c.row, entries.c.custom_id, *columns, FINISHED_FOLDER.label("folder"))
@@ -95,25 +102,21 @@ def _finished_images(connection: Connection, batch: str) -> tuple[list[BatchImag
     )
     rows = list(connection.execute(statement))
     known = {row.custom_id for row in rows}
-    found, counts, missing = [], Counter[str](), 0
+    found, counts = [], Counter[str]()
     for row in rows:
         base = base_of(row.custom_id, known)
         counts[base] += 1
-        if row.state != "done":
-            missing += 1
-            continue
-        found.append(
-            BatchImage(
-                row=row.row,
-                custom_id=row.custom_id,
-                base_id=base,
-                n=counts[base],
-                job=row.id,
-                seed=int(row.seed or 0),
-                folder=row.folder,
-            )
+        image = BatchImage(
+            row=row.row,
+            custom_id=row.custom_id,
+            base_id=base,
+            n=counts[base],
+            job=row.id,
+            seed=int(row.seed or 0),
+            folder=row.folder,
         )
-    return found, missing
+        found.append((image, row.state))
+    return found
 
 
 def name_files(

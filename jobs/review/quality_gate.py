@@ -15,6 +15,9 @@ from render.output.manifest import Manifest
 
 DARKEST, BRIGHTEST = 40, 215
 """An image that has no value above the one, or none below the other, shows nothing."""
+MOST_OFFSET = 1.5
+"""Gray levels of a step along a border (`SeamScore.offset`); the score's other figures tell texture and outlines
+from seams only in images of many windows. FIGURES"""
 LEAST_CONTRAST = 3.0
 """Standard deviation of the gray levels of a thumbnail; below it an image is one even area."""
 
@@ -43,9 +46,9 @@ def _contrast(thumbnail: NDArray[Any]) -> tuple[str, str] | None:
 
 def _seam(manifest: Manifest) -> tuple[str, str] | None:
     seams = manifest.seams
-    if seams.passes:
+    if seams.offset <= MOST_OFFSET:
         return None
-    figures = f"ratio {seams.ratio:.2f}, worst {seams.worst:.2f}, offset {seams.offset:.1f}"
+    figures = f"offset {seams.offset:.1f} gray levels, ratio {seams.ratio:.2f}, worst {seams.worst:.2f}"
     return "seam", f"a border between windows may be visible ({figures})"
 
 

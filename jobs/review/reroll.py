@@ -15,6 +15,7 @@ from sqlalchemy import Connection, select, update
 from infra.database import Database
 from infra.store.base import Store
 from jobs.db.audit import record
+from jobs.db.dependencies import let_start
 from jobs.db.leases import lock_inputs
 from jobs.db.reviews import check_custom_ids
 from jobs.db.submission import BatchItem, JobOptions, insert_jobs, job_row
@@ -108,7 +109,9 @@ def reroll(
             done += _replace(connection, batch, planned[start : start + _CHUNK], asked.by)
         record(connection, asked.audited_as, "re-roll", f"batch {batch}", images=len(done))
         # Its report is sent again when the new images have ended.
-        connection.execute(update(batches).where(batches.c.id == batch).values(reported=None))
+        mine = update(batches).where(batches.c.id == batch)
+        # So are its renditions made of the new ones.
+        connection.execute(mine.values(reported=None, channels_open=batches.c.channels_open.is_not(None)))
     return done
 
 
@@ -168,6 +171,7 @@ def _replace(connection: Connection, batch: str, planned: Sequence[_Planned], wh
     same = [each for each in planned if now_there.get(each.row) == each.result.old]
     where = f"in batch {batch} by {who} in place of another image"
     insert_jobs(connection, {each.result.job: each.job for each in same}, where)
+    let_start(connection, [each.result.job for each in same])
     for each in same:
         mine = (entries.c.batch == batch) & (entries.c.row == each.row)
         connection.execute(update(entries).where(mine).values(job=each.result.job))

@@ -1,4 +1,4 @@
-"""Jobs that can never run on the nodes that the farm has, and why."""
+"""Jobs that can never run on the nodes that the farm has, or as long as others have failed, and why."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Text, cast, func, select
 
+from jobs.db.dependencies import hopeless
 from jobs.db.state_machine import ENDED
 from jobs.db.tables import jobs
 from jobs.scheduler.dispatcher import nodes_up, pending_job
@@ -35,26 +36,34 @@ def cannot_run(nodes: Sequence[Node], job: PendingJob) -> str | None:
 def find_impossible_jobs(connection: Connection, ids: Iterable[str]) -> dict[str, str]:
     """Of these jobs: the queued ones that cannot run, each with the reason."""
     up, found = nodes_up(connection, usable=False), {}
-    wanted = list(ids)
+    wanted, stuck = list(ids), hopeless(connection)
     for start in range(0, len(wanted), _CHUNK):
         queued = select(jobs).where(jobs.c.id.in_(wanted[start : start + _CHUNK]), jobs.c.state == "queued")
         for row in connection.execute(queued):
-            if (reason := cannot_run(up, pending_job(row))) is not None:
+            reason = _stuck(stuck.get(row.dependency)) or cannot_run(up, pending_job(row))
+            if reason is not None:
                 found[row.id] = reason
     return found
+
+
+def _stuck(waits_for: str | None) -> str | None:
+    """The sentence for a job whose predecessors will not be done by themselves."""
+    return None if waits_for is None else f"cannot run: waits for {waits_for}"
 
 
 def count_impossible_jobs(connection: Connection) -> dict[str, tuple[int, str]]:
     """By queue: how many of its unfinished jobs cannot run, and the reason of some of them."""
     up = nodes_up(connection, usable=False)
     memory = cast(jobs.c.memory, Text).label("memory_text")
-    shape = (jobs.c.queue, jobs.c.least_ranks, jobs.c.most_ranks)
+    stuck = hopeless(connection)
+    shape = (jobs.c.queue, jobs.c.least_ranks, jobs.c.most_ranks, jobs.c.dependency)
     # The database counts: there may be a hundred thousand jobs, but few shapes of them.
     counted = select(*shape, memory, func.count().label("jobs"), func.min(jobs.c.id).label("id"))
     counted = counted.where(jobs.c.state.not_in((*ENDED, "paused"))).group_by(*shape, memory)
     found: dict[str, tuple[int, str]] = {}
     for row in connection.execute(counted):
-        if (reason := cannot_run(up, _job_of_shape(row))) is not None:
+        reason = _stuck(stuck.get(row.dependency)) or cannot_run(up, _job_of_shape(row))
+        if reason is not None:
             found[row.queue] = found.get(row.queue, (0, ""))[0] + row.jobs, reason
     return found
 

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, exists, select
 
 from infra.database import Database, now
+from jobs.db.dependencies import is_free, release
 from jobs.db.leases import DISPATCHER, hold_lease
 from jobs.db.outcomes import sweep, unreliable_nodes
 from jobs.db.queues import DEFAULT_PRIORITY, queue_rules, stop_closed
@@ -54,6 +55,7 @@ def dispatch(
             for node in sweep(connection):
                 on_lost(node)
         stop_closed(connection, moment)
+        release(connection)
         groups = decide(connection, moment).placed
         taken = reserve(connection, groups, lambda group: f"placed on {', '.join(group.slots)}")
         return [(node, *taken[group.job]) for group in groups if group.job in taken for node in group.slots]
@@ -167,6 +169,7 @@ def _most_urgent(connection: Connection, closed: list[str], free: int) -> list[t
     names = ("id", "owner", "queue", "least_ranks", "most_ranks", "memory", "model", "work", "progress")
     columns = [jobs.c[name] for name in (*names, "created")]
     ready = (jobs.c.not_before.is_(None)) | (jobs.c.not_before <= moment)
+    ready &= is_free()
     # A group that is still writing its checkpoint ends first.
     stopping = exists().where(attempts.c.job == jobs.c.id, attempts.c.ended.is_(None))
     found: list[tuple[Any, int, float]] = []

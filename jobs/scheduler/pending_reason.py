@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from infra.database import now
+from jobs.db.dependencies import waits_for
 from jobs.db.nodes import list_nodes
 from jobs.db.queues import queue_rules
 from jobs.db.rates import read_rates
@@ -22,6 +23,8 @@ def pending_reason(connection: Connection, job: str) -> str | None:
     row = connection.execute(select(jobs).where(jobs.c.id == job)).one()
     if row.state != "queued":
         return None
+    if (others := waits_for(connection, [job]).get(job)) is not None:
+        return others
     moment = connection.execute(select(now())).scalar_one()
     if row.not_before is not None and row.not_before > moment:
         return f"its start time, {datetime.fromtimestamp(row.not_before).astimezone():%Y-%m-%d %H:%M %Z}"

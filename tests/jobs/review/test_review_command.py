@@ -146,7 +146,7 @@ def test_the_gate_flags_images_and_thumbnails_are_made_once(
         digests = {row.custom_id: row.digest for row in connection.execute(columns)}
     folder = tmp_path / "images" / digests["A-1"]
     manifest = json.loads((folder / "manifest.json").read_text())
-    dark = manifest | {"range": [0, 12], "seams": manifest["seams"] | {"worst": 4.0}}
+    dark = manifest | {"range": [0, 12], "seams": manifest["seams"] | {"offset": 4.0}}
     (folder / "manifest.json").write_text(json.dumps(dark))
     even = io.BytesIO()
     Image.new("RGB", (128, 96), (90, 90, 90)).save(even, "WEBP")

@@ -1,0 +1,70 @@
+"""Webhooks over HTTP, for operators."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.board.board import Board
+from jobs.db.audit import record
+from jobs.webhooks.registry import KINDS, PERS, add_webhook, list_webhooks, remove_webhook, wanted_webhook
+
+KindName = Literal["json", "slack", "teams"]
+PerName = Literal["job", "batch", "queue"]
+assert set(KindName.__args__) == set(KINDS) and set(PerName.__args__) == set(PERS)  # type: ignore[attr-defined]
+
+
+class WebhookBody(BaseModel):
+    """Where messages go, and about what."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str = Field(min_length=1, max_length=2000)
+    kind: KindName | None = Field(None, description="By the host unless given, else json.")
+    per: PerName | None = Field(
+        None, description="When a message is sent: queue, or batch where one is given."
+    )
+    queue: str | None = Field(None, max_length=64, description="Only jobs of this queue.")
+    batch: str | None = Field(None, max_length=32, description="Only jobs of this batch.")
+    owner: str | None = Field(None, max_length=128, description="Only jobs of this owner.")
+
+
+def _board(request: Request) -> Board:
+    board: Board = request.app.state.board
+    return board
+
+
+Here = Annotated[Board, Depends(_board)]
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "Invalid value; `error` names it and the fix."},
+}
+router = APIRouter(prefix="/api/v1", responses=_ERRORS, tags=["webhooks"])
+
+
+@router.get("/webhooks")
+def webhooks(board: Here) -> dict[str, Any]:
+    """List webhooks, without their secrets; of a URL only the host."""
+    with board.farm.database.read() as connection:
+        return {"webhooks": list_webhooks(connection)}
+
+
+@router.post("/webhooks", status_code=201)
+def add(board: Here, request: Request, body: WebhookBody) -> dict[str, Any]:
+    """Tell a URL of what ends from now on. Messages are signed with `secret`, which is shown only now."""
+    wanted = wanted_webhook(hosts=board.farm.settings.webhook_hosts, **body.model_dump())
+    with board.farm.database.write() as connection:
+        made = add_webhook(connection, wanted)
+        who: str = request.state.who
+        record(connection, who, "add webhook", f"webhook {made['id']}", url=made["url"])
+    return made
+
+
+@router.delete("/webhooks/{id}")
+def remove(board: Here, request: Request, id: str) -> dict[str, Any]:
+    """Remove a webhook; a message that is on its way is dropped."""
+    with board.farm.database.write() as connection:
+        remove_webhook(connection, id)
+        record(connection, request.state.who, "remove webhook", f"webhook {id}")
+    return {"webhook": id, "removed": True}

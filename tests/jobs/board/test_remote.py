@@ -1,0 +1,181 @@
+"""A farm from another machine: the Python client and the commands with --url, over a real board."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from PIL import Image
+
+from jobs.cli.main import main
+from jobs.client import Farm
+from jobs.errors import BoardUnreachable, JobCancelled, JobFailed, JobTimedOut, Refused
+from render.errors import BadInput
+from tests.jobs.board.conftest import OPERATOR, VIEWER, SmallFarm
+from tests.support.board import RunningBoard
+
+Said = Callable[..., Any]
+
+
+@pytest.fixture
+def farm(small_farm: SmallFarm) -> Iterator[Farm]:
+    with Farm(small_farm.board.address) as opened:
+        yield opened
+
+
+@pytest.fixture
+def said(small_farm: SmallFarm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Said:
+    """What a command with --url prints as JSON, in a process that knows no database."""
+    monkeypatch.setenv("CHORALE_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
+
+    def run(*words: str, code: int = 0, url: str = "", token: str = "") -> Any:
+        more = ("--token-file", token) if token else ()
+        with pytest.raises(SystemExit) as ended:
+            main(["--url", url or small_farm.board.address, *more, *words, "--json"])
+        out = capsys.readouterr().out
+        assert (ended.value.code or 0) == code, out
+        return json.loads(out.splitlines()[-1])
+
+    return run
+
+
+def test_from_a_submission_to_files(farm: Farm, tmp_path: Path) -> None:
+    rows = [{"custom_id": f"A-{number}", "prompt": "a red vase", "seed": number} for number in (1, 2)]
+    defaults = {"size": "320x192", "steps": 2, "tile_size": 64}
+    made = farm.submit_batch(rows=rows, name="feed.jsonl", defaults=json.dumps(defaults), channel="ebay")
+    batch = made["batch"]
+    # The farm of the fixture has rendered these two images.
+    assert (made["new"], made["known"]) == (0, 2)
+    assert farm.wait(batch=batch, timeout_s=300) == {"done": 2}
+    job = farm.rows(batch)[0]
+    assert (job["custom_id"], farm.job(job["id"])["spec"]["seed"]) == ("A-1", 1)
+    assert farm.preview(job["id"])[:4] == b"RIFF"
+    assert farm.download(job["id"], tmp_path / "vase.jpg") == (tmp_path / "vase.jpg").stat().st_size
+    with Image.open(tmp_path / "vase.jpg") as image:
+        assert (image.format, image.size) == ("JPEG", (320, 192))
+    assert {each["id"] for each in farm.jobs(batch=batch)} == {each["id"] for each in farm.rows(batch)}
+    assert len(list(farm.jobs(limit=1, batch=batch))) == 1
+    farm.review(batch, ["A-1"], verdict="keep", reviewer="anna")
+    assert farm.reviews(batch)["counts"]["kept"] == 1
+    assert farm.report(batch=batch)["jobs"] == {"done": 2}
+
+
+def test_what_the_farm_refuses_has_its_sentence(farm: Farm, small_farm: SmallFarm) -> None:
+    with pytest.raises(Refused, match="width: 100 is not a multiple of 8"):
+        farm.submit("a vase", size="100x100")
+    with pytest.raises(Refused, match="unknown job"):
+        farm.job("no id")
+    with pytest.raises(Refused, match="is unknown"):
+        farm.batch("0123")
+    with pytest.raises(Refused) as refused:
+        farm.submit_batch(rows=[{"prompt": "a vase", "steps": 0}])
+    assert refused.value.details["errors"]
+    with pytest.raises(Refused, match="is done"):
+        farm.change("cancel", small_farm.done[0])
+
+
+def test_waiting_ends_as_the_jobs_do() -> None:
+    def answering(state: str) -> Farm:
+        answers = httpx2.MockTransport(lambda request: httpx2.Response(200, json={"state": state}))
+        return Farm("http://127.0.0.1:1", transport=answers)
+
+    assert answering("done").wait("3fa9") == {"done": 1}
+    for state, kind in (("failed", JobFailed), ("cancelled", JobCancelled)):
+        with pytest.raises(kind):
+            answering(state).wait("3fa9")
+    with pytest.raises(JobTimedOut):
+        answering("queued").wait("3fa9", timeout_s=-1)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "part"),
+    [
+        (503, {"error": "the database does not answer"}, BoardUnreachable, "database does not answer"),
+        (429, {"error": "too many wrong tokens"}, BoardUnreachable, "too many"),
+        (502, None, BoardUnreachable, "answers with status 502"),
+        (404, None, Refused, "answers with status 404"),
+        (200, None, BoardUnreachable, "something else than JSON"),
+        (200, [], BoardUnreachable, "as no board"),
+    ],
+)
+def test_answers_of_other_servers_are_told(status: int, body: Any, kind: type[Exception], part: str) -> None:
+    content: dict[str, Any] = {"text": "<html>"} if body is None else {"json": body}
+    answers = httpx2.MockTransport(lambda request: httpx2.Response(status, **content))
+    with pytest.raises(kind, match=part):
+        Farm("https://farm.example", transport=answers).job("3fa9")
+
+
+def test_a_redirect_gets_no_token() -> None:
+    asked: list[httpx2.Request] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request)
+        return httpx2.Response(307, headers={"location": "https://elsewhere.example/"})
+
+    with pytest.raises(Refused, match="leads to https://elsewhere"):
+        Farm("https://farm.example", "secret", transport=httpx2.MockTransport(answer)).job("3fa9")
+    assert [request.url.host for request in asked] == ["farm.example"]
+
+
+@pytest.mark.parametrize("url", ["farm.example", "ftp://farm.example", "https://", "https://["])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(BadInput, match="url"):
+        Farm(url)
+
+
+def test_the_commands_say_what_those_on_the_database_say(
+    said: Said, small_farm: SmallFarm, tmp_path: Path
+) -> None:
+    first = small_farm.done[0]
+    assert first in {row["id"] for row in said("list", "--state", "done")["jobs"]}
+    assert said("show", first[:10])["id"] == first
+    assert said("wait", first) == {"counts": {"done": 1}}
+    words = ("--size", "320x192", "--steps", "2", "--spec", str(_spec(tmp_path)), "--channel", "ebay")
+    made = said("submit", "a red vase", "--seed", "1", "--seeds", "2", *words)
+    assert (made["new"], made["known"], made["done"]) == (0, 2, 2)
+    batch = made["batch"]
+    dry = said("submit", "a vase", "--seed", "random:7", "--seeds", "3", "--dry-run")
+    assert (dry["rows"], dry["dry_run"]) == (3, True) and "random:7" in dry["notes"][0]
+    kept = said("review", batch, "--reject", "image-s2", "--reason", "blue", "--keep-rest")
+    assert kept["counts"]["kept"] == kept["counts"]["rejected"] == 1
+    assert said("review", batch, "--verdict", "rejected")["images"][0]["votes"][0]["reason"] == "blue"
+    files = said("export", "--batch", batch, "--channel", "ebay", str(tmp_path / "out"))["files"]
+    assert len([each for each in files if each["file"].endswith(".jpg")]) == 1
+    said("export", "--batch", batch, "--channel", "ebay", str(tmp_path / "out"), code=2)
+    assert said("export", first, str(tmp_path / "one.png"))["files"][0]["bytes"] > 0
+    assert said("report", "--batch", batch)["receipts"]
+    held = said("submit", "later", *words[:4], "--not-before", "2100-01-01")["jobs"][0]["id"]
+    assert said("cancel", held)["jobs"] == 1
+
+
+def _spec(folder: Path) -> Path:
+    path = folder / "spec.yaml"
+    path.write_text("tile_size: 64\n")
+    return path
+
+
+def test_mistakes_of_commands_are_bad_input(said: Said, tmp_path: Path) -> None:
+    assert "unknown job" in said("show", "ffff", code=2)["error"]
+    assert "init" in said("submit", "a vase", "--init", "a.png", code=2)["error"]
+    assert "database" in said("queues", code=2)["error"]
+    bad = tmp_path / "bad.csv"
+    bad.write_text("prompt,steps\na vase,0\n")
+    assert "bad row" in said("submit", str(bad), code=2)["error"]
+    assert "no answer" in said("list", code=6, url="http://127.0.0.1:9")["error"]
+
+
+def test_a_token_comes_from_a_file(locked: RunningBoard, said: Said, tmp_path: Path) -> None:
+    good, viewer, wrong = tmp_path / "good", tmp_path / "viewer", tmp_path / "wrong"
+    good.write_text(f"{OPERATOR}\n")
+    viewer.write_text(VIEWER)
+    wrong.write_text("")
+    assert "token is required" in said("list", code=2, url=locked.address)["error"]
+    assert said("list", url=locked.address, token=str(viewer))["jobs"] is not None
+    assert "viewers cannot" in said("submit", "x", code=2, url=locked.address, token=str(viewer))["error"]
+    made = said("submit", "x", "--size", "128x128", url=locked.address, token=str(good))
+    assert made["new"] == 1
+    assert "holds no token" in said("list", code=2, url=locked.address, token=str(wrong))["error"]
