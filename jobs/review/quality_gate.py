@@ -16,8 +16,12 @@ from render.output.manifest import Manifest
 DARKEST, BRIGHTEST = 40, 215
 """An image that has no value above the one, or none below the other, shows nothing."""
 MOST_OFFSET = 1.5
-"""Gray levels of a step along a border (`SeamScore.offset`); the score's other figures tell texture and outlines
-from seams only in images of many windows. FIGURES"""
+"""Gray levels of a step along a border (`SeamScore.offset`).
+
+The score's own limits are for large images: at 384 pixels an outline on one of few borders breaks them. Of 13
+good images of that size they flagged 9, this flags 2 (in one a table's edge lies on a border). Of added steps
+of 3 gray levels they find 25 in 26, this 24, of 4 levels both all (built-in model, CPU, 2026-11-30).
+"""
 LEAST_CONTRAST = 3.0
 """Standard deviation of the gray levels of a thumbnail; below it an image is one even area."""
 
