@@ -14,7 +14,8 @@ from jobs.intake.expansion import Expansion
 from jobs.intake.options import IntakeOptions
 from render.errors import BadInput
 from render.models.model_paths import find_model_paths, model_info
-from render.models.prompt_limits import dropped_prompts, may_be_long
+from render.models.prompt_limits import dropped_prompts, may_be_long, weights_note
+from render.spec.prompt_text import has_weights
 
 _PREVIEWED = 3
 _SHOWN_LONG = 5
@@ -110,15 +111,18 @@ def _add_image(row: Row, prepared: Preparation, check: ModelCheck, checked: Chec
     check(*row.spec.model_names)
     prepared.add(BatchItem(row=prepared.count + 1, custom_id=row.custom_id, spec=row.spec))
     checked.images += 1
-    _note_long_prompts(row, checked)
+    _note_prompts(row, checked)
     if len(checked.preview) < _PREVIEWED:
         names = ("prompt", "width", "height", "seed", "steps")
         shown = {name: getattr(row.spec, name) for name in names}
         checked.preview.append({"custom_id": row.custom_id, **shown})
 
 
-def _note_long_prompts(row: Row, checked: CheckedBatch) -> None:
+def _note_prompts(row: Row, checked: CheckedBatch) -> None:
     prompts = row.spec.prompts
+    if any(map(has_weights, prompts.values())):
+        note = weights_note(find_model_paths(*row.spec.model_names).model, prompts.values())
+        checked.notes += [note] if note and note not in checked.notes else []
     if not any(map(may_be_long, prompts.values())):
         return  # without looking for the model's folder
     for each in dropped_prompts(find_model_paths(*row.spec.model_names).model, prompts):

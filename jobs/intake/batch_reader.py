@@ -8,17 +8,18 @@ stands for the default.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.intake.cells import cell_text, check_rounded_id, parse_cell
+from jobs.intake.cells import cell_text, check_no_error, check_rounded_id, parse_cell
 from jobs.intake.columns import Columns
 from jobs.intake.expansion import Expansion
 from jobs.intake.open_table import open_table
 from jobs.intake.options import CUSTOM_ID, IntakeOptions, is_random
-from jobs.intake.raw_rows import Reading
+from jobs.intake.raw_rows import Reading, fold_blanks
 from jobs.intake.row_images import RowImages
 from render.errors import BadInput
 from render.spec import IMAGE_FIELDS, Spec, beside, expand_size, names_image
@@ -126,16 +127,18 @@ class _Rows:
         """The values of a row by what they are for."""
         row = _Sorted()
         for name, value in values.items():
-            if value is None or (isinstance(value, str) and not value.strip()):
+            if value is None or (isinstance(value, str) and not fold_blanks(value)):
                 continue
             use = self.columns.use_of(name)
-            if use.custom_id:
-                row.custom_id = value
-            for column in use.template:
-                row.texts[column] = value
             try:
                 if use.problem:
                     raise BadInput("column", name[:80] or None, use.problem)
+                if use.used:
+                    check_no_error(name, value)
+                if use.custom_id:
+                    row.custom_id = value
+                for column in use.template:
+                    row.texts[column] = value
                 if use.field is not None:
                     if use.field.name in row.given:
                         fix = f"is a second value of {use.field.name}; use one of them"
@@ -184,6 +187,7 @@ class _Rows:
 def _custom_id(value: Any, line: int) -> str:
     if value is None:
         return f"row-{line}"
-    text = cell_text(CUSTOM_ID, value).strip()
+    # One name in two forms of Unicode would be two names that nobody can tell apart.
+    text = unicodedata.normalize("NFC", cell_text(CUSTOM_ID, value).strip())
     check_rounded_id(CUSTOM_ID, text)
     return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from render.errors import BadInput
 from render.spec import Spec, SpecField
 
 _SHOWN = 8
+_UNIT = re.compile(r"[(\[][^)\]]*[)\]]")
+"""As in `Width (px)`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,7 @@ class Columns:
         near = [
             f"did you mean {match} by {name}?"
             for name in unused
-            for match in _near(fold(name), self._known())
+            for match in _near(fold(_UNIT.sub("", name)), self._known())
         ]
         count = f"{len(unused)} columns" if len(unused) > 1 else "1 column"
         note = f"ignored {count} that neither the template nor the spec uses: {_listed(unused)}"

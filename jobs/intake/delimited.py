@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TextIO
 
 from jobs.intake.encoding import find_encoding
-from jobs.intake.raw_rows import RawRow, Reading, Table, cells_to_values, header
+from jobs.intake.raw_rows import RawRow, Reading, Table, cells_to_values, header, is_header
 from render.errors import BadInput
 
 _SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 _SEP_LINE = re.compile(r'"?sep=(.)"?[,;\t]*\s*', re.IGNORECASE)
 _SAMPLE_LINES = 30
+_KEPT_TEXT = re.compile('="((?:[^"]|"")*)"')
+_GUARDED = re.compile(r"'(?:[=+@-]|\d+$)")
 
 
 def open_delimited(reading: Reading, files: ExitStack) -> Table:
@@ -125,7 +127,18 @@ def _rows(
             lines.give_back(1)
             yield line, BadInput("quotes", None, f"open a cell that takes in the next lines; {_QUOTES}")
             continue
-        yield line, cells_to_values(columns, [cell.strip() for cell in cells])
+        texts = [_meant(cell.strip()) for cell in cells]
+        if is_header(columns, texts):
+            yield line, BadInput("row", None, "repeats the header; delete it")
+            continue
+        yield line, cells_to_values(columns, texts)
+
+
+def _meant(text: str) -> str:
+    """The text of a cell without what keeps spreadsheets from changing it: ="00510" and '00510 are 00510."""
+    if (kept := _KEPT_TEXT.fullmatch(text)) is not None:
+        return kept[1].replace('""', '"')
+    return text[1:] if _GUARDED.match(text) else text
 
 
 _QUOTES = 'write a quote inside a quoted value twice, as in "12"" vase"'

@@ -18,6 +18,17 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_OTHER_FILES = (
+    (b"pk\x03\x04", "is a workbook or an archive under another ending; rename a workbook to .xlsx"),
+    (b"\xd0\xcf\x11\xe0", "is an .xls workbook under another ending; save it as .xlsx"),
+    (b"\x1f\x8b", "is packed by gzip; unpack it"),
+    (b"%pdf-", "is a PDF; export the table as CSV"),
+    (b"<!doctype", "is a web page; export the table as CSV"),
+    (b"<html", "is a web page; export the table as CSV"),
+    (b"<table", "is a web page; export the table as CSV"),
+    (b"<?xml", "is XML; export the table as CSV"),
+)
+"""How files begin that are no text of a table, in lower case."""
 _SAY = "say which with --encoding, e.g. cp1250, cp1251, mac_roman or shift_jis"
 _UNLIKELY = re.compile(
     # Western text has no three letters beyond ASCII in a row (Cyrillic and Chinese read so have), no capital
@@ -25,6 +36,9 @@ _UNLIKELY = re.compile(
     "[\u0192\u02c6\u02dc\u00c0-\u00ff\u0160\u0161\u017d\u017e\u0152\u0153\u0178]{3}"
     "|[a-z\u00df-\u00ff][\u0160\u017d\u0152\u0178\u00c0-\u00de]"
     "|[A-Za-z][\u00a1\u00a4-\u00a6\u00a8\u00ac\u00af\u00b8\u0192\u2020\u2021\u2030\u02c6]"
+    # UTF-8 in which a few bytes are damaged: its letters read as two.
+    "|(?<![^\\W\\d_])[\u00c2\u00c3][\u00a0-\u00bf\u201a\u0192\u201e\u2026\u2020\u2021\u02c6\u2030\u0160\u2039\u0152\u017d"
+    "\u2018\u2019\u201c\u201d\u2022\u2013\u2014\u02dc\u2122\u0161\u203a\u0153\u017e\u0178]"
     "|[a-z][\u00bf\u00b5\u00b6](?=[a-z])|[\u00b9\u00b3](?=[A-Za-z\u00c0-\u00ff])"
 )
 
@@ -46,6 +60,9 @@ def find_encoding(path: Path, given: str | None = None) -> Encoding:
         return _given(path, given)
     with path.open("rb") as file:
         start = file.read(4096)
+    for mark, fix in _OTHER_FILES:
+        if start.lstrip().lower().startswith(mark):
+            raise BadInput("batch", str(path), fix)
     codec = next((codec for mark, codec in _MARKS if start.startswith(mark)), None) or _utf16(start)
     if codec is not None:
         _check(path, codec)

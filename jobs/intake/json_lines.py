@@ -11,6 +11,8 @@ from jobs.intake.encoding import find_encoding
 from jobs.intake.raw_rows import RawRow, Reading, Table, not_names_and_values, refuse_row
 from render.errors import BadInput
 
+_NO_LIST = "is a JSON list; write one object for each line, without brackets and commas around them"
+
 
 def open_json_lines(reading: Reading, files: ExitStack) -> Table:
     """Raises `BadInput` and `OSError`."""
@@ -26,13 +28,22 @@ def _rows(file: TextIO) -> Iterator[RawRow]:
 
 
 def _values(text: str) -> dict[str, Any] | BadInput:
+    if text.strip() == "[":
+        return refuse_row(_NO_LIST)
     try:
-        values = json.loads(text, object_pairs_hook=_once)
+        values = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
     except BadInput as exc:
         return exc
     except (ValueError, RecursionError) as exc:
         return refuse_row(f"is not valid JSON ({str(exc)[:100]})")
+    if isinstance(values, list):
+        return refuse_row(_NO_LIST)
     return values if isinstance(values, dict) else not_names_and_values()
+
+
+def _no_number(name: str) -> Any:
+    """Python's json writes NaN where a table has no value."""
+    raise BadInput("row", None, f"has {name}, which is not JSON; write null where there is no value")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

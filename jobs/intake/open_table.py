@@ -13,6 +13,7 @@ from jobs.intake.raw_rows import Reading, Table
 from jobs.intake.workbook import open_workbook
 from jobs.intake.yaml_rows import open_yaml
 from render.errors import BadInput
+from render.spec.files import home_path
 
 READERS = {
     ".csv": open_delimited,
@@ -39,12 +40,27 @@ def batch_file(text: str) -> Path | None:
 
     A file is never taken for a prompt, whatever its ending.
     """
-    path = Path(text)
+    text = text.strip()
+    if text == "-":
+        raise BadInput(
+            "prompt", text, f"would be standard input, which is not read; give a {_endings()} file"
+        )
+    path = home_path(text) if text.startswith("~/") else Path(text)
     if path.suffix.lower() in READERS:
         return path
+    if _is_folder(text, path):
+        raise BadInput("prompt", text, f"is a folder; name a {_endings()} file in it")
     if _FILE.fullmatch(text) or _exists(path):
         raise BadInput("prompt", text, f"is a file of another kind than {_endings()}; save it as one of them")
     return None
+
+
+def _is_folder(text: str, path: Path) -> bool:
+    """Whether a text is a folder's path; a word alone is a prompt, whatever there is in this folder."""
+    try:
+        return ("/" in text or "\\" in text or text in (".", "..")) and path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _exists(path: Path) -> bool:

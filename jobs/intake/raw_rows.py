@@ -34,6 +34,20 @@ class Reading:
     """Of a workbook; its first visible one if None."""
 
 
+_INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200e\u200f\u2060\u00ad"))
+"""What exports and web pages leave in the names of columns."""
+
+
+def fold_blanks(name: str) -> str:
+    """A column's name as a person sees it."""
+    return name.translate(_INVISIBLE).strip()
+
+
+def is_header(columns: tuple[str, ...], cells: list[Any]) -> bool:
+    """Whether a row is the header again, as in two files that were put together."""
+    return header(cells) == columns
+
+
 def refuse_row(problem: str) -> BadInput:
     return BadInput("row", None, problem)
 
@@ -52,9 +66,10 @@ def cells_to_values(columns: tuple[str, ...], cells: list[Any]) -> dict[str, Any
     return dict(zip(columns, cells, strict=True))
 
 
-def header(names: list[str]) -> tuple[str, ...]:
-    """The names of a header line without surrounding blanks and without the empty ones at its end."""
-    found = [name.strip() for name in names]
+def header(names: list[Any]) -> tuple[str, ...]:
+    """The names of a header line without surrounding blanks, without signs that nobody sees, and without the
+    empty ones at its end."""
+    found = [fold_blanks(str(name)) for name in names]
     while found and not found[-1]:
         found.pop()
     return tuple(found)

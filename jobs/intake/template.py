@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from jobs.intake.raw_rows import fold_blanks
 from render.errors import BadInput
 
 MAX_ALTERNATIVES = 1000
@@ -19,7 +20,7 @@ _OPEN, _CLOSE = "\ue000", "\ue001"
 
 def fold(name: str) -> str:
     """A column's name without case, and with `_` for blanks and hyphens: `Product Name` is `product_name`."""
-    return re.sub(r"[\s_-]+", "_", unicodedata.normalize("NFC", name).strip().casefold())
+    return re.sub(r"[\s_-]+", "_", fold_blanks(unicodedata.normalize("NFC", name)).casefold())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,9 @@ from contextlib import ExitStack
 from datetime import date, datetime, time
 from typing import Any
 
-from jobs.intake.raw_rows import RawRow, Reading, Table, cells_to_values, header
+from jobs.intake.number_text import NumberText, number_text
+from jobs.intake.raw_rows import RawRow, Reading, Table, cells_to_values, header, is_header
+from jobs.intake.sheet_layout import MergedCells, SheetLayout, hidden_note, read_layout
 from render.errors import BadInput
 
 _MAX_UNPACKED = 400 << 20
@@ -18,14 +20,11 @@ _MAX_UNPACKED = 400 << 20
 _MAX_STRINGS = 60 << 20
 """Bytes of its shared texts, which are held in memory."""
 _MAX_COLUMNS = 2000
-_EXACT = 10**15
-"""A spreadsheet keeps 15 digits of a number and rounds the rest away."""
-_ZEROS = re.compile("0+")
-_NEVER_CALCULATED = re.compile(
-    rb'<c\s(?![^>]*t="str")[^>]*?r="([A-Z]+\d+)"[^>]*>\s*<f[^>]*?(?:/>|>[^<]*</f>)\s*'
-    rb"(?:<v\s*/>|<v>\s*</v>)?\s*</c>"
-)
-"""A cell with a formula and without its value, as programs write it."""
+_OLE = b"\xd0\xcf\x11\xe0"
+"""How files begin that are .xls workbooks, or .xlsx with a password."""
+_STRICT = b"http://purl.oclc.org/ooxml/"
+_ESCAPED = re.compile("_x([0-9A-Fa-f]{4})_")
+"""A control character as Excel writes it into a text: `_x000D_` is a carriage return."""
 
 
 def open_workbook(reading: Reading, files: ExitStack) -> Table:
@@ -45,7 +44,7 @@ def open_workbook(reading: Reading, files: ExitStack) -> Table:
         raise _broken(reading, exc) from exc
     files.callback(book.close)
     sheet, notes = _sheet(book, reading)
-    _check_formulas(reading, sheet)
+    layout = read_layout(reading, sheet._worksheet_path)
     lines = _lines(reading, sheet)
     found = next(((line, cells) for line, cells in lines if any(_text(cell) for cell in cells)), None)
     if found is None:
@@ -53,14 +52,31 @@ def open_workbook(reading: Reading, files: ExitStack) -> Table:
     columns = header([_text(cell) for cell in found[1]])
     if len(columns) > _MAX_COLUMNS:
         raise BadInput("batch", str(path), f"has more than {_MAX_COLUMNS} columns; remove those without use")
-    return Table(rows=_rows(lines, columns), columns=columns, notes=notes)
+    _check_header(reading, layout, found[0])
+    return Table(rows=_rows(lines, columns, layout, notes), columns=columns, notes=notes)
+
+
+def _check_header(reading: Reading, layout: SheetLayout, line: int) -> None:
+    merged = next((each for each in layout.merged if each.top <= line <= each.bottom), None)
+    if merged is not None:
+        fix = f"has merged cells in its header ({merged.name}); write one name above each column, in one row"
+        raise BadInput("batch", str(reading.path), fix)
 
 
 def _check_package(reading: Reading) -> None:
     """Refuse what is no workbook, or unpacks to more than a workbook of rows ever does."""
+    with reading.path.open("rb") as file:
+        if file.read(4) == _OLE:
+            fix = "has a password or is an .xls under another name; save it as .xlsx without one"
+            raise BadInput("batch", str(reading.path), fix)
     try:
         with zipfile.ZipFile(reading.path) as package:
             parts = package.infolist()
+            if "xl/workbook.xml" in package.namelist():
+                with package.open("xl/workbook.xml") as part:
+                    if _STRICT in part.read(4096):
+                        fix = "is a Strict Open XML workbook; save it as an ordinary Excel workbook (.xlsx)"
+                        raise BadInput("batch", str(reading.path), fix)
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as exc:
         raise _broken(reading, exc) from exc
     strings = sum(part.file_size for part in parts if "sharedStrings" in part.filename)
@@ -88,17 +104,6 @@ def _sheet(book: Any, reading: Reading) -> tuple[Any, list[str]]:
     return sheets[0], [f"read the sheet {sheets[0].title!r} of {names}; --sheet names another"]
 
 
-def _check_formulas(reading: Reading, sheet: Any) -> None:
-    with zipfile.ZipFile(reading.path) as package, package.open(sheet._worksheet_path) as part:
-        rest = b""
-        while chunk := part.read(1 << 20):
-            found = _NEVER_CALCULATED.search(rest + chunk)
-            if found is not None:
-                fix = f"has no value of the formula in {found[1].decode()}; save it in a spreadsheet program"
-                raise BadInput("batch", str(reading.path), fix)
-            rest = chunk[-4096:]
-
-
 def _lines(reading: Reading, sheet: Any) -> Iterator[tuple[int, list[Any]]]:
     # Its own count of rows and columns is often wrong, and then rows are left out.
     sheet.reset_dimensions()
@@ -109,26 +114,34 @@ def _lines(reading: Reading, sheet: Any) -> Iterator[tuple[int, list[Any]]]:
         raise _broken(reading, exc) from exc
 
 
-def _rows(lines: Iterator[tuple[int, list[Any]]], columns: tuple[str, ...]) -> Iterator[RawRow]:
+def _rows(
+    lines: Iterator[tuple[int, list[Any]]], columns: tuple[str, ...], layout: SheetLayout, notes: list[str]
+) -> Iterator[RawRow]:
+    merged, hidden = MergedCells(layout.merged, len(columns)), list[int]()
     for line, cells in lines:
         texts = [_text(cell) for cell in cells]
         if not any(texts):
             continue
-        wrong = next((cell for cell in cells[: len(columns)] if cell.data_type == "e"), None)
-        if wrong is not None:
-            name = columns[wrong.column - 1] or str(wrong.column)
-            yield line, BadInput(name, wrong.value, "is an error of the spreadsheet; correct the formula")
-            continue
+        if line in layout.hidden:
+            hidden.append(line)
         # A sheet stores no cells after the last one with a value.
         texts += [""] * (len(columns) - len(texts))
+        merged.fill(line, texts)
+        if is_header(columns, texts):
+            yield line, BadInput("row", None, "repeats the header; delete it")
+            continue
         yield line, cells_to_values(columns, texts)
+    notes += filter(None, [merged.note, hidden_note(hidden)])
 
 
-def _text(cell: Any) -> str:
-    """What a cell shows: whole numbers without a point, `00510` where its format has leading zeros."""
+def _text(cell: Any) -> Any:
+    """What a cell shows: whole numbers without a point, `00510` where its format has leading zeros; the error
+    of a cell that holds one."""
     value = cell.value
     if value is None:
         return ""
+    if cell.data_type == "e":
+        return BadInput("cell", value, "is an error of the spreadsheet; correct the formula")
     if isinstance(value, bool):
         return str(value).upper()
     if isinstance(value, int | float):
@@ -137,13 +150,8 @@ def _text(cell: Any) -> str:
         return (value.date() if value.time() == time() else value).isoformat()
     if isinstance(value, date | time):
         return value.isoformat()
-    return str(value).strip()
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), str(value)).strip()
 
 
-def _number(value: float, shown_as: str | None) -> str:
-    if abs(value) >= _EXACT:
-        return f"{value:.5E}"
-    if value != int(value):
-        return repr(value)
-    digits = str(int(value))
-    return digits.zfill(len(shown_as)) if shown_as and _ZEROS.fullmatch(shown_as) else digits
+def _number(value: float, shown_as: str | None) -> NumberText:
+    return number_text(value, shown_as or "General")

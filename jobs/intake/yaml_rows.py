@@ -65,7 +65,9 @@ class _Document:
         with self._events() as events:
             for key in self._keys(events):
                 if key == "rows":
-                    if rows or not isinstance(next(events), SequenceStartEvent):
+                    if rows:
+                        raise BadInput("batch", self._path, "has rows twice; write one list")
+                    if not isinstance(next(events), SequenceStartEvent):
                         raise self._no_rows()
                     rows = True
                     _skip(events)

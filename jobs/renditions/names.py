@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from string import Formatter
@@ -12,6 +13,8 @@ from render.errors import BadInput
 FIELDS = ("custom_id", "base_id", "n", "row", "job", "seed", "channel")
 """See `jobs.renditions.batch.BatchImage`."""
 _UNSAFE = re.compile(r"[^\w.+() -]")
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE | re.ASCII)
+"""Devices of Windows, with any ending."""
 _LONGEST = 180
 """Bytes of one value, so that a name stays below the 255 of file systems."""
 
@@ -45,9 +48,12 @@ def has_fields(template: str) -> bool:
 
 
 def safe(text: str) -> str:
-    """A value as a part of a file's name: no separators, no control characters, no leading dot."""
-    cleaned = _UNSAFE.sub("_", text).strip()
+    """A value as a part of a file's name: no separators, no control characters, no leading dot, nothing that
+    Windows refuses, in the composed form that all systems take alike."""
+    cleaned = _UNSAFE.sub("_", unicodedata.normalize("NFC", text)).strip().rstrip(". ")
     cleaned = re.sub(r"^\.+", "_", cleaned) or "_"
+    if _RESERVED.fullmatch(cleaned):
+        cleaned += "_"
     return cleaned.encode()[:_LONGEST].decode(errors="ignore")
 
 
@@ -55,6 +61,7 @@ def check_unique(targets: Mapping[Path, str], target: Path, custom_id: str) -> N
     """Raise `BadInput` if another image has the same file already (upper and lower case alike)."""
     if target in targets:
         problem = (
-            f"gives {targets[target]!r} and {custom_id!r} one file, {target.name}; add {{n}} or {{custom_id}}"
+            f"gives {targets[target]!r} and {custom_id!r} one file, {target.name}; add {{custom_id}}, {{n}}, "
+            "{row} or {job}"
         )
         raise BadInput("target", str(target.parent), problem)

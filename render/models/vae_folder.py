@@ -12,6 +12,7 @@ from render.model_info import ModelInfo
 from render.models.autoencoders.geometry import AutoencoderGeometry, autoencoder_geometry
 from render.models.config_files import read_json
 from render.models.weights import check_pointers, check_weights, part_digest, refuse_pickles
+from render.spec.files import home_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +30,13 @@ def resolve_vae(name: str) -> Path:
 
     Raises `ModelNotUsable` when there is none on this machine.
     """
-    folder = Path(name).expanduser()
-    for found in (folder, folder / "vae"):
-        if (found / "config.json").is_file():
-            return found
+    folder = home_path(name)
+    try:
+        for found in (folder, folder / "vae"):
+            if (found / "config.json").is_file():
+                return found
+    except OSError as exc:
+        raise ModelNotUsable("vae", name[:200], f"cannot be read ({exc.strerror}); check the path") from exc
     fix = "is no folder with the config.json of an autoencoder on this machine; give the path of one"
     raise ModelNotUsable("vae", name, fix)
 

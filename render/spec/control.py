@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass
 from render.errors import BadInput
 from render.safetensors_file import file_problem, file_sha256
 from render.spec.fields import Text, problem
+from render.spec.files import home_path, is_file
 from render.spec.init_image import SHAPE_TOLERANCE, InitImage, check_digest
 from render.spec.validation import CONFIG, Checked
 
@@ -65,7 +66,7 @@ class Control(InitImage):
         if isinstance(value, str):
             return cls.from_any(_parsed(value))
         if isinstance(value, dict) and "digest" not in value and isinstance(value.get("path"), str):
-            value = value | cls.described(Path(value["path"]).expanduser())
+            value = value | cls.described(home_path(value["path"]))
         found = cls.from_values(value, f"is not KIND=IMAGE; write e.g. {EXAMPLE}")
         if found.start >= found.end:
             raise BadInput(
@@ -104,15 +105,20 @@ class ControlNetwork(Checked):
         if isinstance(value, cls):
             return value
         if isinstance(value, str):
-            return cls.open(Path(value).expanduser())
+            return cls.open(home_path(value))
         if isinstance(value, dict) and "digest" not in value and isinstance(value.get("path"), str):
-            return cls.open(Path(value["path"]).expanduser())
+            return cls.open(home_path(value["path"]))
         return cls.from_values(value, f"is not a folder; write e.g. {FOLDER_EXAMPLE}")
 
     @classmethod
     def open(cls, path: Path) -> Self:
         """Digest a folder. Raises `BadInput` for one that is not a ControlNet in diffusers' format."""
-        if not (path / "config.json").is_file():
+        try:
+            is_there = (path / "config.json").is_file()
+        except OSError as exc:
+            fix = f"cannot be read ({exc.strerror}); check the path"
+            raise BadInput("controlnet", str(path)[:200], fix) from exc
+        if not is_there:
             fix = "is no folder with the config.json of a ControlNet on this machine; give the path of one"
             raise BadInput("controlnet", str(path), fix)
         weights = sorted(path.glob("*.safetensors"))
@@ -147,7 +153,7 @@ def _parsed(text: str) -> dict[str, Any]:
     if form is None:
         raise BadInput("control", text[:120], f"is not KIND=IMAGE[:WEIGHT][:START-END]; write e.g. {EXAMPLE}")
     whole = text.partition("=")[2]
-    if Path(whole).expanduser().is_file():
+    if is_file(home_path(whole)):
         return {"kind": form["kind"], "path": whole}
     numbers = {name: float(form[name]) for name in ("weight", "start", "end") if form[name] is not None}
     return {"kind": form["kind"], "path": form["path"]} | numbers

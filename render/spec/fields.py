@@ -7,7 +7,9 @@ examples as pydantic knows them, and how it is presented as `Shown`. `SpecField`
 from __future__ import annotations
 
 import json
+import re
 import types
+import unicodedata
 from dataclasses import dataclass
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -18,6 +20,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from render.errors import BadInput
 
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+", re.ASCII)
 NO_FLAG = ""
 """Of a field that has no flag of its own."""
 
@@ -66,7 +69,8 @@ def _check_text(text: str) -> str:
 
 def check_filled(text: str) -> str:
     """The text; a problem of the field if it is blank."""
-    if not text.strip():
+    # Neither blanks nor format characters, such as a zero-width space, show anything.
+    if all(sign.isspace() or unicodedata.category(sign) == "Cf" for sign in text):
         raise problem("is empty; give a value")
     return text
 
@@ -154,7 +158,12 @@ class SpecField:
             return _parse_parts(self.name, value)
         if self.kind not in (int, float):
             return value
+        if _DECIMAL_COMMA.fullmatch(value.strip()) and self.kind is float:
+            raise BadInput(self.name, value[:80], f"has a comma; write {value.strip().replace(',', '.')}")
         try:
+            # int() and float() also take 1_000, and the digits of other scripts.
+            if not value.isascii() or "_" in value:
+                raise ValueError(value)
             return self.kind(value)
         except ValueError as exc:
             raise BadInput(self.name, value[:80], self.problem_with(value)) from exc

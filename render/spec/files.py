@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import json
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,17 +19,19 @@ MAX_YAML_NODES = 5_000_000
 """Values of a YAML file, with its aliases written out: a batch of 200,000 rows has about so many."""
 IMAGE_FIELDS = ("init", "mask")
 """The fields of a spec that name an image file."""
-PARTS_OF_FILES = ("lora", "embedding", "control", "controlnet")
+PARTS_OF_FILES = ("lora", "control", "controlnet")
 """The fields with several parts, each of which names a file or a folder."""
 _WORDS = (("mask", "alpha"), ("mask", "none"), ("mask", "cutout"))
 """Values of them that do not."""
+_NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_MISREAD = re.compile(r"[-+]?(0[0-7_]+|[\d_]+(:[\d_.]+)+)")
 _SIZE_FORM = "is not WIDTHxHEIGHT in pixels; use e.g. 1024x1024"
 
 
 def read_spec_file(path: Path) -> dict[str, Any]:
     """Names and values from a .json, .yaml, .yml or .toml file; raises `BadInput` when it cannot be read."""
     readers: dict[str, Callable[[str], Any]] = {
-        ".json": json.loads,
+        ".json": load_json,
         ".yaml": load_yaml,
         ".yml": load_yaml,
         ".toml": tomllib.loads,
@@ -35,7 +40,7 @@ def read_spec_file(path: Path) -> dict[str, Any]:
     if reader is None:
         raise BadInput("spec", str(path), f"has an unknown ending; use one of {', '.join(readers)}")
     try:
-        values = reader(path.read_text(encoding="utf-8"))
+        values = reader(_decoded(path.read_bytes()))
     except OSError as exc:
         raise BadInput("spec", str(path), f"cannot be read ({exc.strerror}); check the path") from exc
     except ValueError as exc:
@@ -50,12 +55,47 @@ def read_spec_file(path: Path) -> dict[str, Any]:
     return beside(path, values)
 
 
+def home_path(text: str) -> Path:
+    """A path with `~` written out; one of a user that there is not stays as it is."""
+    with contextlib.suppress(RuntimeError):
+        return Path(text).expanduser()
+    return Path(text)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False for what no path can be."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _decoded(data: bytes) -> str:
+    """Text in UTF-8, or in UTF-16 as some programs of Windows save it; without a byte order mark."""
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if utf16 else "utf-8-sig")
+
+
+def load_json(text: str) -> Any:
+    """A JSON text; raises `ValueError`, also for a name that an object has twice."""
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)[:80]!r} stands there twice")
+    return values
+
+
 def load_yaml(text: str) -> Any:
     """The one document of a YAML text, of plain types only (`yaml.safe_load`).
 
-    Raises `ValueError` for what is not valid, and for aliases that make much more of it than stands there:
-    nine lines of lists of lists can stand for more than any memory holds. Raises `RecursionError` where it is
-    nested too deeply.
+    Raises `ValueError` for what is not valid, for a key that is there twice, for numbers that YAML 1.1 takes
+    for others than they look (012 for 10, 1:30 for 90), and for aliases that make much more of it than stands
+    there: nine lines of lists of lists can stand for more than any memory holds. Raises `RecursionError`
+    where it is nested too deeply.
     """
     try:
         # It reads the text at once, and refuses control characters.
@@ -87,9 +127,32 @@ def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
         if isinstance(node, yaml.SequenceNode):
             parts = node.value
         elif isinstance(node, yaml.MappingNode):
+            _check_keys(node)
             parts = [part for pair in node.value for part in pair]
+        else:
+            _check_number(node)
         found = known[id(node)] = 1 + sum(_nodes(part, known) for part in parts)
     return found
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    seen = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+            if (key.tag, key.value) in seen:
+                line = key.start_mark.line + 1
+                raise ValueError(f"line {line} has {key.value[:80]!r} again; remove one of the two")
+            seen.add((key.tag, key.value))
+
+
+def _check_number(node: yaml.Node) -> None:
+    """Refuse octal and sexagesimal numbers, which hardly anybody means."""
+    plain = isinstance(node, yaml.ScalarNode) and node.style is None and node.tag in _NUMBER_TAGS
+    if plain and _MISREAD.fullmatch(node.value):
+        line = node.start_mark.line + 1
+        raise ValueError(
+            f"line {line} has {node.value}, another number in YAML; put it in quotes if it is text"
+        )
 
 
 def names_image(field: str, value: object) -> bool:

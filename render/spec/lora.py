@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from render.errors import BadInput
 from render.safetensors_file import file_problem, file_sha256, read_header
 from render.spec.fields import Text, problem
+from render.spec.files import home_path, is_file
 from render.spec.validation import CONFIG, Checked
 
 EXAMPLE = "brand.safetensors:0.8"
@@ -23,13 +24,15 @@ _UNSUPPORTED = {
     "hada_w1": "is a LoHa (LyCORIS), which diffusers does not load; convert it to a plain LoRA",
     "lokr_w": "is a LoKr (LyCORIS), which diffusers does not load; convert it to a plain LoRA",
 }
+_COMMA = re.compile(r"-?\d*,\d+", re.ASCII)
+_LYCORIS = re.compile(r"\.(lora_mid|b?oft_\w+|on_input|w_norm|b_norm|[ab][12])(\.weight)?$")
+"""Of LyCORIS, by the end of a name: LoCon in Tucker form, OFT, IA3, norms, GLoRA."""
 _DOWN = re.compile(
     r"attn2[._](?:processor[._])?to_k(?:_lora)?[._](?:lora[._])?(?:lora_down|down|lora_A).*weight$"
 )
 
 
-def check_digest(text: str) -> str:
-    """A SHA-256 in a spec; raises a validation error for any other text."""
+def _check_digest(text: str) -> str:
     if len(text) != 64 or set(text) - set("0123456789abcdef"):
         raise problem("is not a SHA-256 in hexadecimal; name the file instead")
     return text
@@ -42,7 +45,7 @@ class Lora(Checked):
     part_of: ClassVar[str] = "lora"
 
     path: Annotated[Text, Field(description="Where the file is on this machine.")]
-    digest: Annotated[str, AfterValidator(check_digest), Field(description="SHA-256 of the file.")]
+    digest: Annotated[str, AfterValidator(_check_digest), Field(description="SHA-256 of the file.")]
     weight: Annotated[
         float,
         Field(ge=-LARGEST_WEIGHT, le=LARGEST_WEIGHT, description="How strongly it changes the model."),
@@ -74,10 +77,15 @@ class Lora(Checked):
             raise BadInput("lora", str(path), "is not a file on this machine; check the path")
         if (damage := file_problem(path)) is not None:
             raise BadInput("lora", str(path), f"is a file {damage}")
-        names = " ".join(read_header(path))
+        header = read_header(path)
+        names = " ".join(header)
         for part, fix in _UNSUPPORTED.items():
             if part in names:
                 raise BadInput("lora", str(path), fix)
+        lycoris = next((name for name in header if _LYCORIS.search(name)), None)
+        if lycoris is not None:
+            fix = f"has tensors of LyCORIS ({lycoris[:80]}), which diffusers does not load; use a plain LoRA"
+            raise BadInput("lora", str(path), fix)
         if "lora" not in names.lower():
             raise BadInput("lora", str(path), "has no LoRA weights; use --model for a whole model")
         return cls(path=str(path), digest=file_sha256(path), weight=weight)
@@ -107,13 +115,15 @@ def check_once(loras: Sequence[Lora]) -> None:
 
 def _parsed(text: str) -> tuple[Path, float]:
     path, colon, tail = text.rpartition(":")
+    if colon and _COMMA.fullmatch(tail) and not is_file(Path(text)):
+        raise BadInput("lora", text, f"has a weight with a comma; write {path}:{tail.replace(',', '.')}")
     try:
         weight = float(tail)
     except ValueError:
-        return Path(text).expanduser(), 1.0
-    if not colon or Path(text).is_file():
-        return Path(text).expanduser(), 1.0
+        return home_path(text), 1.0
+    if not colon or is_file(Path(text)):
+        return home_path(text), 1.0
     if not math.isfinite(weight) or abs(weight) > LARGEST_WEIGHT:
         fix = f"has a weight that is not from {-LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}"
         raise BadInput("lora", text, fix)
-    return Path(path).expanduser(), weight
+    return home_path(path), weight

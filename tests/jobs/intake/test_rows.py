@@ -60,7 +60,7 @@ def test_a_number_is_read_as_spreadsheets_write_it(name: str, cell: Any, value: 
         ("steps", "20.5", "not a whole number"),
         ("strength", "1.234,5", "not a finite number"),
         ("strength", "1_0", "not a finite number"),
-        ("strength", "30%", "not a finite number"),
+        ("strength", "30%", "is a percentage; write 0.3"),
     ],
 )
 def test_a_number_that_may_be_another_is_refused(name: str, cell: str, problem: str) -> None:

@@ -155,6 +155,23 @@ def test_any_custom_id_becomes_one_safe_part_of_a_path(text: str) -> None:
     assert len(name.encode(errors="surrogatepass")) <= 180
 
 
+@pytest.mark.parametrize(
+    ("custom_id", "name"),
+    [
+        ("CON", "CON_"),
+        ("nul.png", "nul.png_"),
+        ("COM1", "COM1_"),
+        ("console", "console"),
+        ("A-1.", "A-1"),
+        ("A-1. ", "A-1"),
+        ("cre\u0300me", "cr\u00e8me"),
+        ("A\\1:x", "A_1_x"),
+    ],
+)
+def test_a_name_is_one_on_windows_and_macos_too(custom_id: str, name: str) -> None:
+    assert safe(custom_id) == name
+
+
 def test_templates_fill_their_fields_and_name_unknown_ones() -> None:
     values: dict[str, str | int] = {"custom_id": "Vase/rot", "n": 2}
     assert file_name("out/{custom_id}_{n:03}.jpg", values) == "out/Vase_rot_002.jpg"
