@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from render.errors import BadInput
+from render.spec.image_kinds import png_problem, tiff_problem
+from render.spec.image_pixels import profile_problem, profile_space
 
 LARGEST_SIDE = 131_072
 LARGEST_AREA = 2**32
 """Pixels; above it an image is more likely a mistake, or a decompression bomb, than a photograph."""
 KINDS = "png, jpeg, webp, tiff or avif"
-_LOADERS = ("pngload", "jpegload", "webpload", "tiffload", "heifload")
+_LOADERS = ("pngload", "jpegload", "uhdrload", "webpload", "tiffload", "heifload")
 _FRAMES = ("webpload",)
 _SUSPICIOUS_AREA = 2**26
 _MOST_PIXELS_PER_BYTE = 200
@@ -34,6 +36,9 @@ def check_header(field: str, path: Path, image: Any) -> None:
         or _pages_problem(path, image)
         or _colors_problem(image)
         or _size_problem(image, path.stat().st_size)
+        or png_problem(path)
+        or tiff_problem(path)
+        or profile_problem(image)
     )
     if problem:
         raise BadInput(field, str(path), problem)
@@ -73,7 +78,7 @@ def _colors_problem(image: Any) -> str:
     if image.format not in _DEPTHS:
         return f"holds numbers of type {image.format}, whose white is not known; save it with 8 or 16 bits"
     if image.interpretation == "cmyk":
-        known = image.get_typeof("icc-profile-data") and image.bands == 4
+        known = profile_space(image) == b"CMYK" and image.bands == 4
         return "" if known else "is in CMYK without a profile; convert it to sRGB first"
     if image.bands > 4:
         return f"has {image.bands} channels; save it as gray or RGB, with transparency at most"

@@ -12,6 +12,10 @@ from render.errors import RenderFailed
 if TYPE_CHECKING:
     import pyvips
 
+_PROFILE = "icc-profile-data"
+_CHANNELS = {b"GRAY": 1, b"RGB ": 3, b"Lab ": 3, b"CMYK": 4}
+"""Of an image that a profile is for. A profile of another kind is passed over, as browsers do."""
+
 
 def read_upright(path: str, digest: str, field: str) -> pyvips.Image:
     """The image, turned upright, with all its channels as the file has them; nothing is decoded yet.
@@ -33,9 +37,33 @@ def opaque(image: pyvips.Image) -> pyvips.Image:
 
 def to_srgb(image: pyvips.Image) -> pyvips.Image:
     """8-bit sRGB from an image without transparency, by the profile that it carries."""
-    if image.get_typeof("icc-profile-data"):
+    space = profile_space(image)
+    if space == b"RGB " and image.bands == 1:
+        # Gray in the numbers of a profile for colors, as programs save it: three equal channels.
+        name = "rgb16" if image.format == "ushort" else "srgb"
+        image = image.bandjoin([image, image]).copy(interpretation=name)
+    if space and image.bands == _CHANNELS.get(space):
         image = image.icc_transform("srgb", embedded=True)
     return image.colourspace("srgb").cast("uchar")
+
+
+def profile_space(image: pyvips.Image) -> bytes:
+    """What the profile of an image is for, e.g. `RGB `; empty if it has none."""
+    return bytes(image.get(_PROFILE)[16:20]) if image.get_typeof(_PROFILE) else b""
+
+
+def profile_problem(image: pyvips.Image) -> str | None:
+    """Why the colors of an image cannot be read by its profile; None if they can, or if it has none."""
+    if not image.get_typeof(_PROFILE):
+        return None
+    bands = image.bands - 1 if image.hasalpha() else image.bands
+    pixel = vips().Image.black(1, 1, bands=bands).cast(image.format).copy(interpretation=image.interpretation)
+    pixel.set_type(vips().GValue.blob_type, _PROFILE, image.get(_PROFILE))
+    try:
+        to_srgb(pixel).write_to_memory()
+    except vips().Error as exc:
+        return f"has a color profile that cannot be used ({reason(exc)}); save it in sRGB"
+    return None
 
 
 def full_scale(image: pyvips.Image) -> int:
@@ -75,9 +103,9 @@ def file_digest(path: str | Path) -> str:
 
 
 def reason(exc: Exception) -> str:
-    """The last line of what libvips says."""
-    lines = str(exc).strip().splitlines() or ["unknown reason"]
-    return lines[-1].strip()
+    """The last line of what libvips says that has words."""
+    lines = [line.strip() for line in str(exc).splitlines() if sum(map(str.isalpha, line)) > 2]
+    return lines[-1] if lines else "unknown reason"
 
 
 def vips() -> Any:

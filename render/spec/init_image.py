@@ -17,6 +17,7 @@ from render.errors import BadInput, RenderFailed
 from render.rect import Rect
 from render.spec.fields import Text, problem
 from render.spec.image_checks import KINDS, LARGEST_SIDE, check_header, loader_of
+from render.spec.image_kinds import is_pointer, other_kind
 from render.spec.image_pixels import file_digest, full_scale, reason, scaled_image, vips
 from render.spec.validation import CONFIG, Checked
 
@@ -30,6 +31,7 @@ SHAPE_TOLERANCE = 0.02
 _ENDINGS = {
     "pngload": (".png",),
     "jpegload": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "uhdrload": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "webpload": (".webp",),
     "tiffload": (".tif", ".tiff"),
     "heifload": (".avif", ".heic", ".heif"),
@@ -164,11 +166,13 @@ class _Opened(NamedTuple):
 def _state(field: str, path: Path) -> tuple[int, int]:
     """(time of the last change in nanoseconds, bytes) of a file."""
     try:
+        str(path).encode()
         found = path.stat()
     except OSError as exc:
         raise _unreadable(field, path, exc) from exc
     except ValueError as exc:
-        raise BadInput(field, str(path), "is not a path; check its characters") from exc
+        shown = str(path).encode("utf-8", "replace").decode()
+        raise BadInput(field, shown, "is not a path in UTF-8; rename the file") from exc
     if not stat.S_ISREG(found.st_mode):
         raise BadInput(field, str(path), f"is not a file; name a {KINDS}")
     if not found.st_size:
@@ -183,6 +187,10 @@ def _opened(field: str, path: Path, changed: int, size: int) -> _Opened:
         digest = file_digest(path)
     except OSError as exc:
         raise _unreadable(field, path, exc) from exc
+    if is_pointer(path):
+        raise BadInput(field, str(path), "is only a git-lfs pointer; run git lfs pull")
+    if (kind := other_kind(path)) is not None:
+        raise BadInput(field, str(path), f"is {kind}, which is not read; convert it to {KINDS}")
     with _refusing(field, path):
         image = vips().Image.new_from_file(str(path), access="sequential", fail_on="error", revalidate=True)
         check_header(field, path, image)
@@ -212,4 +220,6 @@ def _refusing(field: str, path: Path) -> Iterator[None]:
     try:
         yield
     except vips().Error as exc:
+        if "is not a known file format" in str(exc):
+            raise BadInput(field, str(path), f"is not a {KINDS}; convert it to one of them") from exc
         raise BadInput(field, str(path), f"is not a valid image ({reason(exc)}); save it again") from exc

@@ -66,7 +66,7 @@ def _save(path: Path, kind: str) -> Path:
         ("cmyk", "is in CMYK"),
         ("gif", "is not a png, jpeg, webp, tiff or avif"),
         ("cut short", "is not a valid image"),
-        ("text", "is not a valid image"),
+        ("text", "is not a png, jpeg, webp, tiff or avif"),
         ("enormous", "is 131080x8 pixels; use at most 131072 a side"),
         ("missing", "cannot be read"),
     ],
