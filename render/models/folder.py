@@ -31,7 +31,7 @@ from render.models.weights import (
     refuse_pickles,
     weights_digest,
 )
-from render.sampling.scheduler_config import TrainedNoise, trained_noise
+from render.sampling.scheduler_config import TrainedNoise, check_same_noise, trained_noise
 
 BUILTIN = "builtin"
 ZOOM_LIMIT_KEY = "_max_zoom"
@@ -287,8 +287,10 @@ def _listing(path: Path) -> Listing:
 
 
 def _trained_noise(path: Path, index: dict[str, Any], family: Family) -> TrainedNoise:
-    config = read_config(path, "scheduler") | {"_class_name": index["scheduler"][1]}
+    own = read_config(path, "scheduler")
+    config = own | {"_class_name": index["scheduler"][1]}
     try:
+        check_same_noise(own, config["_class_name"])
         noise = trained_noise(config)
     except ValueError as exc:
         raise unusable(path, f"has a scheduler {exc}") from exc

@@ -26,7 +26,16 @@ from render.models.weights import loadable, weight_files
 from render.safetensors_file import dtype_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
+_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    SafetensorError,
+)
 """What libraries raise for a folder that does not load."""
 _HAS_ACCELERATE = importlib.util.find_spec("accelerate") is not None
 """With accelerate, diffusers loads weights in place (`low_cpu_mem_usage`); without it, that option

@@ -61,7 +61,8 @@ def refuse_pickles(path: Path) -> None:
         if not any(file.parent.glob("*.safetensors")):
             name = file.relative_to(path).as_posix()
             raise unusable(
-                path, f"has the pickle {name} and no safetensors beside it; convert it to safetensors first"
+                path,
+                f"has the pickle {name} and no safetensors beside it; convert or remove it",
             )
 
 
@@ -155,7 +156,20 @@ def _has_stock_name(file: Path) -> bool:
     assert match is not None, "only such files are weights"
     if match["variant"] or match["late"]:
         return False
-    return match["shard"] is None or file.with_name(f"{match['stem']}.safetensors.index.json").is_file()
+    index = file.with_name(f"{match['stem']}.safetensors.index.json")
+    if match["shard"] is None:
+        # diffusers prefers the shards that an index names, also where they are not there.
+        return not index.is_file()
+    return index.is_file() and _is_index_of(file.parent, index)
+
+
+def _is_index_of(folder: Path, index: Path) -> bool:
+    """Whether all shards that an index names are there."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return all((folder / name).is_file() for name in set(places.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _link_weights(folder: Path, files: tuple[Path, ...]) -> None:

@@ -13,7 +13,7 @@ from render.errors import BadInput
 from render.sampling.registry import find_sampler
 from render.sampling.schedule import NoiseSchedule
 from render.sampling.schedule_readers import Reader, read_edm, read_flow, read_trigflow
-from render.sampling.scheduler_config import NoiseKind, trained_noise
+from render.sampling.scheduler_config import NoiseKind, trained_noise, with_own_betas
 
 _READERS: Mapping[NoiseKind, Reader] = {
     NoiseKind.FLOW_MATCH: read_flow,
@@ -63,7 +63,11 @@ def stock_scheduler(config: Mapping[str, Any], sampler: str) -> Any:
         name = "DPMSolverMultistepScheduler"
     elif kind is not NoiseKind.BETAS:
         name, settings = str(config["_class_name"]), {}
-    return getattr(diffusers, name).from_config(config, **settings)
+    try:
+        return getattr(diffusers, name).from_config(with_own_betas(config), **settings)
+    except (TypeError, ValueError, NotImplementedError, ImportError) as exc:
+        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:160]
+        raise BadInput("model", name, f"is a scheduler that cannot be made ({reason}); correct it") from exc
 
 
 def _kind(config: Mapping[str, Any]) -> NoiseKind:

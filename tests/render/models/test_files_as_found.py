@@ -85,6 +85,19 @@ def shards_without_index(folder: Path) -> None:
     shard(folder / "unet", "diffusion_pytorch_model-0000{n}-of-00002.safetensors", None)
 
 
+def index_of_missing_shards(folder: Path) -> None:
+    index = {"metadata": {}, "weight_map": {"a": "diffusion_pytorch_model-00001-of-00002.safetensors"}}
+    (folder / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def index_that_names_more(folder: Path) -> None:
+    name = "diffusion_pytorch_model.safetensors.index.json"
+    shard(folder / "unet", "diffusion_pytorch_model-0000{n}-of-00002.safetensors", name)
+    index = json.loads((folder / "unet" / name).read_text())
+    index["weight_map"]["more"] = "diffusion_pytorch_model-00003-of-00003.safetensors"
+    (folder / "unet" / name).write_text(json.dumps(index))
+
+
 def pointer_beside_the_variant(folder: Path) -> None:
     shutil.copy(folder / UNET, folder / "unet/diffusion_pytorch_model.bf16.safetensors")
     pointer(folder / UNET)
@@ -98,6 +111,8 @@ def pointer_beside_the_variant(folder: Path) -> None:
         late_variant,
         text_encoder_in_shards,
         shards_without_index,
+        index_of_missing_shards,
+        index_that_names_more,
         pointer_beside_the_variant,
     ],
 )

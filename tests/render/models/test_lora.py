@@ -168,6 +168,10 @@ def test_a_lora_that_does_not_fit_in_every_tensor_is_refused(
         ({"unet.a.weight": torch.zeros(2)}, "has no LoRA weights"),
         ({"lora_unet_a.hada_w1_a": torch.zeros(2)}, "LoHa"),
         ({"lora_unet_a.dora_scale": torch.zeros(2)}, "DoRA"),
+        ({"lora_unet_a.lora_mid.weight": torch.zeros(2)}, "LyCORIS"),
+        ({"lora_unet_a.oft_blocks": torch.zeros(2)}, "LyCORIS"),
+        ({"lora_unet_a.on_input": torch.zeros(1)}, "LyCORIS"),
+        ({"lora_unet_a.b2.weight": torch.zeros(2)}, "LyCORIS"),
     ],
 )
 def test_what_is_no_plain_lora_is_refused(tmp_path: Path, tensors: dict[str, Tensor], message: str) -> None:

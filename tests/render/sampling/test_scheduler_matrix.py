@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -93,6 +94,8 @@ RENDERED: dict[str, dict[str, Any]] = {
     "flow solver shift": FLOW_SOLVER | {"flow_shift": 3.0},
     "flow solver ends above 0": FLOW_SOLVER | {"final_sigmas_type": "sigma_min"},
     "trigflow": {"_class_name": "SCMScheduler", "sigma_data": 0.5},
+    "clipped": STABLE_DIFFUSION | {"clip_sample": True},
+    "thresholding": STABLE_DIFFUSION | {"thresholding": True},
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "heun flow": ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, "has no reader here"),
@@ -110,6 +113,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "few betas": (STABLE_DIFFUSION | {"trained_betas": [0.1, 0.2]}, "trained_betas of another number"),
     "text steps": (STABLE_DIFFUSION | {"num_train_timesteps": "1000"}, "num_train_timesteps '1000'"),
     "edm of x0": (EDM | {"prediction_type": "sample"}, "prediction_type 'sample'"),
+    "flow and karras": (FLOW_SOLVER | {"use_karras_sigmas": True}, "use_flow_sigmas and use_karras_sigmas"),
+    "flow terminal solver": (FLOW_SOLVER | {"shift_terminal": 0.02}, "shift_terminal"),
+    "growing latents": (
+        {"_class_name": "FlowMatchLCMScheduler", "scale_factors": [1.0, 2.0]},
+        "scale_factors",
+    ),
+    "no shift": (FLOW_EULER | {"shift": 0}, "shift 0"),
+    "shift in words": (FLOW_EULER | {"shift": "3.0"}, "shift '3.0'"),
+    "betas in words": (STABLE_DIFFUSION | {"beta_start": "0.00085"}, "beta_start '0.00085'"),
+    "betas above 1": (STABLE_DIFFUSION | {"beta_end": 2}, "beta_end 2"),
+    "betas turned": (STABLE_DIFFUSION | {"beta_start": 0.5}, "exchange them"),
+    "switch in words": (STABLE_DIFFUSION | {"use_karras_sigmas": "false"}, "must be true or false"),
+    "offset": (STABLE_DIFFUSION | {"steps_offset": 1.5}, "steps_offset 1.5"),
+    "ends at": (STABLE_DIFFUSION | {"final_sigmas_type": "one"}, "final_sigmas_type 'one'"),
+    "no lcm steps": (STABLE_DIFFUSION | {"original_inference_steps": None}, "original_inference_steps None"),
+    "flow thresholding": (FLOW_SOLVER | {"thresholding": True}, "thresholding"),
     "snr shift": (STABLE_DIFFUSION | {"snr_shift_scale": 3.0}, "snr_shift_scale"),
 }
 EXCLUDED = {
@@ -122,6 +141,8 @@ EXCLUDED = {
     "flow": {"ddim"},
     "flow stochastic": set(SAMPLERS) - {"lcm"},
     "trigflow": set(SAMPLERS) - {"lcm"},
+    "clipped": {"ddim", "lcm"},
+    "thresholding": {"ddim", "dpmpp-2m", "lcm"},
 }
 """The samplers that a configuration excludes; for families of them by the first word."""
 WEIGHTS = torch.randn((4, 4, 3, 3), generator=torch.Generator().manual_seed(5)) * 0.2
@@ -249,6 +270,29 @@ def test_a_folder_that_cannot_be_rendered_is_refused_before_the_plan(
     config, problem = REFUSED[name]
     with pytest.raises(ModelNotUsable, match=problem):
         read_model_info(folder_with(config, folder, tmp_path / "model"))
+
+
+@pytest.mark.parametrize("name", ["LCMScheduler", "TCDScheduler", "HeunDiscreteScheduler", "DDIMScheduler"])
+def test_betas_that_a_configuration_leaves_out_are_those_of_its_class(name: str) -> None:
+    own = getattr(diffusers, name)()
+    for config in ({"_class_name": name}, dict(own.config) | {"_class_name": name}):
+        for sampler in SAMPLERS:
+            assert torch.equal(stock_scheduler(config, sampler).betas, own.betas)
+
+
+@pytest.mark.parametrize("own", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "IPNDMScheduler"])
+def test_a_configuration_for_another_kind_of_scheduler_is_refused(
+    own: str, folder: Path, tmp_path: Path
+) -> None:
+    model = folder_with(STABLE_DIFFUSION, folder, tmp_path / "model")
+    (model / "scheduler/scheduler_config.json").write_text(
+        json.dumps(STABLE_DIFFUSION | {"_class_name": own})
+    )
+    with pytest.raises(ModelNotUsable, match=f"model_index.json and {own} in scheduler_config.json"):
+        read_model_info(model)
+    config = STABLE_DIFFUSION | {"_class_name": "DDIMScheduler"}
+    (model / "scheduler/scheduler_config.json").write_text(json.dumps(config))
+    read_model_info(model)
 
 
 @pytest.mark.parametrize(
