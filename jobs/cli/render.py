@@ -28,7 +28,7 @@ from render.launch.gpus import processors
 from render.launch.rank_group import HUNG_S, RankGroup
 from render.launch.rendezvous_config import Rendezvous
 from render.launch.request import CHECKPOINT_S, Request
-from render.models.prompt_limits import dropped_prompts
+from render.models.prompt_limits import dropped_prompts, weights_note
 from render.output.manifest import KEY, Manifest
 from render.plan.plan import make_plan
 
@@ -95,6 +95,7 @@ def render(
         )
         wanted = plan.useful_ranks
     notes = [str(each) for each in dropped_prompts(folders.model, spec.prompts)]
+    notes += filter(None, [weights_note(folders.model, spec.prompts.values())])
     for note in notes:
         print_line(f"chorale: {note}", error=True)
     _check_device(device)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from jobs.intake.open_table import batch_file
+from jobs.intake.template import expand_wildcards
 from render.errors import BadInput
 from render.launch.gpus import local_bfloat16
 from render.model_info import ModelInfo
@@ -71,6 +72,9 @@ def take_spec(options: dict[str, Any], device: str = "auto") -> tuple[Spec, Mode
     if prompt and batch_file(prompt) is not None:
         raise BadInput("prompt", prompt, "is a batch file; give it to chorale submit")
     spec = Spec.from_mapping(given_values(options))
+    if len(expand_wildcards(spec.prompt)) > 1:
+        fix = "stands for several images; write one of its alternatives, or give it to chorale submit"
+        raise BadInput("prompt", spec.prompt, fix)
     folders = find_model_paths(*spec.model_names)
     check_additions(folders, spec)
     info = model_info(folders)

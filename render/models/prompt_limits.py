@@ -6,7 +6,7 @@ as their stock pipelines do: what is lost is told before a job is queued and sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from render.models.clip_vocabulary import byte_pairs
 from render.models.config_files import read_json
 from render.models.folder import SENTENCEPIECE, family_of
 from render.models.registry import FAMILIES, Family, PromptLimit
+from render.spec.prompt_text import has_weights
 
 _SHORTEST = min(
     limit.tokens - len(limit.before.encode())
@@ -90,6 +91,16 @@ def dropped_by(pipeline: Any, info: ModelInfo, texts: Mapping[str, str]) -> tupl
         return found
 
     return _dropped(limit, Tokens(encode, tokenizer.decode), texts)
+
+
+def weights_note(folder: Path, texts: Iterable[str]) -> str:
+    """What to tell of weights as (glaze:1.3) for a model that takes them for letters; else empty."""
+    if not any(map(has_weights, texts)):
+        return ""
+    family = family_of(folder)
+    if not family.prompt_limits:
+        return ""  # of a CLIP family
+    return f"prompt: {family.name} reads weights such as (glaze:1.3) as letters; leave them out"
 
 
 def may_be_long(text: str) -> bool:

@@ -31,7 +31,7 @@ _NOTHING = dict.fromkeys(
 not allowed in XML or misleading on a page."""
 _ANSWERED: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
     (
-        re.compile(r"<(?:lora|lyco):([^:<>]+)(?::([-+.\d]+))?[^<>]*>"),
+        re.compile(r"<(?:lora|lyco):([^:<>]+)(?::([-+.\d]+))?[^<>]*>", re.IGNORECASE),
         lambda found: (
             f"has {found[0]}, which this field does not read; write --lora "
             f"{found[1]}.safetensors:{found[2] or 1} and leave it out"
@@ -49,14 +49,72 @@ _ANSWERED: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = 
         re.compile(r"(?<!\S)BREAK(?!\S)"),
         lambda _: "has BREAK; leave it out, long prompts are split at their sentences",
     ),
+    (
+        # In a text that is not all in capitals.
+        re.compile(r"[a-z)\].,:\d]\s+AND\s+(?=[a-z(\[])"),
+        lambda _: "has AND, which joins no prompts here; write and, or --box for a part of the image",
+    ),
+    (
+        re.compile(r"(?<!\S)(?:embedding:|<embedding:)[\w./-]+>?|<(?:ti|emb):[^<>]*>"),
+        lambda found: f"has {found[0]}; embeddings (textual inversion) are not supported, leave it out",
+    ),
+    (
+        re.compile(
+            r"<(?:wildcard|random|segment|object|region|clear|break|preset|trigger|lora_[a-z]+)\b[^<>]*>"
+        ),
+        lambda found: (
+            f"has {found[0]}, which is not read here; leave it out, or write {{red|blue}} for a choice"
+        ),
+    ),
+    (
+        re.compile(r"\{\d+(?:-\d+)?\$\$[^{}]*\}"),
+        lambda found: f"has {found[0]}; write {{red|blue}} for one of several, without a number",
+    ),
+    (
+        re.compile(r"(?<!\\)\[[^\[\]:|]*(?::[^\[\]:|]*)?:\s*(?:\d+(?:\.\d+)?|\.\d+)\s*\]"),
+        lambda found: (
+            f"has {found[0]}, and prompts do not change between steps; write e.g. (glaze:0.8) for a weight"
+        ),
+    ),
+    (
+        re.compile(r"(?<!\\)\[[^\[\]|]*[^\[\]|\s][^\[\]|]*\|[^\[\]]*\]"),
+        lambda found: (
+            f"has {found[0]}, and prompts do not change between steps; write {{red|blue}} for a choice"
+        ),
+    ),
+    (
+        re.compile(
+            r"[(\uff08][^()\uff08\uff09]*(?:[:\uff1a]\s*\d+,\d+|\uff1a\s*\d+(?:\.\d+)?|:\s*\d+\.\d+(?=\uff09))\s*[)\uff09]"
+        ),
+        lambda found: f"has {found[0]}, which is no weight; write it as (glaze:1.3)",
+    ),
+    (
+        re.compile(r"(?<!\\)\([^()]*:\s*[0-2]\.\d+\s*(?:$|[,;])[^)]*$"),
+        lambda found: (
+            f"has {found[0][:60]}, a weight without its closing parenthesis; write it as (glaze:1.3)"
+        ),
+    ),
+    (
+        re.compile(
+            r"(?<!\S)--(?:ar|aspect|v|version|niji|s|stylize|style|q|quality|c|chaos|no|iw|w|weird|tile|sref|cref"
+            r"|seed|raw)(?=\s|$)"
+        ),
+        lambda found: (
+            f"has {found[0]}, an option of another program; leave it out, and give flags such as --size"
+        ),
+    ),
 )
 _EXPLICIT = re.compile(r"(?<!\\)\((?:[^()\\]|\\.)*:\s*([-+]?[\d.]+)\s*\)")
 _TOKEN = re.compile(r"\\[()\[\]\\]|[(\[]|:\s*[-+]?(?:\d+\.?\d*|\.\d+)\s*\)|[)\]]|[^\\()\[\]:]+|.", re.DOTALL)
 
 
+_BLANKS = dict.fromkeys(map(ord, "\u00a0\u2007\u202f"), " ")
+"""Blanks that do not break: text from a web page has them, and tokenizers take them for others."""
+
+
 def clean(text: str) -> str:
     """The text in Unicode's composed form (NFC), without control characters and turned directions."""
-    return unicodedata.normalize("NFC", text.translate(_LINES).translate(_NOTHING))
+    return unicodedata.normalize("NFC", text.translate(_LINES).translate(_NOTHING).translate(_BLANKS))
 
 
 def _check(text: str) -> str:

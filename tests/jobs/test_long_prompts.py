@@ -44,6 +44,11 @@ def test_before_a_job_is_queued(model: Path) -> None:
     with Preparation(JobOptions(owner="test")) as prepared:
         short = check_single({"prompt": "a red vase", "model": str(model)}, IntakeOptions(), prepared)
         assert not short.notes and not short.long_prompts
+    with Preparation(JobOptions(owner="test")) as prepared:
+        weighted = check_single(
+            {"prompt": "a ({red|blue}:1.3) vase", "model": str(model)}, IntakeOptions(), prepared
+        )
+        assert weighted.notes == ["prompt: flux reads weights such as (glaze:1.3) as letters; leave them out"]
 
 
 def test_in_the_manifest(model: Path) -> None:

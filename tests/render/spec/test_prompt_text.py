@@ -27,8 +27,10 @@ def test_invisible_characters_are_removed_and_those_of_languages_stay() -> None:
     assert Spec(prompt="a\x01 red\x0bvase\ufffe \u202eesav").prompt == "a red\nvase esav"
     for kept in ("👩‍🍳 a cook", "إناء أحمر", "tab\tand\nline", "rtl \u200f mark"):
         assert Spec(prompt=kept).prompt == kept
-    with pytest.raises(BadInput, match="is empty"):
-        Spec(prompt="\x01\u202e")
+    for blank in ("\x01\u202e", "\u200b", " \u00ad\u2060"):
+        with pytest.raises(BadInput, match="is empty"):
+            Spec(prompt=blank)
+    assert Spec(prompt="a\u00a0red\u202fvase") == Spec(prompt="a red vase")
 
 
 def test_one_word_has_one_identity() -> None:
@@ -43,6 +45,17 @@ def test_one_word_has_one_identity() -> None:
         ("a vase <lora:brand>", r"--lora brand\.safetensors:1"),
         ("a __color__ vase", r"write \{red\|blue\}"),
         ("a vase BREAK on marble", "leave it out"),
+        ("a vase AND a mug", "write and"),
+        ("embedding:easynegative, a vase", "textual inversion"),
+        ("a vase <wildcard:color>", "is not read here"),
+        ("{2$$red|blue} vase", "without a number"),
+        ("a [red:blue:0.5] vase", "do not change between steps"),
+        ("a [vase:0.8]", r"write e\.g\. \(glaze:0\.8\)"),
+        ("a [red|blue] vase", "do not change between steps"),
+        ("a (vase:1,3)", r"write it as \(glaze:1\.3\)"),
+        ("a （vase：1.3）", r"write it as \(glaze:1\.3\)"),
+        ("a (vase:1.3, red", "without its closing parenthesis"),
+        ("a vase --ar 16:9", "an option of another program"),
         ("a (vase:99)", "0 to 5"),
         ("a (vase:-1)", "0 to 5"),
         ("a (vase:1.2.3)", "0 to 5"),
@@ -58,7 +71,18 @@ def test_what_other_programs_read_is_answered(prompt: str, answer: str, field: s
 
 
 @pytest.mark.parametrize(
-    "prompt", ["a vase (blue)", "a [red] vase", "it is 1:2", "(a: b)", r"\(a:1.2\)", "BREAKfast"]
+    "prompt",
+    [
+        *("a vase (blue)", "a [red] vase", "it is 1:2", "(a: b)", r"\(a:1.2\)", "BREAKfast", "[1] one | two"),
+        *(
+            "SALT AND PEPPER",
+            "a sign SALT AND PEPPER",
+            "at 12:30",
+            "a vase - red -- old",
+            "5 < 6 > 4",
+            r"\[a|b\]",
+        ),
+    ],
 )
 def test_prompts_without_a_number_are_letters(prompt: str) -> None:
     assert not has_weights(prompt)
