@@ -126,6 +126,25 @@ def test_the_carried_configurations_are_those_of_the_models(kind: str) -> None:
     assert [sum(p.numel() for p in network.parameters()) for network in networks] == PARAMETERS[kind]
 
 
+def test_the_carried_configurations_of_stable_diffusion_3_are_those_of_the_models() -> None:
+    layout = layouts()["sd3"]
+    large = layout["transformer/config.json"] | {
+        "num_layers": 38,
+        "num_attention_heads": 38,
+        "caption_projection_dim": 2432,
+        "qk_norm": "rms_norm",
+    }
+    with torch.device("meta"):
+        networks: list[Any] = [diffusers.AutoencoderKL.from_config(layout["vae/config.json"])]
+        for part in ("text_encoder", "text_encoder_2"):
+            config = transformers.CLIPTextConfig(**layout[f"{part}/config.json"])
+            networks.append(transformers.CLIPTextModelWithProjection(config))
+        transformer: Any = diffusers.SD3Transformer2DModel.from_config(large)
+    counts = [sum(p.numel() for p in network.parameters()) for network in networks]
+    assert counts == [83_819_683, 123_650_304, 694_659_840]
+    assert round(sum(p.numel() for p in transformer.parameters()) / 1e9, 1) == 8.1, "of 3.5 large"
+
+
 def test_the_carried_tokenizer_is_clips() -> None:
     found = single_file_loading.clip_tokenizer("!")
     assert len(found) == 49_408 and found.pad_token_id == 0
