@@ -1,4 +1,4 @@
-"""The input files of jobs (images, control pictures, LoRA): in the farm's store, downloaded by the nodes."""
+"""Input files of jobs (images, control pictures, LoRA, words): in the store, downloaded by the nodes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from jobs.db.submission import BatchItem
 from render.errors import BadInput
 from render.spec import Spec
 from render.spec.control import Control
+from render.spec.embedding import Embedding
 from render.spec.init_image import InitImage
 from render.spec.lora import Lora
 
-Asset = TypeVar("Asset", InitImage, Control, Lora)
+Asset = TypeVar("Asset", InitImage, Control, Lora, Embedding)
 INPUTS = "inputs"
 """Folder of the inputs, in the farm's store and in a node's home."""
 
@@ -61,6 +62,8 @@ def download_input(spec: Spec, images: Store, home: Path) -> Spec:
         changes[field] = _downloaded(image, images, home)
     if spec.lora:
         changes["lora"] = tuple(_downloaded(lora, images, home) for lora in spec.lora)
+    if spec.embedding:
+        changes["embedding"] = tuple(_downloaded(each, images, home) for each in spec.embedding)
     if spec.control:
         changes["control"] = tuple(_downloaded(each, images, home) for each in spec.control)
     return spec.with_changes(**changes) if changes else spec
@@ -81,15 +84,15 @@ def _downloaded(asset: Asset, images: Store, home: Path) -> Asset:
     return asset.with_changes(path=str(path))
 
 
-def _assets(spec: Spec) -> list[InitImage | Lora]:
-    return [*spec.images.values(), *spec.control, *spec.lora]
+def _assets(spec: Spec) -> list[InitImage | Lora | Embedding]:
+    return [*spec.images.values(), *spec.control, *spec.lora, *spec.embedding]
 
 
-def _key(asset: InitImage | Lora) -> str:
+def _key(asset: InitImage | Lora | Embedding) -> str:
     return f"{INPUTS}/{asset.digest}"
 
 
-def _bytes(asset: InitImage | Lora) -> bytes:
+def _bytes(asset: InitImage | Lora | Embedding) -> bytes:
     try:
         return Path(asset.path).read_bytes()
     except OSError as exc:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from render.models.joined_calls import CallJoiner
     from render.sink import Sink
     from render.spec import Spec
+    from render.spec.embedding import Embedding
     from render.spec.lora import Lora
 
 _POLL_S = 0.01
@@ -113,6 +114,8 @@ class _Rank:
     events: EventSender
     stop: threading.Event
     _group: Group | None = None
+    _embeddings: tuple[tuple[str, str], ...] | None = ()
+    """Learned words of the model, by digest and word."""
     _loras: tuple[tuple[str, float], ...] | None = ()
     """Those on the model, by digest and weight."""
     _controlnets: tuple[str, ...] | None = ()
@@ -139,6 +142,7 @@ class _Rank:
             torch.set_num_threads(1)
         spec = Spec.from_mapping(request.spec)
         models = self._models(request, device, spec)
+        self._set_embeddings(models[0], spec.embedding)
         self._set_loras(models[0], spec.lora)
         self._set_controlnets(models[0], spec, device)
         self._group = self._group or join(device)
@@ -248,7 +252,7 @@ class _Rank:
         if self._loaded is None or self._loaded[0] != wanted:
             # Free the old model before the new one is loaded: there is seldom room for two.
             self._loaded = self._joiner = None
-            self._loras, self._controlnets = (), ()
+            self._loras, self._controlnets, self._embeddings = (), (), ()
             started = time.perf_counter()
             models = load_models(request.folders, device, spec.dtype, request.info, quantize=spec.quantize)
             self._loaded = wanted, models
@@ -265,6 +269,16 @@ class _Rank:
             self._controlnets = None
             set_controlnets(adapter, spec.controlnet, device, spec.dtype)
             self._controlnets = wanted
+
+    def _set_embeddings(self, adapter: Adapter, embeddings: tuple[Embedding, ...]) -> None:
+        """Give the model a request's learned words in place of those of the request before."""
+        from render.models.embeddings import set_embeddings
+
+        wanted = tuple((each.digest, each.word) for each in embeddings)
+        if wanted != self._embeddings:
+            self._embeddings = None
+            set_embeddings(adapter.pipeline, embeddings)
+            self._embeddings = wanted
 
     def _set_loras(self, adapter: Adapter, loras: tuple[Lora, ...]) -> None:
         """Put a request's LoRA on the model in place of those of the request before."""

@@ -31,10 +31,12 @@ def _compel() -> Any:
 
 def is_plain(pipeline: Any, prompts: Sequence[str]) -> bool:
     """Whether the stock pipeline encodes all of these as they are, in one piece and without weights."""
+    spelled = pipeline.maybe_convert_prompt  # learned words of several vectors, as so many tokens
     tokenizers = [pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)]
     with quiet():
         return not any(has_weights(prompt) for prompt in prompts) and all(
-            len(tokenizer(prompt, truncation=False)["input_ids"]) <= tokenizer.model_max_length
+            len(tokenizer(spelled(prompt, tokenizer), truncation=False)["input_ids"])
+            <= tokenizer.model_max_length
             for prompt in prompts
             for tokenizer in tokenizers
             if tokenizer is not None
@@ -63,7 +65,11 @@ def encode_long(pipeline: Any, prompts: Sequence[str], kind: str) -> Tensor:
     ]
     # compel prints; a rank's output is for its log alone.
     with quiet(), contextlib.redirect_stdout(io.StringIO()):
-        states = [[_encoded(provider, prompt) for provider in providers] for prompt in prompts]
+        spelled = pipeline.maybe_convert_prompt
+        states = [
+            [_encoded(provider, spelled(prompt, provider.tokenizer)) for provider in providers]
+            for prompt in prompts
+        ]
         length = max(part.shape[1] for row in states for part in row)
         rows = [
             torch.cat(
@@ -78,6 +84,7 @@ def pooled(pipeline: Any, prompts: Sequence[str]) -> Tensor:
     """The second encoder's pooled states [prompts, channels], of what its window holds of each prompt."""
     provider = _compel().EmbeddingsProvider(pipeline.tokenizer_2, pipeline.text_encoder_2)
     texts = ["".join(text for text, _ in _parts(prompt)) for prompt in prompts]
+    texts = pipeline.maybe_convert_prompt(texts, pipeline.tokenizer_2)
     with quiet():
         return torch.cat([provider.get_pooled_embeddings([text]) for text in texts])
 

@@ -15,10 +15,11 @@ from render.errors import BadInput, ModelNotUsable
 from render.gguf_file import is_gguf
 from render.model_info import ModelInfo
 from render.models.base_folder import join_base, original_file
-from render.models.config_files import read_config
+from render.models.config_files import read_config, read_json
 from render.models.controlnet_folder import check_controlnets
 from render.models.folder import (
     BUILTIN,
+    family_of,
     local_path,
     read_model_info,
     read_refiner_info,
@@ -28,6 +29,7 @@ from render.models.folder import (
 from render.models.known_names import lasting_name
 from render.models.vae_folder import read_vae_info, resolve_vae, with_vae
 from render.spec import NO_QUANTIZATION, Spec
+from render.spec.embedding import Embedding
 from render.spec.lora import Lora
 
 _TRAINING: dict[str, Any] = {
@@ -144,6 +146,7 @@ def check_additions(paths: ModelPaths, spec: Spec) -> None:
             "quantize", spec.quantize, "does not go with GGUF, which is quantized already; leave it out"
         )
     check_loras(paths, spec.lora)
+    check_embeddings(paths, spec.embedding)
     check_controlnets(paths.model, spec.control, spec.controlnet)
 
 
@@ -158,6 +161,31 @@ def check_loras(paths: ModelPaths, loras: Sequence[Lora]) -> None:
                 f"was trained for a model with text states of {lora.text_width}, and this one has "
                 f"{width}; use a LoRA made for it",
             )
+
+
+def check_embeddings(paths: ModelPaths, embeddings: Sequence[Embedding]) -> None:
+    """Raise `BadInput` for a learned word that does not fit the model's text encoders, by its header."""
+    if not embeddings:
+        return
+    if family_of(paths.model).name not in ("sd", "sdxl"):
+        fix = "goes with models of Stable Diffusion 1, 2 and XL; leave it out"
+        raise BadInput("embedding", embeddings[0].path, fix)
+    index = read_json(paths.model, "model_index.json")
+    parts = [
+        part for part in ("text_encoder", "text_encoder_2") if (index.get(part) or [None])[0] is not None
+    ]
+    for embedding in embeddings:
+        for part in parts:
+            name, width = embedding.tensor_for(part), read_config(paths.model, part).get("hidden_size")
+            if name is None:
+                fix = f"has no vectors for the model's {part}; use one made for it"
+                raise BadInput("embedding", embedding.path, fix)
+            if embedding.widths[name] != width:
+                fix = (
+                    f"has vectors of {embedding.widths[name]} for {part}, and the model's are of {width}; "
+                    "use one made for it"
+                )
+                raise BadInput("embedding", embedding.path, fix)
 
 
 def refiner_info(path: Path) -> ModelInfo:

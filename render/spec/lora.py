@@ -32,7 +32,8 @@ _DOWN = re.compile(
 )
 
 
-def _check_digest(text: str) -> str:
+def check_digest(text: str) -> str:
+    """A SHA-256 in a spec; raises a validation error for any other text."""
     if len(text) != 64 or set(text) - set("0123456789abcdef"):
         raise problem("is not a SHA-256 in hexadecimal; name the file instead")
     return text
@@ -45,7 +46,7 @@ class Lora(Checked):
     part_of: ClassVar[str] = "lora"
 
     path: Annotated[Text, Field(description="Where the file is on this machine.")]
-    digest: Annotated[str, AfterValidator(_check_digest), Field(description="SHA-256 of the file.")]
+    digest: Annotated[str, AfterValidator(check_digest), Field(description="SHA-256 of the file.")]
     weight: Annotated[
         float,
         Field(ge=-LARGEST_WEIGHT, le=LARGEST_WEIGHT, description="How strongly it changes the model."),

@@ -24,6 +24,8 @@ from render.errors import BadInput
 from render.spec.control import EXAMPLE as CONTROL_EXAMPLE
 from render.spec.control import FOLDER_EXAMPLE, Control, ControlNetwork, check_controls
 from render.spec.cutout import cutout_mask, is_cutout
+from render.spec.embedding import EXAMPLE as EMBEDDING_EXAMPLE
+from render.spec.embedding import Embedding, check_words
 from render.spec.fields import NO_FLAG, Filled, OneOf, Shown, SpecField
 from render.spec.files import IMAGE_FIELDS, PARTS_OF_FILES, expand_size
 from render.spec.image_checks import KINDS, LARGEST_SIDE
@@ -163,6 +165,19 @@ class Spec(Checked):
             examples=[[LORA_EXAMPLE]],
         ),
         Shown(label="LoRA", group=MODEL, default="none", local=True, late=True),
+    ] = ()
+    embedding: Annotated[
+        tuple[Embedding, ...],
+        BeforeValidator(
+            _parts_of("embedding", Embedding.from_any, EMBEDDING_EXAMPLE),
+            json_schema_input_type=list[str | Embedding],
+        ),
+        Field(
+            description="A word that the model learns from a file (textual inversion), FILE or FILE:WORD; "
+            "Stable Diffusion 1, 2 and XL.",
+            examples=[[EMBEDDING_EXAMPLE]],
+        ),
+        Shown(label="Learned words", group=MODEL, default="none", local=True, late=True),
     ] = ()
     vae: Annotated[
         Filled | None,
@@ -462,6 +477,7 @@ class Spec(Checked):
             fix = f"leaves the refiner none of {self.steps} steps; use more steps"
             raise BadInput("refiner_start", self.refiner_start, fix)
         check_once(self.lora)
+        check_words(self.embedding)
         self._check_controls()
         if self.tile_set and self.wrap != "none":
             raise BadInput("wrap", self.wrap, "does not go with a tile set, whose labels decide it")

@@ -88,3 +88,14 @@ def test_an_input_that_the_store_lost_is_an_error_of_the_job_and_no_outage(tmp_p
     (item,) = _items(tmp_path / "here.png")
     with pytest.raises(BadInput, match=r"^init: .* is not in the farm's store any more .*; submit the image"):
         download_input(item.spec, LocalStore(tmp_path / "empty"), tmp_path / "node")
+
+
+def test_a_learned_word_travels_as_a_lora_does(tmp_path: Path) -> None:
+    save_file({"<cat>": np.zeros((2, 8), np.float32)}, tmp_path / "cat.safetensors")
+    spec = Spec.from_mapping({"prompt": "x", "embedding": [str(tmp_path / "cat.safetensors")]})
+    images = LocalStore(tmp_path / "store")
+    upload_inputs([BatchItem(row=1, custom_id="a", spec=spec)], images)
+    (tmp_path / "cat.safetensors").unlink()
+    there = download_input(Spec.from_mapping(spec.to_dict()), images, tmp_path / "node")
+    assert there.digest("m") == spec.digest("m") and there.embedding[0].word == "<cat>"
+    assert Path(there.embedding[0].path).is_relative_to(tmp_path / "node")
