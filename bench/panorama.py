@@ -25,7 +25,7 @@ from render.denoise.stage_loop import StageLoop
 from render.denoise.upscaling import first_canvas
 from render.models import load_adapter
 from render.models.folder import read_model_info
-from render.output.encode import Pixels
+from render.output.pixels import Pixels
 from render.output.seams import score_image
 from render.plan.geometry import Axis, Grid
 from render.plan.plan import StagePlan

@@ -1,4 +1,4 @@
-"""Input files of jobs (images, control pictures, LoRA, words): in the store, downloaded by the nodes."""
+"""Input files of jobs (images, LoRA, words, enlargers): in the store, downloaded by the nodes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from render.errors import BadInput
 from render.spec import Spec
 from render.spec.control import Control
 from render.spec.embedding import Embedding
+from render.spec.enlarger import EnlargerFile
 from render.spec.init_image import InitImage
 from render.spec.lora import Lora
 
-Asset = TypeVar("Asset", InitImage, Control, Lora, Embedding)
+Asset = TypeVar("Asset", InitImage, Control, Lora, Embedding, EnlargerFile)
 INPUTS = "inputs"
 """Folder of the inputs, in the farm's store and in a node's home."""
 
@@ -30,7 +31,7 @@ def upload_inputs(items: Iterable[BatchItem], images: Store) -> None:
     """
     uploaded: set[str] = set()
     for item in items:
-        for asset in _assets(item.spec):
+        for asset in item.spec.assets:
             if asset.digest in uploaded:
                 continue
             if images.size(_key(asset)) is None:
@@ -45,7 +46,7 @@ def check_inputs(specs: Iterable[Spec], images: Store) -> None:
     """
     known: set[str] = set()
     for spec in specs:
-        for asset in _assets(spec):
+        for asset in spec.assets:
             if asset.digest not in known and images.size(_key(asset)) is None:
                 fix = "is not in the farm's store any more; submit the image again from its file"
                 raise BadInput(asset.part_of, asset.path, fix)
@@ -66,6 +67,8 @@ def download_input(spec: Spec, images: Store, home: Path) -> Spec:
         changes["embedding"] = tuple(_downloaded(each, images, home) for each in spec.embedding)
     if spec.control:
         changes["control"] = tuple(_downloaded(each, images, home) for each in spec.control)
+    if spec.enlarger is not None:
+        changes["enlarger"] = _downloaded(spec.enlarger, images, home)
     return spec.with_changes(**changes) if changes else spec
 
 
@@ -84,15 +87,11 @@ def _downloaded(asset: Asset, images: Store, home: Path) -> Asset:
     return asset.with_changes(path=str(path))
 
 
-def _assets(spec: Spec) -> list[InitImage | Lora | Embedding]:
-    return [*spec.images.values(), *spec.control, *spec.lora, *spec.embedding]
-
-
-def _key(asset: InitImage | Lora | Embedding) -> str:
+def _key(asset: InitImage | Lora | Embedding | EnlargerFile) -> str:
     return f"{INPUTS}/{asset.digest}"
 
 
-def _bytes(asset: InitImage | Lora | Embedding) -> bytes:
+def _bytes(asset: InitImage | Lora | Embedding | EnlargerFile) -> bytes:
     try:
         return Path(asset.path).read_bytes()
     except OSError as exc:

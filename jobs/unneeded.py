@@ -26,7 +26,7 @@ from jobs.input_assets import INPUTS
 from jobs.models.catalog import MODELS
 from render.output.manifest import KEY
 from render.sink import WORK
-from render.spec import IMAGE_FIELDS
+from render.spec import FILE_FIELDS
 
 GC = "gc"
 """Kind of the follow-up that deletes them."""
@@ -134,9 +134,9 @@ def _digest(entry: Entry) -> str:
 
 
 def _needed_inputs(connection: Connection) -> set[str]:
-    """Digests of the images, control pictures and LoRA of all jobs that may run."""
-    images = [jobs.c.spec[name]["digest"].as_string() for name in IMAGE_FIELDS]
-    named = connection.execute(select(*images).where(_WAITING).distinct())
+    """Digests of the files of all jobs that may run."""
+    files = [jobs.c.spec[name]["digest"].as_string() for name in FILE_FIELDS]
+    named = connection.execute(select(*files).where(_WAITING).distinct())
     needed = {digest for row in named for digest in row}
     for name in ("lora", "embedding", "control"):
         has_any = jobs.c.spec[name][0]["digest"].as_string() != ""

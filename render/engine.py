@@ -31,6 +31,7 @@ from render.events import ImageDone, OnEvent, StageStarted, StepDone, TilesWritt
 from render.guidance.color_correction import color_strength
 from render.guidance.hooks import needs_reference
 from render.models.adapter import Adapter
+from render.models.enlarger import Enlarger, open_enlarger
 from render.models.prompt_limits import dropped_by
 from render.output.block_journal import BlockJournal
 from render.output.manifest import Manifest, build_manifest, check_image, read_published, write_manifest
@@ -79,8 +80,9 @@ class Denoised:
         latents, colors = self.state.finished(area)
         kept = self.plan.spec.kept
         if kept is not None and for_stage:
-            # A shadow is drawn into the finished image: the stages above would darken it again.
-            kept = replace(kept, shadow=0.0)
+            # A shadow is drawn into the finished image: the stages above would darken it again. They take
+            # the colors in 8 bits.
+            kept = replace(kept, shadow=0.0, depth=8)
         return LatentRegion(
             latents=latents.mul_(self.scale),
             area=area,
@@ -108,13 +110,15 @@ def render_latents(
 
     `plan` is that of the group's world size; it is made here unless given. `calls` runs the model calls, by
     default one by one.
-    Raises `Stopped` when a rank was told to stop, `BadInput` for a refiner without a step.
+    Raises `Stopped` when a rank was told to stop, `BadInput` for a refiner without a step, and for an
+    enlarger that does not load.
     """
     plan = plan or make_plan(spec, adapter.info, group.world_size)
     models = assign_models(spec, [each.stage for each in plan.stages], adapter, refiner)
     seconds = {"model": 0.0, "wait": 0.0, "fuse": 0.0, "enlarge": 0.0}
     done: Denoised | None = None
     found = None if checkpoints is None else checkpoints.restore(group, partial(misfit, plan=plan))
+    enlarger = None if spec.enlarger is None else open_enlarger(spec.enlarger, device)
     for planned in plan.stages[0 if found is None else found.stage :]:
         group = group if done is None else done.group
         # The group may have changed its size in the stage before.
@@ -136,7 +140,7 @@ def render_latents(
             canvas = [found.canvas(tiling.boxes[group.rank], tiling.surface, group, device)]
             found = None
         else:
-            canvas = [_start(planned, loop, done, group, preview)]
+            canvas = [_start(planned, loop, done, group, preview, enlarger)]
         seconds["enlarge"] += time.perf_counter() - started
         state = loop.run(
             canvas.pop(),
@@ -161,7 +165,12 @@ def _grant(checkpoints: CheckpointManager, stage: int, state: StageState, flags:
 
 
 def _start(
-    plan: StagePlan, loop: StageLoop, below: Denoised | None, group: Group, preview: Preview | None
+    plan: StagePlan,
+    loop: StageLoop,
+    below: Denoised | None,
+    group: Group,
+    preview: Preview | None,
+    enlarger: Enlarger | None,
 ) -> Canvas:
     """The rank's part of a stage's canvas before its first step."""
     stage, spec, box = plan.stage, plan.spec, plan.tiling.boxes[group.rank]
@@ -176,9 +185,9 @@ def _start(
             preview.show(region, loop.adapter, loop.device)
         # An init image has no detail to add to a stage that is larger.
         source = spec.source if spec.source is not None and spec.source.has_detail_for(stage.width) else None
-        pixels = pixels_of_previous_stage(region, plan, loop.adapter, group, loop.device, source)
+        pixels = pixels_of_previous_stage(region, plan, loop.adapter, group, loop.device, source, enlarger)
     elif spec.source is not None:
-        pixels = pixels_of_init_image(spec.source, stage)
+        pixels = pixels_of_init_image(spec.source, plan, enlarger if stage.enlarges else None)
     else:
         return first_canvas(stage, loop.schedule, plan.seed, plan.channels, box)
     has_reference = needs_reference(spec, stage)

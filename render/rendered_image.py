@@ -12,6 +12,7 @@ from render.output.encode import ENDINGS
 from render.output.export import export_image
 from render.output.manifest import Manifest
 from render.plan.decode_layout import tile_key
+from render.spec import KEEP_ALPHA
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,7 +41,7 @@ class RenderedImage:
         return self.manifest.width, self.manifest.height
 
     def pil(self) -> Image.Image:
-        """The image at full size in memory; raises `BadInput` above `LARGEST_PIL` pixels."""
+        """The image at full size in memory, in 8 bits; raises `BadInput` above `LARGEST_PIL` pixels."""
         check_fits_memory(*self.size)
         return self._level(self.manifest.full_level)
 
@@ -57,7 +58,8 @@ class RenderedImage:
         from PIL import Image
 
         width, height = self.manifest.levels[level]
-        image = Image.new("RGB", (width, height))
+        mode = "RGBA" if self.manifest.spec.get("alpha") == KEEP_ALPHA else "RGB"
+        image = Image.new(mode, (width, height))
         side, ending = self.manifest.tile_size, ENDINGS[self.manifest.format]
         for y in range(0, height, side):
             for x in range(0, width, side):

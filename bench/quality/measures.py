@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from render.output.encode import Pixels
+from render.output.pixels import Pixels
 
 _LUMA = np.array([0.2126, 0.7152, 0.0722])
 

@@ -27,7 +27,7 @@ from render.engine import Denoised, render_latents
 from render.models import Adapter
 from render.models.adapter import WindowPlace
 from render.output.decode import block_decoder
-from render.output.encode import Pixels
+from render.output.pixels import Pixels
 from render.output.preview import Preview
 from render.output.pyramid import publish_pyramid
 from render.output.seams import seam_score

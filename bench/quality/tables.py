@@ -16,7 +16,7 @@ from bench.quality.pictures import THUMB, Cache, SaveResult
 from bench.quality.rows import NATIVE_ROW, Prompt, Way
 from render.builtin.data import NATIVE
 from render.builtin.judge import HEADS, Judge, is_correct, load_judge
-from render.output.encode import Pixels
+from render.output.pixels import Pixels
 
 SHEETS = Path(__file__).parent / "sheets"
 _ACROSS = 8

@@ -40,7 +40,7 @@ from render.errors import BadInput
 from render.models.folder import BUILTIN
 from render.models.known_names import lasting_name
 from render.sink import UNFINISHED_PREVIEW
-from render.spec import IMAGE_FIELDS, PARTS_OF_FILES, names_image
+from render.spec import FILE_FIELDS, PARTS_OF_FILES, names_file
 
 Value = TypeVar("Value")
 WHO = "the board"
@@ -152,8 +152,8 @@ class Board:
 
         `files` are the images of the spec that came with the request, by their fields.
         """
-        for name in IMAGE_FIELDS:
-            if names_image(name, values.get(name)):
+        for name in FILE_FIELDS:
+            if names_file(name, values.get(name)):
                 raise BadInput(name, values[name][:120], "is a file; submit this image with chorale submit")
         for name in PARTS_OF_FILES:
             if values.get(name):

@@ -22,11 +22,12 @@ TYPES = {
     "png": "image/png",
     "webp": "image/webp",
     "jpg": "image/jpeg",
+    "tif": "image/png",
     "dzi": "application/xml",
     "json": "application/json",
 }
 _KEY = re.compile(
-    r"image_files/\d{1,2}/\d{1,5}_\d{1,5}\.(?:png|webp|jpg)|image\.dzi|preview\.webp|manifest\.json"
+    r"image_files/\d{1,2}/\d{1,5}_\d{1,5}\.(?:png|webp|jpg|tif)|image\.dzi|preview\.webp|manifest\.json"
 )
 _RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
 _FOREVER = "private, max-age=31536000, immutable"
@@ -36,7 +37,7 @@ router = APIRouter(include_in_schema=False)
 
 @router.api_route("/jobs/{job}/image/{key:path}", methods=["GET", "HEAD"])
 def image_file(request: Request, job: str, key: str) -> Response:
-    """A file of a finished image. It never changes, so caches may keep it."""
+    """A file of a finished image, a TIFF tile as PNG. It never changes, so caches may keep it."""
     if not _KEY.fullmatch(key):
         return Response(status_code=404)
     board: Board = request.app.state.board
@@ -47,7 +48,8 @@ def image_file(request: Request, job: str, key: str) -> Response:
     headers = {"etag": tag, "cache-control": _FOREVER, "accept-ranges": "bytes"}
     if tag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    return _ranged(request, board.store().get(f"{folder}/{key}"), key, headers)
+    data = board.store().get(f"{folder}/{key}")
+    return _ranged(request, _as_png(data) if key.endswith(".tif") else data, key, headers)
 
 
 @router.get("/jobs/{job}/preview")
@@ -89,6 +91,14 @@ def signed_thumbnail(request: Request, signed: str) -> Response:
     return Response(
         held.getvalue(), media_type=TYPES["jpg"], headers={"cache-control": "private, max-age=86400"}
     )
+
+
+def _as_png(data: bytes) -> bytes:
+    """A TIFF tile as browsers show it."""
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as tile:
+        tile.save(out, "PNG", compress_level=1)
+    return out.getvalue()
 
 
 def thumbnail(row: dict[str, Any]) -> str | None:

@@ -169,10 +169,7 @@ class Preparation:
             self.twin_count += 1
             if len(self.twins) < _SHOWN_TWINS:
                 self.twins.append((item.custom_id, first))
-        digests = {image.digest for image in item.spec.images.values()}
-        digests |= {control.digest for control in item.spec.control}
-        digests |= {lora.digest for lora in item.spec.lora}
-        digests |= {embedding.digest for embedding in item.spec.embedding}
+        digests = {asset.digest for asset in item.spec.assets}
         if not digests <= self._images:
             self._images |= digests
             self.with_images.append(item)
@@ -323,10 +320,12 @@ def job_row(item: BatchItem, options: JobOptions, bfloat16: bool | None = None) 
         fix = f"has more than {longest(rates.c.model)} characters; use a shorter path"
         raise BadInput("model", spec.model[:60], fix)
     info, weights = _models(*spec.model_names, spec.dtype, spec.quantize)
-    if spec.lora or spec.embedding or spec.controlnet or spec.quantize != NO_QUANTIZATION:
+    changed = spec.lora or spec.embedding or spec.controlnet or spec.enlarger
+    if changed or spec.quantize != NO_QUANTIZATION:
         check_additions(find_model_paths(*spec.model_names), spec)
         weights += sum(lora.bytes for lora in spec.lora)
         weights += sum(network.bytes for network in spec.controlnet)
+        weights += 0 if spec.enlarger is None else spec.enlarger.bytes
     same = geometry(spec)
     least, most = (options.ranks, options.ranks) if options.ranks else (1, useful_ranks(same, info))
     digest = spec.digest(info.digest)

@@ -22,7 +22,7 @@ from jobs.intake.options import CUSTOM_ID, IntakeOptions, is_random
 from jobs.intake.raw_rows import Reading, fold_blanks
 from jobs.intake.row_images import RowImages
 from render.errors import BadInput
-from render.spec import IMAGE_FIELDS, Spec, beside, expand_size, names_image
+from render.spec import FILE_FIELDS, IMAGE_FIELDS, Spec, beside, expand_size, names_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,13 +154,13 @@ class _Rows:
             return value
         found = parse_cell(of, value)
         names_files = self._images is not None and self._images.names_files
-        is_word = isinstance(found, str) and not names_image(of.name, found)
+        is_word = isinstance(found, str) and not names_file(of.name, found)
         if of.name in IMAGE_FIELDS and not is_word:
             if isinstance(found, str) and self._images is not None:
                 return self._images.local(of.name, found.strip())
             if not names_files:
                 raise BadInput(of.name, found, "is a file of another machine; use chorale submit, or a URL")
-        if of.many and of.shown.local:
+        if of.shown.local and (of.many or of.name in {*FILE_FIELDS} - {*IMAGE_FIELDS}):
             if not names_files:
                 raise BadInput(of.name, found, "is a file of another machine; use chorale submit")
             return beside(self._path, {of.name: found})[of.name]

@@ -24,7 +24,7 @@ from jobs.renditions.check import RuleResult, check_rendition
 from jobs.renditions.maker import make_rendition
 from jobs.renditions.names import FIELDS, check_unique, file_name
 from render.errors import BadInput
-from render.output.export import joined_image
+from render.output.export import in_srgb8, joined_image
 from render.output.manifest import Manifest
 from render.spec import TRAINED
 
@@ -171,7 +171,8 @@ def rendition_of(image: Store, wanted: Rendition) -> tuple[bytes, Manifest]:
     """A finished image as one file, and its manifest. Raises `BadInput`, `StoreError`, `RenderFailed`."""
     manifest = published_image(image)
     with local_tiles(image, manifest) as folder:
-        source = joined_image(folder, manifest, (0, 0, manifest.width, manifest.height))
+        whole = 0, 0, manifest.width, manifest.height
+        source = in_srgb8(joined_image(folder, manifest, whole), manifest)
         return make_rendition(source, wanted, manifest.spec.get("source_type", TRAINED)), manifest
 
 

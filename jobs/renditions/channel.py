@@ -22,8 +22,7 @@ from render.output import encode
 from render.spec import load_yaml
 
 FORMATS = ("jpeg", "png", "webp", "tiff")
-ENDINGS = encode.ENDINGS | {"tiff": "tif"}
-CONTENT_TYPES = encode.CONTENT_TYPES | {"tiff": "image/tiff"}
+ENDINGS, CONTENT_TYPES = encode.ENDINGS, encode.CONTENT_TYPES
 Format = Literal["jpeg", "png", "webp", "tiff"]
 Fit = Literal["pad", "crop", "inside"]
 _Bytes = Annotated[

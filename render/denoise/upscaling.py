@@ -16,16 +16,18 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from render.canvas import Canvas, LatentRegion, cut_out
 from render.denoise.layered import decode_layered, encode_layered
+from render.denoise.network_enlarging import NetworkEnlarging
+from render.denoise.resampling import sample
 from render.distributed import AllGatherHandle, Group
 from render.finite import check_autoencoder
 from render.guidance.color_correction import color_means, color_plane, decode_region
-from render.guidance.kept_pixels import put_over, read_pixels, without_fringe
+from render.guidance.kept_pixels import put_over, read_pixels, shares, without_fringe
 from render.models.adapter import Adapter
 from render.models.autoencoders.tile_store import TileStore
+from render.models.enlarger import Enlarger
 from render.plan.enlarge_layout import EnlargeLayout
 from render.plan.geometry import Rect
 from render.plan.plan import StagePlan
@@ -86,8 +88,11 @@ def pixels_of_previous_stage(
     group: Group,
     device: torch.device,
     source: SourceImage | None = None,
+    enlarger: Enlarger | None = None,
 ) -> Pixels:
     """The stage below, decoded and enlarged, with the detail of `source` where that is given.
+
+    `enlarger` does it where the plan says so.
 
     `below` holds at least `plan.enlarging.decoded_by` this rank. All ranks must call it.
     """
@@ -97,7 +102,10 @@ def pixels_of_previous_stage(
         decoded = _decoded_layered(below, whole, layout, adapter, group, device)
     else:
         decoded = partial(_decoded, below, adapter, device)
-    enlarged = partial(_enlarged_pixels, decoded, layout=layout, device=device)
+    enlarged: Pixels = partial(_enlarged_pixels, decoded, layout=layout, device=device)
+    if layout.network:
+        assert enlarger is not None, "the plan has a network"
+        enlarged = NetworkEnlarging(enlarger, layout, decoded)
     kept, canvas, pixel = below.kept, plan.enlarging.canvas, adapter.info.scale_factor
     if kept is not None:
         if plan.stage.paints and kept.stands_free:
@@ -105,13 +113,20 @@ def pixels_of_previous_stage(
         return lambda area: put_over(enlarged(area).clamp_(0.0, 1.0), kept, canvas, pixel, area)
     if source is None:
         return lambda area: enlarged(area).clamp_(0.0, 1.0)
-    given = pixels_of_init_image(source, plan.stage)
-    return lambda area: (enlarged(area, source=source) + given(area).to(device)).clamp_(0.0, 1.0)
+    given = pixels_of_init_image(source, plan)
+    differing = partial(_enlarged_pixels, decoded, layout=layout, device=device, source=source)
+    return lambda area: (differing(area) + given(area).to(device)).clamp_(0.0, 1.0)
 
 
-def pixels_of_init_image(source: SourceImage, stage: Stage) -> Pixels:
-    """The init image at the stage's size."""
-    return partial(_given_pixels, source, topology_of(stage.grid), stage.width // stage.grid.width)
+def pixels_of_init_image(source: SourceImage, plan: StagePlan, enlarger: Enlarger | None = None) -> Pixels:
+    """The init image at the stage's size; a smaller one is made larger by `enlarger` where that is given."""
+    stage, pixel = plan.stage, plan.info.scale_factor
+    if enlarger is None or source.has_detail_for(stage.width):
+        return partial(_given_pixels, source, topology_of(stage.grid), pixel)
+    layout = plan.enlarging_init(source, enlarger.scale)
+    assert layout.below is not None, "the init image is below"
+    enlarged = NetworkEnlarging(enlarger, layout, partial(_given_pixels, source, layout.below, 1))
+    return lambda area: enlarged(_in_pixels(area, pixel))
 
 
 def enlarge(
@@ -214,7 +229,7 @@ def _repainted_pixels(
 ) -> Tensor:
     """[1, 3, H, W] pixels of an area of the canvas: what is kept, put over a picture without it."""
     margin = canvas.pad(area, FRINGE * 3)
-    weight = read_pixels(kept.kept, canvas, pixel, margin)[:, 3:].float() / 255
+    weight = shares(read_pixels(kept.kept, canvas, pixel, margin)[:, 3:])
     painted = enlarged(margin).clamp_(0.0, 1.0)
     bare = without_fringe(painted, weight.to(painted.device), FRINGE * pixel)
     top, left = (area.y - margin.y) * pixel, (area.x - margin.x) * pixel
@@ -224,7 +239,7 @@ def _repainted_pixels(
 
 def _given_pixels(source: SourceImage, canvas: Topology, pixel: int, area: Rect) -> Tensor:
     """[1, 3, H, W] pixels in [0, 1] of a rectangle of the canvas (in latents), from the init image on it."""
-    return read_pixels(source.pixels, canvas, pixel, area).float() / 255
+    return shares(read_pixels(source.pixels, canvas, pixel, area))
 
 
 def _decoded(below: LatentRegion, adapter: Adapter, device: torch.device, area: Rect) -> Tensor:
@@ -269,18 +284,4 @@ def _enlarged_pixels(
     picture = decoded(read)
     if source is not None:
         picture = picture - _given_pixels(source, below, pixel, read).to(device)
-    y, x = _positions(below, area, layout)
-    # grid_sample takes positions in [-1, 1] over the decoded area's edges.
-    grid_y = (y - read.y * pixel + 0.5) / (read.height * pixel) * 2 - 1
-    grid_x = (x - read.x * pixel + 0.5) / (read.width * pixel) * 2 - 1
-    grid = torch.stack(torch.meshgrid(grid_x, grid_y, indexing="xy"), dim=-1)[None].to(device)
-    return functional.grid_sample(picture, grid, mode="bicubic", padding_mode="border", align_corners=False)
-
-
-def _positions(below: Topology, area: Rect, layout: EnlargeLayout) -> tuple[Tensor, Tensor]:
-    """Where the centers of the pixels of an area of the new canvas lie below, in pixels: (y, x)."""
-    pixel = layout.scale_factor
-    ratio_y, ratio_x = below.height / layout.canvas.height, below.width / layout.canvas.width
-    y = (torch.arange(area.height * pixel) + area.y * pixel + 0.5) * ratio_y - 0.5
-    x = (torch.arange(area.width * pixel) + area.x * pixel + 0.5) * ratio_x - 0.5
-    return y, x
+    return sample(picture, read, area, layout)

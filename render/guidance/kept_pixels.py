@@ -31,7 +31,7 @@ from render.sampling.noise import INITIAL, stage_noise
 from render.spec import Spec
 from render.spec.source_image import SourceImage
 
-ReadPixels = Callable[..., NDArray[np.uint8]]
+ReadPixels = Callable[..., NDArray[np.unsignedinteger]]
 """`SourceImage.pixels` or `SourceImage.kept`."""
 _TABLE = 4096
 """Steps of the tables between sRGB and linear light; between two steps the curve is taken for a line."""
@@ -80,7 +80,7 @@ def latent_weights(
     if not area.area:
         return torch.zeros((area.height, area.width))
     padded = canvas.pad(area, 1 if shrunk else 0)
-    alpha = read_pixels(source.kept, canvas, pixel, padded)[:, 3:].float() / 255
+    alpha = shares(read_pixels(source.kept, canvas, pixel, padded)[:, 3:])
     cells = functional.avg_pool2d(alpha, pixel)
     if not shrunk:
         return cells[0, 0]
@@ -91,20 +91,28 @@ def latent_weights(
 
 
 def read_pixels(read: ReadPixels, canvas: Topology, pixel: int, area: Rect) -> Tensor:
-    """[1, bands, H, W] bytes of a rectangle of the canvas (in latents), from an image scaled to it."""
+    """[1, bands, H, W] of a rectangle of the canvas (in latents), from an image scaled to it: uint8, or int32
+    for an image of 16 bits."""
     found: Tensor | None = None
     size = canvas.width * pixel, canvas.height * pixel
     for there, here in canvas.intersect(area, canvas.whole):
         rows, cols = (_scaled(side, pixel) for side in here)
         part = Rect(y=rows.start, x=cols.start, height=rows.stop - rows.start, width=cols.stop - cols.start)
-        cut = torch.from_numpy(read(part, *size, wrap_x=canvas.wrap_x, wrap_y=canvas.wrap_y).copy())
+        numbers = read(part, *size, wrap_x=canvas.wrap_x, wrap_y=canvas.wrap_y)
+        # torch does little with unsigned numbers of 16 bits.
+        cut = torch.from_numpy(numbers.astype(np.uint8 if numbers.dtype == np.uint8 else np.int32))
         if found is None:
             shape = 1, cut.shape[2], area.height * pixel, area.width * pixel
-            found = torch.empty(shape, dtype=torch.uint8)
+            found = torch.empty(shape, dtype=cut.dtype)
         down, along = (_scaled(side, pixel) for side in there)
         found[0, :, down, along] = cut.permute(2, 0, 1)
     assert found is not None, "the area meets the canvas"
     return found
+
+
+def shares(numbers: Tensor) -> Tensor:
+    """What `read_pixels` returns, in [0, 1]."""
+    return numbers.float() / (255 if numbers.dtype == torch.uint8 else 65535)
 
 
 def _scaled(side: slice, pixel: int) -> slice:
@@ -114,14 +122,15 @@ def _scaled(side: slice, pixel: int) -> slice:
 def put_over(pixels: Tensor, source: SourceImage, canvas: Topology, pixel: int, area: Rect) -> Tensor:
     """[1, 3, H, W] pixels in [0, 1] of an area of the canvas (in latents), with what is kept put over them.
 
-    Where the weight is full, a pixel is the source's byte divided by 255, which rounds back to that byte.
+    Where the weight is full, a pixel is the source's number divided by the largest one, which rounds back to
+    that number.
     Where it is zero, the pixel stays as it is, or is darkened by the product's shadow. Elementwise, with
     tables in place of powers, whose last bits depend on where in a tensor they are computed.
     """
-    kept = read_pixels(source.kept, canvas, pixel, area).to(pixels.device)
-    colors, weight = kept[:, :3].float() / 255, kept[:, 3:].float() / 255
+    kept = shares(read_pixels(source.kept, canvas, pixel, area).to(pixels.device))
+    colors, weight = kept[:, :3], kept[:, 3:]
     if source.shadow:
-        shade = read_pixels(source.shade, canvas, pixel, area).to(pixels.device).float() / 255
+        shade = shares(read_pixels(source.shade, canvas, pixel, area).to(pixels.device))
         pixels = to_srgb(to_linear(pixels) * (1.0 - shade * source.shadow))
     light = to_linear(pixels) * (1.0 - weight) + to_linear(colors) * weight
     mixed = torch.where(weight == 1.0, colors, to_srgb(light))

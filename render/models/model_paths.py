@@ -139,7 +139,7 @@ def model_info(paths: ModelPaths) -> ModelInfo:
 
 def check_additions(paths: ModelPaths, spec: Spec) -> None:
     """Raise `BadInput` for a LoRA or a ControlNet that was made for another kind of model than the spec's,
-    and for GGUF that is to be quantized again."""
+    for GGUF that is to be quantized again, and for an enlarger that is none."""
     network = original_file(paths.model, "transformer")
     if spec.quantize != NO_QUANTIZATION and network is not None and is_gguf(network):
         raise BadInput(
@@ -148,6 +148,11 @@ def check_additions(paths: ModelPaths, spec: Spec) -> None:
     check_loras(paths, spec.lora)
     check_embeddings(paths, spec.embedding)
     check_controlnets(paths.model, spec.control, spec.controlnet)
+    if spec.enlarger is not None:
+        # Only here: it imports torch.
+        from render.models.enlarger import check_enlarger
+
+        check_enlarger(spec.enlarger)
 
 
 def check_loras(paths: ModelPaths, loras: Sequence[Lora]) -> None:

@@ -1,9 +1,9 @@
-"""Pixels to PNG, WebP and JPEG files that declare their origin.
+"""Pixels to PNG, WebP, JPEG and TIFF files that declare their origin.
 
-Every file is marked sRGB and carries XMP whose DigitalSourceType declares that a trained model made it
-(IPTC's term `trainedAlgorithmicMedia`), or that it made it from a picture
-(`compositeWithTrainedAlgorithmicMedia`). Files that are used without the pyramid also carry the parameters of
-their generation, and the prompts if wanted.
+Every file is marked sRGB, or Display P3 where that is asked for. It carries XMP whose DigitalSourceType
+declares that a trained model made it (IPTC's term `trainedAlgorithmicMedia`), or that it made it from a
+picture (`compositeWithTrainedAlgorithmicMedia`). Files that are used without the pyramid also carry the
+parameters of their generation, and the prompts if wanted.
 The bytes are a function of pixels and spec: they hold no time and no host.
 """
 
@@ -17,18 +17,29 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageCms, PngImagePlugin
 
-from render.spec import COMPOSITE, TRAINED
+from render.output.pixels import Pixels
+from render.spec import AUTO_PROFILE, COMPOSITE, DISPLAY_P3, FILE_FIELDS, TRAINED
+from render.spec.image_pixels import vips
 
-Pixels = NDArray[np.uint8]
-"""[h, w, 3] sRGB."""
-
-ENDINGS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
-CONTENT_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
+ENDINGS = {"png": "png", "webp": "webp", "jpeg": "jpg", "tiff": "tif"}
+CONTENT_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg", "tiff": "image/tiff"}
 _PNG_LEVEL = 4
 """zlib's level: twice as fast as the default for a few percent of size."""
+_SPACES = {1: "srgb", 2: "rgb16"}
+"""libvips's color space of sRGB, by bytes of a number."""
+SRGB_TO_P3 = [
+    [0.8224619687, 0.1775380313, 0.0],
+    [0.0331941989, 0.9668058011, 0.0],
+    [0.0170826307, 0.0723974407, 0.9105199286],
+]
+P3_TO_SRGB = [
+    [1.2249401763, -0.2249401763, 0.0],
+    [-0.0420569547, 1.0420569547, 0.0],
+    [-0.0196375546, -0.0786360456, 1.0982736000],
+]
+"""Between linear light of both color spaces, whose white is the same (SMPTE EG 432-1, IEC 61966-2-1)."""
 _SOURCES = {
     TRAINED: "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia",
     COMPOSITE: "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia",
@@ -44,14 +55,23 @@ def encode(
     *,
     source_type: str = TRAINED,
     lossless: bool = False,
+    icc: str = AUTO_PROFILE,
 ) -> bytes:
-    """[h, w, 3] pixels as one file of format `form`; `quality` counts for WebP, unless `lossless`, and JPEG.
+    """[h, w, 3 or 4] pixels as one file of format `form`; `quality` counts for WebP, unless `lossless`, and
+    JPEG. 16 bits go with PNG and TIFF, transparency with all but JPEG.
 
-    `parameters` is the JSON text of `published_parameters`, `source_type` one of the spec's.
+    `parameters` is the JSON text of `published_parameters`; `source_type` and `icc` are the spec's.
     """
+    if icc == DISPLAY_P3:
+        pixels = _in_display_p3(pixels)
+    if form == "tiff" or pixels.dtype == np.uint16:
+        return _encoded_by_vips(pixels, form, xmp(parameters, source_type), profile(icc))
     image, out = Image.fromarray(pixels), io.BytesIO()
-    options = _options(form, quality, parameters, source_type)
-    image.save(out, form.upper(), **options, **({"lossless": True} if lossless and form == "webp" else {}))
+    options = _options(form, quality, parameters, source_type, icc)
+    if form == "webp" and lossless:
+        # Exact: colors stay where nothing is seen of them.
+        options |= {"lossless": True} | ({"exact": True} if pixels.shape[2] == 4 else {})
+    image.save(out, form.upper(), **options)
     return out.getvalue()
 
 
@@ -63,7 +83,7 @@ def published_parameters(values: Mapping[str, Any], *, prompt: bool) -> str:
         shown["boxes"] = [
             {name: value for name, value in box.items() if name != "prompt"} for box in shown["boxes"]
         ]
-    for name in ("init", "mask"):
+    for name in FILE_FIELDS:
         if isinstance(shown.get(name), Mapping):
             shown[name] = {key: value for key, value in shown[name].items() if key != "path"}
     for name in ("control", "controlnet"):
@@ -96,13 +116,51 @@ def srgb_profile() -> bytes:
     return profile[:24] + date + profile[36:]
 
 
-def _options(form: str, quality: int, parameters: str | None, source_type: str) -> dict[str, Any]:
+def profile(icc: str) -> bytes:
+    """The ICC profile of a spec's `icc`."""
+    return bytes(vips().Image.profile_load("p3")) if icc == DISPLAY_P3 else srgb_profile()
+
+
+def _in_display_p3(pixels: Pixels) -> Pixels:
+    """sRGB pixels -> the same colors in Display P3."""
+    data = in_primaries(_vips_image(pixels[..., :3]), SRGB_TO_P3).write_to_memory()
+    colors = np.frombuffer(data, pixels.dtype).reshape(*pixels.shape[:2], 3)
+    return np.concatenate([colors, pixels[..., 3:]], axis=2)
+
+
+def in_primaries(image: Any, matrix: list[list[float]]) -> Any:
+    """A `pyvips.Image` of three bands in another color space with sRGB's curve, each pixel by itself: more
+    exact than a transform by profiles, whose tables are coarse where it is dark."""
+    changed = image.colourspace("scrgb").recomb(matrix)
+    return changed.colourspace(image.interpretation).cast(image.format)
+
+
+def _encoded_by_vips(pixels: Pixels, form: str, packet: bytes, icc_profile: bytes) -> bytes:
+    """PNG or TIFF; Pillow writes no colors of 16 bits."""
+    image, blob = _vips_image(pixels), vips().GValue.blob_type
+    image.set_type(blob, "xmp-data", packet)
+    image.set_type(blob, "icc-profile-data", icc_profile)
+    if form == "png":
+        return bytes(image.pngsave_buffer(compression=_PNG_LEVEL, bitdepth=8 * pixels.itemsize))
+    return bytes(image.tiffsave_buffer(compression="deflate", predictor="horizontal"))
+
+
+def _vips_image(pixels: Pixels) -> Any:
+    height, width, bands = pixels.shape
+    kind = "uchar" if pixels.itemsize == 1 else "ushort"
+    image = vips().Image.new_from_memory(np.ascontiguousarray(pixels).data, width, height, bands, kind)
+    return image.copy(interpretation=_SPACES[pixels.itemsize])
+
+
+def _options(form: str, quality: int, parameters: str | None, source_type: str, icc: str) -> dict[str, Any]:
     if form == "png":
         info = PngImagePlugin.PngInfo()
-        info.add(b"sRGB", b"\0")
+        if icc == AUTO_PROFILE:
+            info.add(b"sRGB", b"\0")
         info.add_itxt("XML:com.adobe.xmp", xmp(None, source_type).decode())
         if parameters:
             info.add_itxt("parameters", parameters)
-        return {"pnginfo": info, "compress_level": _PNG_LEVEL}
-    options = {"xmp": xmp(parameters, source_type), "icc_profile": srgb_profile(), "quality": quality}
+        carried = {} if icc == AUTO_PROFILE else {"icc_profile": profile(icc)}
+        return {"pnginfo": info, "compress_level": _PNG_LEVEL, **carried}
+    options = {"xmp": xmp(parameters, source_type), "icc_profile": profile(icc), "quality": quality}
     return options | ({"method": 4} if form == "webp" else {"subsampling": 0, "optimize": False})

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from render.errors import BadInput, RenderFailed
-from render.output.encode import published_parameters, srgb_profile, xmp
+from render.output.encode import P3_TO_SRGB, in_primaries, profile, published_parameters, xmp
 from render.output.manifest import Manifest
-from render.spec import TRAINED
+from render.spec import AUTO_PROFILE, DISPLAY_P3, KEEP_ALPHA, TRAINED
 
 LIMITS = {
     ".png": 2**31 - 1,
@@ -59,19 +59,22 @@ def export_image(
 ) -> Path:
     """Write a published image at full resolution, or a part of it, as one file (.png .tif .jpg .webp).
 
-    A .tif is a pyramidal BigTIFF. The file carries the parameters of its generation, the prompts only with
-    `publish_prompt`. The target is checked before any work.
+    A .tif is a pyramidal BigTIFF. PNG and TIFF files have the bits and the transparency of the tiles; other
+    files have 8 bits, and a .jpg is on white. The file carries the parameters of its generation, the prompts
+    only with `publish_prompt`. The target is checked before any work.
     Raises `BadInput` for a target that cannot be written, `RenderFailed` when writing it fails.
     """
     part = part or (0, 0, manifest.width, manifest.height)
     _check_target(target, part, force)
     import pyvips
 
-    image = joined_image(folder, manifest, part)
+    image = _for_ending(joined_image(folder, manifest, part), target.suffix.lower())
     parameters = published_parameters(manifest.spec, prompt=publish_prompt)
     packet = xmp(parameters, manifest.spec.get("source_type", TRAINED))
     image.set_type(pyvips.GValue.blob_type, "xmp-data", packet)
-    image.set_type(pyvips.GValue.blob_type, "icc-profile-data", srgb_profile())
+    image.set_type(
+        pyvips.GValue.blob_type, "icc-profile-data", profile(manifest.spec.get("icc", AUTO_PROFILE))
+    )
     image.set_progress(True)
     image.signal_connect("eval", lambda _, progress: on_progress(int(progress.percent)))
     unfinished = target.with_name(f".part-{uuid.uuid4().hex}{target.suffix.lower()}")
@@ -118,9 +121,34 @@ def joined_image(folder: Path, manifest: Manifest, part: Part) -> Any:
     for key in manifest.full_level_keys():
         if not (folder / key).is_file():
             raise BadInput("folder", str(folder), f"lacks the tile {key}; run chorale verify")
-        tiles.append(pyvips.Image.new_from_file(str(folder / key)))
+        tile = pyvips.Image.new_from_file(str(folder / key))
+        # A WebP file that is opaque everywhere has no transparency.
+        transparent = manifest.spec.get("alpha") == KEEP_ALPHA and not tile.hasalpha()
+        tiles.append(tile.addalpha() if transparent else tile)
     joined = pyvips.Image.arrayjoin(tiles, across=-(-width // side), hspacing=side, vspacing=side)
-    return joined.crop(0, 0, width, height).copy(interpretation="srgb").crop(*part)
+    space = "rgb16" if joined.format == "ushort" else "srgb"
+    return joined.crop(0, 0, width, height).copy(interpretation=space).crop(*part)
+
+
+def in_srgb8(image: Any, manifest: Manifest) -> Any:
+    """What `joined_image` returns, in 8 bits and in sRGB."""
+    if manifest.spec.get("icc") == DISPLAY_P3:
+        colors = in_primaries(image.extract_band(0, n=3), P3_TO_SRGB)
+        image = colors.bandjoin(image[3]) if image.hasalpha() else colors
+    return _narrowed(image)
+
+
+def _narrowed(image: Any) -> Any:
+    if image.format != "ushort":
+        return image
+    return ((image + 128) / 257).floor().cast("uchar").copy(interpretation="srgb")
+
+
+def _for_ending(image: Any, ending: str) -> Any:
+    """The image in the bits, and with the transparency, that a file can hold."""
+    if ending not in (".png", ".tif", ".tiff"):
+        image = _narrowed(image)
+    return image.flatten(background=255) if ending in (".jpg", ".jpeg") and image.hasalpha() else image
 
 
 def _options(ending: str, quality: int) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from render.errors import RenderFailed
-from render.output.encode import Pixels
+from render.output.pixels import Pixels, full_scale
 from render.rect import Rect
+from render.spec.image_pixels import vips
 from render.spec.source_image import SourceImage
 
 _STRIP = 1024
@@ -17,7 +18,7 @@ _STRIP = 1024
 
 
 def count_kept(source: SourceImage | None, block: Rect, pixels: Pixels) -> int:
-    """The pixels of a block that are kept in full; `pixels` is [block.height, block.width, 3].
+    """The pixels of a block that are kept in full; `pixels` is [block.height, block.width, 3 or 4].
 
     Raises `RenderFailed` when one of them is not the source's.
     """
@@ -27,8 +28,8 @@ def count_kept(source: SourceImage | None, block: Rect, pixels: Pixels) -> int:
     for top in range(0, block.height, _STRIP):
         strip = Rect(y=block.y + top, x=block.x, height=min(_STRIP, block.height - top), width=block.width)
         kept = source.kept(strip, source.width, source.height)
-        full = kept[..., 3] == 255
-        wrong = full & (kept[..., :3] != pixels[top : top + strip.height]).any(axis=2)
+        full = kept[..., 3] == full_scale(kept)
+        wrong = full & (kept[..., :3] != pixels[top : top + strip.height, :, :3]).any(axis=2)
         if wrong.any():
             y, x = np.argwhere(wrong)[0]
             raise RenderFailed(
@@ -41,6 +42,14 @@ def count_kept(source: SourceImage | None, block: Rect, pixels: Pixels) -> int:
 
 def check_file(data: bytes, pixels: Pixels) -> None:
     """Raise `RenderFailed` unless an encoded tile decodes to its pixels again."""
+    if not np.array_equal(_decoded(data, pixels), pixels):
+        raise RenderFailed("a tile with kept pixels was not encoded to the byte; nothing was published")
+
+
+def _decoded(data: bytes, like: Pixels) -> Pixels:
+    if like.dtype == np.uint16:
+        return np.frombuffer(vips().Image.new_from_buffer(data, "").write_to_memory(), np.uint16).reshape(
+            like.shape
+        )
     with Image.open(io.BytesIO(data)) as image:
-        if not np.array_equal(np.asarray(image.convert("RGB")), pixels):
-            raise RenderFailed("a tile with kept pixels was not encoded to the byte; nothing was published")
+        return np.asarray(image.convert("RGBA" if like.shape[2] == 4 else "RGB"))

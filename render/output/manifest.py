@@ -41,7 +41,7 @@ _MOST_LEVELS = 21
 
 _Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _TileKey = Annotated[
-    str, StringConstraints(pattern=r"^image_files/[0-9]{1,2}/[0-9]{1,6}_[0-9]{1,6}\.(png|webp|jpg)$")
+    str, StringConstraints(pattern=r"^image_files/[0-9]{1,2}/[0-9]{1,6}_[0-9]{1,6}\.(png|webp|jpg|tif)$")
 ]
 _FileName = Annotated[str, StringConstraints(pattern=r"^[^./\\\x00][^/\\\x00]*$", max_length=255)]
 _Side = Annotated[int, Field(ge=1, le=_LONGEST_SIDE)]
@@ -105,7 +105,7 @@ class Manifest(_Part):
     """Side of a tile in pixels."""
     levels: Annotated[tuple[tuple[_Side, _Side], ...], Field(min_length=1, max_length=_MOST_LEVELS)]
     """(width, height) of each zoom level in pixels, from a single pixel up to the full resolution."""
-    format: Annotated[str, StringConstraints(pattern="^(png|webp|jpeg)$")]
+    format: Annotated[str, StringConstraints(pattern="^(png|webp|jpeg|tiff)$")]
     """Of the tiles."""
     tile_set: dict[_FileName, tuple[_Offset, _Offset, _Side, _Side]] = Field(default_factory=dict)
     """Per tile of a tile set: (x, y, width, height) in pixels."""

@@ -14,7 +14,8 @@ from render.canvas import LatentRegion
 from render.distributed import SingleRankGroup
 from render.models.adapter import Adapter
 from render.output.decode import block_decoder
-from render.output.encode import Pixels, encode
+from render.output.encode import encode
+from render.output.pixels import Pixels
 from render.plan.decode_layout import PREVIEW_DECODE_TILE
 from render.plan.geometry import Rect
 from render.plan.plan import StagePlan

@@ -22,8 +22,9 @@ from render.distributed import Group
 from render.models.adapter import Adapter
 from render.output.block_journal import BlockJournal
 from render.output.decode import block_decoder
-from render.output.encode import ENDINGS, Pixels, encode, published_parameters
+from render.output.encode import ENDINGS, encode, published_parameters
 from render.output.kept_check import count_kept
+from render.output.pixels import Pixels, halved, narrowed, shown, with_alpha
 from render.output.pyramid_report import PyramidReport
 from render.output.seams import LineDifferences, add_block
 from render.output.tile_entry import Tiles, tiles_from_json, tiles_to_json
@@ -32,7 +33,7 @@ from render.plan.decode_layout import DecodeLayout
 from render.plan.geometry import Rect
 from render.plan.plan import Plan
 from render.sink import Sink
-from render.spec import Spec
+from render.spec import KEEP_ALPHA, Spec
 
 PREVIEW_SIDE = 1024
 """Longest side of the finished image's `preview.webp`, in pixels."""
@@ -67,7 +68,7 @@ def publish_pyramid(
     started = time.perf_counter()
     with (
         TileWriter(plan.spec, sink, journal) as writer,
-        block_decoder(adapter, latents, grid, group, device) as decode_block,
+        block_decoder(adapter, latents, grid, group, device, plan.spec.bit_depth) as decode_block,
     ):
         own.decode_seconds += time.perf_counter() - started
         for number, block in enumerate(blocks):
@@ -77,7 +78,7 @@ def publish_pyramid(
                 own.add(entry[1])
             else:
                 started = time.perf_counter()
-                pixels = decode_block(block)
+                pixels = _finished(plan.spec, block, decode_block(block))
                 own.decode_seconds += time.perf_counter() - started
                 measurements = own.empty().take(block, pixels, writer).pack()
                 writer.finish_block(block, measurements)
@@ -90,12 +91,12 @@ def publish_pyramid(
     return _report(layout, own, whole, writer, group)
 
 
-def halved(pixels: Pixels) -> Pixels:
-    """One level down: 2x2 box `(a + b + c + d + 2) >> 2`, odd edges repeated, sizes rounded up."""
-    height, width = pixels.shape[:2]
-    even = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge").astype(np.uint16)
-    rows = even[0::2] + even[1::2]
-    return ((rows[:, 0::2] + rows[:, 1::2] + 2) >> 2).astype(np.uint8)
+def _finished(spec: Spec, block: Rect, pixels: Pixels) -> Pixels:
+    """What is written of a decoded block."""
+    if spec.alpha != KEEP_ALPHA:
+        return pixels
+    assert spec.source is not None, "the spec refuses to keep the alpha of nothing"
+    return with_alpha(spec.source, block, pixels)
 
 
 @dataclass
@@ -113,7 +114,7 @@ class _Measurements:
     leftovers: list[tuple[int, int, Pixels]] = field(default_factory=list)
     """(y, x, pixels) of each block at the first level that has no whole tiles of it."""
     edges: list[tuple[Rect, tuple[Pixels, Pixels, Pixels, Pixels]]] = field(default_factory=list)
-    """Each block and its top, bottom, left and right line of pixels."""
+    """Each block and its top, bottom, left and right line of pixels, as shown."""
 
     def empty(self) -> _Measurements:
         """Measurements of no block of the same image."""
@@ -124,10 +125,11 @@ class _Measurements:
     def take(self, block: Rect, pixels: Pixels, writer: TileWriter) -> _Measurements:
         """Measure a decoded block, write its tiles, and keep what is left of it."""
         self.kept_pixels += count_kept(writer.spec.kept, block, pixels)
-        add_block(self.columns, self.rows, block, pixels)
-        self.edges.append((block, (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])))
-        self.darkest = min(self.darkest, int(pixels.min()))
-        self.brightest = max(self.brightest, int(pixels.max()))
+        seen = shown(pixels)
+        add_block(self.columns, self.rows, block, seen)
+        self.edges.append((block, (seen[0], seen[-1], seen[:, 0], seen[:, -1])))
+        self.darkest = min(self.darkest, int(seen.min()))
+        self.brightest = max(self.brightest, int(seen.max()))
         side = self.layout.tile_size
         for down in range(self.layout.block_levels):
             origin_col, origin_row = ((at >> down) // side for at in (block.x, block.y))
@@ -144,7 +146,7 @@ class _Measurements:
             "brightest": self.brightest,
             "kept_pixels": self.kept_pixels,
             "blocks": [asdict(block) for block, _ in self.edges],
-            "leftovers": [(y, x, *pixels.shape[:2]) for y, x, pixels in self.leftovers],
+            "leftovers": [(y, x, *pixels.shape, pixels.itemsize) for y, x, pixels in self.leftovers],
         }
         arrays: list[NDArray[Any]] = [
             array for lines in (self.columns, self.rows) for array in (lines.absolute, lines.signed)
@@ -179,8 +181,11 @@ class _Measurements:
             # Copies: a view would keep all of `data` in memory.
             top, bottom, left, right = (edge.copy() for edge in rows + cols)
             self.edges.append((block, (top, bottom, left, right)))
-        for y, x, height, width in header["leftovers"]:
-            self.leftovers.append((y, x, read((height, width, 3), np.uint8).copy()))
+        for y, x, height, width, *rest in header["leftovers"]:
+            # Journals of earlier versions have 8 bits and no transparency.
+            bands, size = rest or (3, 1)
+            kind = np.uint16 if size == 2 else np.uint8
+            self.leftovers.append((y, x, read((height, width, bands), kind).copy()))
 
 
 def _gather(own: _Measurements, group: Group) -> _Measurements:
@@ -214,7 +219,8 @@ def _write_top(layout: DecodeLayout, whole: _Measurements, spec: Spec, writer: T
     """Write the levels above the blocks' own, the preview and the Deep Zoom descriptor."""
     level = layout.top_level - layout.block_levels
     width, height = layout.size_at(level)
-    pixels = np.empty((height, width, 3), np.uint8)
+    like = whole.leftovers[0][2]
+    pixels = np.empty((height, width, like.shape[2]), like.dtype)
     for y, x, part in whole.leftovers:
         pixels[y : y + part.shape[0], x : x + part.shape[1]] = part
     preview: Pixels | None = None
@@ -224,8 +230,8 @@ def _write_top(layout: DecodeLayout, whole: _Measurements, spec: Spec, writer: T
             preview = pixels
         pixels, level = halved(pixels), level - 1
     parameters = published_parameters(spec.to_dict(), prompt=False)
-    shown = preview if preview is not None else pixels
-    data = encode(shown, "webp", 90, parameters, source_type=spec.source_type)
+    small = narrowed(preview if preview is not None else pixels)
+    data = encode(small, "webp", 90, parameters, source_type=spec.source_type)
     writer.put_extra("preview.webp", data, "image/webp")
     writer.put_extra("image.dzi", _descriptor(layout, spec).encode(), "application/xml")
 

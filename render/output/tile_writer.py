@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from render.output.block_journal import BlockJournal
-from render.output.encode import CONTENT_TYPES, ENDINGS, Pixels, encode
+from render.output.encode import CONTENT_TYPES, ENDINGS, encode
 from render.output.kept_check import check_file
+from render.output.pixels import Pixels
 from render.output.tile_entry import TileEntry, Tiles
 from render.plan.decode_layout import tile_key
 from render.plan.geometry import Rect
@@ -71,7 +72,7 @@ class TileWriter:
             future.result()
 
     def put_level(self, level: int, origin_col: int, origin_row: int, pixels: Pixels, side: int) -> None:
-        """Cut [h, w, 3] pixels, whose first tile is (origin_col, origin_row), into tiles of `side` pixels."""
+        """Cut pixels, whose first tile is (origin_col, origin_row), into tiles of `side` pixels."""
         ending = ENDINGS[self.spec.format]
         for y in range(0, pixels.shape[0], side):
             for x in range(0, pixels.shape[1], side):
@@ -103,7 +104,9 @@ class TileWriter:
 
     def _encoded(self, pixels: Pixels) -> bytes:
         spec, keeps = self.spec, self.spec.kept is not None
-        data = encode(pixels, spec.format, spec.quality, source_type=spec.source_type, lossless=keeps)
+        data = encode(
+            pixels, spec.format, spec.quality, source_type=spec.source_type, lossless=keeps, icc=spec.icc
+        )
         if keeps:
             check_file(data, pixels)
         return data

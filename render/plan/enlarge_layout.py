@@ -18,8 +18,18 @@ from render.plan.topology import Topology
 _TILE, _LARGE_CANVAS = 64, 256
 """Longest side of a tile on the new canvas, in latents; twice that on a canvas longer than a large one, since
 the halo around a tile is computed twice. Small canvases are cut in four."""
+NETWORK_REACH, NETWORK_ALIGNMENT = 64, 64
+"""Pixels around what is wanted that a super-resolution network sees of the picture below, and what the corner
+of its part is a multiple of: networks that attend in windows start them there."""
 _BICUBIC_REACH = 3
 """Pixels around a point that a bicubic kernel reads, and one to spare."""
+
+
+def network_scale(scale: int, wanted: float) -> int:
+    """How many times as large a picture is taken from a network that makes it `scale` times as large: a
+    divisor of that, so that pixels are averaged, and about `wanted` at least."""
+    divisors = [each for each in range(1, scale + 1) if scale % each == 0]
+    return min((each for each in divisors if each >= 0.9 * wanted), default=scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +47,14 @@ class EnlargeLayout:
     world_size: int
     layered: bool = False
     """Whether the autoencoder is run layer by layer over the tiles of all ranks, and not on each alone."""
+    network: bool = False
+    """Whether a super-resolution network enlarges the pixels below, and not bicubic interpolation."""
+
+    @property
+    def ratios(self) -> tuple[float, float]:
+        """How many times as high and as wide the new canvas is as the one below."""
+        assert self.below is not None, "there is a stage below"
+        return self.canvas.height / self.below.height, self.canvas.width / self.below.width
 
     @cached_property
     def tile_shape(self) -> tuple[int, int]:
@@ -97,7 +115,14 @@ class EnlargeLayout:
         top, bottom = self._span(area.y, area.height, self.below.height / self.canvas.height)
         left, right = self._span(area.x, area.width, self.below.width / self.canvas.width)
         needed = Rect(y=top, x=left, height=bottom - top, width=right - left)
-        return self.below.pad(needed, self.halo)
+        if not self.network:
+            return self.below.pad(needed, self.halo)
+        seen = self.below.pad(needed, self.halo + -(-NETWORK_REACH // self.scale_factor))
+        step = max(1, NETWORK_ALIGNMENT // self.scale_factor)
+        above, before = seen.y % step, seen.x % step
+        return Rect(
+            y=seen.y - above, x=seen.x - before, height=seen.height + above, width=seen.width + before
+        )
 
     def source_of(self, rank: int) -> Rect:
         """What a rank reads of the stage below to make its tiles."""

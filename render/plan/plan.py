@@ -14,13 +14,14 @@ from render.model_info import ModelInfo
 from render.plan import communication
 from render.plan.decode_layout import DecodeLayout, has_preview, make_decode_layout
 from render.plan.dilation import steps_with_views
-from render.plan.enlarge_layout import EnlargeLayout
+from render.plan.enlarge_layout import EnlargeLayout, network_scale
 from render.plan.geometry import Rect
 from render.plan.seam_lines import SeamLines, seam_lines
 from render.plan.stages import Stage, make_stages
 from render.plan.tiling import Tiling
 from render.plan.topology import Topology, topology_of
 from render.spec import Spec
+from render.spec.source_image import SourceImage
 
 BORDER_BYTES = 4
 """A border latent is sent as a 32-bit fixed-point number (see `render.denoise.fusion`)."""
@@ -60,6 +61,30 @@ class StagePlan:
             halo=self.info.decode_halo,
             world_size=self.world_size,
             layered=self.info.layered_autoencoder,
+            network=self.enlarges_by_network,
+        )
+
+    @property
+    def enlarges_by_network(self) -> bool:
+        """Whether the spec's super-resolution network enlarges the stage below. Where an init image has the
+        detail, that is taken instead."""
+        source = self.spec.source
+        has_detail = source is not None and not source.keeps and source.has_detail_for(self.stage.width)
+        return bool(self.spec.enlarger and self.below and self.stage.enlarges and not has_detail)
+
+    def enlarging_init(self, source: SourceImage, scale: int) -> EnlargeLayout:
+        """How a network that makes pictures `scale` times as large makes the stage's picture from an init
+        image. Its lengths are in pixels."""
+        canvas, pixel = topology_of(self.stage.grid), self.info.scale_factor
+        scale = network_scale(scale, source.enlarging * self.stage.width / source.width)
+        height, width = canvas.height * pixel, canvas.width * pixel
+        return EnlargeLayout(
+            canvas=replace(canvas, height=height, width=width),
+            below=replace(canvas, height=-(-height // scale), width=-(-width // scale)),
+            scale_factor=1,
+            halo=0,
+            world_size=1,
+            network=True,
         )
 
     @property

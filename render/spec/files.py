@@ -19,6 +19,8 @@ MAX_YAML_NODES = 5_000_000
 """Values of a YAML file, with its aliases written out: a batch of 200,000 rows has about so many."""
 IMAGE_FIELDS = ("init", "mask")
 """The fields of a spec that name an image file."""
+FILE_FIELDS = (*IMAGE_FIELDS, "enlarger")
+"""Those that name a file of any kind."""
 PARTS_OF_FILES = ("lora", "embedding", "control", "controlnet")
 """The fields with several parts, each of which names a file or a folder."""
 _WORDS = (("mask", "alpha"), ("mask", "none"), ("mask", "cutout"))
@@ -155,9 +157,9 @@ def _check_number(node: yaml.Node) -> None:
         )
 
 
-def names_image(field: str, value: object) -> bool:
-    """Whether a value of a spec's field is the path of an image file."""
-    if not isinstance(value, str) or field not in IMAGE_FIELDS or (field, value) in _WORDS:
+def names_file(field: str, value: object) -> bool:
+    """Whether a value of a spec's field is the path of a file."""
+    if not isinstance(value, str) or field not in FILE_FIELDS or (field, value) in _WORDS:
         return False
     return field != "mask" or not value.startswith("cutout:")
 
@@ -165,8 +167,8 @@ def names_image(field: str, value: object) -> bool:
 def beside(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a file, with its relative paths resolved against the folder it is in."""
     found = dict(values)
-    for name in IMAGE_FIELDS:
-        if names_image(name, found.get(name)):
+    for name in FILE_FIELDS:
+        if names_file(name, found.get(name)):
             found[name] = str(file.parent / found[name])
     for name in PARTS_OF_FILES:
         if isinstance(found.get(name), list):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,23 +29,31 @@ def read_upright(path: str, digest: str, field: str) -> pyvips.Image:
     return vips().Image.new_from_file(path, access="random", revalidate=True).autorot()
 
 
-def opaque(image: pyvips.Image) -> pyvips.Image:
-    """8-bit sRGB, three channels; what is transparent becomes white."""
+def opaque(image: pyvips.Image, depth: int = 8) -> pyvips.Image:
+    """sRGB of `depth` bits, three channels; what is transparent becomes white."""
     if image.hasalpha():
         image = image.flatten(background=full_scale(image))
-    return to_srgb(image)
+    return to_srgb(image, depth)
 
 
-def to_srgb(image: pyvips.Image) -> pyvips.Image:
-    """8-bit sRGB from an image without transparency, by the profile that it carries."""
+def to_srgb(image: pyvips.Image, depth: int = 8) -> pyvips.Image:
+    """sRGB of `depth` bits from an image without transparency, by the profile that it carries.
+
+    In 16 bits, what is in sRGB already keeps its numbers: a transform would move the last ones.
+    """
     space = profile_space(image)
     if space == b"RGB " and image.bands == 1:
         # Gray in the numbers of a profile for colors, as programs save it: three equal channels.
         name = "rgb16" if image.format == "ushort" else "srgb"
         image = image.bandjoin([image, image]).copy(interpretation=name)
-    if space and image.bands == _CHANNELS.get(space):
-        image = image.icc_transform("srgb", embedded=True)
-    return image.colourspace("srgb").cast("uchar")
+    fits = space and image.bands == _CHANNELS.get(space)
+    if fits and not (depth == 16 and _is_srgb(bytes(image.get(_PROFILE)))):
+        image = image.icc_transform("srgb", embedded=True, depth=depth)
+    if depth == 8:
+        return image.colourspace("srgb").cast("uchar")
+    if image.format == "uchar":
+        return widened(image.colourspace("srgb")).copy(interpretation="rgb16")
+    return image.colourspace("rgb16").cast("ushort")
 
 
 def profile_space(image: pyvips.Image) -> bytes:
@@ -64,6 +73,21 @@ def profile_problem(image: pyvips.Image) -> str | None:
     except vips().Error as exc:
         return f"has a color profile that cannot be used ({reason(exc)}); save it in sRGB"
     return None
+
+
+def widened(image: pyvips.Image) -> pyvips.Image:
+    """8-bit numbers in 16 bits: 255 becomes 65535."""
+    return (image.cast("ushort") * 257).cast("ushort")
+
+
+@lru_cache(maxsize=4)
+def _is_srgb(profile: bytes) -> bool:
+    from PIL import ImageCms
+
+    try:
+        return "sRGB" in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+    except (ImageCms.PyCMSError, OSError):
+        return False
 
 
 def full_scale(image: pyvips.Image) -> int:

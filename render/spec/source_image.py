@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from render.errors import RenderFailed
 from render.rect import Rect
-from render.spec.image_pixels import full_scale, opaque, read_upright, reason, resized, to_srgb, vips
+from render.spec.image_pixels import (
+    full_scale,
+    opaque,
+    read_upright,
+    reason,
+    resized,
+    to_srgb,
+    vips,
+    widened,
+)
 from render.spec.init_image import InitImage, MaskImage
 from render.spec.placement import OUTPAINT, PAD
 
@@ -25,6 +34,8 @@ if TYPE_CHECKING:
 
 ALPHA = "alpha"
 """The mask is the init image's own transparency."""
+_COLORS = {8: "srgb", 16: "rgb16"}
+"""libvips's color space of sRGB, by depth."""
 _EDGE_BLUR = 1.5
 """Standard deviation in pixels of the blur that finds the ground beside an edge."""
 _SHADE_SIDE = 512
@@ -51,6 +62,8 @@ class SourceImage:
     """Of the canvas."""
     shadow: float = 0.0
     """How dark the shadow is that is drawn under what is kept."""
+    depth: int = 8
+    """Bits of the colors and weights of what is kept: 8 or 16."""
 
     @property
     def keeps(self) -> bool:
@@ -96,12 +109,18 @@ class SourceImage:
 
     def kept(
         self, area: Rect, width: int, height: int, *, wrap_x: bool = False, wrap_y: bool = False
-    ) -> NDArray[np.uint8]:
-        """[area.height, area.width, 4]: sRGB colors, and the weight by which they are kept: 255 is fully.
+    ) -> NDArray[np.unsignedinteger]:
+        """[area.height, area.width, 4] of `depth` bits: sRGB colors, and the weight by which they are kept:
+        the largest number is fully.
 
         Colors are straight: an edge that is half transparent has the product's color. Raises as `pixels`.
         """
         return self._read(area, 4, lambda: _kept(self, width, height, wrap_x, wrap_y))
+
+    def alpha(self, area: Rect) -> NDArray[np.unsignedinteger]:
+        """[area.height, area.width, 1] of `depth` bits: how opaque an image is that keeps the init image's
+        transparency, or that of its mask. Beside the init image nothing is. Raises as `pixels`."""
+        return self._read(area, 1, lambda: _alpha(self))
 
     def shade(
         self, area: Rect, width: int, height: int, *, wrap_x: bool = False, wrap_y: bool = False
@@ -110,14 +129,16 @@ class SourceImage:
         255 where it is darkest. Raises as `pixels`."""
         return self._read(area, 1, lambda: _shade(self, width, height, wrap_x, wrap_y))
 
-    def _read(self, area: Rect, bands: int, make: Callable[[], pyvips.Image]) -> NDArray[np.uint8]:
+    def _read(self, area: Rect, bands: int, make: Callable[[], pyvips.Image]) -> NDArray[Any]:
         import numpy as np
 
         try:
-            cut = make().crop(area.x, area.y, area.width, area.height).write_to_memory()
+            cut = make().crop(area.x, area.y, area.width, area.height)
+            data = cut.write_to_memory()
         except (vips().Error, OSError) as exc:
             raise RenderFailed(f"init: {self.init.path} cannot be read ({reason(exc)}); restore it") from exc
-        return np.frombuffer(cut, np.uint8).reshape(area.height, area.width, bands)
+        kind = np.uint16 if cut.format == "ushort" else np.uint8
+        return np.frombuffer(data, kind).reshape(area.height, area.width, bands)
 
 
 @lru_cache(maxsize=4)
@@ -140,24 +161,34 @@ def _kept(source: SourceImage, width: int, height: int, wrap_x: bool, wrap_y: bo
 
 @lru_cache(maxsize=2)
 def _kept_on_canvas(source: SourceImage) -> pyvips.Image:
-    """RGBA on the canvas; at the init image's own scale its bytes are the file's."""
-    image = read_upright(source.init.path, source.init.digest, "init")
-    colors, weight = to_srgb(_without_alpha(image)), _alpha_of(image)
+    return _on_canvas(source, _kept_in_place(source), "white" if source.fit == PAD else "black")
+
+
+@lru_cache(maxsize=2)
+def _kept_in_place(source: SourceImage) -> pyvips.Image:
+    """RGBA in the size of `source.rect`; at the init image's own scale its bytes are the file's."""
+    image, depth = read_upright(source.init.path, source.init.digest, "init"), source.depth
+    colors, weight = to_srgb(_without_alpha(image), depth), _alpha_of(image, depth)
     if isinstance(source.mask, MaskImage):
-        weight = _both(weight, _keep_of(source.mask, image.width, image.height))
-        colors = _unmixed(opaque(image), weight)
+        weight = _both(weight, _keep_of(source.mask, image.width, image.height, depth))
+        colors = _unmixed(opaque(image, depth), weight)
     elif source.mask is None:
-        colors = opaque(image)
-        weight = _constant(255, image.width, image.height)
-    rect = source.rect
-    rgba = colors.bandjoin(weight).copy(interpretation="srgb")
+        colors = opaque(image, depth)
+        weight = _constant(image.width, image.height, depth)
+    rgba = colors.bandjoin(weight).copy(interpretation=_COLORS[depth])
     if not source.own_scale:
-        rgba = _resized_straight(rgba, rect.width, rect.height)
-    if source.fit == OUTPAINT:
-        rgba = _faded(rgba, source)
-    if source.fit == PAD:
-        return _on_canvas(source, rgba, "white")
-    return _on_canvas(source, rgba, "black")
+        rgba = _resized_straight(rgba, source.rect.width, source.rect.height)
+    return _faded(rgba, source) if source.fit == OUTPAINT else rgba
+
+
+@lru_cache(maxsize=2)
+def _alpha(source: SourceImage) -> pyvips.Image:
+    if source.mask is not None:
+        plane = _kept_in_place(source)[3]
+    else:
+        plane = _alpha_of(read_upright(source.init.path, source.init.digest, "init"), source.depth)
+        plane = plane if source.own_scale else resized(plane, source.rect.width, source.rect.height)
+    return _on_canvas(source, plane, "black")
 
 
 @lru_cache(maxsize=2)
@@ -187,27 +218,28 @@ def _on_canvas(source: SourceImage, image: pyvips.Image, beside: str) -> pyvips.
 def _resized_straight(rgba: pyvips.Image, width: int, height: int, **wraps: bool) -> pyvips.Image:
     """Scaled with premultiplied colors, so that nothing bleeds in from where nothing is kept."""
     scaled = resized(rgba.premultiply(), width, height, **wraps)
-    return scaled.unpremultiply().rint().cast("uchar").copy(interpretation="srgb")
+    return scaled.unpremultiply().rint().cast(rgba.format).copy(interpretation=rgba.interpretation)
 
 
 def _without_alpha(image: pyvips.Image) -> pyvips.Image:
     return image.extract_band(0, n=image.bands - 1) if image.hasalpha() else image
 
 
-def _alpha_of(image: pyvips.Image) -> pyvips.Image:
+def _alpha_of(image: pyvips.Image, depth: int) -> pyvips.Image:
     if not image.hasalpha():
-        return _constant(255, image.width, image.height)
-    alpha = image[image.bands - 1]
-    if full_scale(image) == 65535:
+        return _constant(image.width, image.height, depth)
+    alpha, wide = image[image.bands - 1], full_scale(image) == 65535
+    if wide and depth == 8:
         # Rounded down: what is not fully opaque in 16 bits is not in 8 bits.
         alpha = (alpha / 257).floor()
-    return alpha.cast("uchar").copy(interpretation="b-w")
+    return _plane(alpha.cast("uchar") if depth == 8 else alpha if wide else widened(alpha), depth)
 
 
-def _keep_of(mask: MaskImage, width: int, height: int) -> pyvips.Image:
-    """[height, width] of the weight 255 where the mask is black."""
+def _keep_of(mask: MaskImage, width: int, height: int, depth: int) -> pyvips.Image:
+    """[height, width] of the full weight where the mask is black."""
     gray = opaque(read_upright(mask.path, mask.digest, "mask")).colourspace("b-w")[0].invert()
-    return gray if (gray.width, gray.height) == (width, height) else resized(gray, width, height)
+    gray = gray if (gray.width, gray.height) == (width, height) else resized(gray, width, height)
+    return gray if depth == 8 else _plane(widened(gray), depth)
 
 
 def _unmixed(colors: pyvips.Image, weight: pyvips.Image) -> pyvips.Image:
@@ -216,25 +248,32 @@ def _unmixed(colors: pyvips.Image, weight: pyvips.Image) -> pyvips.Image:
     A pixel is w * product + (1 - w) * ground; the ground is what lies just outside, blurred. Where there is
     none near, or nothing is mixed, the color is the photograph's.
     """
+    full = full_scale(colors)
     outside = weight == 0
     near = outside.ifthenelse(1.0, 0.0).cast("float").gaussblur(_EDGE_BLUR, precision="float")
     # A black ground where the mask is not zero, and the blur divided by how much of it there is.
     ground = outside.ifthenelse(colors, 0).cast("float").gaussblur(_EDGE_BLUR, precision="float") / (
         near + 1e-3
     )
-    share = weight / 255.0
+    share = weight / float(full)
     product = (colors - ground * (1.0 - share)) / (share + 1e-3)
-    mixed = (weight > 0) & (weight < 255) & (near > 0.02)
-    whole = (product < 0).ifthenelse(0, (product > 255).ifthenelse(255, product))
-    return mixed.ifthenelse(whole.rint().cast("uchar"), colors)
+    mixed = (weight > 0) & (weight < full) & (near > 0.02)
+    whole = (product < 0).ifthenelse(0, (product > full).ifthenelse(full, product))
+    return mixed.ifthenelse(whole.rint().cast(colors.format), colors)
 
 
 def _both(one: pyvips.Image, other: pyvips.Image) -> pyvips.Image:
-    return (one * other / 255).rint().cast("uchar")
+    return (one * other / full_scale(one)).rint().cast(one.format)
 
 
-def _constant(value: int, width: int, height: int) -> pyvips.Image:
-    return (vips().Image.black(width, height) + value).cast("uchar").copy(interpretation="b-w")
+def _constant(width: int, height: int, depth: int) -> pyvips.Image:
+    """The full weight everywhere."""
+    plane = (vips().Image.black(width, height) + 255).cast("uchar")
+    return _plane(plane if depth == 8 else widened(plane), depth)
+
+
+def _plane(weights: pyvips.Image, depth: int) -> pyvips.Image:
+    return weights.copy(interpretation="b-w" if depth == 8 else "grey16")
 
 
 def _faded(rgba: pyvips.Image, source: SourceImage) -> pyvips.Image:
@@ -255,5 +294,5 @@ def _faded(rgba: pyvips.Image, source: SourceImage) -> pyvips.Image:
             ramp = share if ramp is None else ramp * share
     if ramp is None:
         return rgba
-    weight = (rgba[3] * ramp).rint().cast("uchar")
-    return rgba.extract_band(0, n=3).bandjoin(weight).copy(interpretation="srgb")
+    weight = (rgba[3] * ramp).rint().cast(rgba.format)
+    return rgba.extract_band(0, n=3).bandjoin(weight).copy(interpretation=rgba.interpretation)

@@ -26,8 +26,10 @@ from render.spec.control import FOLDER_EXAMPLE, Control, ControlNetwork, check_c
 from render.spec.cutout import cutout_mask, is_cutout
 from render.spec.embedding import EXAMPLE as EMBEDDING_EXAMPLE
 from render.spec.embedding import Embedding, check_words
+from render.spec.enlarger import EXAMPLE as ENLARGER_EXAMPLE
+from render.spec.enlarger import EnlargerFile
 from render.spec.fields import NO_FLAG, Filled, OneOf, Shown, SpecField
-from render.spec.files import IMAGE_FIELDS, PARTS_OF_FILES, expand_size
+from render.spec.files import FILE_FIELDS, IMAGE_FIELDS, PARTS_OF_FILES, expand_size
 from render.spec.image_checks import KINDS, LARGEST_SIDE
 from render.spec.init_image import InitImage, MaskImage
 from render.spec.lora import EXAMPLE as LORA_EXAMPLE
@@ -53,8 +55,13 @@ DTYPES = ("float32", "bfloat16", "float16")
 NO_QUANTIZATION = "none"
 QUANTIZATIONS = (NO_QUANTIZATION, "int8", "fp8", "nf4")
 POOLED, LEARNED = ATTENTION_FORMS = ("pooled", "learned")
-FORMATS = {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_500}
+FORMATS = {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_500, "tiff": 2**31 - 1}
 """Output formats and the longest side in pixels that each can hold as one exported file."""
+LOSSLESS = ("png", "tiff")
+"""Those that hold 16 bits."""
+BIT_DEPTHS = (8, 16)
+NO_ALPHA, KEEP_ALPHA = ALPHAS = ("none", "keep")
+AUTO_PROFILE, SRGB, DISPLAY_P3 = PROFILES = ("auto", "srgb", "p3")
 TILE_SIZES = (64, 128, 256, 512, 1024, 2048)
 DIGEST_VERSION = 5
 NO_MASK = "none"
@@ -86,6 +93,10 @@ def _mask(value: Any) -> MaskImage | str | None:
     if value is None or value == NO_MASK:
         return None
     return ALPHA if value == ALPHA else MaskImage.from_any(value)
+
+
+def _enlarger(value: Any) -> EnlargerFile | None:
+    return None if value is None else EnlargerFile.from_any(value)
 
 
 def _placement(value: Any) -> Placement | None:
@@ -396,6 +407,30 @@ class Spec(Checked):
         ),
         Shown(label="Source type", group=OUTPUT, local=True, late=True),
     ] = TRAINED
+    alpha: Annotated[
+        str,
+        OneOf(ALPHAS),
+        Field(
+            description="Transparency of the result: none, or keep: what of it the mask keeps, or without a "
+            "mask the init image's own.",
+        ),
+        Shown(label="Alpha", group=OUTPUT, local=True, late=True),
+    ] = NO_ALPHA
+    bit_depth: Annotated[
+        int,
+        OneOf(BIT_DEPTHS),
+        Field(description="Bits of each channel of the tiles; 16 for png and tiff."),
+        Shown(label="Bit depth", group=OUTPUT, unit="bits", late=True),
+    ] = 8
+    icc: Annotated[
+        str,
+        OneOf(PROFILES),
+        Field(
+            description="ICC profile that the tiles carry: srgb; p3 (Display P3), to which the pixels are "
+            "converted; or auto, which is srgb, in png files as a mark alone.",
+        ),
+        Shown(label="ICC profile", group=OUTPUT, late=True),
+    ] = AUTO_PROFILE
     control: Annotated[
         tuple[Control, ...],
         BeforeValidator(
@@ -422,6 +457,16 @@ class Spec(Checked):
         ),
         Shown(label="ControlNet", group=MODEL, default="none", local=True, late=True),
     ] = ()
+    enlarger: Annotated[
+        EnlargerFile | None,
+        BeforeValidator(_enlarger, json_schema_input_type=str | EnlargerFile | None),
+        Field(
+            description="Super-resolution network that enlarges between stages, and a smaller init image, in "
+            "place of bicubic interpolation: a safetensors file of any kind that spandrel loads.",
+            examples=[ENLARGER_EXAMPLE],
+        ),
+        Shown(label="Enlarger", group=STAGES, default="bicubic", local=True, late=True),
+    ] = None
     boxes: Annotated[
         tuple[RegionPrompt, ...],
         BeforeValidator(
@@ -484,6 +529,25 @@ class Spec(Checked):
         if self.dilated and (self.wrap_y or self.wrap_x):
             raise BadInput("dilated", self.dilated, "does not go with sides that wrap; set it to 0")
         self._check_source()
+        self._check_files()
+
+    def _check_files(self) -> None:
+        """Check what the tiles are to hold."""
+        if self.bit_depth == 16 and self.format not in LOSSLESS:
+            fix = f"does not go with {self.format}; use --format {' or '.join(LOSSLESS)}"
+            raise BadInput("bit_depth", self.bit_depth, fix)
+        if self.icc == DISPLAY_P3 and self.kept is not None:
+            raise BadInput("icc", self.icc, "would change what is kept, which is in sRGB; leave it out")
+        if self.alpha == NO_ALPHA:
+            return
+        if self.format == "jpeg":
+            raise BadInput("alpha", self.alpha, "does not go with jpeg; use --format png, webp or tiff")
+        if self.init is None or (self.fit == OUTPAINT and self.mask is None):
+            fix = "needs an init image with transparency, or a mask; give --init, or leave it out"
+            raise BadInput("alpha", self.alpha, fix)
+        if self.tile_set or self.shadow:
+            name = "tile_set" if self.tile_set else "shadow"
+            raise BadInput(name, None, "does not go with --alpha keep; leave one of the two out")
 
     def _check_controls(self) -> None:
         check_controls(self.control, self.controlnet)
@@ -516,7 +580,7 @@ class Spec(Checked):
                 "shadow", self.shadow, "falls from what a mask keeps; give --mask, or leave it out"
             )
         if source.keeps and self.format == "jpeg":
-            raise BadInput("format", self.format, "cannot keep pixels to the byte; use png or webp")
+            raise BadInput("format", self.format, "cannot keep pixels to the byte; use png, webp or tiff")
         if source.keeps and self.tile_set:
             raise BadInput(
                 "tile_set", None, "does not go with a mask or outpainting, whose edges differ; leave it out"
@@ -542,6 +606,7 @@ class Spec(Checked):
             width=self.width,
             height=self.height,
             shadow=self.shadow,
+            depth=self.bit_depth,
         )
 
     @property
@@ -549,6 +614,12 @@ class Spec(Checked):
         """The image files that the spec names, by field."""
         values = {name: getattr(self, name) for name in IMAGE_FIELDS}
         return {name: value for name, value in values.items() if isinstance(value, InitImage)}
+
+    @property
+    def assets(self) -> tuple[InitImage | Lora | Embedding | EnlargerFile, ...]:
+        """The files that travel with the spec to the nodes."""
+        enlarger = () if self.enlarger is None else (self.enlarger,)
+        return *self.images.values(), *self.control, *self.lora, *self.embedding, *enlarger
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -648,7 +719,7 @@ class Spec(Checked):
         if bool(refiner) != (self.refiner is not None):
             raise ValueError(f"{model_digest!r} are not the digests of {self.model!r} and {self.refiner!r}")
         document = self.to_dict() | {"model": model, "refiner": refiner or None, "version": DIGEST_VERSION}
-        for name in IMAGE_FIELDS:
+        for name in FILE_FIELDS:
             if isinstance(document.get(name), dict):
                 # The path does not touch a pixel.
                 del document[name]["path"]
@@ -704,6 +775,13 @@ def _with_init(given: dict[str, Any]) -> dict[str, Any]:
             found["mask"] = ALPHA
         elif given.get("mask") == ALPHA and not InitImage.is_transparent(Path(init.path)):
             raise BadInput("mask", ALPHA, "is the init image's transparency, and it has none; give a mask")
+        elif (
+            given.get("alpha") == KEEP_ALPHA
+            and given.get("mask") in (None, NO_MASK)
+            and not InitImage.is_transparent(Path(init.path))
+        ):
+            fix = "keeps the init image's transparency, and it has none; give a mask, or leave it out"
+            raise BadInput("alpha", KEEP_ALPHA, fix)
     if given.get("placement") is not None and given.get("fit") is None:
         found["fit"] = OUTPAINT
     size: dict[str, int] = init.canvas_size

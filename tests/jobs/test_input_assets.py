@@ -68,6 +68,16 @@ def test_a_control_picture_travels_and_its_network_does_not(tmp_path: Path) -> N
     assert Path(there.control[0].path).is_file()
 
 
+def test_an_enlarger_travels(tmp_path: Path) -> None:
+    save_file({"weight": np.zeros(1, np.float32)}, tmp_path / "net.safetensors")
+    spec = Spec.from_mapping({"prompt": "x", "enlarger": str(tmp_path / "net.safetensors")})
+    store = LocalStore(tmp_path / "store")
+    upload_inputs([BatchItem(row=0, custom_id="0", spec=spec)], store)
+    there = download_input(Spec.from_mapping(spec.to_dict()), store, tmp_path / "node")
+    assert there.digest("m") == spec.digest("m") and there.enlarger is not None
+    assert Path(there.enlarger.path).is_relative_to(tmp_path / "node") and Path(there.enlarger.path).is_file()
+
+
 def test_a_mask_travels_with_its_init_image(tmp_path: Path) -> None:
     Image.radial_gradient("L").convert("RGB").save(tmp_path / "photo.png")
     Image.new("L", (256, 256), 255).save(tmp_path / "mask.png")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from jobs.board.images import _as_png
+from render.output.encode import encode
 from tests.jobs.board.conftest import SmallFarm
 
 
@@ -17,6 +23,16 @@ def test_every_tile_of_the_manifest_comes_through(small_farm: SmallFarm) -> None
         assert (answer.status, len(answer.body)) == (200, known["bytes"])
         assert answer.headers["content-type"] == "image/png"
         assert "immutable" in answer.headers["cache-control"] and "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("bands", [3, 4])
+def test_a_tile_in_tiff_is_shown_as_png(kind: Any, bands: int) -> None:
+    pixels = np.random.default_rng(1).integers(0, np.iinfo(kind).max + 1, (48, 64, bands)).astype(kind)
+    with Image.open(io.BytesIO(_as_png(encode(pixels, "tiff", 90)))) as shown:
+        found = np.asarray(shown)
+    assert shown.format == "PNG" and found.dtype == np.uint8
+    assert np.array_equal(found, pixels if kind is np.uint8 else pixels >> 8)
 
 
 def test_ranges_and_caches(small_farm: SmallFarm) -> None:

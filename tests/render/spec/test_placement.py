@@ -81,7 +81,7 @@ def wide(tmp_path: Path) -> str:
         ({}, "another shape than 1024x1024; use --size 1024x616, or --fit crop, pad or outpaint"),
         ({"anchor": "top"}, "anchor: 'top' needs another fit"),
         ({"fit": "crop", "placement": "0,0,1"}, "does not go with a placement"),
-        ({"fit": "outpaint", "format": "jpeg"}, "cannot keep pixels to the byte; use png or webp"),
+        ({"fit": "outpaint", "format": "jpeg"}, "cannot keep pixels to the byte; use png, webp or tiff"),
         ({"fit": "stretch"}, "use one of exact, crop, pad, outpaint"),
         ({"anchor": "middle"}, "use one of center, top"),
         ({"fit": "outpaint", "tile_set": ["a: b,b,,"]}, "does not go with a mask or outpainting"),
