@@ -170,7 +170,7 @@ def test_a_cancelled_job_that_others_wait_for_is_queued_without_waiting(farm: Da
     assert started(farm) == {first, second}
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_no_circle_keeps_a_farm_waiting(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     """Whatever is submitted, cancelled and submitted again in whatever order: in the end all is done."""
