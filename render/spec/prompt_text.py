@@ -55,12 +55,15 @@ _ANSWERED: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = 
         lambda _: "has AND, which joins no prompts here; write and, or --box for a part of the image",
     ),
     (
-        re.compile(r"(?<!\S)(?:embedding:|<embedding:)[\w./-]+>?|<(?:ti|emb):[^<>]*>"),
-        lambda found: f"has {found[0]}; embeddings (textual inversion) are not supported, leave it out",
+        re.compile(r"(?<!\S)(?:embedding:|<(?:embedding|ti|emb):)([\w/-]+)[^<>\s,]*>?"),
+        lambda found: (
+            f"has {found[0]}, which this field does not read; write --embedding {found[1]}.safetensors, "
+            "and its word here"
+        ),
     ),
     (
         re.compile(
-            r"<(?:wildcard|random|segment|object|region|clear|break|preset|trigger|lora_[a-z]+)\b[^<>]*>"
+            r"<(?:wildcard|random|segment|object|region|clear|break|preset|trigger|lora_[a-z]+):[^<>]*>"
         ),
         lambda found: (
             f"has {found[0]}, which is not read here; leave it out, or write {{red|blue}} for a choice"

@@ -46,7 +46,7 @@ def test_one_word_has_one_identity() -> None:
         ("a __color__ vase", r"write \{red\|blue\}"),
         ("a vase BREAK on marble", "leave it out"),
         ("a vase AND a mug", "write and"),
-        ("embedding:easynegative, a vase", "textual inversion"),
+        ("embedding:easynegative, a vase", r"--embedding easynegative\.safetensors"),
         ("a vase <wildcard:color>", "is not read here"),
         ("{2$$red|blue} vase", "without a number"),
         ("a [red:blue:0.5] vase", "do not change between steps"),
