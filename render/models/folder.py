@@ -340,6 +340,8 @@ def _inspect(
 
 def _family(path: Path, index: dict[str, Any], families: Mapping[str, Family]) -> Family:
     name = index.get("_class_name")
+    if isinstance(name, list | dict):  # a list, where the repository brings a pipeline of its own
+        raise unusable(path, f"is a {name!r}, whose code is not run; use a stock pipeline's folder")
     if families is not REFINERS and name in BASES and not index.get(AESTHETICS_KEY):
         name = BASES[name]
     if isinstance(name, str) and name in families:

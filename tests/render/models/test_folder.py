@@ -62,6 +62,10 @@ def unknown_pipeline(folder: Path) -> None:
     edit(folder / "model_index.json", _class_name="KandinskyPipeline")
 
 
+def own_pipeline(folder: Path) -> None:
+    edit(folder / "model_index.json", _class_name=["pipeline", "MyPipeline"])
+
+
 def code_in_the_folder(folder: Path) -> None:
     edit(folder / "model_index.json", unet=["my_unet", "MyUNet"])
 
@@ -104,6 +108,7 @@ def missing_shard(folder: Path) -> None:
         (pickled_unet, "has the pickle unet/diffusion_pytorch_model.bin"),
         (pickle_at_the_top, "has the pickle model.ckpt"),
         (unknown_pipeline, "StableDiffusionPipeline or StableDiffusionXLPipeline"),
+        (own_pipeline, "whose code is not run"),
         (code_in_the_folder, "has the unet my_unet.MyUNet"),
         (foreign_part, "has a part 'prior'"),
         (another_class, "AutoencoderKL or AutoencoderTiny"),
