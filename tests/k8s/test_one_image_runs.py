@@ -72,6 +72,7 @@ def test_pods_that_are_evicted_and_killed_are_replaced(cluster: Cluster, tmp_pat
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_kueue_may_admit_fewer_pods(cluster: Cluster, tmp_path: Path, oracle: str) -> None:
     place = claim(cluster)
     objects = rendered(tmp_path, place, "--ranks", "3", "--least-ranks", "2", "--queue", "night")

@@ -65,7 +65,9 @@ def test_one_image_on_two_nodes_is_the_image_of_one_rank(
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("victim", ["render.launch.rank", "jobs.node.supervisor"])
+@pytest.mark.parametrize(
+    "victim", ["render.launch.rank", pytest.param("jobs.node.supervisor", marks=pytest.mark.slow)]
+)
 def test_what_is_killed_is_tried_again_to_the_same_bits(
     machines: Machines, victim: str, alone: Callable[[tuple[str, ...]], str]
 ) -> None:

@@ -114,6 +114,7 @@ def test_a_version_that_lost_its_database_spoils_nothing_of_the_other(
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_a_location_goes_from_one_version_to_the_other_and_stays_finished(tmp_path: Path) -> None:
     """`chorale render --out`: unfinished work of other numerics is removed, a finished image is left."""
     out, prefix = tmp_path / "out", other_version(tmp_path / "version2")
