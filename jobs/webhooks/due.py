@@ -22,7 +22,7 @@ _ACTIVE = ("queued", "placing", "rendering", "publishing")
 
 
 def note_due(farm: Farm, moment: float | None = None) -> list[str]:
-    """Add a follow-up for each webhook with news; returns their ids.
+    """Add a follow-up for each webhook that has something to send; returns their ids.
 
     - per job: as soon as jobs have ended, those of one round together;
     - per batch: when a batch has ended;
