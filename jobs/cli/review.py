@@ -41,7 +41,7 @@ def _images_option(name: str, text: str, alone: str | None = None) -> Callable[[
     epilog=examples(
         "chorale review 8c1f00aa3b52 --verdict flagged",
         'chorale review 8c1f00aa3b52 --reject A-1,A-7-s2 --reason "wrong color" --keep unreviewed',
-        "chorale review 8c1f00aa3b52 --reject A-3 --keep-rest",
+        "chorale review 8c1f00aa3b52 --reject A-7 --keep-rest",
         "chorale review 8c1f00aa3b52 --reroll rejected",
         'chorale review 8c1f00aa3b52 --reroll A-1 --prompt "{prompt}, seen from above"',
     )

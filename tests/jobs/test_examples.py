@@ -15,6 +15,7 @@ from infra.store.local import LocalStore
 from jobs.cli.help import examples_of
 from jobs.cli.main import cli
 from jobs.cli.serve import PORT
+from render.models.folder import resolve_model
 from tests.support.buckets import Bucket, credentials
 from tests.support.cli import CHORALE, last_json, start, wait_until
 
@@ -94,6 +95,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, moto: Bucket) -> Home:
     workbook.worksheets[0].append(["SKU", "Title", "Colour"])
     workbook.worksheets[0].append(["A-1", "vase", "red"])
     workbook.save(made.folder / "feed.xlsx")
+    (made.folder / "finals.csv").write_text("custom_id,prompt\nA-1,a vase\n")
     made.done = made.submit("a done vase")
     (made.folder / "reviewed.csv").write_text("custom_id,prompt\nA-1,a vase\nA-7,a bowl\nA-7-s2,a jug\n")
     _, made.reviewed = made.submit("reviewed.csv")
@@ -151,6 +153,12 @@ def _prepared(home: Home, arguments: list[str]) -> list[str]:
         arguments += ["--out", f"out/{abs(hash(tuple(arguments)))}"] if verb == "render" else []
     if verb == "token":
         arguments = [argument.replace("/etc/chorale", str(home.folder)) for argument in arguments]
+    if verb == "model":
+        builtin = str(resolve_model("builtin"))
+        arguments = [builtin if argument.startswith("models/") else argument for argument in arguments]
+        if arguments[1] in ("verify", "remove"):
+            # Refused where the model is there already.
+            home.run("model", "add", "sdxl", builtin)
     if verb == "watch":
         arguments += ["--until-done", "--batch", batch]
     return arguments

@@ -77,6 +77,7 @@ class Farm:
         return last_json(output.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_job_goes_through_the_dev_overlay(cluster: Cluster, oracle: str) -> None:
     binaries = postgres_binaries()

@@ -10,7 +10,7 @@ from render.errors import GroupFailed, NoImage, NotFinite, exit_code
 from render.finite import check_autoencoder, check_prediction
 from render.launch.rank import _failure
 from render.launch.rank_group import _group_failed
-from render.output.decode import _as_bytes
+from render.output.decode import _in_bits
 
 BROKEN = [float("nan"), float("inf"), float("-inf")]
 
@@ -30,10 +30,11 @@ def test_a_prediction_that_is_not_finite_names_its_step_and_a_fix(value: float, 
 @pytest.mark.parametrize("value", BROKEN)
 def test_pixels_that_are_not_finite_are_never_bytes(value: float) -> None:
     pixels = torch.full((3, 4, 4), 0.5)
-    assert _as_bytes(pixels.clone()).max() == 128
+    assert _in_bits(pixels.clone(), 8).max() == 128
     pixels[0, 0, 0] = value
-    with pytest.raises(NotFinite, match=r"autoencoder .* when it decoded the image; try --dtype float32"):
-        _as_bytes(pixels)
+    for depth in (8, 16):
+        with pytest.raises(NotFinite, match=r"autoencoder .* when it decoded the image; try --dtype float32"):
+            _in_bits(pixels.clone(), depth)
     with pytest.raises(NotFinite, match="when it began stage 2"):
         check_autoencoder(pixels, "when it began stage 2")
 

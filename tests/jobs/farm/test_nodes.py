@@ -45,6 +45,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str, ...]
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_one_image_on_two_nodes_is_the_image_of_one_rank(
     machines: Machines, alone: Callable[[tuple[str, ...]], str]
