@@ -164,7 +164,7 @@ def _files(home: Path) -> dict[str, int]:
     sockets = sum(path.is_socket() for path in found)
     # torch makes one folder for a cache of its own, and keeps it.
     temporary = sum(home / "tmp" in path.parents and "torchinductor" not in str(path) for path in found)
-    work = sum(1 for _ in (home / "chorale" / "images").glob("*/work/*"))
+    work = sum(1 for _ in kept[0].glob("*/work/*"))
     return {
         "sockets": sockets,
         "temporary files": temporary,

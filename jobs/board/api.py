@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 
 from jobs.board.batch_upload import json_defaults, keep_upload, take_batch
 from jobs.board.board import WHO, Board
+from jobs.board.here import Here
 from jobs.board.spec_body import SpecBody, spec_values
 from jobs.db.audit import list_acts, record
 from jobs.db.board_queries import Cursor, attempts_of, batch_rows, page_jobs, show_batch
@@ -112,17 +113,11 @@ class Rules(_Strict):
     paused: bool = False
 
 
-def _board(request: Request) -> Board:
-    board: Board = request.app.state.board
-    return board
-
-
 def _who(request: Request) -> str:
     who: str = request.state.who
     return who
 
 
-Here = Annotated[Board, Depends(_board)]
 Who = Annotated[str, Depends(_who)]
 Text = Annotated[str | None, Query(max_length=200)]
 FormText = Annotated[str, Form(description="Prompt of every row, with {COLUMN} for a column.")]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.board.access import is_person
 from jobs.board.board import WHO, Board
+from jobs.board.here import Here
 from jobs.db.reviews import (
     MAX_TEXT,
     SETS,
@@ -64,12 +65,6 @@ class RerollBody(_Strict):
     keep_seed: bool = Field(False, description="Keep the seeds; only with another prompt.")
 
 
-def _board(request: Request) -> Board:
-    board: Board = request.app.state.board
-    return board
-
-
-Here = Annotated[Board, Depends(_board)]
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "Invalid value; `error` names it and the fix."},
     404: {"description": "Not found."},

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response, StreamingResponse
 
 from infra.errors import StoreMissing
 from infra.store.base import Store
 from jobs.board.board import Board
+from jobs.board.here import Here
 from jobs.db.audit import record
 from jobs.db.board_queries import job_summary, show_batch
 from jobs.renditions.batch import choose_images, rendition_of
@@ -30,12 +31,6 @@ MAX_PIXELS = 64_000_000
 _QUALITY = 92
 
 
-def _board(request: Request) -> Board:
-    board: Board = request.app.state.board
-    return board
-
-
-Here = Annotated[Board, Depends(_board)]
 ChannelName = Annotated[str, Path(pattern=r"^[\w-]{1,64}$")]
 FileName = Annotated[str, Path(max_length=256)]
 _ERRORS: dict[int | str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
+from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from jobs.board.batch_review import person
 from jobs.board.board import Board
+from jobs.board.here import Here
 from jobs.board.openai_answers import Format, Named, Wanted, answer, check_pixels, image_file
 from jobs.board.spec_body import SpecBody
 from jobs.board.uploaded_images import keep_image, keep_mask, renamed
@@ -70,12 +71,6 @@ _EXTENSIONS = frozenset(SpecBody.model_fields) - frozenset(Generation.model_fiel
 """Fields of the spec that a request may have beside those that OpenAI knows."""
 
 
-def _board(request: Request) -> Board:
-    board: Board = request.app.state.board
-    return board
-
-
-Here = Annotated[Board, Depends(_board)]
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     202: {"description": "The images are not finished; `poll` is where to ask again."},
     400: {"description": "Invalid value; `error` has a message, and `param` names it."},

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.board.board import Board
+from jobs.board.here import Here
 from jobs.db.audit import record
 from jobs.webhooks.registry import KINDS, PERS, add_webhook, list_webhooks, remove_webhook, wanted_webhook
 
@@ -31,12 +31,6 @@ class WebhookBody(BaseModel):
     owner: str | None = Field(None, max_length=128, description="Only jobs of this owner.")
 
 
-def _board(request: Request) -> Board:
-    board: Board = request.app.state.board
-    return board
-
-
-Here = Annotated[Board, Depends(_board)]
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "Invalid value; `error` names it and the fix."},
 }
