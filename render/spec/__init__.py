@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+from render.spec.choices import (
+    ATTENTION_FORMS,
+    AUTO,
+    AUTO_PROFILE,
+    BLENDS,
+    COMPOSITE,
+    DISPLAY_P3,
+    DTYPES,
+    FORMATS,
+    GROUPS,
+    KEEP_ALPHA,
+    LEARNED,
+    NO_QUANTIZATION,
+    POOLED,
+    QUANTIZATIONS,
+    SAMPLERS,
+    TRAINED,
+    WRAPS,
+)
 from render.spec.cutout import CUTOUT
 from render.spec.fields import SpecField
 from render.spec.files import (
@@ -15,27 +34,7 @@ from render.spec.files import (
     parse_size,
     read_spec_file,
 )
-from render.spec.spec import (
-    ATTENTION_FORMS,
-    AUTO,
-    AUTO_PROFILE,
-    BLENDS,
-    COMPOSITE,
-    DIGEST_VERSION,
-    DISPLAY_P3,
-    DTYPES,
-    FORMATS,
-    GROUPS,
-    KEEP_ALPHA,
-    LEARNED,
-    NO_QUANTIZATION,
-    POOLED,
-    QUANTIZATIONS,
-    SAMPLERS,
-    TRAINED,
-    WRAPS,
-    Spec,
-)
+from render.spec.spec import DIGEST_VERSION, Spec
 
 __all__ = [
     "ATTENTION_FORMS",

@@ -1,7 +1,7 @@
-"""Fields of a spec: what every face (flags, REST, form, columns, JSON schema, table) derives from.
+"""Fields of a spec: what every interface (flags, REST, form, columns, JSON schema, table) derives from.
 
-A field stands once, in the definition of `render.spec.spec.Spec`: its type, limits, default, help and
-examples as pydantic knows them, and how it is presented as `Shown`. `SpecField` is that, read back.
+A field stands once, in `render.spec.spec_fields.SpecFields`: its type, limits, default, help and examples as
+pydantic knows them, and how it is presented as `Shown`. `SpecField` is that, read back.
 """
 
 from __future__ import annotations
