@@ -18,8 +18,9 @@ from render.spec.embedding import Embedding
 from render.spec.enlarger import EnlargerFile
 from render.spec.init_image import InitImage
 from render.spec.lora import Lora
+from render.spec.reference import ReferencePicture
 
-Asset = TypeVar("Asset", InitImage, Control, Lora, Embedding, EnlargerFile)
+Asset = TypeVar("Asset", InitImage, Control, ReferencePicture, Lora, Embedding, EnlargerFile)
 INPUTS = "inputs"
 """Folder of the inputs, in the farm's store and in a node's home."""
 
@@ -67,6 +68,8 @@ def download_input(spec: Spec, images: Store, home: Path) -> Spec:
         changes["embedding"] = tuple(_downloaded(each, images, home) for each in spec.embedding)
     if spec.control:
         changes["control"] = tuple(_downloaded(each, images, home) for each in spec.control)
+    if spec.reference:
+        changes["reference"] = tuple(_downloaded(each, images, home) for each in spec.reference)
     if spec.enlarger is not None:
         changes["enlarger"] = _downloaded(spec.enlarger, images, home)
     return spec.with_changes(**changes) if changes else spec

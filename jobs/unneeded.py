@@ -138,7 +138,7 @@ def _needed_inputs(connection: Connection) -> set[str]:
     files = [jobs.c.spec[name]["digest"].as_string() for name in FILE_FIELDS]
     named = connection.execute(select(*files).where(_WAITING).distinct())
     needed = {digest for row in named for digest in row}
-    for name in ("lora", "embedding", "control"):
+    for name in ("lora", "embedding", "control", "reference"):
         has_any = jobs.c.spec[name][0]["digest"].as_string() != ""
         stored = select(jobs.c.spec[name].as_json()).where(_WAITING, has_any)
         for parts in connection.execute(stored).scalars():

@@ -50,6 +50,10 @@ class ModelInfo:
     """The scale above which there are two predictions."""
     longest_window: int | None = None
     """Longest side of a window in pixels, where the network's positions end; None where they do not."""
+    least_references: int = 0
+    """Reference pictures that it needs."""
+    most_references: int = 0
+    """Reference pictures that it takes."""
 
     def __post_init__(self) -> None:
         # From JSON it comes as a list.

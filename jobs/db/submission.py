@@ -12,7 +12,8 @@ from datetime import datetime
 from functools import lru_cache
 from itertools import count as counting
 from itertools import takewhile
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
@@ -34,8 +35,11 @@ from render.models.vae_folder import resolve_vae
 from render.models.weight_memory import weight_bytes
 from render.plan.plan import make_plan
 from render.spec import AUTO, NO_QUANTIZATION, Spec
+from render.spec.control import ControlNetwork
+from render.spec.ip_adapter import IpAdapter
 from render.spec.prompt_text import clean
 
+Network = TypeVar("Network", ControlNetwork, IpAdapter)
 MAX_AUTO_RANKS = 64
 """Beyond this the borders cost more than another rank gains."""
 _LONGEST_SUBMISSION_S = 86_400.0
@@ -320,12 +324,12 @@ def job_row(item: BatchItem, options: JobOptions, bfloat16: bool | None = None) 
         fix = f"has more than {longest(rates.c.model)} characters; use a shorter path"
         raise BadInput("model", spec.model[:60], fix)
     info, weights = _models(*spec.model_names, spec.dtype, spec.quantize)
-    changed = spec.lora or spec.embedding or spec.controlnet or spec.enlarger
+    changed = spec.lora or spec.embedding or spec.controlnet or spec.enlarger or spec.ip_adapter
     if changed or spec.quantize != NO_QUANTIZATION:
         check_additions(find_model_paths(*spec.model_names), spec)
         weights += sum(lora.bytes for lora in spec.lora)
         weights += sum(network.bytes for network in spec.controlnet)
-        weights += 0 if spec.enlarger is None else spec.enlarger.bytes
+        weights += sum(each.bytes for each in (spec.enlarger, spec.ip_adapter) if each is not None)
     same = geometry(spec)
     least, most = (options.ranks, options.ranks) if options.ranks else (1, useful_ranks(same, info))
     digest = spec.digest(info.digest)
@@ -352,8 +356,8 @@ def job_row(item: BatchItem, options: JobOptions, bfloat16: bool | None = None) 
 
 
 def _resolved(spec: Spec, bfloat16: bool | None) -> Spec:
-    """The spec with the full paths of its models, since agents run in other folders than whoever submits, and
-    with the number format that `auto` means."""
+    """The spec with the full paths of its models and of the networks beside them, since agents run in other
+    folders than whoever submits, and with the number format that `auto` means."""
     if spec.dtype == AUTO:
         spec = resolve_dtype(spec, find_model_paths(*spec.model_names), bfloat16)
     names = {"model": spec.model, "refiner": spec.refiner}
@@ -362,8 +366,16 @@ def _resolved(spec: Spec, bfloat16: bool | None) -> Spec:
         names["vae"], found["vae"] = spec.vae, str(resolve_vae(spec.vae).absolute())
     if spec.base is not None:
         names["base"], found["base"] = spec.base, absolute_name(spec.base)
-    changed = {field: name for field, name in found.items() if name != names[field]}
+    changed: dict[str, Any] = {field: name for field, name in found.items() if name != names[field]}
+    if spec.controlnet:
+        changed["controlnet"] = tuple(map(_absolute, spec.controlnet))
+    if spec.ip_adapter is not None:
+        changed["ip_adapter"] = _absolute(spec.ip_adapter)
     return spec.with_changes(**changed) if changed else spec
+
+
+def _absolute(network: Network) -> Network:
+    return network.with_changes(path=str(Path(network.path).absolute()))
 
 
 @lru_cache(maxsize=32)

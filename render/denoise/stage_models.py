@@ -13,6 +13,7 @@ from typing import Any
 
 from render.errors import BadInput
 from render.models.adapter import Adapter
+from render.models.references import EncodesPrompts, seeing
 from render.models.refined import RefinedAdapter, RefinedTexts
 from render.plan.stages import Stage
 from render.sampling.schedule import NoiseSchedule
@@ -36,10 +37,10 @@ def assign_models(
         raise ValueError("a refiner must be loaded if, and only if, the spec names one")
     prompts, guided = (spec.prompt, *(box.prompt for box in spec.boxes)), stages[0].passes == 2
 
-    def encode_with(network: Adapter) -> tuple[Any, ...]:
+    def encode_with(network: EncodesPrompts) -> tuple[Any, ...]:
         return tuple(network.encode_prompt(prompt, spec.negative_prompt, guided) for prompt in prompts)
 
-    texts = encode_with(adapter)
+    texts = encode_with(seeing(adapter, spec.reference))
 
     def model_of(stage: Stage) -> StageModel:
         window = stage.grid.rows.window, stage.grid.cols.window

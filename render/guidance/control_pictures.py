@@ -6,24 +6,16 @@ of it (UltimateSDUpscale #177). Here a window sees the part that it covers, at t
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import replace
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from render.guidance.hook import GuidanceHook, StageContext, Step
-from render.guidance.kept_pixels import read_pixels
-from render.models.controlnet import ControlInput
-from render.models.controlnet_folder import UNION_MODES, network_of
+from render.guidance.window_pictures import WindowPictures
+from render.models.controlnet import ControlInput, EncodesControls
+from render.models.controlnet_folder import network_of
 from render.models.model_call import ModelCall
-from render.plan.topology import topology_of
-from render.rect import Rect
-from render.spec.control import Control
-
-_REMEMBERED = 64
-"""Cut windows that are kept for the next step, each of 3 MiB for a field of 1024 pixels."""
 
 
 class ControlPictures(GuidanceHook):
@@ -31,9 +23,9 @@ class ControlPictures(GuidanceHook):
 
     def __init__(self, context: StageContext) -> None:
         self._context = context
-        self._canvas = topology_of(context.stage.grid)
         self._active: tuple[int, ...] = ()
-        self._cut: OrderedDict[tuple[int, Rect], Tensor] = OrderedDict()
+        encodes = isinstance(context.adapter, EncodesControls)
+        self._pictures = WindowPictures(context, self._encoded if encodes else None)
 
     @classmethod
     def create(cls, context: StageContext) -> Self | None:
@@ -48,23 +40,18 @@ class ControlPictures(GuidanceHook):
         return replace(call, controls=[self._input(number, call) for number in self._active])
 
     def _input(self, number: int, call: ModelCall) -> ControlInput:
-        spec = self._context.spec
-        control = spec.control[number]
-        pixels = torch.stack([self._pixels(number, control, window) for window in call.windows])
+        control = self._context.spec.control[number]
         return ControlInput(
-            network=network_of(number, spec.controlnet),
-            mode=UNION_MODES.get(control.kind, 0),
-            pixels=pixels.float() / 255,
+            network=self._network(number),
+            kind=control.kind,
+            picture=self._pictures.of(number, control, call.windows),
             weight=control.weight,
         )
 
-    def _pixels(self, number: int, control: Control, window: Rect) -> Tensor:
-        """[3, H, W] bytes of a window's part of a picture."""
-        key = number, window
-        if key not in self._cut:
-            pixel = self._context.adapter.info.scale_factor
-            self._cut[key] = read_pixels(control.pixels, self._canvas, pixel, window)[0]
-            if len(self._cut) > _REMEMBERED:
-                self._cut.popitem(last=False)
-        self._cut.move_to_end(key)
-        return self._cut[key]
+    def _encoded(self, number: int, pixels: Tensor) -> Tensor:
+        adapter = self._context.adapter
+        assert isinstance(adapter, EncodesControls)
+        return adapter.control_picture(self._network(number), pixels)
+
+    def _network(self, number: int) -> int:
+        return network_of(number, self._context.spec.controlnet)

@@ -120,6 +120,8 @@ class _Rank:
     """Those on the model, by digest and weight."""
     _controlnets: tuple[str, ...] | None = ()
     """Those beside the model, by digest."""
+    _ip_adapter: tuple[str, float] | None = None
+    """The one on the model, by digest and weight."""
     _loaded: tuple[tuple[Any, ...], tuple[Adapter, Adapter | None]] | None = field(default=None)
     _joiner: CallJoiner | None = None
     """Of the model with its LoRA."""
@@ -145,6 +147,7 @@ class _Rank:
         self._set_embeddings(models[0], spec.embedding)
         self._set_loras(models[0], spec.lora)
         self._set_controlnets(models[0], spec, device)
+        self._set_ip_adapter(models[0], spec, device)
         self._group = self._group or join(device)
         context = RankContext(
             rank=self._group.rank,
@@ -252,7 +255,7 @@ class _Rank:
         if self._loaded is None or self._loaded[0] != wanted:
             # Free the old model before the new one is loaded: there is seldom room for two.
             self._loaded = self._joiner = None
-            self._loras, self._controlnets, self._embeddings = (), (), ()
+            self._loras, self._controlnets, self._embeddings, self._ip_adapter = (), (), (), None
             started = time.perf_counter()
             models = load_models(request.folders, device, spec.dtype, request.info, quantize=spec.quantize)
             self._loaded = wanted, models
@@ -269,6 +272,18 @@ class _Rank:
             self._controlnets = None
             set_controlnets(adapter, spec.controlnet, device, spec.dtype)
             self._controlnets = wanted
+
+    def _set_ip_adapter(self, adapter: Adapter, spec: Spec, device: torch.device) -> None:
+        """Put a request's IP-Adapter on the model in place of that of the request before."""
+        own = spec.ip_adapter
+        wanted = None if own is None else (own.digest, own.weight)
+        if wanted != self._ip_adapter:
+            from render.models.ip_adapter import set_ip_adapter
+
+            # What is half on the model must not be taken for one that is on it.
+            self._ip_adapter, self._joiner = ("", 0.0), None
+            set_ip_adapter(adapter, own, device, spec.dtype)
+            self._ip_adapter = wanted
 
     def _set_embeddings(self, adapter: Adapter, embeddings: tuple[Embedding, ...]) -> None:
         """Give the model a request's learned words in place of those of the request before."""

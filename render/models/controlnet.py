@@ -12,8 +12,8 @@ from torch import Tensor
 
 from render.errors import BadInput, ModelNotUsable
 from render.models.adapter import Adapter
-from render.models.controlnet_folder import UNION, network_config
-from render.models.loading import load_network
+from render.models.controlnet_folder import CONTROL_CLASSES, UNION, network_config
+from render.models.loading import LOAD_ERRORS, load_network, quiet
 from render.spec.control import ControlNetwork
 
 
@@ -23,10 +23,10 @@ class ControlInput:
 
     network: int
     """Its network among those that are loaded."""
-    mode: int
-    """Its control type, for a network of several (`controlnet_folder.UNION_MODES`)."""
-    pixels: Tensor
-    """[B, 3, H, W] in [0, 1]."""
+    kind: str
+    """What it shows, for a network that was trained on several kinds."""
+    picture: Tensor
+    """[B, 3, H, W] pixels in [0, 1], or the latents that the network takes instead (`EncodesControls`)."""
     weight: float
 
 
@@ -39,6 +39,24 @@ class FollowsControls(Protocol):
         ...
 
 
+@runtime_checkable
+class EncodesControls(Protocol):
+    """An adapter whose ControlNets do not all take pixels."""
+
+    def control_picture(self, network: int, pixels: Tensor) -> Tensor:
+        """What the network of this number takes for [1, 3, H, W] pixels in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class CompletesControlnets(Protocol):
+    """An adapter whose ControlNets may use parts of the model."""
+
+    def complete_controlnet(self, network: Any) -> Any:
+        """The network with the parts that it shares with the model."""
+        ...
+
+
 def set_controlnets(
     adapter: Any, networks: Sequence[ControlNetwork], device: torch.device, dtype: str
 ) -> None:
@@ -48,7 +66,10 @@ def set_controlnets(
     if not hasattr(adapter, "controlnets"):
         raise BadInput("controlnet", networks[0].path, "does not go with this model; leave it out")
     adapter.controlnets = ()
-    adapter.controlnets = tuple(_load(network, device, dtype) for network in networks)
+    loaded = tuple(_load(network, device, dtype) for network in networks)
+    if isinstance(adapter, CompletesControlnets):
+        loaded = tuple(map(adapter.complete_controlnet, loaded))
+    adapter.controlnets = loaded
 
 
 def following(adapter: Adapter, controls: Sequence[ControlInput]) -> Adapter:
@@ -84,7 +105,7 @@ def residuals(
 def _evaluated(
     network: Any, controls: Sequence[ControlInput], sample: Tensor, inputs: dict[str, Any]
 ) -> tuple[Sequence[Tensor], Tensor]:
-    pictures = [control.pixels.to(sample.device, sample.dtype) for control in controls]
+    pictures = [control.picture.to(sample.device, sample.dtype) for control in controls]
     if not _is_union(network):
         (control,) = controls
         found = network(
@@ -95,7 +116,7 @@ def _evaluated(
             return_dict=False,
         )
         return found[0], found[1]
-    modes = [control.mode for control in controls]
+    modes = [control_mode(network, control) for control in controls]
     types = torch.zeros(network.config.num_control_type)
     types[modes] = 1.0
     found = network(
@@ -110,6 +131,11 @@ def _evaluated(
     return found[0], found[1]
 
 
+def control_mode(network: Any, control: ControlInput) -> int:
+    """The control type that a network knows the picture's kind by."""
+    return CONTROL_CLASSES[type(network).__name__].modes[control.kind]
+
+
 def _is_union(network: Any) -> bool:
     return type(network).__name__ == UNION
 
@@ -120,6 +146,10 @@ def _load(network: ControlNetwork, device: torch.device, dtype: str) -> Any:
         raise BadInput("controlnet", network.path, "has changed since the job was submitted; restore it")
     kind = "diffusers", str(network_config(network)["_class_name"])
     try:
-        return load_network(path.parent, path.name, kind, dtype).to(device)
+        with quiet():
+            return load_network(path.parent, path.name, kind, dtype).to(device)
     except ModelNotUsable as exc:
         raise BadInput("controlnet", network.path, exc.fix) from exc
+    except LOAD_ERRORS as exc:
+        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        raise BadInput("controlnet", network.path, f"does not load ({reason}); download it again") from exc

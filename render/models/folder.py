@@ -195,6 +195,8 @@ def _model_info(path: Path, index: dict[str, Any], family: Family, parts: tuple[
         guidance_offset=1.0 if family.guidance is GuidanceRule.CFG_ONE_MORE else 0.0,
         guided_above=0.0 if family.guidance is GuidanceRule.CFG_ONE_MORE else 1.0,
         longest_window=_longest_window(path, family, network, autoencoder.scale_factor),
+        least_references=family.references[0],
+        most_references=family.references[1],
     )
 
 

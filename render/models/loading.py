@@ -26,7 +26,7 @@ from render.models.weights import loadable, weight_files
 from render.safetensors_file import dtype_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_ERRORS = (
+LOAD_ERRORS = (
     OSError,
     ValueError,
     RuntimeError,
@@ -67,7 +67,7 @@ def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str,
             pipeline_class = getattr(diffusers, class_name)
             unused |= dict.fromkeys(absent_parts(path))
             pipeline = pipeline_class.from_pretrained(str(path), local_files_only=True, **networks, **unused)
-    except _ERRORS as exc:
+    except LOAD_ERRORS as exc:
         reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
         raise unusable(path, f"does not load ({reason}); download it again") from exc
     return pipeline.to(device)
@@ -81,7 +81,7 @@ def replace_autoencoder(adapter: Any, path: Path, device: torch.device, dtype: s
             network = load_network(path.parent, path.name, kind, dtype).to(device)
     except ModelNotUsable as exc:
         raise ModelNotUsable("vae", str(path), exc.fix) from exc
-    except _ERRORS as exc:
+    except LOAD_ERRORS as exc:
         reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
         raise ModelNotUsable("vae", str(path), f"does not load ({reason}); download it again") from exc
     if dtype == "float16" and network.config.get("force_upcast"):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from render.models.adapter import Adapter, WindowPlace
 from render.models.controlnet import ControlInput, following
+from render.models.references import referring
 from render.plan.token_sources import TokenSource
 from render.rect import Rect
 
@@ -57,6 +58,8 @@ class ModelCall:
     guidance_scale: float
     controls: Sequence[ControlInput] = ()
     """The control pictures that count at this step, cut for the windows."""
+    references: Sequence[Tensor] = ()
+    """[B, C, h, w] latents of each reference picture: all of it, or the windows' parts."""
     context: CallContext | None = None
     """None for a call without context."""
     evaluations: Sequence[Evaluation] = ()
@@ -76,7 +79,7 @@ class ModelCall:
 
     def predict(self, adapter: Adapter) -> Tensor:
         """Run the call by itself: predictions [B, C, h, w], float32. A context gets the tokens."""
-        model = following(adapter, self.controls)
+        model = referring(following(adapter, self.controls), self.references)
         inputs = self.latents, self.timestep, self.text, self.places, self.conditions, self.guidance_scale
         if self.context is None:
             return model.predict(*inputs)

@@ -30,6 +30,7 @@ from render.models.known_names import lasting_name
 from render.models.vae_folder import read_vae_info, resolve_vae, with_vae
 from render.spec import NO_QUANTIZATION, Spec
 from render.spec.embedding import Embedding
+from render.spec.ip_adapter import IpAdapter
 from render.spec.lora import Lora
 
 _TRAINING: dict[str, Any] = {
@@ -138,8 +139,8 @@ def model_info(paths: ModelPaths) -> ModelInfo:
 
 
 def check_additions(paths: ModelPaths, spec: Spec) -> None:
-    """Raise `BadInput` for a LoRA or a ControlNet that was made for another kind of model than the spec's,
-    for GGUF that is to be quantized again, and for an enlarger that is none."""
+    """Raise `BadInput` for a LoRA, a ControlNet or an IP-Adapter that was made for another kind of model than
+    the spec's, for GGUF that is to be quantized again, and for an enlarger that is none."""
     network = original_file(paths.model, "transformer")
     if spec.quantize != NO_QUANTIZATION and network is not None and is_gguf(network):
         raise BadInput(
@@ -148,6 +149,8 @@ def check_additions(paths: ModelPaths, spec: Spec) -> None:
     check_loras(paths, spec.lora)
     check_embeddings(paths, spec.embedding)
     check_controlnets(paths.model, spec.control, spec.controlnet)
+    if spec.ip_adapter is not None:
+        check_ip_adapter(paths.model, spec.ip_adapter)
     if spec.enlarger is not None:
         # Only here: it imports torch.
         from render.models.enlarger import check_enlarger
@@ -191,6 +194,17 @@ def check_embeddings(paths: ModelPaths, embeddings: Sequence[Embedding]) -> None
                     "use one made for it"
                 )
                 raise BadInput("embedding", embedding.path, fix)
+
+
+def check_ip_adapter(model: Path, adapter: IpAdapter) -> None:
+    """Raise `BadInput` for an IP-Adapter that was made for another kind of model, by its header."""
+    family, width = family_of(model).name, text_width(model)
+    if family not in ("sd", "sdxl"):
+        fix = f"goes with models of Stable Diffusion 1, 2 and XL, and this one is of {family}; leave it out"
+        raise BadInput("ip_adapter", adapter.path, fix)
+    if width is not None and adapter.text_width != width:
+        fix = f"was trained for text states of {adapter.text_width}, and this model has {width}"
+        raise BadInput("ip_adapter", adapter.path, f"{fix}; use one made for it")
 
 
 def refiner_info(path: Path) -> ModelInfo:

@@ -97,6 +97,8 @@ class Family:
     """Of these, the first one whose tokenizer the folder has; none where prompts are read to their end."""
     packages: tuple[str, ...] = ()
     """Python packages that its parts need and Chorale does not bring."""
+    references: tuple[int, int] = (0, 0)
+    """How many reference pictures it needs, and how many it takes."""
     needs: Mapping[str, object] = field(default_factory=dict)
     """Entries of the network's configuration that may have no other value."""
 
@@ -281,6 +283,7 @@ FAMILIES: dict[str, Family] = {
         prompt_limits=(PromptLimit("tokenizer", 511, _FLUX2_SYSTEM),),
         guidance_scale=4.0,
         native_size=1024,
+        references=(0, 10),
         guidance=GuidanceRule.EMBEDDED,
     ),
     "Flux2KleinPipeline": Family(
@@ -296,6 +299,7 @@ FAMILIES: dict[str, Family] = {
         prompt_limits=(PromptLimit("tokenizer", 512, _CHAT),),
         guidance_scale=4.0,
         native_size=1024,
+        references=(0, 10),
     ),
     "Krea2Pipeline": Family(
         name="krea2",
@@ -369,6 +373,24 @@ FAMILIES["SanaSprintPipeline"] = replace(
     name="sana-sprint",
     guidance=GuidanceRule.EMBEDDED,
     noise=frozenset({NoiseKind.TRIGFLOW}),
+)
+FAMILIES["FluxKontextPipeline"] = replace(
+    FAMILIES["FluxPipeline"],
+    name="flux-kontext",
+    module="render.models.flux_kontext",
+    references=(0, 1),
+)
+FAMILIES["QwenImageEditPipeline"] = replace(
+    FAMILIES["QwenImagePipeline"],
+    name="qwen-image-edit",
+    module="render.models.qwen_image_edit",
+    parts={**FAMILIES["QwenImagePipeline"].parts, "processor": ("Qwen2VLProcessor", "Qwen2_5_VLProcessor")},
+    prompt_limits=(),
+    native_size=1024,
+    references=(1, 1),
+)
+FAMILIES["QwenImageEditPlusPipeline"] = replace(
+    FAMILIES["QwenImageEditPipeline"], name="qwen-image-edit-plus", references=(1, 8)
 )
 _SDXL = FAMILIES["StableDiffusionXLPipeline"]
 

@@ -97,10 +97,7 @@ class TransformerAdapter:
     def _on_whole_patches(self, latents: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:
         """Predictions in float32 of latents that are filled up to whole patches for the network."""
         height, width = latents.shape[2:]
-        patch = self.info.patch
-        down, right = -height % patch, -width % patch
-        if down or right:
-            latents = functional.pad(latents, (0, right, 0, down), mode="replicate")
+        latents = filled_up(latents, self.info.patch)
         return predict(latents.to(self._device, self._dtype)).float()[:, :, :height, :width]
 
     def prepare_context(self, tokens: Tensor | None, strength: float, form: str) -> Any:
@@ -145,6 +142,15 @@ class TransformerAdapter:
     def _timestep_options(self, steps: int, tokens: int) -> Mapping[str, Any]:
         """What the pipeline gives its scheduler's `set_timesteps` for an image of so many tokens."""
         return {}
+
+
+def filled_up(planes: Tensor, multiple: int) -> Tensor:
+    """[B, C, h, w], with the last row and column repeated until both sides are multiples."""
+    height, width = planes.shape[2:]
+    down, right = -height % multiple, -width % multiple
+    if down or right:
+        planes = functional.pad(planes, (0, right, 0, down), mode="replicate")
+    return planes
 
 
 def take_rows(text: Rows, conditions: Sequence[int]) -> Rows:

@@ -18,6 +18,7 @@ from render.models.controlnet import ControlInput, residuals
 from render.models.cross_window_attention import Context, cross_window_attention, pooled_kv
 from render.models.loading import DTYPES
 from render.models.model_call import ModelCall
+from render.models.seeing_unet import SeeingUNet
 from render.models.trained_cross_window_attention import (
     TrainedContext,
     TrainedCrossWindowAttention,
@@ -28,6 +29,7 @@ from render.sampling.process import EPSILON
 from render.sampling.schedule import NoiseSchedule
 from render.sampling.scheduler_config import NoiseKind, trained_noise
 from render.spec import POOLED
+from render.spec.reference import ReferencePicture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class TextStates:
     """[1 or 2, tokens, channels]"""
     pooled: Tensor | None = None
     """[1 or 2, channels], for models that take it"""
+    image: Tensor | None = None
+    """[1 or 2, pictures, ..], the references as an IP-Adapter's encoder sees them"""
 
 
 def find_trained_attention(
@@ -100,7 +104,7 @@ class UNetAdapter:
             torch.tensor(timestep, dtype=torch.float32, device=self._device),
             text.states[list(conditions)],
             guidance_scale,
-            self._added(text, places, conditions),
+            self._added_with_image(text, places, conditions),
         )
 
     def following(self, controls: Sequence[ControlInput]) -> UNetAdapter:
@@ -108,6 +112,10 @@ class UNetAdapter:
         follower = copy.copy(self)
         follower._controls = controls
         return follower
+
+    def seeing(self, pictures: Sequence[ReferencePicture]) -> SeeingUNet:
+        """See `SeesReferences`. The spec has an IP-Adapter then."""
+        return SeeingUNet(self, pictures)
 
     @property
     def network(self) -> nn.Module:
@@ -117,8 +125,8 @@ class UNetAdapter:
 
     def join_key(self, call: ModelCall) -> Hashable | None:
         """Latents of one shape, and texts of one length; see `JoinsCalls`."""
-        if call.controls:
-            # Each call has networks, weights and control types of its own.
+        if call.controls or call.text.image is not None:
+            # Each call has networks, weights and control types, or pictures, of its own.
             return None
         scale = None if self._guidance_width is None else call.guidance_scale
         return call.latents.shape[1:], call.text.states.shape[1:], scale
@@ -142,7 +150,7 @@ class UNetAdapter:
         times: Tensor,
         states: Tensor,
         guidance_scale: float,
-        added: dict[str, Tensor] | None,
+        added: dict[str, Any] | None,
     ) -> Tensor:
         sample = latents.to(self._device, self._dtype)
         inputs: dict[str, Any] = {
@@ -198,6 +206,15 @@ class UNetAdapter:
     ) -> dict[str, Tensor] | None:
         """What a family's UNet is told besides the text; SD is told nothing."""
         return None
+
+    def _added_with_image(
+        self, text: TextStates, places: Sequence[WindowPlace], conditions: Sequence[int]
+    ) -> dict[str, Any] | None:
+        """`_added`, and the references as diffusers' UNet takes them."""
+        added = self._added(text, places, conditions)
+        if text.image is None:
+            return added
+        return {**(added or {}), "image_embeds": [text.image[list(conditions)]]}
 
     def _guidance_input(self, guidance_scale: float, batch: int) -> Tensor | None:
         if self._guidance_width is None:

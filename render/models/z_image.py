@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from render.model_info import ModelInfo
+from render.models.controlled_transformer import BLOCKS, ControlledTransformer, Residuals
+from render.models.controlnet import ControlInput
 from render.models.loading import load_pipeline
-from render.models.transformer import Rows, TransformerAdapter, shifted_sigmas
+from render.models.transformer import Rows, shifted_sigmas
 
 
-class ZImage(TransformerAdapter):
+class ZImage(ControlledTransformer):
     """Prompts of their own length, so each evaluation is a call of its own: in one call the network pads all
     to the longest, and a row's bits would depend on the other rows."""
 
@@ -32,13 +34,37 @@ class ZImage(TransformerAdapter):
     def _predict(
         self, latents: Tensor, times: Tensor, text: Rows, conditions: Sequence[int], guidance_scale: float
     ) -> Tensor:
-        predictions = [
-            self._transformer(
-                [frame[:, None]], (1000 - time[None]) / 1000, [text["states"][row]], return_dict=False
-            )[0][0][:, 0]
-            for frame, time, row in zip(latents, times, conditions, strict=True)
-        ]
+        predictions = []
+        for number, row in enumerate(conditions):
+            inputs = (
+                [latents[number][:, None]],
+                (1000 - times[number : number + 1]) / 1000,
+                [text["states"][row]],
+            )
+            residuals = self._controlled(latents, number, inputs)
+            found = self._transformer(*inputs, controlnet_block_samples=residuals, return_dict=False)[0]
+            predictions.append(found[0][:, 0])
         return -torch.stack(predictions)
+
+    def complete_controlnet(self, network: Any) -> Any:
+        """See `CompletesControlnets`: it embeds and refines with the model's own layers."""
+        return network.from_transformer(network, self._transformer)
+
+    def _controlled(
+        self, latents: Tensor, row: int, inputs: tuple[list[Tensor], Tensor, list[Tensor]]
+    ) -> dict[int, Tensor] | None:
+        """What the transformer is told of the control pictures in one evaluation of a batch."""
+
+        def evaluate(network: Any, control: ControlInput) -> Residuals:
+            picture = self._filled(control.picture[row : row + 1])
+            # Networks of version 2 have channels for a mask and what it leaves; they are empty without one.
+            rest = network.config.control_in_dim - picture.shape[1]
+            picture = torch.cat([picture, picture.new_zeros((1, rest, *picture.shape[2:]))], dim=1)
+            found = network(*inputs, [picture[0][:, None]], conditioning_scale=control.weight)
+            return {(BLOCKS, layer): residual for layer, residual in found.items()}
+
+        residuals = self._residuals(evaluate)
+        return {layer: residual for (_, layer), residual in residuals.items()} or None
 
     def _timestep_options(self, steps: int, tokens: int) -> Mapping[str, Any]:
         return shifted_sigmas(self._scheduler_config, steps, tokens)

@@ -86,7 +86,7 @@ def published_parameters(values: Mapping[str, Any], *, prompt: bool) -> str:
     for name in FILE_FIELDS:
         if isinstance(shown.get(name), Mapping):
             shown[name] = {key: value for key, value in shown[name].items() if key != "path"}
-    for name in ("control", "controlnet"):
+    for name in ("control", "controlnet", "reference"):
         if shown.get(name):
             shown[name] = [
                 {key: value for key, value in part.items() if key != "path"} for part in shown[name]

@@ -132,6 +132,7 @@ def make_stages(spec: Spec, info: ModelInfo) -> tuple[Stage, ...]:
             f"needs a model with trained cross-window attention, which {spec.model} lacks; use {POOLED}",
         )
     check_sampler(spec.model, spec.sampler, spec.steps, info)
+    _check_references(spec, info)
     _check_multiples(spec, info)
     _check_closes("height", spec.height, spec.wrap_y, info)
     _check_closes("width", spec.width, spec.wrap_x, info)
@@ -155,6 +156,21 @@ def make_stages(spec: Spec, info: ModelInfo) -> tuple[Stage, ...]:
         stages.append(replace(stage, enlarges=below, paints=paints, composes=texts - begun))
         begun = texts
     return tuple(stages)
+
+
+def _check_references(spec: Spec, info: ModelInfo) -> None:
+    if spec.ip_adapter is not None:
+        return
+    count, least, most = len(spec.reference), info.least_references, info.most_references
+    if count < least:
+        raise BadInput("reference", count, f"pictures are too few for {spec.model}; give --reference IMAGE")
+    if count > most:
+        fix = f"is one more than {spec.model} takes; give {most}"
+        if not most:
+            fix = f"is nothing that {spec.model} looks at; leave it out"
+        if info.family in ("sd", "sdxl"):
+            fix = f"is seen by {spec.model} through an IP-Adapter alone; give --ip-adapter FILE"
+        raise BadInput("reference", spec.reference[most].path, fix)
 
 
 def check_sampler(model: str, sampler: str, steps: int, info: ModelInfo) -> None:

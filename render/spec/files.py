@@ -19,9 +19,9 @@ MAX_YAML_NODES = 5_000_000
 """Values of a YAML file, with its aliases written out: a batch of 200,000 rows has about so many."""
 IMAGE_FIELDS = ("init", "mask")
 """The fields of a spec that name an image file."""
-FILE_FIELDS = (*IMAGE_FIELDS, "enlarger")
+FILE_FIELDS = (*IMAGE_FIELDS, "enlarger", "ip_adapter")
 """Those that name a file of any kind."""
-PARTS_OF_FILES = ("lora", "embedding", "control", "controlnet")
+PARTS_OF_FILES = ("lora", "embedding", "control", "controlnet", "reference")
 """The fields with several parts, each of which names a file or a folder."""
 _WORDS = (("mask", "alpha"), ("mask", "none"), ("mask", "cutout"))
 """Values of them that do not."""

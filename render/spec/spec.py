@@ -23,6 +23,7 @@ from render.spec.choices import (
     IMAGE,
     LOSSLESS,
     NO_ALPHA,
+    NO_QUANTIZATION,
 )
 from render.spec.control import check_controls
 from render.spec.cutout import is_cutout
@@ -34,6 +35,7 @@ from render.spec.init_defaults import with_init_defaults
 from render.spec.init_image import InitImage, MaskImage
 from render.spec.lora import Lora, check_once
 from render.spec.placement import CROP, EXACT, OUTPAINT, Placement, place
+from render.spec.reference import check_references, check_seen
 from render.spec.source_image import SourceImage
 from render.spec.spec_fields import SpecFields
 from render.spec.tile_set import TileSetLayout, solve_layout
@@ -65,6 +67,7 @@ class Spec(SpecFields):
         check_once(self.lora)
         check_words(self.embedding)
         self._check_controls()
+        self._check_references()
         if self.tile_set and self.wrap != "none":
             raise BadInput("wrap", self.wrap, "does not go with a tile set, whose labels decide it")
         if self.dilated and (self.wrap_y or self.wrap_x):
@@ -94,9 +97,18 @@ class Spec(SpecFields):
         check_controls(self.control, self.controlnet)
         for picture in self.control:
             picture.check_shape(self.width, self.height)
-        if self.control and (self.dilated or self.tile_set):
-            name, value = ("dilated", self.dilated) if self.dilated else ("tile_set", None)
-            raise BadInput(name, value, "does not go with control pictures; leave it out")
+        for pictures, what in ((self.control, "control"), (self.reference, "reference")):
+            if pictures and (self.dilated or self.tile_set):
+                name, value = ("dilated", self.dilated) if self.dilated else ("tile_set", None)
+                raise BadInput(name, value, f"does not go with {what} pictures; leave it out")
+
+    def _check_references(self) -> None:
+        check_references(self.reference, self.reference_mode, self.width, self.height)
+        if self.ip_adapter is None:
+            return
+        check_seen(self.reference, self.reference_mode, self.ip_adapter.path)
+        if self.quantize != NO_QUANTIZATION:
+            raise BadInput("quantize", self.quantize, "does not go with an IP-Adapter; leave it out")
 
     def _check_source(self) -> None:
         """Check the init image, and what only goes with one."""
@@ -160,7 +172,8 @@ class Spec(SpecFields):
     def assets(self) -> tuple[InitImage | Lora | Embedding | EnlargerFile, ...]:
         """The files that travel with the spec to the nodes."""
         enlarger = () if self.enlarger is None else (self.enlarger,)
-        return *self.images.values(), *self.control, *self.lora, *self.embedding, *enlarger
+        pictures = *self.images.values(), *self.control, *self.reference
+        return *pictures, *self.lora, *self.embedding, *enlarger
 
     @property
     def prompts(self) -> dict[str, str]:

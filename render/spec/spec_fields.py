@@ -49,11 +49,15 @@ from render.spec.enlarger import EnlargerFile
 from render.spec.fields import NO_FLAG, Filled, OneOf, Shown
 from render.spec.image_checks import KINDS, LARGEST_SIDE
 from render.spec.init_image import InitImage, MaskImage
+from render.spec.ip_adapter import EXAMPLE as IP_ADAPTER_EXAMPLE
+from render.spec.ip_adapter import IpAdapter
 from render.spec.lora import EXAMPLE as LORA_EXAMPLE
 from render.spec.lora import Lora
 from render.spec.placement import ANCHORS, EXACT, FITS, Placement
 from render.spec.placement import EXAMPLE as PLACEMENT_EXAMPLE
 from render.spec.prompt_text import FilledPrompt, PromptText
+from render.spec.reference import EXAMPLE as REFERENCE_EXAMPLE
+from render.spec.reference import REFERENCE_MODES, STYLE, ReferencePicture
 from render.spec.region_prompt import EXAMPLE as REGION_EXAMPLE
 from render.spec.region_prompt import RegionPrompt
 from render.spec.source_image import ALPHA
@@ -87,6 +91,10 @@ def _mask(value: Any) -> MaskImage | str | None:
 
 def _enlarger(value: Any) -> EnlargerFile | None:
     return None if value is None else EnlargerFile.from_any(value)
+
+
+def _ip_adapter(value: Any) -> IpAdapter | None:
+    return None if value is None else IpAdapter.from_any(value)
 
 
 def _placement(value: Any) -> Placement | None:
@@ -444,6 +452,38 @@ class SpecFields(Checked):
         ),
         Shown(label="ControlNet", group=MODEL, default="none", local=True, late=True),
     ] = ()
+    reference: Annotated[
+        tuple[ReferencePicture, ...],
+        BeforeValidator(
+            _parts_of("reference", ReferencePicture.from_any, REFERENCE_EXAMPLE),
+            json_schema_input_type=list[str | ReferencePicture],
+        ),
+        Field(
+            description="Pictures that the model looks at: what the prompt tells it to change, or what the "
+            "image is to resemble. For models that take them.",
+            examples=[[REFERENCE_EXAMPLE]],
+        ),
+        Shown(label="Reference pictures", group=COMPOSITION, default="none", local=True, late=True),
+    ] = ()
+    reference_mode: Annotated[
+        str,
+        OneOf(REFERENCE_MODES),
+        Field(
+            description="Every window sees the whole reference (style), or its own part of it (aligned), for "
+            "edits that keep the layout.",
+        ),
+        Shown(label="Reference mode", group=COMPOSITION, late=True),
+    ] = STYLE
+    ip_adapter: Annotated[
+        IpAdapter | None,
+        BeforeValidator(_ip_adapter, json_schema_input_type=str | IpAdapter | None),
+        Field(
+            description="IP-Adapter by which Stable Diffusion 1, 2 and XL look at the references: FILE or "
+            "FILE:WEIGHT, with the folder image_encoder beside it.",
+            examples=[IP_ADAPTER_EXAMPLE],
+        ),
+        Shown(label="IP-Adapter", group=MODEL, default="none", local=True, late=True),
+    ] = None
     enlarger: Annotated[
         EnlargerFile | None,
         BeforeValidator(_enlarger, json_schema_input_type=str | EnlargerFile | None),

@@ -68,6 +68,16 @@ def test_a_control_picture_travels_and_its_network_does_not(tmp_path: Path) -> N
     assert Path(there.control[0].path).is_file()
 
 
+def test_a_reference_travels(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
+    spec = Spec.from_mapping({"prompt": "x", "reference": [str(tmp_path / "photo.png")]})
+    store = LocalStore(tmp_path / "store")
+    upload_inputs([BatchItem(row=0, custom_id="0", spec=spec)], store)
+    there = download_input(Spec.from_mapping(spec.to_dict()), store, tmp_path / "node")
+    assert there.digest("m") == spec.digest("m")
+    assert Path(there.reference[0].path).is_relative_to(tmp_path / "node")
+
+
 def test_an_enlarger_travels(tmp_path: Path) -> None:
     save_file({"weight": np.zeros(1, np.float32)}, tmp_path / "net.safetensors")
     spec = Spec.from_mapping({"prompt": "x", "enlarger": str(tmp_path / "net.safetensors")})

@@ -64,4 +64,4 @@ def test_its_commands_keep_the_product(line: str, photographs: Path) -> None:
         assert CliRunner().invoke(cli, ["export", str(out), "found.png"]).exit_code == 0
         found, cut = (np.asarray(Image.open(photographs / name)) for name in ("found.png", "cut.png"))
         full = cut[..., 3] == 255
-        assert np.array_equal(found[full], cut[full][:, :3]) and full.sum() == manifest.kept.pixels
+        assert np.array_equal(found[full][:, :3], cut[full][:, :3]) and full.sum() == manifest.kept.pixels

@@ -59,7 +59,7 @@ class Follower(ToyModel):
     ) -> Tensor:
         seen = torch.zeros_like(latents)
         for control in self._controls:
-            seen += self.encode(control.pixels) * control.weight
+            seen += self.encode(control.picture) * control.weight
         return seen
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def test_a_picture_counts_for_its_share_of_the_steps(files: tuple[Path, Path]) -
 
 def test_a_refiner_does_not_follow_the_pictures_of_its_model() -> None:
     both = RefinedAdapter(model=Follower(), refiner=Follower(), last_model_timestep=500.0)
-    picture = ControlInput(network=0, mode=0, pixels=torch.ones((1, 3, 64, 64)), weight=1.0)
+    picture = ControlInput(network=0, kind="tile", picture=torch.ones((1, 3, 64, 64)), weight=1.0)
     place = WindowPlace(image_height=64, image_width=64, pixel_y=0, pixel_x=0, height=64, width=64)
 
     def brightest(adapter: RefinedAdapter, timestep: float) -> float:

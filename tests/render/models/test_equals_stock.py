@@ -21,6 +21,7 @@ from render.distributed import SingleRankGroup
 from render.errors import ModelNotUsable
 from render.models import WindowPlace, load_adapter
 from render.models import folder as folder_module
+from render.models.references import seeing
 from render.plan.plan import StagePlan
 from render.plan.stages import make_stages
 from render.sampling.diffusers_schedule import noise_schedule, stock_scheduler
@@ -74,7 +75,7 @@ def our_latents(
     )
     (stage,) = make_stages(spec, adapter.info)
     assert stage.grid.windows == 1
-    text = adapter.encode_prompt(PROMPT, negative, stage.passes == 2)
+    text = seeing(adapter, spec.reference).encode_prompt(PROMPT, negative, stage.passes == 2)
     loop = StageLoop(
         plan=StagePlan(spec=spec, info=adapter.info, stage=stage),
         schedule=schedule,

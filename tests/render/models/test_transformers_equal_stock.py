@@ -26,11 +26,14 @@ from render.models.transformer import pack
 from render.plan.plan import StagePlan
 from render.plan.stages import make_stages
 from render.spec import Spec
-from tests.render.models.tiny_transformers import BUILDERS, native_size, save
+from tests.render.models.tiny_transformers import BUILDERS, EDITORS, native_size, save
 
 PROMPT, NEGATIVE = "a red vase", "blue"
 STEPS = 3
-PACKED = ("flux", "flux-schnell", "qwen-image", "chroma", "krea2")
+PACKED = (
+    *("flux", "flux-schnell", "flux-kontext", "chroma", "krea2"),
+    *("qwen-image", "qwen-image-edit", "qwen-image-edit-plus"),
+)
 """Their pipelines take and return tokens of 2x2 latents where the others have latents."""
 FLAT = ("flux2", "qwen-image-2.1")
 """Theirs return latents as tokens."""
@@ -51,6 +54,7 @@ CASES = (
     Case("flux", 3.5, guidance_scale=3.5),
     Case("flux-schnell", 1.0),
     Case("flux-schnell", 3.0, true_cfg_scale=3.0, negative_prompt=NEGATIVE),
+    Case("flux-kontext", 3.5, guidance_scale=3.5, max_area=64 * 64),
     Case("sd3", 4.0, guidance_scale=4.0, negative_prompt=NEGATIVE),
     Case("sd3", 1.0, guidance_scale=1.0),
     Case("sd3-without-t5", 4.0, guidance_scale=4.0, negative_prompt=NEGATIVE),
@@ -134,8 +138,11 @@ def unit_noise(adapter: Any) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(7))
 
 
-def our_latents(adapter: Any, case: Case) -> Tensor:
-    """The engine's own loop with one window, with the stock pipeline's noise instead of the engine's."""
+def our_latents(adapter: Any, case: Case, **values: Any) -> Tensor:
+    """The engine's own loop with one window, with the stock pipeline's noise instead of the engine's.
+
+    `values` are further ones of the spec.
+    """
     side = adapter.info.native_size
     spec = Spec(
         prompt=PROMPT,
@@ -145,6 +152,7 @@ def our_latents(adapter: Any, case: Case) -> Tensor:
         steps=STEPS,
         guidance_scale=case.guidance,
         sampler=case.sampler,
+        **values,
     )
     (stage,) = make_stages(spec, adapter.info)
     assert stage.grid.windows == 1
@@ -213,7 +221,8 @@ def test_every_family_with_a_transformer_is_tested() -> None:
     from render.models.registry import FAMILIES
 
     families = {family.name for family in FAMILIES.values() if family.network == "transformer"}
-    assert families <= set(BUILDERS)
+    # Those that need a picture are in test_references.py.
+    assert families <= set(BUILDERS) | set(EDITORS)
     assert {case.name for case in CASES} == set(BUILDERS)
 
 

@@ -17,6 +17,8 @@ from tests.render.models.tiny_folders import kl_vae, text_config, tokenizer
 
 WIDTH = 32
 """Of the text encoders' states."""
+IMAGE_TOKEN = "<|image_pad|>"
+_VISION = ("<|vision_start|>", "<|vision_end|>")
 
 
 def t5_encoder(tokens: int = 64) -> transformers.T5EncoderModel:
@@ -47,7 +49,7 @@ def byte_vocabulary(*special: str) -> dict[str, int]:
 
 
 def qwen_tokenizer() -> Any:
-    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>")
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE_TOKEN, "<|video_pad|>", *_VISION)
     made = transformers.Qwen2Tokenizer(vocab=byte_vocabulary(*special), merges=[], pad_token="<|endoftext|>")
     made.add_special_tokens({"additional_special_tokens": list(special[1:])})
     made.chat_template = (
@@ -91,8 +93,8 @@ def clip_projected() -> transformers.CLIPTextModelWithProjection:
     return transformers.CLIPTextModelWithProjection(text_config(16))
 
 
-def flux(guidance_embeds: bool) -> Any:
-    return diffusers.FluxPipeline(
+def flux(guidance_embeds: bool, pipeline: Any = diffusers.FluxPipeline) -> Any:
+    return pipeline(
         scheduler=shifting() if guidance_embeds else FlowMatchEulerDiscreteScheduler(shift=1.0),
         vae=kl_vae(shift_factor=0.1, scaling_factor=0.5),
         text_encoder=transformers.CLIPTextModel(text_config(16)),
@@ -200,6 +202,25 @@ def qwen_image() -> Any:
             axes_dims_rope=(4, 6, 6),
         ),
     )
+
+
+class QwenEditFolder:
+    """Qwen-Image's parts and a processor of pictures, saved as the pipeline would: that needs torchvision."""
+
+    def __init__(self, class_name: str) -> None:
+        self._class_name = class_name
+
+    def save_pretrained(self, folder: Path, **options: Any) -> None:
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+        plain = qwen_image()
+        plain.text_encoder.config.image_token_id = plain.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        plain.save_pretrained(folder, **options)
+        plain.tokenizer.save_pretrained(folder / "processor")
+        Qwen2VLImageProcessorPil().save_pretrained(folder / "processor")
+        index = json.loads((folder / "model_index.json").read_text())
+        index |= {"_class_name": self._class_name, "processor": ["transformers", "Qwen2VLProcessor"]}
+        (folder / "model_index.json").write_text(json.dumps(index))
 
 
 def chroma() -> Any:
@@ -533,6 +554,7 @@ def krea2() -> Any:
 BUILDERS: dict[str, Callable[[], Any]] = {
     "flux": lambda: flux(guidance_embeds=True),
     "flux-schnell": lambda: flux(guidance_embeds=False),
+    "flux-kontext": lambda: flux(True, diffusers.FluxKontextPipeline),
     "sd3": lambda: sd3(with_t5=True),
     "sd3-without-t5": lambda: sd3(with_t5=False),
     "z-image": z_image,
@@ -552,6 +574,13 @@ BUILDERS: dict[str, Callable[[], Any]] = {
 }
 
 
+EDITORS: dict[str, Callable[[], Any]] = {
+    "qwen-image-edit": lambda: QwenEditFolder("QwenImageEditPipeline"),
+    "qwen-image-edit-plus": lambda: QwenEditFolder("QwenImageEditPlusPipeline"),
+}
+"""Those that need a picture."""
+
+
 def native_size(name: str) -> int:
     return 128 if name.startswith(("sana", "qwen-image-2.1")) else 64
 
@@ -559,7 +588,7 @@ def native_size(name: str) -> int:
 def save(name: str, folder: Path) -> Path:
     """Save the tiny model of this name; its native size is that of `native_size`."""
     torch.manual_seed(4)
-    BUILDERS[name]().save_pretrained(folder, safe_serialization=True)
+    (BUILDERS | EDITORS)[name]().save_pretrained(folder, safe_serialization=True)
     index = json.loads((folder / "model_index.json").read_text()) | {"_native_size": native_size(name)}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder

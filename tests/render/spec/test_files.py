@@ -97,10 +97,11 @@ def test_a_flag_is_a_number_as_people_write_it(name: str, text: str, problem: st
         Spec.parse({name: text})
 
 
-@pytest.mark.parametrize("field", ["lora", "controlnet", "control", "init", "vae"])
+@pytest.mark.parametrize("field", ["lora", "controlnet", "control", "reference", "ip_adapter", "init", "vae"])
 @pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "x" * 5000, "a\0b"], ids=["home", "long", "null"])
 def test_a_path_that_can_be_none_is_one_sentence(field: str, path: str) -> None:
-    value = {"control": [f"canny={path}"], "lora": [path], "controlnet": [path]}.get(field, path)
+    many = {"control": [f"canny={path}"], "lora": [path], "controlnet": [path], "reference": [path]}
+    value = many.get(field, path)
     with pytest.raises(BadInput, match=f"^{field}: ") as caught:
         resolve_vae(path) if field == "vae" else Spec.from_mapping({"prompt": "x", field: value})
     assert "\n" not in str(caught.value)
