@@ -319,7 +319,7 @@ def insert_jobs(connection: Connection, rows: dict[str, dict[str, Any]], where: 
 
 def job_row(item: BatchItem, options: JobOptions, bfloat16: bool | None = None) -> dict[str, Any]:
     """The job of an image as a row of the table of jobs; raises `BadInput` for what cannot be rendered."""
-    spec = _resolved(item.spec, bfloat16)
+    spec = resolved(item.spec, bfloat16)
     if len(spec.model) > longest(rates.c.model):
         fix = f"has more than {longest(rates.c.model)} characters; use a shorter path"
         raise BadInput("model", spec.model[:60], fix)
@@ -355,7 +355,7 @@ def job_row(item: BatchItem, options: JobOptions, bfloat16: bool | None = None) 
     }
 
 
-def _resolved(spec: Spec, bfloat16: bool | None) -> Spec:
+def resolved(spec: Spec, bfloat16: bool | None) -> Spec:
     """The spec with the full paths of its models and of the networks beside them, since agents run in other
     folders than whoever submits, and with the number format that `auto` means."""
     if spec.dtype == AUTO:

@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from infra.store.local import LocalStore
-from jobs.db.submission import BatchItem
+from jobs.db.submission import BatchItem, resolved
 from jobs.input_assets import download_input, upload_inputs
 from render.errors import BadInput
 from render.plan.geometry import Rect
@@ -66,6 +66,19 @@ def test_a_control_picture_travels_and_its_network_does_not(tmp_path: Path) -> N
     assert there.digest("m") == spec.digest("m") and there.controlnet == spec.controlnet
     assert Path(there.control[0].path).is_relative_to(tmp_path / "node")
     assert Path(there.control[0].path).is_file()
+
+
+def test_a_network_beside_the_model_is_named_by_its_full_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "edges.png")
+    save_file({"weight": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    parts = {"control": ["canny=edges.png"], "controlnet": ["."], "dtype": "float32"}
+    spec = Spec.from_mapping({"prompt": "x", "size": "64x64"} | parts)
+    stored = resolved(spec, None)
+    assert Path(stored.controlnet[0].path) == tmp_path and stored.digest("m") == spec.digest("m")
 
 
 def test_a_reference_travels(tmp_path: Path) -> None:
