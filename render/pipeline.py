@@ -315,6 +315,8 @@ def _spec_values(options: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
     for name in IMAGE_FIELDS:
         if name in values:
             values[name] = _image_path(values[name], scratch)
+    if isinstance(values.get("reference"), list | tuple):
+        values["reference"] = [_image_path(each, scratch) for each in values["reference"]]
     return values
 
 
@@ -331,7 +333,7 @@ def _nearest(name: str) -> str:
 
 
 def _image_path(init: Any, scratch: Path) -> Any:
-    """The path of an init image or a mask; a PIL image is stored as a PNG first, which is all of it."""
+    """The path of an init image, a mask or a reference; a PIL image is stored as a PNG first: all of it."""
     if isinstance(init, str | Path):
         return str(init)
     if not hasattr(init, "save"):

@@ -22,6 +22,7 @@ from render import CrossSpatialAttention, MiniParallelDiffusion, ParallelizedDif
 from render.errors import BadInput
 from render.events import Event, ImageDone, ModelLoaded, StageStarted, StepDone, TilesWritten
 from render.models import load_adapter, read_model_info, resolve_model
+from render.pipeline import _spec_values
 from tests.support.cli import chorale, last_json
 from tests.support.models import ToyModel
 
@@ -255,3 +256,11 @@ def test_the_readmes_python_runs(tmp_path: Path) -> None:
     assert small != program
     subprocess.run([sys.executable, "-c", small], check=True, cwd=tmp_path, capture_output=True)
     assert {path.name for path in tmp_path.iterdir()} == {"vase.png"}
+
+
+def test_references_are_pictures_or_paths(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (16, 8), "red")
+    values = _spec_values({"prompt": "x", "reference": [picture, "photo.png"]}, tmp_path)
+    stored, path = values["reference"]
+    with Image.open(stored) as found:
+        assert path == "photo.png" and found.tobytes() == picture.tobytes()
