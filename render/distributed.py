@@ -6,14 +6,17 @@ ranks would change pixels. Constructors open nothing; `join` and `leave` do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, Store, distributed_c10d  # type: ignore[attr-defined]
 from torch.nn import functional
 
 from render.errors import BadInput, RanksLost
@@ -81,13 +84,25 @@ class SingleRankGroup:
 class _Pending:
     """Keeps the sent block alive until the collective is done, since gloo reads it from another thread."""
 
-    def __init__(self, work: Any, block: Tensor, blocks: Tensor) -> None:
-        self._work, self._block, self._blocks = work, block, blocks
+    def __init__(self, work: Any, block: Tensor, blocks: Tensor, broken: Callable[[], bool] | None) -> None:
+        self._work, self._block, self._blocks, self._broken = work, block, blocks, broken
 
     def wait(self) -> Tensor:
         with _translated():
+            # A collective whose peer is gone may never end, and nothing unblocks gloo's wait.
+            while self._broken is not None and not self._work.is_completed():
+                if self._broken():
+                    _ABANDONED.append(self._work)
+                    raise RanksLost("a rank of the group has died")
+                time.sleep(_POLL_S)
             self._work.wait()
         return self._blocks
+
+
+_POLL_S = 0.0002
+_ABANDONED: list[object] = []
+"""Process groups and collectives that were given up. To free one would wait for what never ends, so they stay
+for as long as the process: some descriptors and threads for each lost rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +113,15 @@ class TorchGroup:
     world_size: int
     epoch: int = 0
     process_group: dist.ProcessGroup | None = None
+    broken: Callable[[], bool] | None = None
+    """Whether a rank of the group has died; None where nobody can tell."""
 
     def all_gather(self, block: Tensor) -> AllGatherHandle:
         block = block.contiguous()
         blocks = block.new_empty((self.world_size, *block.shape))
         with _translated():
             work = _gather_into(blocks.flatten(0, 1) if block.dim() else blocks, block, self.process_group)
-        return _Pending(work, block, blocks)
+        return _Pending(work, block, blocks, self.broken)
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         device = self._backend_device()
@@ -169,6 +186,51 @@ def join(device: torch.device) -> TorchGroup:
         else:
             dist.init_process_group("gloo")
     return TorchGroup(rank=dist.get_rank(), world_size=dist.get_world_size())
+
+
+def join_epoch(
+    device: torch.device,
+    store: Store,
+    *,
+    rank: int,
+    world_size: int,
+    epoch: int,
+    broken: Callable[[], bool],
+) -> TorchGroup:
+    """Join the ranks of an epoch over a store of their node; `broken` tells whether the epoch has ended.
+
+    Raises `RanksLost` when the others do not join in time.
+    """
+    own = PrefixStore(f"epoch-{epoch}", store)
+    # torch numbers the groups that it has made, or failed to make, in the keys of its store. A rank that has
+    # just been started has made none.
+    distributed_c10d._world.group_count = 0
+    with _translated():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            dist.init_process_group(
+                "nccl", store=own, rank=rank, world_size=world_size, device_id=device, timeout=_JOIN
+            )
+        else:
+            dist.init_process_group("gloo", store=own, rank=rank, world_size=world_size, timeout=_JOIN)
+        # A collective may take as long as the slowest rank's model call.
+        distributed_c10d._set_pg_timeout(distributed_c10d.default_pg_timeout)
+    return TorchGroup(rank=rank, world_size=world_size, epoch=epoch, broken=broken)
+
+
+_JOIN = timedelta(seconds=5)
+"""A rank that dies while the others connect to it is waited for so long; then there is another epoch."""
+
+
+def abandon() -> None:
+    """Leave the group though ranks of it are gone, without waiting for anything."""
+    if not dist.is_initialized():
+        return
+    _ABANDONED.append(dist.group.WORLD)
+    if dist.get_backend() == "nccl":
+        distributed_c10d._abort_process_group()
+    else:
+        dist.destroy_process_group()
 
 
 def leave() -> None:

@@ -26,7 +26,7 @@ from render.denoise.upscaling import (
     pixels_of_previous_stage,
 )
 from render.distributed import Group
-from render.errors import Stopped
+from render.errors import GroupChanges, Stopped
 from render.events import ImageDone, OnEvent, StageStarted, StepDone, TilesWritten, ignore_event
 from render.guidance.color_correction import color_strength
 from render.guidance.hooks import needs_reference
@@ -132,6 +132,7 @@ def render_latents(
             texts=model.texts,
             device=device,
             calls=calls or SingleCalls(),
+            replicas=None if checkpoints is None else checkpoints.replicas,
         )
         started = time.perf_counter()
         # In a list, so that the loop can release it: a canvas is the largest thing that a rank holds.
@@ -157,11 +158,15 @@ def render_latents(
 
 def _grant(checkpoints: CheckpointManager, stage: int, state: StageState, flags: int) -> None:
     """Act on the control flags of a step; they are the same on all ranks."""
-    if flags:
+    if flags & (ControlFlag.CHECKPOINT | ControlFlag.STOP):
         checkpoints.save(stage, state)
     if flags & ControlFlag.STOP:
         checkpoints.close()
         raise Stopped(f"stopped after step {state.steps_done} of stage {stage}; what is done is kept")
+    if flags & ControlFlag.CHANGE and state.steps_done < state.plan.stage.steps:
+        # At the end of a stage the group changes after the first step of the next one.
+        checkpoints.keep_for_change(stage, state)
+        raise GroupChanges(f"the group changes after step {state.steps_done} of stage {stage}")
 
 
 def _start(

@@ -101,6 +101,10 @@ class RanksLost(RenderError):
     """Other ranks of the group are gone in the middle of a render."""
 
 
+class GroupChanges(RenderError):
+    """The group is about to change between two steps; all ranks raise it alike, and go on in the next one."""
+
+
 class Cancelled(RenderError):
     """The render was stopped on request; nothing was published."""
 

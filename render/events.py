@@ -39,6 +39,18 @@ class RankStarted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EpochBegan(Event):
+    """The group has formed anew, after the loss of a rank or with one more; its ranks go on rendering."""
+
+    kind: ClassVar[str] = "epoch_began"
+    epoch: int
+    ranks: int
+    """Ranks that render together from now on."""
+    seconds: float
+    """That the sender has waited for the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelLoaded(Event):
     """The ranks of a node have a model in memory that they did not have before."""
 
@@ -75,7 +87,7 @@ class StepDone(Event):
     """From the start of the step's collective to its result; the model works meanwhile. 0 on one rank."""
     model_calls: int
     border_bytes: int
-    """Bytes sent to the other ranks."""
+    """Bytes of borders sent to the other ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +135,8 @@ class ImageDone(Event):
     root: str
     seconds: float
     phases: Mapping[str, float] = field(default_factory=dict)
+    request: int = 0
+    """Number of the group's request; a group that has changed may send the event twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +169,7 @@ _CLASSES: dict[str, type[Event]] = {
     each.kind: each
     for each in (
         RankStarted,
+        EpochBegan,
         ModelLoaded,
         StageStarted,
         StepDone,

@@ -10,7 +10,16 @@ from infra.errors import StoreError
 from infra.store.base import Store
 from jobs.db.records import Assignment
 from jobs.farm import LOGS
-from render.events import CheckpointSaved, Event, ModelLoaded, RankFailed, RankStopped, StageStarted, StepDone
+from render.events import (
+    CheckpointSaved,
+    EpochBegan,
+    Event,
+    ModelLoaded,
+    RankFailed,
+    RankStopped,
+    StageStarted,
+    StepDone,
+)
 
 
 class AttemptLog:
@@ -57,6 +66,9 @@ def _line(event: Event) -> str | None:
         case CheckpointSaved():
             outcome = "saved" if event.error is None else f"not saved: {event.error}"
             return f"checkpoint after step {event.step} of stage {event.stage + 1} {outcome}"
+        case EpochBegan():
+            ranks = f"{event.ranks} rank{'s' * (event.ranks != 1)}"
+            return f"the group has formed anew in {event.seconds:.1f} s: {ranks} render on"
         case RankFailed() | RankStopped():
             return f"rank {event.rank}: {event.text}"
         case _:

@@ -101,7 +101,8 @@ class RankMetrics:
 
     def _record_image(self, event: ImageDone) -> None:
         self._record_phases(event.phases)
-        if self.context.rank == 0:
+        # The first rank of those that have finished the image; the one that began as such may be gone.
+        if event.rank == 0:
             self.client.record("chorale_images_total", model=self._model)
             self.client.record("chorale_image_seconds", event.seconds, model=self._model)
 

@@ -23,6 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from render.canvas import Canvas, cut_out
+from render.denoise.replica import Replicas
 from render.denoise.stage_loop import StageState
 from render.distributed import Group, all_gather_fp16
 from render.numerics import NUMERICS, same_numerics
@@ -44,6 +45,8 @@ class ControlFlag(IntFlag):
     NONE = 0
     CHECKPOINT = 1
     STOP = 2
+    CHANGE = 4
+    """The group changes after this step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +143,10 @@ class CheckpointManager:
     A checkpoint is due every `every_s` seconds by rank 0's clock; all ranks take part in it. `stop` is called
     before each step on every rank. If it is true on any rank, all ranks save a checkpoint after that step and
     stop there. `on_save` is called on rank 0 after each attempt to save, from another thread.
+
+    In a group that may change, `replicas` holds what the ranks have of each other, which is newer than any
+    checkpoint, and `changes` is called before each step: if it is true on any rank, the group changes after
+    that step.
     """
 
     def __init__(
@@ -151,8 +158,11 @@ class CheckpointManager:
         every_s: float,
         stop: Callable[[], bool] = lambda: False,
         on_save: Callable[[SaveResult], None] = lambda result: None,
+        replicas: Replicas | None = None,
+        changes: Callable[[], bool] | None = None,
     ) -> None:
         self._sink, self._every_s = sink, every_s
+        self.replicas, self._changes = replicas, changes
         self.identity = identity_of(digest, device)
         self._stop, self._on_save = stop, on_save
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -162,6 +172,8 @@ class CheckpointManager:
     def control_flags(self, group: Group) -> ControlFlag:
         """The control flags of this rank for its next step."""
         flags = ControlFlag.STOP if self._stop() else ControlFlag.NONE
+        if self._changes is not None and self._changes():
+            flags |= ControlFlag.CHANGE
         saving = self._pending is not None and not self._pending.done()
         if group.rank == 0 and not saving and time.monotonic() - self._last >= self._every_s:
             flags |= ControlFlag.CHECKPOINT
@@ -178,25 +190,24 @@ class CheckpointManager:
     def restore(self, group: Group, fits: Fits = lambda checkpoint: None) -> RestoredCheckpoint | None:
         """The checkpoint to continue from, the same on all ranks. All ranks call it; only rank 0 reads.
 
+        A replica that any rank has goes before it.
         `fits` says why a checkpoint is not one of this image; None for one that is.
         """
-        checkpoint = self._read(fits) if group.rank == 0 else None
-        header = b""
-        if checkpoint is not None:
-            canvas = checkpoint.canvas
-            numbers = {
-                "stage": checkpoint.stage,
-                "step": canvas.step,
-                "history": canvas.history,
-                "has_reference": canvas.has_reference,
-                "state_length": 0 if canvas.hook_state is None else len(canvas.hook_state),
-                "shape": list(canvas.planes.shape),
-            }
-            header = json.dumps(numbers).encode()
-        header = group.all_gather_bytes(header)[0]
-        if not header:
-            return None
-        return RestoredCheckpoint(**json.loads(header), checkpoint=checkpoint)
+        if self.replicas is not None:
+            holder = _newest(group, self.replicas.found())
+            if holder is not None:
+                return _share(group, holder, self._replica() if group.rank == holder else None)
+        return _share(group, 0, self._read(fits) if group.rank == 0 else None)
+
+    def _replica(self) -> Checkpoint:
+        assert self.replicas is not None
+        stage, canvas = self.replicas.take()
+        return Checkpoint(stage=stage, canvas=canvas)
+
+    def keep_for_change(self, stage: int, state: StageState) -> None:
+        """Gather the canvas on every rank, for the group that comes next. All ranks call it."""
+        assert self.replicas is not None
+        self.replicas.keep_canvas(stage, state.gather())
 
     def close(self) -> None:
         """Wait until a checkpoint that is being saved is saved."""
@@ -228,9 +239,36 @@ class CheckpointManager:
         return None
 
 
+def _newest(group: Group, found: tuple[int, int] | None) -> int | None:
+    """The first rank with the newest canvas; None where no rank has any. All ranks call it."""
+    everyone = [json.loads(each) for each in group.all_gather_bytes(json.dumps(found).encode())]
+    newest = max((each for each in everyone if each is not None), default=None)
+    return None if newest is None else everyone.index(newest)
+
+
+def _share(group: Group, holder: int, checkpoint: Checkpoint | None) -> RestoredCheckpoint | None:
+    """Tell all ranks of the checkpoint that one of them, the holder, has. All ranks call it."""
+    header = b""
+    if checkpoint is not None:
+        canvas = checkpoint.canvas
+        numbers = {
+            "stage": checkpoint.stage,
+            "step": canvas.step,
+            "history": canvas.history,
+            "has_reference": canvas.has_reference,
+            "state_length": 0 if canvas.hook_state is None else len(canvas.hook_state),
+            "shape": list(canvas.planes.shape),
+        }
+        header = json.dumps(numbers).encode()
+    header = group.all_gather_bytes(header)[holder]
+    if not header:
+        return None
+    return RestoredCheckpoint(**json.loads(header), holder=holder, checkpoint=checkpoint)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RestoredCheckpoint:
-    """A checkpoint that all ranks know of and rank 0 has in memory."""
+    """A checkpoint that all ranks know of and one has in memory."""
 
     stage: int
     step: int
@@ -240,16 +278,18 @@ class RestoredCheckpoint:
     """Numbers of the guidance hooks' state."""
     shape: Sequence[int]
     """Of the planes: [P, C, height, width]."""
+    holder: int
+    """The rank that has it."""
     checkpoint: Checkpoint | None
-    """On rank 0."""
+    """On the holder."""
 
     def canvas(self, area: Rect, surface: Topology, group: Group, device: torch.device) -> Canvas:
-        """The rank's area of the canvas. All ranks call it. It is sent plane by plane, so that only rank 0
-        holds all of it."""
+        """The rank's area of the canvas. All ranks call it. It is sent plane by plane, so that only the
+        holder has all of it."""
         planes, channels = self.shape[:2]
         own = torch.empty((planes * channels, area.height, area.width))
         for number in range(planes * channels):
-            plane = group.all_gather(self._plane(number, device)).wait()[0].cpu()
+            plane = group.all_gather(self._plane(number, device)).wait()[self.holder].cpu()
             own[number] = cut_out(plane, surface.whole, area, surface)
         return Canvas(
             step=self.step,
@@ -266,7 +306,7 @@ class RestoredCheckpoint:
         state = torch.zeros(self.state_length, dtype=torch.float16)
         if self.checkpoint is not None and self.checkpoint.canvas.hook_state is not None:
             state = self.checkpoint.canvas.hook_state
-        return all_gather_fp16(group, state.to(device))[0].cpu()
+        return all_gather_fp16(group, state.to(device))[self.holder].cpu()
 
     def _plane(self, number: int, device: torch.device) -> Tensor:
         if self.checkpoint is None:

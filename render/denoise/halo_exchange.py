@@ -1,6 +1,7 @@
 """The one collective of a step: each rank gathers all border sums and takes those that its halo needs.
 
-A message also carries the rank's control flags and the messages of the guidance hooks.
+A message also carries the rank's control flags, the messages of the guidance hooks and, in a group that may
+change, the latents of the rank's own region (see `replica.py`).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class HaloExchange:
     """What this rank sends and receives at one offset of the grid. Indices are flat, int64.
 
     A message is [C, columns] int32: `max_border` columns of border sums, one column of control flags, then
-    the guidance message, which fills whole columns.
+    the guidance message, which fills whole columns, then the replica, which does so by itself.
     """
 
     send_indices: Tensor
@@ -51,11 +52,14 @@ class HaloExchange:
         """Size of the message that this rank sends, with padding."""
         return _BYTES * channels * (self.max_border + 1 + _columns(guidance, channels))
 
-    def start(self, sums: Tensor, group: Group, flags: int, guidance: Tensor) -> AllGatherHandle | None:
+    def start(
+        self, sums: Tensor, group: Group, flags: int, guidance: Tensor, replica: Tensor | None = None
+    ) -> AllGatherHandle | None:
         """Start the all-gather; None on a single rank.
 
         `sums` is [C, latents of the own area] int32, complete at the send indices.
-        `flags` are the control flags of this rank. `guidance` is flat int32, of one length on all ranks.
+        `flags` are the control flags of this rank. `guidance` is flat int32, of one length on all ranks;
+        `replica` is [P * C, n] float32, of one shape on all ranks.
         """
         if group.world_size == 1:
             return None
@@ -67,24 +71,27 @@ class HaloExchange:
         if columns:
             padded = functional.pad(guidance, (0, channels * columns - len(guidance)))
             message[:, end:] = padded.view(channels, columns)
+        if replica is not None:
+            message = torch.cat([message, replica.view(torch.int32).view(channels, -1)], dim=1)
         return group.all_gather(message)
 
     def finish(
         self, handle: AllGatherHandle | None, sums: Tensor, flags: int, guidance: Tensor
-    ) -> tuple[int, Tensor]:
+    ) -> tuple[int, Tensor, Tensor]:
         """Wait, and add the neighbours' sums to `sums` [C, n] for the latents that this rank holds.
 
-        Returns the control flags, OR-ed across ranks, and the guidance messages [world_size, length] int32.
-        Both are the same on all ranks.
+        Returns the control flags, OR-ed across ranks, the guidance messages [world_size, length] int32, and
+        the replicas [world_size, C, P * n] int32, empty where none were sent. All are the same on all ranks.
         """
         if handle is None:
-            return flags, guidance[None]
+            return flags, guidance[None], sums.new_empty((1, len(sums), 0))
         messages = handle.wait()
         for part in self.receive:
             sums[:, part.target] += messages[part.rank][:, part.source]
         all_flags: list[int] = messages[:, 0, self.max_border].tolist()
-        received = messages[:, :, self.max_border + 1 :].flatten(1)[:, : len(guidance)]
-        return reduce(or_, all_flags), received
+        end = self.max_border + 1 + _columns(guidance, len(sums))
+        received = messages[:, :, self.max_border + 1 : end].flatten(1)[:, : len(guidance)]
+        return reduce(or_, all_flags), received, messages[:, :, end:]
 
 
 def _columns(guidance: Tensor, channels: int) -> int:

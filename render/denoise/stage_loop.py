@@ -22,6 +22,7 @@ from render.denoise.batches import Batch, make_batches, make_call
 from render.denoise.fusion import FixedPoint, add_predictions
 from render.denoise.halo_exchange import make_halo_exchange
 from render.denoise.model_calls import ModelCalls, SingleCalls
+from render.denoise.replica import Replicas
 from render.distributed import Group
 from render.finite import check_prediction
 from render.guidance.hook import GuidanceHook, StageContext, Step
@@ -53,13 +54,14 @@ class StepTimes:
     calls: int = 0
     """Model calls."""
     border_bytes: int = 0
-    """Bytes that this rank sent to the others."""
+    """Bytes of borders and guidance that this rank sent to the others, without its replica."""
 
     def phases(self) -> dict[str, float]:
         """The seconds that add up to the step."""
         return {"model": self.model, "wait": self.wait, "fuse": self.fuse}
 
 
+_NO_STATE = torch.empty(0, dtype=torch.float16)
 OnStep = Callable[[int, StepTimes], None]
 """Called after each step with the number of steps done and the step's times."""
 BeforeStep = Callable[[Group], int]
@@ -84,6 +86,8 @@ class StageLoop:
     device: torch.device
     hooks: Sequence[type[GuidanceHook]] = HOOKS
     calls: ModelCalls = field(default_factory=SingleCalls)
+    replicas: Replicas | None = None
+    """Where the ranks keep each other's latents; None in a group that stays as it is."""
 
     @property
     def spec(self) -> Spec:
@@ -175,6 +179,8 @@ class StageState:
         self.hooks = GuidanceHooks(self._context, loop.hooks)
         self.hooks.restore(self.steps_done, canvas.hook_state)
         self.hooks.prime(self.steps_done, self.sampler_state.x, self.group)
+        if loop.replicas is not None:
+            loop.replicas.begin(self.tiling, self.group, self.sampler_state.x, self.reference)
 
     def step(self, flags: int = 0) -> tuple[StepTimes, int]:
         """One step of the sampler on all latents that this rank holds.
@@ -186,16 +192,21 @@ class StageState:
         exchange = make_halo_exchange(self.tiling, self.group.rank, offset, self.loop.device)
         sums = torch.zeros(self.sampler_state.x.shape, dtype=torch.int32, device=self.loop.device)
         batches = make_batches(self.tiling, self.group.rank, offset, stage.batch, self.hooks.must_run_first)
+        own, hook_state = self._own_latents()
         step = self._begin_step(times)
 
         self._predict(batches.first, step, offset, sums, times)
         gather_started = time.perf_counter()
         message = self.hooks.pack(step, sums)
-        handle = exchange.start(sums.flatten(1), self.group, flags, message)
+        handle = exchange.start(sums.flatten(1), self.group, flags, message, own)
+        del own
         self._predict(batches.rest, step, offset, sums, times)
         started = time.perf_counter()
-        flags, messages = exchange.finish(handle, sums.flatten(1), flags, message)
+        flags, messages, received = exchange.finish(handle, sums.flatten(1), flags, message)
         ended = time.perf_counter()
+        if self.loop.replicas is not None:
+            history = len(self.sampler_state.history)
+            self.loop.replicas.keep(stage.index, self.steps_done, self.tiling, received, history, hook_state)
         times.wait += ended - started
         if handle is not None:
             times.exchange = ended - gather_started
@@ -203,7 +214,7 @@ class StageState:
 
         started = time.perf_counter()
         self.hooks.unpack(step, messages)
-        del message, messages
+        del message, messages, received
         prediction = [self.hooks.adjust_fused(step, self._fixed.decode(sums))]
         # Large tensors are dropped as soon as they are used up; hence the list, which passes the last
         # reference.
@@ -236,6 +247,13 @@ class StageState:
         gathered = gather_planes(planes[None], self.tiling, self.group, area)[0]
         channels = len(latents)
         return gathered[:channels], None if extra is None else gathered[channels:]
+
+    def _own_latents(self) -> tuple[Tensor | None, Tensor]:
+        """What this rank sends of its own latents with the step, and the hooks' state before it."""
+        if self.loop.replicas is None:
+            return None, _NO_STATE
+        planes = self.sampler_state.x, *self.sampler_state.history
+        return self.loop.replicas.pack(planes, self.tiling), self.hooks.state()
 
     def _begin_step(self, times: StepTimes) -> Step:
         index, schedule = self.steps_done, self.loop.schedule

@@ -26,11 +26,14 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from setproctitle import getproctitle, setproctitle
 
+from render.launch.epoch_client import has_epochs
+from render.launch.epoch_server import EpochServer
 from render.launch.group_directory import fork_socket_path
 from render.launch.parent_death import PARENT, die_with_parent
 from render.launch.sinks import find_opener
@@ -69,13 +72,33 @@ def listen_for_proxies(directory: Path) -> socket.socket:
     return server
 
 
-class ForkServer:
-    """Forks a rank for every proxy that connects, and ends each of the two when the other has ended."""
+@dataclass
+class _Rank:
+    """A rank, for as long as its proxy is there; its process may be a successor."""
 
-    def __init__(self, server: socket.socket, run_rank: Callable[[], int]) -> None:
+    environment: dict[str, str]
+    proxy: socket.socket
+    pid: int = 0
+    proxy_ended: bool = False
+    needed: bool = True
+
+    @property
+    def number(self) -> int:
+        return int(self.environment["RANK"])
+
+
+class ForkServer:
+    """Forks a rank for every proxy that connects, and ends each of the two when the other has ended.
+
+    In a group that may change, a rank that was killed is forked again instead, as long as others go on.
+    """
+
+    def __init__(self, server: socket.socket, directory: Path, run_rank: Callable[[], int]) -> None:
         """`run_rank` is what a forked process does; it returns the exit code."""
-        self._server, self._run_rank = server, run_rank
-        self._proxies: dict[int, socket.socket] = {}
+        self._server, self._directory, self._run_rank = server, directory, run_rank
+        self._ranks: dict[int, _Rank] = {}
+        """By pid."""
+        self._epochs: EpochServer | None = None
         self._selector = selectors.DefaultSelector()
 
     def serve(self) -> NoReturn:
@@ -86,28 +109,37 @@ class ForkServer:
         # A child's end has to wake the selector, which the handler alone does not.
         signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self._selector.register(self._server, selectors.EVENT_READ, self._fork)
+        self._selector.register(self._server, selectors.EVENT_READ, self._accept)
         self._selector.register(woken, selectors.EVENT_READ, lambda: self._reap(woken))
         while True:
             for key, _ in self._selector.select():
                 key.data()
 
-    def _fork(self) -> None:
+    def _accept(self) -> None:
         proxy, _ = self._server.accept()
         with proxy.makefile("rb") as lines:
             line = lines.readline()
         if not line:
             proxy.close()
             return
-        server_pid = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            self._be_rank(json.loads(line), server_pid, [proxy, *self._proxies.values()])
-        self._proxies[pid] = proxy
+        rank = _Rank(json.loads(line), proxy)
+        if self._epochs is None and has_epochs(rank.environment):
+            count = int(rank.environment["WORLD_SIZE"])
+            self._epochs = EpochServer.open(self._directory, count, self._selector)
         # A proxy sends nothing after its environment: it is readable when it has ended.
-        self._selector.register(proxy, selectors.EVENT_READ, lambda: self._end(pid))
+        self._selector.register(proxy, selectors.EVENT_READ, lambda: self._end(rank))
+        self._fork(rank)
 
-    def _be_rank(self, environment: dict[str, str], parent: int, inherited: list[socket.socket]) -> NoReturn:
+    def _fork(self, rank: _Rank) -> None:
+        server_pid = os.getpid()
+        rank.pid = os.fork()
+        if rank.pid == 0:
+            self._be_rank(rank, server_pid)
+        self._ranks[rank.pid] = rank
+        if self._epochs is not None:
+            self._epochs.start(rank.number, rank.pid)
+
+    def _be_rank(self, rank: _Rank, parent: int) -> NoReturn:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -115,11 +147,14 @@ class ForkServer:
             os.setsid()
             die_with_parent(parent)
             # A proxy must see the server's end of its connection close, whichever rank is still there.
-            for each in [*inherited, self._server]:
-                each.close()
+            for each in [rank, *self._ranks.values()]:
+                each.proxy.close()
+            self._server.close()
+            if self._epochs is not None:
+                self._epochs.close_in_child()
             self._selector.close()
             os.environ.clear()
-            os.environ.update(environment)
+            os.environ.update(rank.environment)
             random.seed()
             code = self._run_rank()
         except Exception:
@@ -128,10 +163,12 @@ class ForkServer:
             # Not by way of the interpreter's end: there gloo's threads now and then abort a finished process.
             os._exit(code)
 
-    def _end(self, pid: int) -> None:
-        self._selector.unregister(self._proxies[pid])
+    def _end(self, rank: _Rank) -> None:
+        """End the rank of a proxy that has ended."""
+        self._selector.unregister(rank.proxy)
+        rank.proxy_ended = True
         # It is not reaped yet, so the pid is still that of the rank.
-        os.kill(pid, signal.SIGKILL)
+        os.kill(rank.pid, signal.SIGKILL)
 
     def _reap(self, woken: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -139,11 +176,23 @@ class ForkServer:
         with contextlib.suppress(ChildProcessError):
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = found
-                proxy = self._proxies.pop(pid)
-                with contextlib.suppress(KeyError):
-                    self._selector.unregister(proxy)
-                with proxy, contextlib.suppress(OSError):
-                    proxy.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+                self._take_end(self._ranks.pop(pid), os.waitstatus_to_exitcode(status))
+
+    def _take_end(self, rank: _Rank, code: int) -> None:
+        """Replace a rank that has ended, or end its proxy."""
+        replaced = self._epochs is not None and self._epochs.end(rank.number, code)
+        if replaced and not rank.proxy_ended:
+            self._fork(rank)
+            return
+        if self._epochs is not None and self._epochs.epochs.over:
+            # A rank that was to replace another has come too late.
+            for late in self._ranks.values():
+                late.needed = False
+                os.kill(late.pid, signal.SIGKILL)
+        if not rank.proxy_ended:
+            self._selector.unregister(rank.proxy)
+        with rank.proxy, contextlib.suppress(OSError):
+            rank.proxy.sendall(str(code if rank.needed else 0).encode())
 
 
 def _run_rank() -> int:
@@ -179,7 +228,8 @@ def main() -> NoReturn:
     # What is collected never again is not written to, so its pages stay shared.
     gc.collect()
     gc.freeze()
-    ForkServer(socket.socket(fileno=int(os.environ.pop(SOCKET))), _run_rank).serve()
+    server = socket.socket(fileno=int(os.environ.pop(SOCKET)))
+    ForkServer(server, Path(sys.argv[1]), _run_rank).serve()
 
 
 if __name__ == "__main__":

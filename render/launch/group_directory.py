@@ -43,6 +43,11 @@ def fork_socket_path(directory: Path) -> Path:
     return directory / "forks"
 
 
+def epoch_socket_path(directory: Path) -> Path:
+    """The socket where ranks learn which of them render together."""
+    return directory / "epochs"
+
+
 def log_path(directory: Path) -> Path:
     """What torchrun prints, and the ranks until a request names a log."""
     return directory / "log"

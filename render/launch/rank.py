@@ -13,31 +13,31 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from render.errors import BadInput, NoImage, RanksLost, RenderError, SinkError, Stopped, exit_code
-from render.events import (
-    CheckpointSaved,
-    Event,
-    ImageDone,
-    ModelLoaded,
-    OnEvent,
-    RankFailed,
-    RankStarted,
-    RankStopped,
-    StepDone,
-    StepTimed,
-    TilesWritten,
+from render.errors import (
+    BadInput,
+    GroupChanges,
+    NoImage,
+    RanksLost,
+    RenderError,
+    SinkError,
+    Stopped,
+    exit_code,
 )
+from render.events import CheckpointSaved, ModelLoaded, RankFailed, RankStarted, RankStopped
+from render.launch.epoch_client import has_epochs
 from render.launch.event_channel import EventSender
+from render.launch.forward_events import ForwardEvents
 from render.launch.group_directory import events_path, request_path
 from render.launch.observer import RankContext, RankObserver, make_observer
 from render.launch.parent_death import die_with_parent
 from render.launch.rank_environment import PEERS_LOST
-from render.launch.request import LATENTS_KEY, Request
+from render.launch.request import LATENTS_KEY, FurtherImage, Request
 from render.launch.sinks import open_sink
 
 if TYPE_CHECKING:
@@ -45,10 +45,11 @@ if TYPE_CHECKING:
 
     from render.denoise.checkpoint import CheckpointManager, SaveResult
     from render.denoise.model_calls import ModelCalls
+    from render.denoise.replica import Replicas
     from render.distributed import Group
+    from render.launch.elastic_group import ElasticGroup
     from render.models.adapter import Adapter
     from render.models.joined_calls import CallJoiner
-    from render.sink import Sink
     from render.spec import Spec
     from render.spec.embedding import Embedding
     from render.spec.lora import Lora
@@ -66,10 +67,12 @@ def main(directory: Path) -> int:
     signal.signal(signal.SIGUSR1, lambda *_: stop.set())
     events = EventSender(events_path(directory), int(os.environ["RANK"]))
     events.send_reliable(RankStarted(pid=os.getpid()))
-    from render.distributed import leave
+    from render.distributed import abandon, leave
+    from render.launch.elastic_group import ElasticGroup
 
+    elastic = ElasticGroup(directory, events.send) if has_epochs() else None
     try:
-        _serve(_Rank(events, stop), directory)
+        _serve(_Rank(events, stop, elastic), directory)
     except Stopped as exc:
         events.send_reliable(RankStopped(text=str(exc)))
         return 0
@@ -81,20 +84,27 @@ def main(directory: Path) -> int:
         events.send_reliable(_failure(exc))
         return exit_code(exc)
     finally:
-        leave()
+        leave() if elastic is None else abandon()
     return 0
 
 
 def _serve(rank: _Rank, directory: Path) -> None:
     number = 1
+    # A rank that replaces one that has died begins with the others' request.
+    while request_path(directory, number + 1).exists():
+        number += 1
+    request: Request | None = None
     while True:
         path = request_path(directory, number)
         if path.exists():
             request = Request.read(path)
-            rank.render(request)
+            rank.render(request, number)
             if request.last:
                 return
             number += 1
+        elif request is not None and rank.epoch_ended:
+            # Whether the others know that the image is published is not certain: do the end of it again.
+            rank.render(request, number - 1)
         else:
             time.sleep(_POLL_S)
 
@@ -107,12 +117,29 @@ def _failure(exc: RenderError) -> RankFailed:
     )
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What a request is rendered with."""
+
+    request: Request
+    number: int
+    device: torch.device
+    models: tuple[Adapter, Adapter | None]
+    observer: RankObserver
+
+    @property
+    def images(self) -> tuple[FurtherImage, ...]:
+        return self.request.images
+
+
 @dataclass
 class _Rank:
     """What lives from one request to the next: the group, and the model that was used last."""
 
     events: EventSender
     stop: threading.Event
+    elastic: ElasticGroup | None
+    """Where the group may change; None where it stays as torchrun has started it."""
     _group: Group | None = None
     _embeddings: tuple[tuple[str, str], ...] | None = ()
     """Learned words of the model, by digest and word."""
@@ -126,11 +153,16 @@ class _Rank:
     _joiner: CallJoiner | None = None
     """Of the model with its LoRA."""
 
-    def render(self, request: Request) -> None:
-        """Render one image with the other ranks."""
+    @property
+    def epoch_ended(self) -> bool:
+        """Whether a rank of the group has died since the last image was done."""
+        return self.elastic is not None and self.elastic.broken
+
+    def render(self, request: Request, number: int) -> None:
+        """Render one image with the other ranks: the group's request of this number."""
         import torch
 
-        from render.distributed import choose_device, join
+        from render.distributed import choose_device
         from render.errors import RenderFailed
         from render.launch.device_memory import device_memory
         from render.spec import Spec
@@ -148,79 +180,107 @@ class _Rank:
         self._set_loras(models[0], spec.lora)
         self._set_controlnets(models[0], spec, device)
         self._set_ip_adapter(models[0], spec, device)
-        self._group = self._group or join(device)
         context = RankContext(
-            rank=self._group.rank,
+            rank=int(os.environ["RANK"]),
             slot=request.slots[local_rank] if request.slots else local_rank,
             model=spec.model,
             device_memory=partial(device_memory, device),
         )
         observer = make_observer(request.observer, context)
+        work = _Work(request, number, device, models, observer)
         try:
             if request.more:
-                self._render_share(request, models, device, observer)
-                return
-            sink = open_sink(request.out, patience_s=request.patience_s, observer=observer.on_sink_call)
-            self._render(request, spec, models, sink, device, _forward(self.events, observer))
+                self._render_share(work)
+            elif self.elastic is None:
+                self._render_with(work, self._group_of(device))
+            else:
+                self._render_elastic(work, self.elastic)
         except torch.OutOfMemoryError as exc:
             raise RenderFailed(
-                f"rank {self._group.rank} has not enough memory on {device}; use more ranks or a smaller "
+                f"rank {context.rank} has not enough memory on {device}; use more ranks or a smaller "
                 "window_batch"
             ) from exc
         finally:
             observer.close()
 
+    def _group_of(self, device: torch.device) -> Group:
+        """The group as torchrun has started it."""
+        from render.distributed import join
+
+        self._group = self._group or join(device)
+        return self._group
+
+    def _render_with(self, work: _Work, group: Group) -> None:
+        """Render an image with a group that stays as it is."""
+        # All ranks take the same steps; the first one of each node reports them.
+        first = int(os.environ["LOCAL_RANK"]) == 0
+        forward = ForwardEvents(self.events, work.observer, work.number, group.rank, first)
+        self._render(work, work.images[0], forward, group)
+        forward.finish()
+
+    def _render_elastic(self, work: _Work, elastic: ElasticGroup) -> None:
+        """Render an image with a group that may lose ranks and be joined by others."""
+        tries: list[ForwardEvents] = []
+
+        def render(group: Group, replicas: Replicas) -> None:
+            first = group.rank == 0
+            tries.append(ForwardEvents(self.events, work.observer, work.number, group.rank, first))
+            self._render(work, work.images[0], tries[-1], group, replicas=replicas)
+
+        if elastic.run(work.number, work.device, render):
+            tries[-1].finish()
+
     def _render(
         self,
-        request: Request,
-        spec: Any,
-        models: tuple[Adapter, Adapter | None],
-        sink: Sink,
-        device: torch.device,
-        on_event: OnEvent,
-        group: Group | None = None,
+        work: _Work,
+        image: FurtherImage,
+        on_event: ForwardEvents,
+        group: Group,
         calls: ModelCalls | None = None,
+        replicas: Replicas | None = None,
     ) -> None:
         from render.denoise.checkpoint import CheckpointManager
         from render.denoise.model_calls import JoinedCalls
         from render.engine import render_image, render_to_latents
         from render.models.joined_calls import CallJoiner
+        from render.spec import Spec
 
-        group = group or self._group
-        assert group is not None
+        request = work.request
+        spec = Spec.from_mapping(image.spec)
+        sink = open_sink(image.out, patience_s=request.patience_s, observer=work.observer.on_sink_call)
+        adapter, refiner = work.models
         checkpoints: CheckpointManager = CheckpointManager(
             sink,
             spec.digest(request.info.digest),
-            device,
+            work.device,
             every_s=request.checkpoint_s,
             stop=self.stop.is_set,
             on_save=lambda result: on_event(_checkpoint_event(result)),
+            replicas=replicas,
+            changes=None if self.elastic is None or replicas is None else self.elastic.joining,
         )
-        adapter, refiner = models
         self._joiner = self._joiner or CallJoiner(adapter)
-        calls = calls or JoinedCalls(self._joiner)
         render: Callable[..., object] = render_image
         if request.output == "latents":
             render = partial(render_to_latents, key=LATENTS_KEY)
-        render(
-            spec,
-            adapter,
-            group,
-            sink,
-            device=device,
-            on_event=on_event,
-            checkpoints=checkpoints,
-            refiner=refiner,
-            calls=calls,
-        )
+        try:
+            render(
+                spec,
+                adapter,
+                group,
+                sink,
+                device=work.device,
+                on_event=on_event,
+                checkpoints=checkpoints,
+                refiner=refiner,
+                calls=calls or JoinedCalls(self._joiner),
+            )
+        except (RanksLost, GroupChanges):
+            # Older than what the ranks have of each other; it must not be saved over a later one.
+            checkpoints.close()
+            raise
 
-    def _render_share(
-        self,
-        request: Request,
-        models: tuple[Adapter, Adapter | None],
-        device: torch.device,
-        observer: RankObserver,
-    ) -> None:
+    def _render_share(self, work: _Work) -> None:
         """Render this rank's images of a request that has several, by itself."""
         from render.denoise.shared_calls import SharedCalls
         from render.distributed import SingleRankGroup
@@ -228,21 +288,21 @@ class _Rank:
         from render.plan.plan import make_plan
         from render.spec import Spec
 
-        assert self._group is not None
-
         def render(number: int, calls: ModelCalls) -> bool:
-            image = request.images[number]
-            on_event = _forward(self.events, observer, number)
-            sink = open_sink(image.out, patience_s=request.patience_s, observer=observer.on_sink_call)
-            spec = Spec.from_mapping(image.spec)
-            self._render(request, spec, models, sink, device, on_event, SingleRankGroup(), calls)
+            # Whoever renders an image alone is its first rank.
+            forward = ForwardEvents(self.events, work.observer, work.number, 0, True, image=number)
+            self._render(work, work.images[number], forward, SingleRankGroup(), calls)
+            forward.finish()
             return True
 
-        own = range(self._group.rank, len(request.images), self._group.world_size)
+        rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        own = range(rank, len(work.images), ranks)
+        request = work.request
         at_once = make_plan(Spec.from_mapping(request.spec), request.info, 1).images_at_once
-        self._joiner = self._joiner or CallJoiner(models[0])
+        self._joiner = self._joiner or CallJoiner(work.models[0])
         shared = SharedCalls(self._joiner, at_once)
-        outcomes = dict(shared.run(partial(render, number) for number in own))
+        with nullcontext() if self.elastic is None else self.elastic.apart():
+            outcomes = dict(shared.run(partial(render, number) for number in own))
         # What one image raises leaves the others: they are done by now.
         for outcome in outcomes.values():
             if isinstance(outcome, Exception):
@@ -315,32 +375,6 @@ def _checkpoint_event(result: SaveResult) -> CheckpointSaved:
         seconds=result.seconds,
         error=None if result.error is None else str(result.error)[:_LONGEST_TEXT],
     )
-
-
-def _forward(
-    events: EventSender, observer: RankObserver, image: int | None = None
-) -> Callable[[Event], None]:
-    """Sends a rank's events to the group, and all of them to its observer.
-
-    All ranks take the same steps; the first one of each node reports them, the others only their times.
-    Each rank has its own tiles. `image` is the number of one that this rank renders by itself.
-    """
-    # Whoever renders an image alone is its first rank.
-    local_rank = int(os.environ["LOCAL_RANK"]) if image is None else 0
-
-    def on_event(event: Event) -> None:
-        event = replace(event, image=image or 0)
-        observer.on_event(event)
-        if isinstance(event, ImageDone):
-            # All ranks have it at the same point; each node learns that its ranks wait for the next request.
-            if local_rank == 0:
-                events.send_reliable(event)
-        elif local_rank == 0 or isinstance(event, TilesWritten):
-            events.send(event)
-        elif isinstance(event, StepDone):
-            events.send(StepTimed(stage=event.stage, step=event.step, phases=event.phases))
-
-    return on_event
 
 
 def _redirect_output(log: str) -> None:

@@ -79,7 +79,7 @@ class RankGroup:
             self._requests = 0
         self._requests += 1
         request.write(request_path(self._running.directory, self._requests))
-        done = self._running.until_done(request, on_event, timeout, on_tick)
+        done = self._running.until_done(request, self._requests, on_event, timeout, on_tick)
         if not self._rendezvous.holds_first:
             return None
         if done is None:
@@ -139,6 +139,8 @@ class _RunningGroup:
         self._done: ImageDone | None = None
         """The last event of the request; None as long as one of its images is missing."""
         self._missing: set[int] = set()
+        self._number = 0
+        """Of the request; a group that has formed anew may report the one before once more."""
         self._stopped: RankStopped | None = None
 
     def alive(self) -> bool:
@@ -147,12 +149,13 @@ class _RunningGroup:
     def until_done(
         self,
         request: Request,
+        number: int,
         on_event: OnEvent,
         timeout: float | None,
         on_tick: Callable[[], bool],
     ) -> ImageDone | None:
         """Receive events until the image is done; after the last request, until all processes have ended."""
-        self._done, self._missing = None, set(range(len(request.images)))
+        self._number, self._done, self._missing = number, None, set(range(len(request.images)))
         deadline = None if timeout is None else time.monotonic() + timeout
         last_event_at = time.monotonic()
         while request.last or self._done is None:
@@ -217,7 +220,7 @@ class _RunningGroup:
             case RankFailed():
                 # The first error is the cause; those of the others follow from it.
                 self._failure = self._failure or event
-            case ImageDone():
+            case ImageDone() if event.request == self._number:
                 self._missing.discard(event.image)
                 self._done = self._done if self._missing else event
             case RankStopped():

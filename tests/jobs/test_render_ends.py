@@ -73,10 +73,13 @@ def test_a_bus_error_is_told_as_a_lack_of_shared_memory(mark: str, tmp_path: Pat
     check_nothing_left(mark, tmp_path / "image")
 
 
-def test_a_killed_rank_fails_the_render(mark: str, tmp_path: Path) -> None:
-    process = begin(mark, tmp_path / "image")
-    pids = wait_until(lambda: ranks_with(mark))
-    os.kill(pids[-1], signal.SIGKILL)
+def test_a_render_fails_when_its_ranks_are_killed(mark: str, tmp_path: Path) -> None:
+    process = begin(mark, tmp_path / "image", "--checkpoint-every", "0.2")
+    wait_until((tmp_path / "image" / CHECKPOINT).exists, 120)
+    pids = ranks_with(mark)
+    assert len(pids) == 2
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 3
     assert "broke off" in errors

@@ -6,6 +6,7 @@ import pytest
 
 from render.events import (
     CheckpointSaved,
+    EpochBegan,
     Event,
     ImageDone,
     ModelLoaded,
@@ -22,6 +23,7 @@ from render.events import (
 PHASES = {"model": 0.5, "wait": 0.25}
 EVENTS = (
     RankStarted(rank=1, pid=7),
+    EpochBegan(epoch=2, ranks=3, seconds=0.1),
     ModelLoaded(seconds=1.5),
     StageStarted(stage=0, stages=2, width=512, height=256, steps=20),
     StepDone(

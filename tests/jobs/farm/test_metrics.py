@@ -90,7 +90,7 @@ def _counts_outlive_a_killed_group(machines: Machines, prometheus: Prometheus) -
     before = the(prometheus.ask('chorale_steps_total{slot="0"}'))
     machines.call("submit", *LONG)
     wait_until(machines.checkpoint, 120)
-    machines.kill("render.launch.rank")
+    machines.kill("render.launch.launcher")
     wait_until(lambda: machines.count("done") == 2, 120)
     wait_for(prometheus, "sum(chorale_images_total)", 2)
     wait_for(prometheus, 'sum(chorale_group_restarts_total{reason="broke_off"})', 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -67,7 +69,7 @@ def test_one_image_on_two_nodes_is_the_image_of_one_rank(
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
-    "victim", ["render.launch.rank", pytest.param("jobs.node.supervisor", marks=pytest.mark.slow)]
+    "victim", ["render.launch.launcher", pytest.param("jobs.node.supervisor", marks=pytest.mark.slow)]
 )
 def test_what_is_killed_is_tried_again_to_the_same_bits(
     machines: Machines, victim: str, alone: Callable[[tuple[str, ...]], str]
@@ -81,6 +83,22 @@ def test_what_is_killed_is_tried_again_to_the_same_bits(
     assert done["root"] == alone(LONG)
     assert done["fence"] == 2
     assert steps_in(machines, 2) < LONG_STEPS, "the second attempt went on from a checkpoint"
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_rank_that_is_killed_costs_no_attempt(
+    machines: Machines, alone: Callable[[tuple[str, ...]], str]
+) -> None:
+    machines.environment["CHORALE_CHECKPOINT_S"] = "0.1"
+    machines.boot("n1", slots=2)
+    machines.call("submit", *LONG, "--ranks", "2")
+    wait_until(machines.checkpoint, 120)
+    os.kill(ranks_with(machines.mark)[-1], signal.SIGKILL)
+    done = machines.wait("done")
+    assert done["root"] == alone(LONG)
+    assert done["fence"] == 1
+    log = next(machines.logs().glob("*-0001-*.log")).read_text()
+    assert "the group has formed anew" in log
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)

@@ -61,7 +61,7 @@ def test_a_farm_renders_into_a_bucket_whatever_dies_and_tells_no_secret(
         texts += [text.encode() for text in processes_with(farm.mark).values()]
         directories = Path(tempfile.gettempdir()).glob("chorale-group-*/*")
         texts += [path.read_bytes() for path in directories if path.is_file()]
-        farm.kill("render.launch.rank")
+        farm.kill("render.launch.launcher")
         proxy.cut()
         wait_until(lambda: any("does not respond" in reason for reason in _reasons(farm.job())), 120)
         proxy.mend()

@@ -24,7 +24,7 @@ def run_rank():
     time.sleep(float(os.environ["SECONDS"]))
     return 5
 
-ForkServer(socket.socket(fileno=int(os.environ["{SOCKET}"])), run_rank).serve()
+ForkServer(socket.socket(fileno=int(os.environ["{SOCKET}"])), Path("."), run_rank).serve()
 """
 Process = subprocess.Popen[bytes]
 
