@@ -50,7 +50,7 @@ class _Killer:
         if self._killed_at is not None and self.epochs:
             self.seconds.append(time.perf_counter() - self._killed_at)
             self._killed_at = None
-            self._wait = self.draw.randint(5, 12)
+            self._wait = self.draw.randint(8, 20)
         self._wait -= 1
         if self._killed_at is None and self._wait <= 0 and self.deaths < DEATHS:
             self.epochs.clear()
