@@ -89,17 +89,23 @@ class _Pending:
 
     def wait(self) -> Tensor:
         with _translated():
-            # A collective whose peer is gone may never end, and nothing unblocks gloo's wait.
-            while self._broken is not None and not self._work.is_completed():
-                if self._broken():
-                    _ABANDONED.append(self._work)
-                    raise RanksLost("a rank of the group has died")
-                time.sleep(_POLL_S)
+            if self._broken is not None:
+                self._poll(self._broken)
             self._work.wait()
         return self._blocks
 
+    def _poll(self, broken: Callable[[], bool]) -> None:
+        """Wait by looking: a collective whose peer is gone may never end, and nothing unblocks gloo's wait."""
+        started = time.monotonic()
+        while not self._work.is_completed():
+            if broken():
+                _ABANDONED.append(self)
+                raise RanksLost("a rank of the group has died")
+            time.sleep(min(_SLOWEST_POLL_S, _POLL_S + (time.monotonic() - started) / 16))
 
-_POLL_S = 0.0002
+
+_POLL_S, _SLOWEST_POLL_S = 0.0001, 0.005
+"""Between two looks at a collective: soon for one that is short, seldom for one that is long."""
 _ABANDONED: list[object] = []
 """Process groups and collectives that were given up. To free one would wait for what never ends, so they stay
 for as long as the process: some descriptors and threads for each lost rank."""
@@ -208,17 +214,20 @@ def join_epoch(
     with _translated():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-            dist.init_process_group(
-                "nccl", store=own, rank=rank, world_size=world_size, device_id=device, timeout=_JOIN
-            )
-        else:
-            dist.init_process_group("gloo", store=own, rank=rank, world_size=world_size, timeout=_JOIN)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=own,
+            rank=rank,
+            world_size=world_size,
+            device_id=device if device.type == "cuda" else None,
+            timeout=_JOIN[device.type],
+        )
         # A collective may take as long as the slowest rank's model call.
         distributed_c10d._set_pg_timeout(distributed_c10d.default_pg_timeout)
     return TorchGroup(rank=rank, world_size=world_size, epoch=epoch, broken=broken)
 
 
-_JOIN = timedelta(seconds=5)
+_JOIN = {"cpu": timedelta(seconds=5), "cuda": timedelta(seconds=60)}
 """A rank that dies while the others connect to it is waited for so long; then there is another epoch."""
 
 

@@ -97,6 +97,8 @@ class Replicas:
         planes = 2 if reference is None else 4
         size = _BYTES * planes * len(x) * tiling.grid.whole.area
         if group.world_size == 1 or size > self._largest_bytes:
+            # From here on what was kept gets old, and a checkpoint may be newer.
+            self._newest = None
             return
         if reference is not None:
             own = torch.stack([reference.latents, reference.colors])

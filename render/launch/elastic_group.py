@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -51,18 +51,17 @@ class ElasticGroup:
     ) -> bool:
         """Render a request in as many epochs as it takes. False if the others are at a later request.
 
-        `request` is its number. `render` raises `RanksLost` or `GroupChanges` when the epoch has ended.
+        `request` is its number. `render` raises `RanksLost` or `GroupChanges` when the epoch has ended; what
+        else it raises ends the group. Raises `RenderFailed` when there is no end of epochs.
         """
         if request != self._request:
             self._request, self._replicas = request, Replicas()
         for _ in range(MOST_EPOCHS):
             try:
                 if self._group is None or self._client.broken():
-                    self._form(device)
-                    assert self._group is not None
-                    latest = max(int(each) for each in self._group.all_gather_bytes(str(request).encode()))
-                    if latest > request:
-                        return False
+                    self._group = self._form(device)
+                if not self._agree(self._group, request):
+                    return False
                 render(self._group, self._replicas)
                 # What rank 0 has published counts when everybody knows that it is there.
                 self._group.all_gather_bytes(b"")
@@ -72,18 +71,36 @@ class ElasticGroup:
                 self._leave()
         raise RenderFailed(f"the group has formed anew {MOST_EPOCHS} times, and the image is not finished")
 
-    @contextmanager
-    def apart(self) -> Iterator[None]:
-        """While the ranks work without each other: if one of them dies, the group fails."""
-        self._client.work_apart(True)
-        yield
-        self._client.work_apart(False)
+    def run_apart(self, request: int, device: torch.device, work: Callable[[], None]) -> None:
+        """Have each rank work without the others. If one of them dies meanwhile, the group fails."""
 
-    def _form(self, device: torch.device) -> None:
+        def render(group: Group, replicas: Replicas) -> None:
+            self._client.work_apart()
+            work()
+
+        self.run(request, device, render)
+
+    def _agree(self, group: Group, request: int) -> bool:
+        """Wait until all ranks are at the same request. False if the others are at a later one.
+
+        Raises `GroupChanges` when a rank waits to join: it does so before the request begins.
+        """
+        while True:
+            own = json.dumps([request, self._client.joining()]).encode()
+            everyone = [json.loads(each) for each in group.all_gather_bytes(own)]
+            if any(joining for _, joining in everyone):
+                raise GroupChanges("another rank joins")
+            numbers = {number for number, _ in everyone}
+            if request < max(numbers):
+                return False
+            if len(numbers) == 1:
+                return True
+
+    def _form(self, device: torch.device) -> Group:
         self._leave()
         started = time.perf_counter()
         epoch = self._client.begin()
-        self._group = join_epoch(
+        group = join_epoch(
             device,
             self._store,
             rank=epoch.ranks.index(self._rank),
@@ -91,9 +108,10 @@ class ElasticGroup:
             epoch=epoch.number,
             broken=self._client.broken,
         )
-        if epoch.number > 1 and self._group.rank == 0:
+        if epoch.number > 1 and group.rank == 0:
             seconds = time.perf_counter() - started
             self._send(EpochBegan(epoch=epoch.number, ranks=len(epoch.ranks), seconds=seconds))
+        return group
 
     def _leave(self) -> None:
         if self._group is not None:

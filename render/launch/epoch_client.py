@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 from render.errors import RanksLost
@@ -15,7 +16,7 @@ MOST_EPOCHS = 100
 """An image that has begun so many epochs does not get on."""
 
 
-def has_epochs(environment: dict[str, str] | os._Environ[str] = os.environ) -> bool:
+def has_epochs(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether the group of a rank may change: several ranks, all of them on one node."""
     return int(environment.get("WORLD_SIZE", 1)) == int(environment.get("LOCAL_WORLD_SIZE", 1)) > 1
 
@@ -50,12 +51,12 @@ class EpochClient:
         self._receive(block=False)
         return self._epoch is not None and self._joining == self._epoch.number
 
-    def work_apart(self, apart: bool) -> None:
-        """Say that this group's ranks work without each other from now on, or no longer."""
-        self._send(apart=apart)
+    def work_apart(self) -> None:
+        """Say that the ranks work without each other until the request is done."""
+        self._send(apart=True)
 
     def done(self) -> None:
-        """Say that an image is published."""
+        """Say that all ranks are done with a request."""
         self._send(done=True)
 
     def _send(self, **message: object) -> None:

@@ -4,8 +4,8 @@ Each rank keeps one connection to a unix socket of the group's directory. Both s
 
     {"rank": 0, "pid": 1234}       the rank is there
     {"ready": true}                it waits for the next epoch        ->  {"epoch": 2, "ranks": [0, 2]}
-    {"apart": true}                each rank works by itself from now on, without the others (or no longer)
-    {"done": true}                 an image is published
+    {"apart": true}                each rank works without the others until they are done
+    {"done": true}                 all ranks are done with a request
                                    a rank has died, and the epoch with it  ->  {"broken": 1}
                                    a rank waits to join                    ->  {"joining": 1}
 """
@@ -25,7 +25,7 @@ from render.launch.epochs import Epochs
 from render.launch.group_directory import epoch_socket_path
 
 MOST_DEATHS = 10
-"""So many ranks are replaced for one image. More is no accident: the group fails."""
+"""So many ranks are replaced in one request. More is no accident: the group fails."""
 _ACCIDENTS = {signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
 """A rank that ends so is replaced. Other ends have a reason that its successor would meet, too."""
 
@@ -118,9 +118,9 @@ class EpochServer:
         elif "ready" in message:
             self.epochs.ready(connection.rank)
         elif "apart" in message:
-            self._apart = bool(message["apart"])
+            self._apart = True
         elif "done" in message:
-            self._deaths = 0
+            self._apart, self._deaths = False, 0
 
     def _lives(self, connection: _Connection) -> bool:
         return self._pids.get(connection.rank) == connection.pid

@@ -13,7 +13,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -102,7 +101,7 @@ def _serve(rank: _Rank, directory: Path) -> None:
             if request.last:
                 return
             number += 1
-        elif request is not None and rank.epoch_ended:
+        elif request is not None and not request.more and rank.epoch_ended:
             # Whether the others know that the image is published is not certain: do the end of it again.
             rank.render(request, number - 1)
         else:
@@ -301,12 +300,18 @@ class _Rank:
         at_once = make_plan(Spec.from_mapping(request.spec), request.info, 1).images_at_once
         self._joiner = self._joiner or CallJoiner(work.models[0])
         shared = SharedCalls(self._joiner, at_once)
-        with nullcontext() if self.elastic is None else self.elastic.apart():
+
+        def share() -> None:
+            # What one image raises leaves the others: they are done by then.
             outcomes = dict(shared.run(partial(render, number) for number in own))
-        # What one image raises leaves the others: they are done by now.
-        for outcome in outcomes.values():
-            if isinstance(outcome, Exception):
-                raise outcome
+            for outcome in outcomes.values():
+                if isinstance(outcome, Exception):
+                    raise outcome
+
+        if self.elastic is None:
+            share()
+        else:
+            self.elastic.run_apart(work.number, work.device, share)
 
     def _models(self, request: Request, device: torch.device, spec: Spec) -> tuple[Adapter, Adapter | None]:
         from render.models import load_models

@@ -133,7 +133,8 @@ class _RunningGroup:
         self._log = log_path(self.directory)
         self._events = EventReceiver(events_path(self.directory))
         self._process = _start(self.directory, ranks, rendezvous, gpus, self._log)
-        self._pids: set[int] = set()
+        self._pids: dict[int, int] = {}
+        """The process of each rank."""
         self._signaled: set[int] = set()
         self._failure: RankFailed | None = None
         self._done: ImageDone | None = None
@@ -204,11 +205,11 @@ class _RunningGroup:
                 self._process.wait(GRACE_S)
         self._signal(signal.SIGKILL)
         self._process.wait()
-        for pid in self._pids:
+        for pid in self._pids.values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         end = time.monotonic() + GRACE_S
-        while any(_alive(pid) for pid in self._pids) and time.monotonic() < end:
+        while any(_alive(pid) for pid in self._pids.values()) and time.monotonic() < end:
             time.sleep(0.02)
         self._events.close()
         self._group_directory.close()
@@ -216,7 +217,7 @@ class _RunningGroup:
     def _take(self, event: Event) -> None:
         match event:
             case RankStarted():
-                self._pids.add(event.pid)
+                self._pids[event.rank] = event.pid
             case RankFailed():
                 # The first error is the cause; those of the others follow from it.
                 self._failure = self._failure or event
@@ -228,7 +229,7 @@ class _RunningGroup:
 
     def _request_stop(self) -> None:
         # A rank's pid is known only once it can take the signal.
-        for pid in self._pids - self._signaled:
+        for pid in set(self._pids.values()) - self._signaled:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR1)
             self._signaled.add(pid)

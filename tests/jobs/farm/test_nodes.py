@@ -93,7 +93,7 @@ def test_a_rank_that_is_killed_costs_no_attempt(
     machines.boot("n1", slots=2)
     machines.call("submit", *LONG, "--ranks", "2")
     wait_until(machines.checkpoint, 120)
-    os.kill(ranks_with(machines.mark)[-1], signal.SIGKILL)
+    os.kill(wait_until(lambda: ranks_with(machines.mark))[-1], signal.SIGKILL)
     done = machines.wait("done")
     assert done["root"] == alone(LONG)
     assert done["fence"] == 1
