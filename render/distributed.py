@@ -95,7 +95,7 @@ class _Pending:
         return self._blocks
 
     def _poll(self, broken: Callable[[], bool]) -> None:
-        """Wait by looking: a collective whose peer is gone may never end, and nothing unblocks gloo's wait."""
+        """Wait by looking: a collective whose peer is gone may never end, and nothing unblocks gloo's."""
         started = time.monotonic()
         while not self._work.is_completed():
             if broken():

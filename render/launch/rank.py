@@ -137,7 +137,7 @@ class _Rank:
 
     events: EventSender
     stop: threading.Event
-    elastic: ElasticGroup | None
+    elastic: ElasticGroup | None = None
     """Where the group may change; None where it stays as torchrun has started it."""
     _group: Group | None = None
     _embeddings: tuple[tuple[str, str], ...] | None = ()
