@@ -71,12 +71,15 @@ class ElasticGroup:
                 self._leave()
         raise RenderFailed(f"the group has formed anew {MOST_EPOCHS} times, and the image is not finished")
 
-    def run_apart(self, request: int, device: torch.device, work: Callable[[], None]) -> None:
-        """Have each rank work without the others. If one of them dies meanwhile, the group fails."""
+    def run_apart(self, request: int, device: torch.device, work: Callable[[int, int], None]) -> None:
+        """Have each rank work without the others. If one of them dies meanwhile, the group fails.
+
+        `work` takes the rank among those that are there now, and their number.
+        """
 
         def render(group: Group, replicas: Replicas) -> None:
             self._client.work_apart()
-            work()
+            work(group.rank, group.world_size)
 
         self.run(request, device, render)
 

@@ -294,14 +294,13 @@ class _Rank:
             forward.finish()
             return True
 
-        rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        own = range(rank, len(work.images), ranks)
         request = work.request
         at_once = make_plan(Spec.from_mapping(request.spec), request.info, 1).images_at_once
         self._joiner = self._joiner or CallJoiner(work.models[0])
         shared = SharedCalls(self._joiner, at_once)
 
-        def share() -> None:
+        def share(rank: int, ranks: int) -> None:
+            own = range(rank, len(work.images), ranks)
             # What one image raises leaves the others: they are done by then.
             outcomes = dict(shared.run(partial(render, number) for number in own))
             for outcome in outcomes.values():
@@ -309,7 +308,7 @@ class _Rank:
                     raise outcome
 
         if self.elastic is None:
-            share()
+            share(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
         else:
             self.elastic.run_apart(work.number, work.device, share)
 
