@@ -23,7 +23,7 @@ from render.errors import BadInput
 from render.events import Event, ImageDone, ModelLoaded, StageStarted, StepDone, TilesWritten
 from render.models import load_adapter, read_model_info, resolve_model
 from render.pipeline import _spec_values
-from tests.support.cli import chorale, last_json
+from tests.support.cli import chorale, last_json, wait_until
 from tests.support.models import ToyModel
 
 
@@ -104,7 +104,7 @@ def test_calls_share_ranks_which_end_with_the_pipeline(tmp_path: Path) -> None:
             seen.append((pool.submit(render, number).result(), group_pids() - others))
     assert len(loads) == 1 and seen[0] == seen[1] and seen[0][1]
     pipe.close()
-    assert group_pids() <= others
+    wait_until(lambda: group_pids() <= others)
 
 
 def test_the_ranks_of_a_pipeline_that_is_dropped_end() -> None:
@@ -113,7 +113,7 @@ def test_the_ranks_of_a_pipeline_that_is_dropped_end() -> None:
     pipe("a vase", **SMALL)
     assert group_pids() - others
     del pipe
-    assert group_pids() <= others
+    wait_until(lambda: group_pids() <= others)
 
 
 def test_a_list_of_prompts_gives_as_many_images(
@@ -177,7 +177,7 @@ def test_an_error_in_a_callback_ends_the_ranks(pipe: ParallelizedDiffusionPipeli
 
     with pytest.raises(KeyboardInterrupt):
         pipe("a vase", callback_on_step_end=stop, **SMALL)
-    assert not group_pids()
+    wait_until(lambda: not group_pids())
 
 
 @pytest.mark.parametrize(
