@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from render import ParallelizedDiffusionPipeline
-from render.errors import RenderFailed
 from render.events import EpochBegan, Event, RankStarted, StepDone, ignore_event
 
 SIZE, STEPS = (384, 256), 6
@@ -19,9 +18,9 @@ SIZE, STEPS = (384, 256), 6
 class Killer:
     """Kills ranks when steps are done, and notes what the group has reported."""
 
-    def __init__(self, kills: dict[int, Sequence[int]], number: signal.Signals = signal.SIGKILL) -> None:
+    def __init__(self, kills: dict[int, Sequence[int]]) -> None:
         """`kills` are the ranks to kill after so many steps of the whole image."""
-        self._kills, self._number = kills, number
+        self._kills = kills
         self._pids: dict[int, int] = {}
         self._steps = 0
         self.epochs: list[int] = []
@@ -36,7 +35,7 @@ class Killer:
             case StepDone():
                 self._steps += 1
                 for rank in self._kills.get(self._steps, ()):
-                    os.kill(self._pids[rank], self._number)
+                    os.kill(self._pids[rank], signal.SIGKILL)
 
 
 def begin(ranks: int) -> ParallelizedDiffusionPipeline:
@@ -84,8 +83,3 @@ def test_ranks_die_one_after_another_and_at_once(
     with begin(3) as pipeline:
         assert root(pipeline, killer, **options) == root(alone, **options)
     assert killer.epochs
-
-
-def test_a_rank_that_is_ended_by_an_error_of_its_own_ends_the_group() -> None:
-    with begin(2) as pipeline, pytest.raises(RenderFailed, match="SIGBUS"):
-        root(pipeline, Killer({2: [1]}, signal.SIGBUS))
