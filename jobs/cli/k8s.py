@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import click
@@ -14,12 +14,16 @@ from jobs.cli.group_options import whole
 from jobs.cli.help import CommandGroup, examples
 from jobs.kubernetes import OneImage, documents
 from render.errors import BadInput
+from render.models.folder import local_path
 from render.models.model_paths import find_model_paths, model_info
 from render.plan.plan import make_plan
 from render.spec import AUTO, Spec, read_spec_file
+from render.spec.named_files import named_pictures, named_weights
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 """A DNS label: the form of the names of queues and claims."""
+_MODELS = "/models"
+"""Where pods have the volume or the image with models."""
 _PINNED = re.compile(r"[a-z0-9][a-z0-9._/:-]*@sha256:[0-9a-f]{64}")
 _LABEL_KEY = re.compile(
     r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
@@ -87,8 +91,7 @@ def render_command(spec: Path, **options: Any) -> None:
 
 
 def _one_image(spec: Spec, options: dict[str, Any]) -> OneImage:
-    if spec.init is not None:
-        raise BadInput("init", spec.init.path, "is a file that pods do not have; submit this image to a farm")
+    _check_files(spec, options)
     if options["refiner"] and spec.refiner is None:
         raise BadInput("refiner", options["refiner"], "is not in the spec; add it there too")
     info = model_info(find_model_paths(*spec.model_names))
@@ -125,6 +128,28 @@ def _one_image(spec: Spec, options: dict[str, Any]) -> OneImage:
         memory_gib=_maybe("memory", options["memory"], 10_000),
         **optional,
     )
+
+
+def _check_files(spec: Spec, options: dict[str, Any]) -> None:
+    """Raise `BadInput` for what the spec names on this machine and pods do not have."""
+    for field, path in named_pictures(spec):
+        raise BadInput(field, path, "is a file that pods do not have; submit this image to a farm")
+    for field in ("model", "refiner"):
+        name = getattr(spec, field)
+        if not name or options[field] or PurePosixPath(name).is_relative_to(_MODELS):
+            continue
+        if local_path(name) is not None:
+            fix = f"is on this machine and not in the pods; give its path there as --{field}"
+            raise BadInput(field, name, fix)
+    for field, path in named_weights(spec):
+        if not PurePosixPath(path).is_relative_to(_MODELS):
+            fix = (
+                f"is on this machine and not in the pods; put it below {_MODELS} here and in the volume of "
+                "--models-claim, or submit this image to a farm"
+            )
+            raise BadInput(field, path, fix)
+        if not (options["models_claim"] or options["model_image"]):
+            raise BadInput(field, path, "is not mounted in the pods; add --models-claim or --model-image")
 
 
 def _per_pod(gpus: str | None, cpus: str | None) -> tuple[str, int]:

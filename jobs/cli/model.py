@@ -23,8 +23,9 @@ from jobs.errors import FAILED
 from jobs.farm import Farm, open_images
 from jobs.formatting import age, plural, size
 from jobs.models.catalog import ModelCatalog, StoredModel, check_name
-from render.errors import BadInput
+from render.errors import BadInput, ModelNotUsable
 from render.models.folder import resolve_model
+from render.models.model_paths import resolve_base
 
 _MAY_RUN = jobs.c.state.not_in(("done", "cancelled"))
 """A failed job may be retried."""
@@ -55,20 +56,24 @@ def model() -> None:
         "chorale model add sdxl models/stable-diffusion-xl-base-1.0",
         "chorale model add turbo Tongyi-MAI/Z-Image-Turbo",
         "chorale model add brand s3://studio/models/brand",
+        "chorale model add flux flux1-dev-fp8.safetensors --base models/flux",
     )
 )
 @click.argument("name")
 @click.argument("source")
+@click.option("--base", default=None, help="Folder in diffusers' format that completes a single file.")
 @click.option("--replace", is_flag=True, help="Give a name that is taken to this model.")
 @farm_options
-def add(farm: Farm, as_json: bool, name: str, source: str, replace: bool) -> None:
+def add(farm: Farm, as_json: bool, name: str, source: str, base: str | None, replace: bool) -> None:
     """Store the model SOURCE as NAME.
 
-    SOURCE is a folder, a .safetensors file, a hub id, or the URL of a folder in a store.
+    SOURCE is a folder, a .safetensors or .gguf file, a hub id, or the URL of a folder in a store.
     """
     check_name(name)
     with _on_this_machine(source, farm.settings) as path:
-        added = ModelCatalog(open_images(farm.settings)).add(name, path, source, this_user(), replace)
+        completed = None if base is None else _base_of(path, base)
+        catalog = ModelCatalog(open_images(farm.settings))
+        added = catalog.add(name, path, source, this_user(), replace, completed)
     with farm.database.write() as connection:
         record(connection, this_user(), "add model", f"model {name}", digest=added.digest, source=source)
     if as_json:
@@ -140,6 +145,13 @@ def remove(farm: Farm, as_json: bool, name: str) -> None:
         print_json({"name": name, "digest": found.digest, "bytes": freed})
     else:
         print_line(f"Removed {name}; {size(freed)} freed in the store")
+
+
+def _base_of(path: Path, base: str) -> Path:
+    if not path.is_file():
+        fix = "completes a single file, and the model is a folder; leave it out"
+        raise ModelNotUsable("base", base, fix)
+    return resolve_base(base)
 
 
 def _known(catalog: ModelCatalog, name: str) -> StoredModel:

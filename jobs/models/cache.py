@@ -19,11 +19,14 @@ from pathlib import Path
 
 from infra.errors import StoreMissing
 from jobs.formatting import size as shown_size
-from jobs.models.catalog import ModelCatalog, StoredFile, StoredModel
+from jobs.models.catalog import BASE, ModelCatalog, StoredFile, StoredModel
 from render.errors import ModelNotUsable
+from render.models.base_folder import join_base
 from render.safetensors_file import LARGEST_HEADER, remember_sha256
 
 _NEW = ".new-"
+_GGUF_HEADER = 32 * 2**20
+"""Bytes; its length stands nowhere. Those of networks of 10,000 tensors are below 2 MiB."""
 
 
 class ModelCache:
@@ -135,17 +138,27 @@ class ModelCache:
     def _fetch_header(self, model: StoredModel, file: StoredFile, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _whole_in_store(model):
+            if path.suffix == ".gguf":
+                _write_start(path, self._catalog.read_start(file, _GGUF_HEADER), file.bytes)
+                return
             if path.suffix != ".safetensors":
                 path.write_bytes(self._catalog.read_start(file, file.bytes))
                 return
             (length,) = struct.unpack("<Q", self._catalog.read_start(file, 8))
             start = self._catalog.read_start(file, 8 + min(length, LARGEST_HEADER))
-        with path.open("wb") as stream:
-            stream.write(start)
-            stream.truncate(file.bytes)
+        _write_start(path, start, file.bytes)
+
+
+def _write_start(path: Path, start: bytes, size: int) -> None:
+    """A file of a size in bytes of which only the start takes room."""
+    with path.open("wb") as stream:
+        stream.write(start)
+        stream.truncate(size)
 
 
 def _path_of(model: StoredModel, folder: Path) -> Path:
+    if model.has_base:
+        return join_base(folder / model.files[0].path, folder / BASE)
     return folder / model.files[0].path if model.is_file else folder
 
 

@@ -18,11 +18,14 @@ from typing import Any
 from infra.errors import StoreMissing
 from infra.store.base import Store
 from render.errors import BadInput
+from render.models.base_folder import base_files, join_base
 from render.models.folder import model_files, read_model_info
 from render.safetensors_file import file_sha256
 
 MODELS = "models"
 """Folder of the farm's store, and of a node's home."""
+BASE = "base"
+"""Folder of a stored model for what completes its single file."""
 PIECE = 64 * 2**20
 """Bytes of a file in one object of the store."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -61,6 +64,8 @@ class StoredModel:
     is_file: bool
     """A single file, and not a folder."""
     files: tuple[StoredFile, ...]
+    has_base: bool = False
+    """A single file, the first one, and below `BASE` the folder that completes it."""
 
     @property
     def bytes(self) -> int:
@@ -79,20 +84,27 @@ class ModelCatalog:
     def __init__(self, images: Store) -> None:
         self._store = images.within(MODELS)
 
-    def add(self, name: str, path: Path, source: str, by: str, replace: bool = False) -> StoredModel:
+    def add(
+        self,
+        name: str,
+        path: Path,
+        source: str,
+        by: str,
+        replace: bool = False,
+        base: Path | None = None,
+    ) -> StoredModel:
         """Store a model that lies on this machine; files that the store has are not sent again.
 
+        `base` is the folder that completes a single file.
         Raises `BadInput` for a model that cannot be used, and for a name that is taken by another model,
         unless it is to be replaced.
         """
         check_name(name)
-        info = read_model_info(path)
-        folder = path.parent if path.is_file() else path
+        info = read_model_info(path if base is None else join_base(path.absolute(), base.absolute()))
+        places = _places(path, base)
         files = tuple(
-            StoredFile(
-                path=file.relative_to(folder).as_posix(), bytes=file.stat().st_size, sha256=file_sha256(file)
-            )
-            for file in model_files(path)
+            StoredFile(path=place, bytes=file.stat().st_size, sha256=file_sha256(file))
+            for place, file in places.items()
         )
         model = StoredModel(
             name=name,
@@ -103,13 +115,14 @@ class ModelCatalog:
             added=time.time(),
             is_file=path.is_file(),
             files=files,
+            has_base=base is not None,
         )
         known = self.find(name)
         if known is not None and known.digest != model.digest and not replace:
             fix = f"is the name of another model ({known.digest[:16]}); choose a name, or add --replace"
             raise BadInput("name", name, fix)
         for file in files:
-            self._send(folder / file.path, file)
+            self._send(places[file.path], file)
         self._put(f"records/{model.digest[:16]}.json", asdict(model))
         # Last: a name always points to a model that is whole.
         self._put(f"names/{name}.json", {"digest": model.digest[:16]})
@@ -201,6 +214,16 @@ class ModelCatalog:
         except StoreMissing:
             return None
         return document
+
+
+def _places(path: Path, base: Path | None) -> dict[str, Path]:
+    """The files of a model by their paths in the store."""
+    if base is not None:
+        parts = base_files(path.absolute(), base.absolute())
+        below = {f"{BASE}/{file.relative_to(base.absolute()).as_posix()}": file for file in parts}
+        return {path.name: path} | below
+    folder = path.parent if path.is_file() else path
+    return {file.relative_to(folder).as_posix(): file for file in model_files(path)}
 
 
 def may_be_name(name: str) -> bool:

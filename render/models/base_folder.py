@@ -57,6 +57,16 @@ def join_base(file: Path, base: Path) -> Path:
     return target
 
 
+def base_files(file: Path, base: Path) -> list[Path]:
+    """The files of the folder `base` that complete a single file, sorted. Raises as `join_base`."""
+    joined = join_base(file, base)
+    links = (each.readlink() for each in joined.rglob("*") if each.is_symlink())
+    found = {link for link in links if link.is_relative_to(base) and link != file}
+    # In their place the folder of links has documents of its own.
+    written = (base / each.relative_to(joined) for each in joined.glob("*/*") if not each.is_symlink())
+    return sorted(found | {each for each in written if each.is_file()})
+
+
 def original_file(path: Path, part: str) -> Path | None:
     """The single file that holds the weights of a folder's part under its trainers' names, if one does."""
     with contextlib.suppress(OSError, ValueError):

@@ -18,11 +18,13 @@ from render.errors import ModelNotUsable
 from render.gguf_file import SUFFIX
 from render.model_info import ModelInfo
 from render.models.autoencoders.geometry import autoencoder_geometry
+from render.models.base_folder import original_file
 from render.models.config_files import number, read_config, read_json, unusable, whole_number
 from render.models.hub import download, looks_like_hub_id
 from render.models.known_names import are_names_known, known_path
 from render.models.registry import BASES, FAMILIES, REFINERS, UNUSED_PARTS, Family, GuidanceRule
 from render.models.single_file import single_file_digest
+from render.models.stored_formats import check_formats
 from render.models.weights import (
     PICKLES,
     check_pointers,
@@ -171,6 +173,7 @@ def _model_info(path: Path, index: dict[str, Any], family: Family, parts: tuple[
     if in_channels not in (channels, channels * family.patch**2):
         wrong = f"{family.network} of {in_channels} input channels for {channels}"
         raise unusable(path, f"has a {wrong}; use a text-to-image model")
+    _check_output(path, family, network, channels)
     _check_needs(path, family, network)
     noise = _trained_noise(path, index, family)
     takes_guidance, default_guidance = _guidance(family, index, network)
@@ -198,6 +201,17 @@ def _model_info(path: Path, index: dict[str, Any], family: Family, parts: tuple[
         least_references=family.references[0],
         most_references=family.references[1],
     )
+
+
+def _check_output(path: Path, family: Family, network: dict[str, Any], channels: int) -> None:
+    """Raise `ModelNotUsable` for a network whose predictions are not latents of the autoencoder."""
+    found = network.get("out_channels", 4 if family.network == "unet" else None)
+    allowed = {None, channels, channels * family.patch**2}
+    if family.learned_variance:
+        allowed.add(2 * channels)
+    if found not in allowed:
+        wrong = f"{family.network} of {found!r} output channels for {channels}"
+        raise unusable(path, f"has a {wrong}; use a text-to-image model with its own autoencoder")
 
 
 def _check_needs(path: Path, family: Family, network: dict[str, Any]) -> None:
@@ -393,6 +407,8 @@ def _check_files(path: Path, part: str, class_name: str = "") -> None:
     else:
         _check_plain(path, part)
         check_weights(path, part)
+        if original_file(path, part) is None:  # of which `base_folder` has read the header
+            check_formats(path, part)
         return
     check_pointers(path, part)
     if not found:

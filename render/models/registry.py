@@ -87,6 +87,8 @@ class Family:
     native_size: int | None = None
     """Side in pixels of the images that it was trained on, where the network's `sample_size` does not say."""
     guidance: GuidanceRule = GuidanceRule.CFG
+    learned_variance: bool = False
+    """Whether half of the network's output may be a variance, which is left out."""
     noise: frozenset[NoiseKind] = _FLOW
     """The kinds of training noise that its networks may have."""
     dynamic_shift: bool = True
@@ -268,6 +270,7 @@ FAMILIES: dict[str, Family] = {
         },
         prompt_limits=(PromptLimit("tokenizer", 298),),
         guidance_scale=4.5,
+        learned_variance=True,
         dynamic_shift=False,
     ),
     "Flux2Pipeline": Family(
@@ -364,6 +367,7 @@ FAMILIES: dict[str, Family] = {
         prompt_limits=(PromptLimit("tokenizer", 299),),
         guidance_scale=4.5,
         patch=2,
+        learned_variance=True,
         noise=frozenset({NoiseKind.BETAS}),
         dynamic_shift=False,
     ),

@@ -11,6 +11,7 @@ from render.errors import ModelNotUsable
 from render.model_info import ModelInfo
 from render.models.autoencoders.geometry import AutoencoderGeometry, autoencoder_geometry
 from render.models.config_files import read_json
+from render.models.stored_formats import check_formats
 from render.models.weights import check_pointers, check_weights, part_digest, refuse_pickles
 from render.spec.files import home_path
 
@@ -49,6 +50,7 @@ def read_vae_info(path: Path) -> VaeInfo:
         refuse_pickles(path)
         check_pointers(path.parent, path.name)
         check_weights(path.parent, path.name)
+        check_formats(path.parent, path.name)
     except ModelNotUsable as exc:
         raise ModelNotUsable("vae", exc.value, exc.fix) from exc
     return VaeInfo(class_name=str(config["_class_name"]), geometry=geometry, digest=part_digest(path))

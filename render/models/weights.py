@@ -46,11 +46,27 @@ class WeightSet:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with its first damaged file, after the file's name; None if all are sound."""
+        """What is wrong with its first damaged file or its index, after its name; None if all are sound."""
         for file in self.files:
             if (problem := file_problem(file)) is not None:
                 return f"{file.parent.name}/{file.name} {problem}"
-        return None
+        return self._index_problem
+
+    @property
+    def _index_problem(self) -> str | None:
+        """What its shards lack that their index names; None without shards, or an index."""
+        match = _WEIGHTS.fullmatch(self.files[0].name)
+        assert match is not None
+        if match["shard"] is None:
+            return None
+        index = self.files[0].with_name(f"{match['stem']}.safetensors.index.json")
+        named = _places(index)
+        lost = sorted(set(named).difference(*(read_header(file) for file in self.files)))
+        if not lost or not set(named.values()) <= {file.name for file in self.files}:
+            return None
+        return (
+            f"{index.parent.name}/{index.name} that names {lost[0]}, which is in no shard; download it again"
+        )
 
 
 def refuse_pickles(path: Path) -> None:
@@ -164,12 +180,22 @@ def _has_stock_name(file: Path) -> bool:
 
 
 def _is_index_of(folder: Path, index: Path) -> bool:
-    """Whether all shards that an index names are there."""
+    """Whether all shards that an index names are there, and it names all that they hold: the libraries take
+    what it leaves out for missing."""
+    places = _places(index)
+    shards = {folder / name for name in set(places.values())}
+    if not shards or not all(shard.is_file() for shard in shards):
+        return False
+    return set(places) == {name for shard in shards for name in read_header(shard)}
+
+
+def _places(index: Path) -> dict[str, str]:
+    """The shard of each tensor, as an index says; empty where it cannot be read."""
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return all((folder / name).is_file() for name in set(places.values()))
+        return {str(name): str(shard) for name, shard in places.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        return {}
 
 
 def _link_weights(folder: Path, files: tuple[Path, ...]) -> None:

@@ -178,7 +178,9 @@ def check_sampler(model: str, sampler: str, steps: int, info: ModelInfo) -> None
     has noise levels."""
     if info.samplers and sampler not in info.samplers:
         raise BadInput(
-            "sampler", sampler, f"cannot step the noise of {model}; use {', '.join(info.samplers)}"
+            "sampler",
+            sampler,
+            f"cannot step the noise of {model} as its scheduler does; use {', '.join(info.samplers)}",
         )
     most = min(info.most_steps, info.most_lcm_steps) if sampler == "lcm" else info.most_steps
     if steps > most:
@@ -276,13 +278,18 @@ def _is_enlarged(source: SourceImage | None) -> bool:
     return source is not None and not source.keeps and source.enlarging >= ENLARGED
 
 
+def is_guided(spec: Spec, info: ModelInfo) -> bool:
+    """Whether a window has two evaluations, with the prompt and without it."""
+    return spec.guidance(info) > info.guided_above and not info.takes_guidance
+
+
 def _stage(spec: Spec, info: ModelInfo, index: int, width: int, height: int) -> Stage:
     latent_width, latent_height = width // info.scale_factor, height // info.scale_factor
     native = info.native_size // info.scale_factor
     longest = None if info.longest_window is None else info.longest_window // info.scale_factor
     moving = spec.blend == "shift"
     grid = _grid(latent_height, latent_width, native, longest, moving, (spec.wrap_y, spec.wrap_x))
-    passes = 2 if spec.guidance(info) > info.guided_above and not info.takes_guidance else 1
+    passes = 2 if is_guided(spec, info) else 1
     first_step = spec.steps - max(1, round(spec.steps * _strength(spec, index)))
     most = _max_windows_per_call(spec, native)
     return Stage(

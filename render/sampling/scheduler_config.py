@@ -83,6 +83,8 @@ _LINEAR_BETAS = (0.0001, 0.02, "linear")
 _BETA_FIELDS = ("beta_start", "beta_end", "beta_schedule")
 _BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 _SIGMA_FLAGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+_MIDPOINT = ("midpoint", "logrho", "bh1", "bh2")
+"""Solver types that DPM-Solver++ takes for `midpoint`."""
 _FLOW_SAMPLERS = tuple(name for name in SAMPLERS if name != "ddim")
 
 
@@ -187,10 +189,29 @@ def _unfit_samplers(config: Mapping[str, Any], steps: int, lcm_steps: int) -> se
     if config.get("beta_schedule") == "squaredcos_cap_v2" and any(config.get(flag) for flag in _SIGMA_FLAGS):
         # Several of its steps fall on one timestep, and diffusers' own scheduler breaks off.
         unfit.add("dpmpp-2m")
+    if not _steps_as_2m(config):
+        unfit.add("dpmpp-2m")
     if config.get("interpolation_type", "linear") != "linear":
         # diffusers' Euler makes one sigma too many then, and its last step leaves noise in the image.
         unfit.add("euler")
     return unfit
+
+
+def _steps_as_2m(config: Mapping[str, Any]) -> bool:
+    """Whether `dpmpp-2m` takes the steps of a folder's own DPM-Solver: not of one of another order, of the
+    solver in noise, of the stochastic one. Folders of other schedulers say nothing of it."""
+    if config.get("_class_name") not in ("DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler"):
+        return True
+    # To sigma 0 the last step is of first order whatever else is said.
+    ends = config.get("final_sigmas_type", "zero") == "zero" or (
+        config.get("lower_order_final", True) and not config.get("euler_at_final")
+    )
+    return (
+        bool(ends)
+        and config.get("solver_order", 2) == 2
+        and config.get("algorithm_type", "dpmsolver++") in ("dpmsolver++", "deis")
+        and config.get("solver_type", "midpoint") in _MIDPOINT
+    )
 
 
 def _flow_match(config: Mapping[str, Any]) -> TrainedNoise:
@@ -217,7 +238,8 @@ def _flow_sigmas(config: Mapping[str, Any]) -> TrainedNoise:
         raise ValueError(f"with use_flow_sigmas and {other}; use one of them")
     if config.get("shift_terminal"):
         raise ValueError("with use_flow_sigmas and shift_terminal, which has no reader here; leave it out")
-    return _flow(NoiseKind.FLOW_SIGMAS, config, _FLOW_SAMPLERS)
+    samplers = tuple(name for name in _FLOW_SAMPLERS if name != "dpmpp-2m" or _steps_as_2m(config))
+    return _flow(NoiseKind.FLOW_SIGMAS, config, samplers)
 
 
 def _flow(kind: NoiseKind, config: Mapping[str, Any], samplers: tuple[str, ...]) -> TrainedNoise:
@@ -234,7 +256,7 @@ def _edm(config: Mapping[str, Any]) -> TrainedNoise:
     return TrainedNoise(
         kind=NoiseKind.EDM,
         prediction_type=V_PREDICTION,
-        samplers=("euler", "euler-ancestral", "dpmpp-2m"),
+        samplers=("euler", "euler-ancestral", *(["dpmpp-2m"] if _steps_as_2m(config) else [])),
         most_steps=_trained_steps(config),
     )
 

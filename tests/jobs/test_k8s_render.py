@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
+from jobs.cli import k8s
 from jobs.cli.main import main
+from render.models.folder import BUILTIN, resolve_model
 
 VASE = str(Path(__file__).parent.parent.parent / "examples" / "vase.yaml")
 
@@ -59,6 +64,45 @@ def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str], flags: li
 def test_a_picture_to_start_from_is_for_a_farm(capsys: pytest.CaptureFixture[str]) -> None:
     code, output, errors = k8s_render(capsys, VASE.replace("vase.yaml", "restyle.yaml"), "--ranks", "1")
     assert code == 2 and output == "" and "submit this image to a farm" in errors
+
+
+def _spec(folder: Path, **values: Any) -> str:
+    file = folder / "spec.yaml"
+    file.write_text(yaml.safe_dump({"prompt": "a red vase"} | values))
+    return str(file)
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    file = tmp_path / "brand.safetensors"
+    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    shapes = {f"{layer}.lora_A.weight": (2, 4), f"{layer}.lora_B.weight": (4, 2)}
+    save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, file)
+    return file
+
+
+def test_files_beside_the_model_have_to_be_in_the_pods(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, lora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = _spec(tmp_path, lora=[str(lora)])
+    code, output, errors = k8s_render(capsys, spec, "--ranks", "1")
+    assert code == 2 and output == ""
+    assert f"lora: '{lora}' is on this machine and not in the pods" in errors and errors.count("\n") == 1
+    monkeypatch.setattr(k8s, "_MODELS", str(tmp_path))
+    code, output, errors = k8s_render(capsys, spec, "--ranks", "1")
+    assert code == 2 and "lora: " in errors and "is not mounted in the pods; add --models-claim" in errors
+    code, output, _ = k8s_render(capsys, spec, "--ranks", "1", "--models-claim", "models")
+    assert code == 0 and str(lora) in output
+
+
+@pytest.mark.parametrize("field", ["model", "vae"])
+def test_so_have_folders(capsys: pytest.CaptureFixture[str], tmp_path: Path, field: str) -> None:
+    folder = str(resolve_model(BUILTIN))
+    spec = _spec(tmp_path, **{field: folder})
+    code, output, errors = k8s_render(capsys, spec, "--ranks", "1")
+    assert code == 2 and output == "" and f"{field}: " in errors and "not in the pods" in errors
+    if field == "model":
+        assert k8s_render(capsys, spec, "--ranks", "1", "--model", "/models/one")[0] == 0
 
 
 def test_a_spec_that_cannot_be_read_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

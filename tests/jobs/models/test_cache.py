@@ -11,14 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from infra.store.local import LocalStore
 from jobs.models.cache import ModelCache
 from jobs.models.catalog import MODELS, ModelCatalog, StoredModel
 from render.errors import BadInput, ModelNotUsable
+from render.models import load_adapter
+from render.models.base_folder import join_base
 from render.models.folder import BUILTIN, read_model_info, resolve_model
 from render.safetensors_file import dtype_of, file_sha256
+from tests.render.models.original_transformers import write_network
+from tests.render.models.tiny_transformers import save
 
 FORK = multiprocessing.get_context("fork")
 PLENTY = 2**40
@@ -99,6 +104,30 @@ def test_a_fetch_that_died_is_done_again(folder: Path, tmp_path: Path) -> None:
     assert process.exitcode == 7 and list(cache.glob(".new-*"))
     path = ModelCache(cache, ModelCatalog(store), PLENTY).whole(model)
     assert read_model_info(path).digest == model.digest and not list(cache.glob(".new-*"))
+
+
+def test_a_single_file_is_stored_with_what_completes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "joined"))
+    base = save("z-image", tmp_path / "base")
+    file = write_network(base, "z-image", tmp_path / "network.safetensors")
+    for weights in (base / "transformer").glob("*.safetensors"):
+        weights.unlink()
+    here = read_model_info(join_base(file, base))
+    store = LocalStore(tmp_path / "store")
+    model = ModelCatalog(store).add("mine", file, str(file), "test", base=base)
+    assert model.digest == here.digest and model.has_base
+    assert [each.path for each in model.files][:1] == ["network.safetensors"]
+    shutil.rmtree(base)
+    file.unlink()
+    found = ModelCatalog(store).find("mine")
+    assert found == model
+    cache = ModelCache(tmp_path / "cache", ModelCatalog(store), PLENTY)
+    assert read_model_info(cache.headers(model)) == here
+    path = cache.whole(model)
+    assert read_model_info(path) == here
+    load_adapter(path, torch.device("cpu"), "float32")
 
 
 def test_the_model_unused_for_longest_goes_and_one_in_use_stays(folder: Path, tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 from infra.settings import read_settings
-from jobs.cli.main import cli
+from jobs.cli.main import cli, main
 from jobs.farm import open_farm
 from render.errors import BadInput
 from render.models.folder import BUILTIN, read_model_info, resolve_model
 from render.models.model_paths import find_model_paths
+from tests.render.models.original_transformers import write_network
+from tests.render.models.tiny_transformers import save
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +37,27 @@ def job_of(model: str) -> dict[str, Any]:
     batch = chorale("submit", "a red vase", "--size", "128x128", "--model", model)["batch"]
     job: dict[str, Any] = chorale("show", chorale("list", "--batch", batch)["jobs"][0]["id"])
     return job
+
+
+def test_a_file_is_added_with_the_folder_that_completes_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home.parent / "cache"))
+    base = save("z-image", home.parent / "base")
+    file = write_network(base, "z-image", home.parent / "network.safetensors")
+    with pytest.raises(SystemExit) as end:
+        main(["model", "add", "brand", file.name])
+    assert end.value.code == 2 and "as --base" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main(["model", "add", "brand", "models/brand", "--base", "base"])
+    assert end.value.code == 2 and "base: 'base' completes a single file" in capsys.readouterr().err
+    added = chorale("model", "add", "brand", file.name, "--base", "base")
+    here = find_model_paths(file.name, None, None, "base").model
+    assert added["digest"] == read_model_info(here).digest and added["has_base"]
+    file.unlink()
+    shutil.rmtree(base)
+    job = job_of("brand")
+    assert job["spec"]["model"] == f"brand@{added['digest'][:16]}" and job["spec"].get("base") is None
 
 
 def test_a_job_keeps_the_model_that_the_name_stood_for(home: Path) -> None:

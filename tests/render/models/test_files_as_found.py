@@ -98,6 +98,14 @@ def index_that_names_more(folder: Path) -> None:
     (folder / "unet" / name).write_text(json.dumps(index))
 
 
+def index_that_lacks_a_tensor(folder: Path) -> None:
+    name = "diffusion_pytorch_model.safetensors.index.json"
+    shard(folder / "unet", "diffusion_pytorch_model-0000{n}-of-00002.safetensors", name)
+    index = json.loads((folder / "unet" / name).read_text())
+    del index["weight_map"]["conv_in.weight"]
+    (folder / "unet" / name).write_text(json.dumps(index))
+
+
 def pointer_beside_the_variant(folder: Path) -> None:
     shutil.copy(folder / UNET, folder / "unet/diffusion_pytorch_model.bf16.safetensors")
     pointer(folder / UNET)
@@ -113,6 +121,7 @@ def pointer_beside_the_variant(folder: Path) -> None:
         shards_without_index,
         index_of_missing_shards,
         index_that_names_more,
+        index_that_lacks_a_tensor,
         pointer_beside_the_variant,
     ],
 )
@@ -131,6 +140,17 @@ def test_a_variant_that_is_not_read_leaves_the_digest(folder: Path) -> None:
     digest = read_model_info(folder).digest
     shutil.copy(folder / UNET, folder / "unet/diffusion_pytorch_model.fp16.safetensors")
     assert read_model_info(folder).digest == digest
+
+
+def test_an_index_that_names_a_tensor_of_no_shard_is_refused(folder: Path) -> None:
+    name = "diffusion_pytorch_model.safetensors.index.json"
+    shard(folder / "unet", "diffusion_pytorch_model-0000{n}-of-00002.safetensors", name)
+    read_model_info(folder)
+    index = json.loads((folder / "unet" / name).read_text())
+    index["weight_map"]["lost.weight"] = "diffusion_pytorch_model-00001-of-00002.safetensors"
+    (folder / "unet" / name).write_text(json.dumps(index))
+    with pytest.raises(ModelNotUsable, match=f"unet/{name} that names lost.weight, which is in no shard"):
+        read_model_info(folder)
 
 
 def pointer(file: Path) -> None:

@@ -73,6 +73,26 @@ RENDERED: dict[str, dict[str, Any]] = {
     "continuous": STABLE_DIFFUSION | VELOCITY | {"timestep_type": "continuous"},
     "log interpolation": STABLE_DIFFUSION | {"interpolation_type": "log_linear"},
     "third order": STABLE_DIFFUSION | {"solver_order": 3, "_class_name": "DPMSolverMultistepScheduler"},
+    "first order": STABLE_DIFFUSION | {"solver_order": 1, "_class_name": "DPMSolverMultistepScheduler"},
+    "heun": STABLE_DIFFUSION | {"solver_type": "heun", "_class_name": "DPMSolverMultistepScheduler"},
+    "stochastic solver": STABLE_DIFFUSION
+    | {"algorithm_type": "sde-dpmsolver++", "_class_name": "DPMSolverMultistepScheduler"},
+    "solver in noise": STABLE_DIFFUSION
+    | {
+        "algorithm_type": "dpmsolver",
+        "final_sigmas_type": "sigma_min",
+        "_class_name": "DPMSolverMultistepScheduler",
+    },
+    "first order at the end": STABLE_DIFFUSION
+    | {
+        "euler_at_final": True,
+        "final_sigmas_type": "sigma_min",
+        "_class_name": "DPMSolverMultistepScheduler",
+    },
+    "ends at 0 anyway": STABLE_DIFFUSION
+    | {"euler_at_final": True, "lower_order_final": False, "_class_name": "DPMSolverMultistepScheduler"},
+    "logrho": STABLE_DIFFUSION | {"solver_type": "logrho", "_class_name": "DPMSolverMultistepScheduler"},
+    "order of another": STABLE_DIFFUSION | {"solver_order": 3, "_class_name": "UniPCMultistepScheduler"},
     "unipc": STABLE_DIFFUSION | {"_class_name": "UniPCMultistepScheduler", "solver_type": "bh2"},
     "pndm": STABLE_DIFFUSION | {"_class_name": "PNDMScheduler", "skip_prk_steps": True},
     "lcm": STABLE_DIFFUSION | {"_class_name": "LCMScheduler"},
@@ -91,6 +111,8 @@ RENDERED: dict[str, dict[str, Any]] = {
     "flow stochastic": FLOW_EULER | {"stochastic_sampling": True},
     "flow lcm": {"_class_name": "FlowMatchLCMScheduler", "shift": 3.0},
     "flow solver": FLOW_SOLVER,
+    "flow stochastic solver": FLOW_SOLVER | {"algorithm_type": "sde-dpmsolver++"},
+    "edm third order": EDM | {"solver_order": 3},
     "flow solver shift": FLOW_SOLVER | {"flow_shift": 3.0},
     "flow solver ends above 0": FLOW_SOLVER | {"final_sigmas_type": "sigma_min"},
     "trigflow": {"_class_name": "SCMScheduler", "sigma_data": 0.5},
@@ -132,6 +154,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "snr shift": (STABLE_DIFFUSION | {"snr_shift_scale": 3.0}, "snr_shift_scale"),
 }
 EXCLUDED = {
+    "first order": {"dpmpp-2m"},
+    "third order": {"dpmpp-2m"},
+    "heun": {"dpmpp-2m"},
+    "stochastic solver": {"dpmpp-2m"},
+    "solver in noise": {"dpmpp-2m"},
+    "first order at the end": {"dpmpp-2m"},
+    "flow stochastic solver": {"ddim", "dpmpp-2m"},
+    "edm third order": {"ddim", "dpmpp-2m", "lcm"},
     "cosine karras": {"dpmpp-2m"},
     "zero snr epsilon": {"ddim", "lcm"},
     "zero snr epsilon leading": {"lcm"},
@@ -312,8 +342,12 @@ def test_a_unet_takes_no_noise_that_depends_on_a_transformer(
 @pytest.mark.parametrize(
     ("name", "fields", "problem"),
     [
-        ("edm", {"sampler": "ddim"}, "sampler: 'ddim' cannot step the noise of m; use euler, euler-anc"),
-        ("flow stochastic", {}, "sampler: 'euler' cannot step the noise of m; use lcm"),
+        (
+            "edm",
+            {"sampler": "ddim"},
+            "sampler: 'ddim' cannot step the noise of m as its scheduler does; use euler, euler-anc",
+        ),
+        ("flow stochastic", {}, "sampler: 'euler' cannot step the noise of m as its scheduler does; use lcm"),
         ("trained betas", {"steps": 25}, "steps: 25 do not fit the euler sampler; use at most 20"),
         (
             "stable diffusion",
