@@ -1,5 +1,5 @@
 """Every family at tiny random configurations of its real classes: equal to its stock pipeline in one window,
-and one root on any number of ranks, with a LoRA where the stock pipeline loads one."""
+and one root on any number of ranks, with a LoRA where the stock pipeline loads one, and with int8 weights."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ def lines() -> list[str]:
         "Tiny random models of the real classes, float32, the family's own scheduler. Latents and image: the",
         "largest difference from diffusers' own pipeline at native size in one window, latents over their",
         "deviation where that is above 1; wanted 1e-5 and 1/255 (3.9e-03). Roots: two stages, several",
-        "windows, guided, on 1, 2 and 3 processes.",
+        "windows, guided, on 1, 2 and 3 processes: with a LoRA where the stock pipeline loads one, and with",
+        "`--quantize int8` without it.",
         "",
-        "| family | latents, guided | unguided | image | one root, overlap | one root, shift | LoRA |",
-        "|---|---|---|---|---|---|---|",
+        "| family | latents, guided | unguided | image | one root, overlap | shift | LoRA | int8 | shift |",
+        "|---|---|---|---|---|---|---|---|---|",
         *rows,
     ]
 
@@ -124,5 +125,6 @@ def _row(title: str, equal: Equality, results: dict[int, dict[str, Any]]) -> str
 
     latents = ["-" if each is None else f"{each:.1e}" for each in (equal.guided, equal.unguided)]
     lora = "with" if results[1]["lora"] else "its pipeline loads none"
-    cells = [title, *latents, f"{equal.image:.1e}", same("overlap"), same("shift"), lora]
+    roots = [same("overlap"), same("shift"), lora, same("int8 overlap"), same("int8 shift")]
+    cells = [title, *latents, f"{equal.image:.1e}", *roots]
     return f"| {' | '.join(cells)} |"

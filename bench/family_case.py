@@ -22,12 +22,12 @@ from tests.support.sinks import MemorySink
 
 
 def run(folders: dict[str, str], group: Group, device: torch.device) -> dict[str, Any]:
-    """Family -> the root by blend, and whether a LoRA was on."""
+    """Family -> the roots by blend, with a LoRA where the stock pipeline loads one and with int8 weights."""
     return {title: render(Path(folder), group, device) for title, folder in folders.items()}
 
 
 def render(folder: Path, group: Group, device: torch.device) -> dict[str, Any]:
-    """The root of one tiny model's image in both blends."""
+    """The roots of one tiny model's image in both blends; `lora` says whether the first two have one."""
     adapter = load_adapter(folder, device, "float32", read_model_info(folder))
     loras = tuned(adapter.pipeline, folder, group) if hasattr(adapter.pipeline, "load_lora_weights") else ()
     set_loras(adapter.pipeline, loras)
@@ -35,6 +35,10 @@ def render(folder: Path, group: Group, device: torch.device) -> dict[str, Any]:
     for spec in specs(folder).values():
         report = render_image(replace(spec, lora=loras), adapter, group, MemorySink(), device=device)
         results[spec.blend] = report.root
+    quantized = load_adapter(folder, device, "float32", read_model_info(folder), quantize="int8")
+    for spec in specs(folder).values():
+        spec = replace(spec, quantize="int8")
+        results[f"int8 {spec.blend}"] = render_image(spec, quantized, group, MemorySink(), device=device).root
     return results
 
 

@@ -85,6 +85,8 @@ class Settings(BaseSettings):
     """Seconds between checkpoints."""
     model_cache_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 200.0
     """Largest size of a node's cache of the farm's models, in GiB."""
+    text_encoder: str = "auto"
+    """Where text encoders are between two prompts: gpu, cpu, free or auto (`jobs.text_encoder`)."""
     warm_s: Seconds = 20.0
     """Seconds for which an idle group keeps its model loaded."""
     stop_s: Seconds = 15.0

@@ -27,7 +27,7 @@ from render.errors import BadInput, GroupFailed
 from render.events import Event, OnEvent, StepDone, ignore_event
 from render.launch.gpus import local_bfloat16, processors
 from render.launch.rank_group import RankGroup
-from render.launch.request import LATENTS_KEY, FurtherImage, Request
+from render.launch.request import LATENTS_KEY, ON_DEVICE, TEXT_ENCODERS, FurtherImage, Request
 from render.model_info import ModelInfo
 from render.models.model_paths import ModelPaths, check_additions, find_model_paths, model_info
 from render.models.number_format import resolve_dtype
@@ -70,12 +70,19 @@ class ParallelizedDiffusionPipeline:
         num_modules: int | None = None,
         tile_size: int = 512,
         device: str = "auto",
+        text_encoder: str = ON_DEVICE,
     ) -> None:
         """Starts nothing yet. `model` is `builtin`, a local folder or a hub id; `num_modules` is the number
-        of ranks, by default one per GPU or CPU core; `tile_size` the side of a pyramid tile in pixels.
+        of ranks, by default one per GPU or CPU core; `tile_size` the side of a pyramid tile in pixels;
+        `text_encoder` where the text encoders are between two prompts: "gpu", the device that renders,
+        "cpu", where they compute too, or "free", nowhere.
         """
         if num_modules is not None and not 1 <= num_modules <= 1024:
             raise BadInput("num_modules", num_modules, "is not from 1 to 1024")
+        if text_encoder not in TEXT_ENCODERS:
+            known = ", ".join(TEXT_ENCODERS)
+            raise BadInput("text_encoder", text_encoder, f"is unknown; use one of {known}")
+        self.text_encoder = text_encoder
         self.model, self.num_modules, self.tile_size, self.device = model, num_modules, tile_size, device
         self._progress_bar_config: dict[str, Any] = {}
         self._ranks = _WarmRanks()
@@ -225,6 +232,7 @@ class ParallelizedDiffusionPipeline:
             folders=job.paths,
             info=job.info,
             device=self.device,
+            text_encoder=self.text_encoder,
             out=str(folder.absolute()),
             output=output,
             last=False,

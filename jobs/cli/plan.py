@@ -12,7 +12,7 @@ from jobs.cli.spec_options import spec_options, take_spec
 from jobs.cli.terminal import print_json, print_line, print_table
 from jobs.formatting import plural, size
 from jobs.ranks import MAX_RANKS
-from render.models.weight_memory import weight_bytes
+from render.models.weight_memory import text_encoder_bytes, weight_bytes
 from render.plan.plan import Plan, StagePlan, make_plan
 
 
@@ -27,9 +27,10 @@ def plan(ranks: str, as_json: bool, **options: Any) -> None:
     """
     spec, paths, info = take_spec(options)
     weights = weight_bytes(paths, spec.dtype, spec.quantize)
+    texts = text_encoder_bytes(paths, spec.dtype, spec.quantize)
     made = make_plan(spec, info, whole("ranks", ranks, 1, MAX_RANKS))
     if as_json:
-        print_json(_document(made) | {"weight_bytes": weights})
+        print_json(_document(made) | {"weight_bytes": weights, "text_encoder_bytes": texts})
         return
     columns = ("stage", "size", "steps", "windows", "calls/step/rank", "bytes/step/rank", "memory/rank")
     ranks = plural(made.world_size, "rank")
@@ -38,7 +39,10 @@ def plan(ranks: str, as_json: bool, **options: Any) -> None:
         f"{plural(made.model_calls, 'model call')} on the busiest rank; "
         f"at most {plural(made.useful_ranks, 'rank')} can be used"
     )
-    print_line(f"the weights take {size(weights)} of each rank's memory besides")
+    print_line(
+        f"the weights take {size(weights - texts)} of each rank's memory besides, "
+        f"the text encoders {size(texts)} of one rank's on each node"
+    )
     if made.decode.layered:
         window = made.decode.attention_window
         seen = "the whole image" if window is None else f"a window of {window} px"

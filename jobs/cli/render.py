@@ -22,6 +22,7 @@ from jobs.image_store import claim, discard_other_numerics, disclaim, finished_i
 from jobs.node.shutdown_signals import ShutdownSignals
 from jobs.numerics import local_numerics
 from jobs.ranks import parse_ranks
+from jobs.text_encoder import CHOICES, resolve_text_encoder
 from render.errors import BadInput, GroupFailed
 from render.events import Event, ImageDone, OnEvent, ignore_event
 from render.launch.gpus import processors
@@ -44,6 +45,13 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", 
 @spec_options
 @click.option("--ranks", default="auto", show_default=True, help="Ranks on this machine, or auto.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option(
+    "--text-encoder",
+    type=click.Choice(CHOICES),
+    default=None,
+    help="Where the text encoders are between two prompts: gpu, the device that renders; cpu, where they "
+    "compute too; free, nowhere; auto, gpu where all weights fit, else cpu. [CHORALE_TEXT_ENCODER, or auto]",
+)
 @click.option("--out", required=False, help="Folder or s3://bucket/prefix. [out/DIGEST]")
 @click.option(
     "--timeout", type=float, default=None, help="Seconds after which the render is given up (exit 5)."
@@ -68,6 +76,7 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", 
 def render(
     ranks: str,
     device: str,
+    text_encoder: str | None,
     out: str | None,
     timeout: float | None,
     checkpoint_every: float,
@@ -99,6 +108,7 @@ def render(
     for note in notes:
         print_line(f"chorale: {note}", error=True)
     _check_device(device)
+    text_encoder = resolve_text_encoder(text_encoder, folders, spec, device)
     digest = spec.digest(info.digest)
     settings = read_settings({})
     patience_s = settings.store_patience_s
@@ -120,11 +130,12 @@ def render(
         info=info,
         device=device,
         out=target.url(),
+        text_encoder=text_encoder,
         checkpoint_s=checkpoint_every,
         patience_s=patience_s,
     )
     progress: AbstractContextManager[OnEvent] = nullcontext(ignore_event) if as_json else RenderProgress()
-    numerics = local_numerics(device)
+    numerics = local_numerics(device, text_encoder)
     if discard_other_numerics(target, numerics):
         print_line(
             f"chorale: {target.url()} held unfinished work of another version or device; starting over",

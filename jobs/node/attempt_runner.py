@@ -31,6 +31,7 @@ from jobs.node.progress_snapshot import ProgressSnapshot
 from jobs.node.rank_metrics import OBSERVER
 from jobs.numerics import local_numerics
 from jobs.scheduler.warm_reuse import finish_and_take_next
+from jobs.text_encoder import node_text_encoder
 from render.errors import BadInput, GroupFailed, GroupLost, Stopped
 from render.events import Event, ImageDone, StageStarted, StepDone, TilesWritten
 from render.launch.gpus import visible_gpus
@@ -211,6 +212,7 @@ class AttemptRunner:
             out=images.within(part.folder).url(),
             patience_s=patience_s,
             checkpoint_s=self.farm.settings.checkpoint_s,
+            text_encoder=node_text_encoder(),
             slots=part.slots,
             log=str(self._log.path),
             observer=OBSERVER,

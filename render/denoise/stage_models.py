@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from render.errors import BadInput
-from render.models.adapter import Adapter
+from render.models.adapter import Adapter, TextSource
 from render.models.references import EncodesPrompts, seeing
 from render.models.refined import RefinedAdapter, RefinedTexts
 from render.plan.stages import Stage
 from render.sampling.schedule import NoiseSchedule
 from render.spec import Spec
+from render.spec.reference import ReferencePicture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +30,26 @@ class StageModel:
     texts: tuple[Any, ...]
 
 
+def prompts_of(spec: Spec) -> tuple[str, ...]:
+    """The prompts that a spec's models encode: that of the image, and those of its boxes."""
+    return (spec.prompt, *(box.prompt for box in spec.boxes))
+
+
 def assign_models(
     spec: Spec, stages: Sequence[Stage], adapter: Adapter, refiner: Adapter | None
 ) -> tuple[StageModel, ...]:
     """The model of each stage. Raises `BadInput` when model or refiner would have no step."""
     if (spec.refiner is None) != (refiner is None):
         raise ValueError("a refiner must be loaded if, and only if, the spec names one")
-    prompts, guided = (spec.prompt, *(box.prompt for box in spec.boxes)), stages[0].passes == 2
+    prompts, guided = prompts_of(spec), stages[0].passes == 2
 
-    def encode_with(network: EncodesPrompts) -> tuple[Any, ...]:
-        return tuple(network.encode_prompt(prompt, spec.negative_prompt, guided) for prompt in prompts)
+    def encode_with(network: EncodesPrompts, pictures: Sequence[ReferencePicture] = ()) -> tuple[Any, ...]:
+        source: TextSource | None = getattr(network, "texts", None)
+        if source is None:
+            return tuple(network.encode_prompt(prompt, spec.negative_prompt, guided) for prompt in prompts)
+        return tuple(source(prompt, spec.negative_prompt, guided, pictures) for prompt in prompts)
 
-    texts = encode_with(seeing(adapter, spec.reference))
+    texts = encode_with(seeing(adapter, spec.reference), spec.reference)
 
     def model_of(stage: Stage) -> StageModel:
         window = stage.grid.rows.window, stage.grid.cols.window

@@ -38,6 +38,11 @@ def events_path(directory: Path) -> Path:
     return directory / "events"
 
 
+def texts_path(directory: Path) -> Path:
+    """Encoded prompts, for the ranks that do not encode."""
+    return directory / "texts"
+
+
 def fork_socket_path(directory: Path) -> Path:
     """The socket of the process that ranks are forked from."""
     return directory / "forks"

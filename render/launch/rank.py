@@ -35,6 +35,7 @@ from render.launch.forward_events import ForwardEvents
 from render.launch.group_directory import events_path, request_path
 from render.launch.observer import RankContext, RankObserver, make_observer
 from render.launch.parent_death import die_with_parent
+from render.launch.prompt_texts import PromptTexts
 from render.launch.rank_environment import PEERS_LOST
 from render.launch.request import LATENTS_KEY, FurtherImage, Request
 from render.launch.sinks import open_sink
@@ -71,7 +72,7 @@ def main(directory: Path) -> int:
 
     elastic = ElasticGroup(directory, events.send) if has_epochs() else None
     try:
-        _serve(_Rank(events, stop, elastic), directory)
+        _serve(_Rank(events, stop, PromptTexts(directory), elastic), directory)
     except Stopped as exc:
         events.send_reliable(RankStopped(text=str(exc)))
         return 0
@@ -137,6 +138,7 @@ class _Rank:
 
     events: EventSender
     stop: threading.Event
+    texts: PromptTexts
     elastic: ElasticGroup | None = None
     """Where the group may change; None where it stays as torchrun has started it."""
     _group: Group | None = None
@@ -175,6 +177,8 @@ class _Rank:
             torch.set_num_threads(1)
         spec = Spec.from_mapping(request.spec)
         models = self._models(request, device, spec)
+        present = [model for model in models if model is not None]
+        self.texts.provide(request, present, device, partial(self._put_additions, models[0], spec))
         self._set_embeddings(models[0], spec.embedding)
         self._set_loras(models[0], spec.lora)
         self._set_controlnets(models[0], spec, device)
@@ -314,6 +318,7 @@ class _Rank:
 
     def _models(self, request: Request, device: torch.device, spec: Spec) -> tuple[Adapter, Adapter | None]:
         from render.models import load_models
+        from render.models.skeletons import text_encoders_apart
 
         wanted = (request.folders, request.info.digest, spec.dtype, spec.quantize)
         if self._loaded is None or self._loaded[0] != wanted:
@@ -321,11 +326,19 @@ class _Rank:
             self._loaded = self._joiner = None
             self._loras, self._controlnets, self._embeddings, self._ip_adapter = (), (), (), None
             started = time.perf_counter()
-            models = load_models(request.folders, device, spec.dtype, request.info, quantize=spec.quantize)
+            with text_encoders_apart():
+                models = load_models(
+                    request.folders, device, spec.dtype, request.info, quantize=spec.quantize
+                )
             self._loaded = wanted, models
             if int(os.environ["LOCAL_RANK"]) == 0:
                 self.events.send(ModelLoaded(seconds=time.perf_counter() - started))
         return self._loaded[1]
+
+    def _put_additions(self, adapter: Adapter, spec: Spec, on: bool) -> None:
+        """Put a request's LoRA and learned words on the model, or take all off it."""
+        self._set_embeddings(adapter, spec.embedding if on else ())
+        self._set_loras(adapter, spec.lora if on else ())
 
     def _set_controlnets(self, adapter: Adapter, spec: Any, device: Any) -> None:
         """Load a request's ControlNets beside the model in place of those of the request before."""

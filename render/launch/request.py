@@ -14,6 +14,9 @@ CHECKPOINT_S = 30.0
 """Between two checkpoints."""
 LATENTS_KEY = "latents.safetensors"
 """Where a request for latents puts them in its sink: one tensor `latents`, float32 [C, h, w]."""
+ON_DEVICE, ON_CPU, FREE = TEXT_ENCODERS = ("gpu", "cpu", "free")
+"""Where text encoders are between two prompts: on the device of the rank that encodes, on its CPU, where they
+compute too, or nowhere."""
 PATIENCE_S = 120.0
 """A render waits so long for a store that is away, unless CHORALE_STORE_PATIENCE_S is set."""
 
@@ -41,6 +44,8 @@ class Request:
     """What goes into the sink: the tile pyramid and its manifest, or the final latents alone."""
     checkpoint_s: float = CHECKPOINT_S
     """Seconds between checkpoints."""
+    text_encoder: str = ON_DEVICE
+    """One of `TEXT_ENCODERS`."""
     slots: tuple[int, ...] = ()
     """Numbers of this node's slots, by local rank; the local ranks themselves where there is no farm."""
     patience_s: float = PATIENCE_S

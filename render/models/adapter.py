@@ -5,16 +5,22 @@ The engine owns the loop; diffusers owns the networks. All tensors are NCHW.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from render.model_info import ModelInfo
 from render.models.autoencoders.autoencoder import Autoencoder
 from render.sampling.schedule import NoiseSchedule
+from render.spec.reference import ReferencePicture
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+TextSource = Callable[[str, str, bool, Sequence[ReferencePicture]], Any]
+"""(prompt, negative prompt, whether guided, pictures that it is about) -> what `Adapter.encode_prompt`
+returns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +44,9 @@ class Adapter(Protocol):
     runs a layered one over tiles (`ModelInfo.layered_autoencoder`)."""
     prediction_type: str
     """What `predict` returns, one of `render.sampling.process.PREDICTION_TYPES`."""
+
+    texts: TextSource | None
+    """Where encoded prompts come from, if not from `encode_prompt` (`render.models.encoded_text`)."""
 
     pipeline: Any
     """The stock pipeline whose networks it calls; LoRA are loaded by it."""

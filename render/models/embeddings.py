@@ -16,6 +16,7 @@ from torch import Tensor
 
 from render.errors import BadInput
 from render.models.loading import quiet
+from render.models.skeletons import is_skeleton
 from render.spec.embedding import Embedding
 
 _originals: WeakKeyDictionary[Any, dict[str, tuple[Any, Tensor]]] = WeakKeyDictionary()
@@ -55,6 +56,10 @@ def _load(pipeline: Any, embedding: Embedding) -> None:
                 f"has the word {embedding.word}, which the model knows already; give it another as FILE:WORD"
             )
             raise BadInput("embedding", embedding.path, fix)
+        if is_skeleton(encoder):
+            # Another rank encodes; here the tokenizer tells which words of a prompt are dropped.
+            tokenizer.add_tokens(_tokens(embedding.word, tensors[name]))
+            continue
         try:
             with quiet():
                 pipeline.load_textual_inversion(
@@ -64,6 +69,12 @@ def _load(pipeline: Any, embedding: Embedding) -> None:
             reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:160]
             fix = f"does not fit the model ({reason}); use one made for it"
             raise BadInput("embedding", embedding.path, fix) from exc
+
+
+def _tokens(word: str, vectors: Tensor) -> list[str]:
+    """The tokens of a learned word as diffusers names them, one for each vector."""
+    count = len(vectors) if vectors.dim() > 1 else 1
+    return [word, *(f"{word}_{number}" for number in range(1, count))]
 
 
 def _restore(pipeline: Any) -> None:

@@ -21,6 +21,7 @@ from render.models.base_folder import original_file
 from render.models.config_files import unusable
 from render.models.folder import LIBRARIES, absent_parts, networks_of
 from render.models.quantization import is_quantized, quantize
+from render.models.skeletons import put_skeletons, text_encoders_are_apart, text_parts
 from render.models.vae_folder import read_vae_info
 from render.models.weights import loadable, weight_files
 from render.safetensors_file import dtype_of
@@ -48,29 +49,45 @@ def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str,
     The adapter calls the networks; the pipeline's loop is not used. Raises `ModelNotUsable` when the folder
     does not load.
     """
+    if apart := text_encoders_are_apart():
+        unused |= dict.fromkeys(text_parts(path))
+    with loading(path):
+        pipeline = _pipeline(class_name, path, dtype, unused)
+    # Not among the errors of a folder: there may be no memory.
+    pipeline.to(device)
+    if apart:
+        with loading(path):
+            put_skeletons(pipeline, path)
+    return pipeline
+
+
+def _pipeline(class_name: str, path: Path, dtype: str, unused: dict[str, Any]) -> Any:
+    if path.is_file():
+        from render.models.single_file_loading import load_components
+
+        components = load_components(path, DTYPES[dtype], unused)
+        for network in components.values():
+            if is_quantized(type(network).__name__) and isinstance(network, torch.nn.Module):
+                quantize(network, DTYPES[dtype])
+        absent = dict.fromkeys(absent_parts(path))
+        return getattr(diffusers, class_name)(**(absent | components | unused))
+    kinds = networks_of(path).items()
+    networks = {part: load_network(path, part, kind, dtype) for part, kind in kinds if part not in unused}
+    # Looked up here: the first access makes transformers warn of packages that are not installed.
+    pipeline_class = getattr(diffusers, class_name)
+    unused = unused | dict.fromkeys(absent_parts(path))
+    return pipeline_class.from_pretrained(str(path), local_files_only=True, **networks, **unused)
+
+
+@contextmanager
+def loading(path: Path) -> Iterator[None]:
+    """Quietly, and with what the libraries raise for a model as `ModelNotUsable`."""
     try:
         with quiet():
-            if path.is_file():
-                from render.models.single_file_loading import load_components
-
-                components = load_components(path, DTYPES[dtype], unused)
-                for network in components.values():
-                    if is_quantized(type(network).__name__) and isinstance(network, torch.nn.Module):
-                        quantize(network, DTYPES[dtype])
-                absent = dict.fromkeys(absent_parts(path))
-                return getattr(diffusers, class_name)(**(absent | components | unused)).to(device)
-            kinds = networks_of(path).items()
-            networks = {
-                part: load_network(path, part, kind, dtype) for part, kind in kinds if part not in unused
-            }
-            # Looked up here: the first access makes transformers warn of packages that are not installed.
-            pipeline_class = getattr(diffusers, class_name)
-            unused |= dict.fromkeys(absent_parts(path))
-            pipeline = pipeline_class.from_pretrained(str(path), local_files_only=True, **networks, **unused)
+            yield
     except LOAD_ERRORS as exc:
         reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
         raise unusable(path, f"does not load ({reason}); download it again") from exc
-    return pipeline.to(device)
 
 
 def replace_autoencoder(adapter: Any, path: Path, device: torch.device, dtype: str) -> None:

@@ -7,7 +7,8 @@ back the model bit for bit, whatever was on it before.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from safetensors import SafetensorError
@@ -15,6 +16,7 @@ from torch import nn
 
 from render.errors import BadInput
 from render.models.loading import quiet
+from render.models.skeletons import has_skeletons, is_skeleton, is_text_part
 from render.spec.lora import Lora
 
 
@@ -35,13 +37,30 @@ def set_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
         if pipeline.get_list_adapters():
             pipeline.unload_lora_weights()
         names = [f"lora_{number}" for number in range(len(loras))]
-        for name, lora in zip(names, loras, strict=True):
-            _load(pipeline, lora, name)
-        if names:
-            pipeline.set_adapters(names, [lora.weight for lora in loras])
+        with _skeletons_left_out(pipeline):
+            placed = [_load(pipeline, lora, name) for name, lora in zip(names, loras, strict=True)]
+        on = {name: lora.weight for name, lora, count in zip(names, loras, placed, strict=True) if count}
+        if on:
+            pipeline.set_adapters(list(on), list(on.values()))
 
 
-def _load(pipeline: Any, lora: Lora, name: str) -> None:
+@contextmanager
+def _skeletons_left_out(pipeline: Any) -> Iterator[None]:
+    """While it is open, the loader passes over text encoders without weights; the rank that encodes has
+    the real ones, and checks what is for them."""
+    if not has_skeletons(pipeline):
+        yield
+        return
+    # Of this one pipeline: its methods call it by `self`.
+    pipeline.load_lora_into_text_encoder = lambda *arguments, **options: None
+    try:
+        yield
+    finally:
+        del pipeline.load_lora_into_text_encoder
+
+
+def _load(pipeline: Any, lora: Lora, name: str) -> int:
+    """Load one LoRA; returns how many tensors it has put on the model."""
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
     config = getattr(getattr(pipeline, "unet", None), "config", None)
     if config is not None:
@@ -53,19 +72,25 @@ def _load(pipeline: Any, lora: Lora, name: str) -> None:
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, IndexError, SafetensorError) as exc:
         reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:160]
         raise BadInput("lora", lora.path, f"does not fit the model ({reason}); use one made for it") from exc
-    wanted = sum("lora" in key and not key.endswith("alpha") for key in state)
-    placed = sum(_place(network, name) for network in _networks(pipeline))
+    keys = [key for key in state if "lora" in key and not key.endswith("alpha")]
+    if has_skeletons(pipeline):
+        left_out = [key for key in keys if is_text_part(key)]
+        if len(left_out) == len(keys) > 0:
+            return 0
+        keys = [key for key in keys if key not in left_out]
+    wanted, placed = len(keys), sum(_place(network, name) for network in _networks(pipeline))
     if placed < wanted or not placed:
         fix = (
             f"has {wanted - placed} of {wanted} tensors that the model has no place for; use one made for it"
         )
         raise BadInput("lora", lora.path, fix)
+    return placed
 
 
 def _networks(pipeline: Any) -> list[nn.Module]:
     names = getattr(pipeline, "_lora_loadable_modules", ())
     networks = (getattr(pipeline, name, None) for name in names)
-    return [network for network in networks if isinstance(network, nn.Module)]
+    return [network for network in networks if isinstance(network, nn.Module) and not is_skeleton(network)]
 
 
 def _place(network: nn.Module, name: str) -> int:

@@ -16,6 +16,7 @@ Shapes = Mapping[str, Sequence[int]]
 Config = Mapping[str, Any]
 NETWORK_PREFIX = "model.diffusion_model."
 VAE_PREFIXES = ("first_stage_model.", "vae.")
+TEXT_PREFIXES = ("text_encoders.", "cond_stage_model.", "conditioner.")
 _CLIP_L = ("text_encoders.clip_l.transformer.",)
 _CLIP_G = ("text_encoders.clip_g.transformer.",)
 _T5 = ("text_encoders.t5xxl.transformer.",)

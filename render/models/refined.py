@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from render.model_info import ModelInfo
-from render.models.adapter import Adapter, WindowPlace
+from render.models.adapter import Adapter, TextSource, WindowPlace
 from render.models.autoencoders import Autoencoder
 from render.models.controlnet import ControlInput, following
 from render.sampling.schedule import NoiseSchedule
@@ -36,6 +36,7 @@ class RefinedAdapter:
     """The timestep of the last step that the model predicts."""
 
     info: ModelInfo = field(init=False)
+    texts: TextSource | None = field(init=False, default=None)
     pipeline: Any = field(init=False)
     autoencoder: Autoencoder | None = field(init=False)
     prediction_type: str = field(init=False)

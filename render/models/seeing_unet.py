@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from render.models.adapter import TextSource
 from render.spec.reference import ReferencePicture
 
 
@@ -22,7 +23,11 @@ class SeeingUNet:
     @torch.no_grad()
     def encode_prompt(self, prompt: str, negative_prompt: str, guided: bool) -> Any:
         """`TextStates`, ready for `predict`. Without the prompt there is no picture either."""
-        states = self.adapter.encode_prompt(prompt, negative_prompt, guided)
+        source: TextSource | None = getattr(self.adapter, "texts", None)
+        if source is None:
+            states = self.adapter.encode_prompt(prompt, negative_prompt, guided)
+        else:
+            states = source(prompt, negative_prompt, guided, ())
         images = [each.whole() for each in self.pictures]
         embed = self.adapter.pipeline.prepare_ip_adapter_image_embeds
         (embeds,) = embed([images], None, states.states.device, 1, guided)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from render.model_info import ModelInfo
-from render.models.adapter import WindowPlace
+from render.models.adapter import TextSource, WindowPlace
 from render.models.autoencoders import open_autoencoder
 from render.models.loading import DTYPES
 from render.models.model_call import ModelCall
@@ -29,6 +29,8 @@ encoded guided, else [conditional]. A condition index is the number of a row."""
 
 class TransformerAdapter:
     """A diffusion transformer and its autoencoder."""
+
+    texts: TextSource | None = None
 
     def __init__(self, pipeline: Any, info: ModelInfo, device: torch.device, dtype: str) -> None:
         self.info = info

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from render.model_info import ModelInfo
-from render.models.adapter import WindowPlace
+from render.models.adapter import TextSource, WindowPlace
 from render.models.autoencoders import open_autoencoder
 from render.models.controlnet import ControlInput, residuals
 from render.models.cross_window_attention import Context, cross_window_attention, pooled_kv
@@ -54,6 +54,8 @@ def find_trained_attention(
 
 class UNetAdapter:
     """A UNet that attends to text, beside an autoencoder: all that Stable Diffusion 1, 2 and XL share."""
+
+    texts: TextSource | None = None
 
     def __init__(
         self,

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from render.gguf_file import is_gguf
+from render.models.base_folder import original_file
 from render.models.folder import networks_of
 from render.models.model_paths import ModelPaths
-from render.models.original_layouts import VAE_PREFIXES
+from render.models.original_layouts import TEXT_PREFIXES, VAE_PREFIXES
 from render.models.weights import weight_files
 from render.safetensors_file import read_header
 from render.spec import NO_QUANTIZATION
@@ -38,6 +39,28 @@ def weight_bytes(paths: ModelPaths, dtype: str, quantize: str = NO_QUANTIZATION)
     return round(total)
 
 
+def text_encoder_bytes(paths: ModelPaths, dtype: str, quantize: str = NO_QUANTIZATION) -> int:
+    """The part of `weight_bytes` that is text encoders, which one rank of a node has (`--text-encoder`)."""
+    models = [path for path in (paths.model, paths.refiner) if path is not None]
+    return round(sum(_text_bytes(path, dtype, quantize) for path in models))
+
+
+def _text_bytes(path: Path, dtype: str, quantize: str) -> float:
+    if path.is_file():
+        return _file_bytes(path, dtype, quantize, TEXT_PREFIXES)
+    total = 0.0
+    for part in networks_of(path):
+        if part.startswith("text_encoder"):
+            single = original_file(path, part)
+            files = weight_files(path / part) if single is None else ()
+            total += sum(_file_bytes(file, dtype, quantize) for file in files)
+    # A single file may hold several; their names tell them from the network.
+    singles = {original_file(path, part) for part in networks_of(path) if part.startswith("text_encoder")}
+    return total + sum(
+        _file_bytes(file, dtype, quantize, TEXT_PREFIXES) for file in singles if file is not None
+    )
+
+
 def _model_bytes(path: Path, dtype: str, quantize: str) -> float:
     if path.is_file():
         return _file_bytes(path, dtype, quantize)
@@ -52,12 +75,14 @@ def _model_bytes(path: Path, dtype: str, quantize: str) -> float:
     )
 
 
-def _file_bytes(file: Path, dtype: str, quantize: str) -> float:
+def _file_bytes(file: Path, dtype: str, quantize: str, starts: tuple[str, ...] = ("",)) -> float:
+    """Of the tensors whose names begin with one of `starts`."""
     if is_gguf(file):
         return file.stat().st_size  # stays as it is
     return sum(
         prod(tensor["shape"]) * _bytes_each(name, tensor, dtype, quantize)
         for name, tensor in read_header(file).items()
+        if name.startswith(starts)
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from render.spec.spec import Spec
 
 _PARTS = ("lora", "embedding", "controlnet")
+_FILES = ("enlarger", "ip_adapter")
 _FOLDERS = ("vae", "base")
 
 
@@ -16,6 +17,8 @@ def named_pictures(spec: Spec) -> Iterator[tuple[str, str]]:
         yield "init", spec.init.path
     for control in spec.control:
         yield "control", control.path
+    for reference in spec.reference:
+        yield "reference", reference.path
 
 
 def named_weights(spec: Spec) -> Iterator[tuple[str, str]]:
@@ -23,8 +26,9 @@ def named_weights(spec: Spec) -> Iterator[tuple[str, str]]:
     for field in _PARTS:
         for each in getattr(spec, field):
             yield field, each.path
-    if spec.enlarger is not None:
-        yield "enlarger", spec.enlarger.path
+    for field in _FILES:
+        if (file := getattr(spec, field)) is not None:
+            yield field, file.path
     for field in _FOLDERS:
         if (folder := getattr(spec, field)) is not None:
             yield field, folder

@@ -20,6 +20,7 @@ from render.denoise.shared_calls import SharedCalls
 from render.distributed import Group, SingleRankGroup
 from render.engine import render_image
 from render.errors import BadInput
+from render.launch.prompt_texts import PromptTexts
 from render.launch.rank import _Rank
 from render.launch.request import Request
 from render.models import load_adapter, read_model_info
@@ -239,7 +240,8 @@ def test_a_rank_has_the_networks_of_its_request_and_no_others(
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
     paths = ModelPaths(model=model_of("sd", model_folders))
-    rank = _Rank(events=cast(Any, SimpleNamespace(send=lambda event: None)), stop=threading.Event())
+    events = cast(Any, SimpleNamespace(send=lambda event: None))
+    rank = _Rank(events=events, stop=threading.Event(), texts=PromptTexts(tmp_path))
     both = [f"canny={picture}" for picture in pictures]
 
     def networks_for(spec: Spec) -> list[torch.dtype]:

@@ -198,7 +198,7 @@ def edit(file: Path, **changes: object) -> None:
 
 def other_channels(folder: Path) -> None:
     edit(folder / "vae/config.json", latent_channels=8)
-    edit(folder / "unet/config.json", in_channels=8)
+    edit(folder / "unet/config.json", in_channels=8, out_channels=8)
 
 
 @pytest.mark.parametrize(
