@@ -60,8 +60,12 @@ class _Killer:
                 self.deaths += 1
 
 
-def rows() -> Iterator[Row]:
+def rows() -> list[Row]:
     """Images one after another in a warm group, until so many ranks have died."""
+    return list(_rows())
+
+
+def _rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="elastic-") as name:
         folder = Path(name)
         alone = RankGroup(1)
