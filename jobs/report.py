@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy import Connection, select
 
 from infra.database import now
-from jobs.db.nodes import list_nodes
 from jobs.db.state_machine import ENDED
 from jobs.db.tables import attempts, batches, entries, jobs, members
+from jobs.db.uptimes import Uptime, uptimes_between
+from jobs.page_templates import environment
 
 _SLOWEST_JOBS = 5
 _FIGURES = ("jobs", "done", "failed", "megapixels", "model_seconds", "slot_seconds", "lost_slot_seconds")
@@ -39,13 +38,12 @@ def make_report(connection: Connection, scope: Scope) -> dict[str, Any]:
     for row in chosen.values():
         counts[row.state] += 1
     first = min((row.created for row in chosen.values()), default=moment)
-    period = moment - max(scope.since, first)
-    slots = sum(node["slots"] for node in list_nodes(connection) if node["up"])
+    since = scope.since or first
     done = [row for row in chosen.values() if row.state == "done"]
     slowest = sorted(done, key=lambda row: mine[row.id].seconds, reverse=True)[:_SLOWEST_JOBS]
     return {
         "at": moment,
-        "since": scope.since or first,
+        "since": since,
         "jobs": dict(counts),
         "missing": [row.id for row in chosen.values() if row.state not in ENDED],
         "failed": [
@@ -56,7 +54,7 @@ def make_report(connection: Connection, scope: Scope) -> dict[str, Any]:
         "model_seconds": sum(row.model_seconds for row in chosen.values()),
         "slot_seconds": sum(each.seconds for each in mine.values()),
         "lost_slot_seconds": sum(each.lost for each in mine.values()),
-        "idle_slot_seconds": max(0.0, slots * period - sum(each.seconds for each in spent.values())),
+        "idle_slot_seconds": _idle(uptimes_between(connection, since, moment, max(since, first)), spent),
         "retries": sum(max(0, each.attempts - 1) for each in mine.values()),
         "owners": _totals(chosen, mine, {row.id: [row.owner] for row in chosen.values()}),
         "batches": _totals(chosen, mine, _batches(connection, scope)),
@@ -74,6 +72,8 @@ class _TimeSpent:
     lost: float = 0.0
     attempts: int = 0
     failed_on: str | None = None
+    places: list[tuple[str, int, float, float]] = field(default_factory=list)
+    """(node, slot, begin, end) of all of them."""
 
 
 def _jobs(connection: Connection, scope: Scope) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _jobs(connection: Connection, scope: Scope) -> dict[str, Any]:
 
 def _spent(connection: Connection, since: float, moment: float) -> dict[str, _TimeSpent]:
     statement = (
-        select(attempts, members.c.slots)
+        select(attempts, members.c.node, members.c.slots)
         .join(members, members.c.attempt == attempts.c.id)
         .where((attempts.c.ended.is_(None)) | (attempts.c.ended >= since))
         .order_by(attempts.c.created)
@@ -103,13 +103,39 @@ def _spent(connection: Connection, since: float, moment: float) -> dict[str, _Ti
     for row in connection.execute(statement):
         each = found[row.job]
         end = moment if row.ended is None else row.ended
-        seconds = (end - max(since, row.created)) * len(row.slots)
+        begin = min(end, max(since, row.created))
+        seconds = (end - begin) * len(row.slots)
         each.seconds += seconds
+        each.places += [(row.node, slot, begin, end) for slot in row.slots]
         each.attempts = max(each.attempts, row.fence)
         if row.ended is not None and row.reason != "done":
             each.lost += seconds
             each.failed_on = row.failed_node or each.failed_on
     return found
+
+
+def _idle(uptimes: Iterable[Uptime], spent: Mapping[str, _TimeSpent]) -> float:
+    """Seconds for which slots were there and nothing was placed on them, summed over the slots."""
+    busy: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+    for each in spent.values():
+        for node, slot, begin, end in each.places:
+            busy[node, slot].append((begin, end))
+    for times in busy.values():
+        times.sort()
+    return sum(
+        _gaps(busy.get((uptime.node, slot), []), uptime.began, uptime.ended)
+        for uptime in uptimes
+        for slot in range(uptime.slots)
+    )
+
+
+def _gaps(times: list[tuple[float, float]], begin: float, end: float) -> float:
+    """Seconds between `begin` and `end` that are in none of the times, which are sorted."""
+    free, reached = 0.0, begin
+    for started, ended in times:
+        free += max(0.0, min(started, end) - reached)
+        reached = max(reached, min(ended, end))
+    return free + max(0.0, end - reached)
 
 
 def _batches(connection: Connection, scope: Scope) -> dict[str, list[str]]:
@@ -165,7 +191,7 @@ def headline(report: dict[str, Any]) -> str:
 
 def as_html(report: dict[str, Any]) -> str:
     """A complete HTML page, without external resources, so that mail programs show it."""
-    template = _environment().get_template("report.html")
+    template = environment().get_template("report.html")
     return template.render(headline=headline(report), tables=_tables(report))
 
 
@@ -189,15 +215,3 @@ def _tables(report: dict[str, Any]) -> list[dict[str, Any]]:
         slow = [(row["job"], row["prompt"], f"{row['slot_seconds']:.0f} s") for row in report["slowest"]]
         tables.append({"title": "slowest", "head": ("job", "prompt", "slot seconds"), "rows": slow})
     return tables
-
-
-@cache
-def _environment() -> Environment:
-    folder = Path(__file__).parent / "templates"
-    return Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

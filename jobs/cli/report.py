@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,23 @@ from jobs.report import Scope, as_html, headline, make_report, total_rows
 from render.errors import BadInput
 
 _UNITS = {"h": "hours", "d": "days", "m": "minutes"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """What the flags of `chorale report` ask for, of a farm's database or of its board."""
+
+    queue: str | None
+    batch: str | None
+    since: str
+    page: Path | None
+    table: Path | None
+    price: float | None
+
+    @property
+    def scope(self) -> Scope:
+        """Raises `BadInput`."""
+        return Scope(queue=self.queue, batch=self.batch, since=parse_since(self.since))
 
 
 @click.command(
@@ -48,35 +66,26 @@ _UNITS = {"h": "hours", "d": "days", "m": "minutes"}
 )
 @click.option("--price", type=click.FloatRange(0), help="Price of a slot hour, for the receipts.")
 @farm_options
-def report(
-    farm: Farm,
-    as_json: bool,
-    queue: str | None,
-    batch: str | None,
-    since: str,
-    page: Path | None,
-    table: Path | None,
-    price: float | None,
-) -> None:
+def report(farm: Farm, as_json: bool, **options: Any) -> None:
     """Report what is done, what failed and why, and how much time was spent.
 
     Receipts (--csv, and `receipts` in JSON) are slot seconds by owner and by batch, with megapixels and, with
     --price, money. The owners' and the idle ones together are all slot seconds of the farm.
     """
-    scope = Scope(queue=queue, batch=batch, since=parse_since(since))
+    wanted = ReportOptions(**options)
     with farm.database.read() as connection:
-        check_exists(connection, batch, queue)
-        made = make_report(connection, scope)
-    made["receipts"] = receipt_lines(made, price)
-    print_report(made, page, table, as_json)
+        check_exists(connection, wanted.batch, wanted.queue)
+        made = make_report(connection, wanted.scope)
+    made["receipts"] = receipt_lines(made, wanted.price)
+    print_report(made, wanted, as_json)
 
 
-def print_report(made: dict[str, Any], page: Path | None, table: Path | None, as_json: bool) -> None:
+def print_report(made: dict[str, Any], wanted: ReportOptions, as_json: bool) -> None:
     """Print a report with its receipts, and write it where files are named."""
-    if table is not None:
-        _write(table, as_csv(made["receipts"]), "csv")
-    if page is not None:
-        _write(page, as_html(made), "html")
+    if wanted.table is not None:
+        _write(wanted.table, as_csv(made["receipts"]), "csv")
+    if wanted.page is not None:
+        _write(wanted.page, as_html(made), "html")
     if as_json:
         print_json(made)
         return

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from infra.database import Database, built_once, insert_unless_there, now
 from jobs.db.tables import attempts, members, nodes
+from jobs.db.uptimes import end_uptime, up_since
 from render.errors import BadInput
 from render.launch.gpus import local_bfloat16
 
@@ -30,7 +31,7 @@ class Holder:
 def register(connection: Connection, name: str, **info: Any) -> None:
     """Insert or update a node: address, slots, device, numerics, vram_bytes, agent, problems. Starts its
     lease, whoever holds it."""
-    values = info | {"lease_until": now() + LEASE_S}
+    values = info | {"lease_until": now() + LEASE_S, "up_since": up_since(connection, name)}
     if connection.execute(update(nodes).where(nodes.c.name == name).values(**values)).rowcount == 0:
         connection.execute(insert(nodes).values(name=name, **values))
 
@@ -47,7 +48,8 @@ def farm_bfloat16(database: Database) -> bool | None:
 
 def take_lease(connection: Connection, name: str, agent: str, **info: Any) -> Holder | None:
     """Register a node, unless another agent of this name holds its lease. Returns that one."""
-    values = info | {"agent": agent, "lease_until": now() + LEASE_S}
+    began = up_since(connection, name)
+    values = info | {"agent": agent, "lease_until": now() + LEASE_S, "up_since": began}
     free = (nodes.c.agent == agent) | (nodes.c.lease_until < now())
     if connection.execute(update(nodes).where(nodes.c.name == name, free).values(**values)).rowcount == 1:
         return None
@@ -80,6 +82,12 @@ def _renewed(name: Any, agent: Any, problems: Any) -> Any:
 
 def sign_off(connection: Connection, name: str, agent: str) -> None:
     """End the lease of a node that shuts down in order; nothing more is placed on it."""
+    if (
+        connection.execute(select(nodes.c.name).where(_held_by(name, agent)).with_for_update()).first()
+        is None
+    ):
+        return
+    end_uptime(connection, name)
     connection.execute(update(nodes).where(_held_by(name, agent)).values(lease_until=0.0))
 
 
@@ -104,7 +112,7 @@ def list_nodes(connection: Connection) -> list[dict[str, Any]]:
     used = Counter[str]()
     for row in connection.execute(held):
         used[row.node] += len(row.slots)
-    columns = [column for column in nodes.c if column.name != "agent"]
+    columns = [column for column in nodes.c if column.name not in ("agent", "up_since")]
     found = connection.execute(
         select(*columns, (nodes.c.lease_until > now()).label("up")).order_by(nodes.c.name)
     )

@@ -216,6 +216,19 @@ nodes = Table(
     # Why nothing is placed on it: [{"check": name, "text": sentence}]. None or empty for a healthy node.
     Column("problems", JSON),
     Column("lease_until", Double, nullable=False),
+    # When its present uptime began; None once it has signed off, and for a node of version 0.2.
+    Column("up_since", Double),
+)
+
+# The uptimes of nodes that are over; the present one is in the node's row.
+uptimes = Table(
+    "uptimes",
+    metadata,
+    Column("node", String(128), primary_key=True),
+    Column("began", Double, primary_key=True),
+    # When it signed off, or its lease was over.
+    Column("ended", Double, nullable=False, index=True),
+    Column("slots", Integer, nullable=False),
 )
 
 attempts = Table(

@@ -7,19 +7,21 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from infra.database import Database
+from infra.database import Database, now
 from jobs.db.claims import claim, make_ready
-from jobs.db.nodes import register
+from jobs.db.nodes import register, sign_off, take_lease
 from jobs.db.outcomes import fail, finish
 from jobs.db.queues import set_queue
 from jobs.db.state_machine import change_state
 from jobs.db.submission import BatchItem, JobOptions, submit
-from jobs.db.tables import attempts, jobs
+from jobs.db.tables import attempts, jobs, nodes
 from jobs.estimate import estimate
 from jobs.receipts import as_csv, receipt_lines
 from jobs.report import Scope, as_html, headline, make_report
 from jobs.scheduler.dispatcher import dispatch
 from render.spec import Spec
+
+OTHER: dict[str, Any] = {"address": "127.0.0.1", "device": "cpu", "vram_bytes": None, "numerics": "x"}
 
 
 @pytest.fixture
@@ -37,8 +39,8 @@ def submit_jobs(farm: Database, count: int, **options: Any) -> None:
     submit(farm, items, "night & day", JobOptions(owner="anna", ranks=1, **options))
 
 
-def end_all(farm: Database, seconds: float, reason: str | None = None) -> list[str]:
-    """Place what can be placed, and end it after so many seconds of rendering."""
+def end_all(farm: Database, seconds: float, reason: str | None = None, ago: float = 0) -> list[str]:
+    """Place what can be placed, and end it after so many seconds of rendering, so many seconds ago."""
     ended = []
     for node, attempt, _ in dispatch(farm, "n"):
         with farm.write() as connection:
@@ -58,6 +60,8 @@ def end_all(farm: Database, seconds: float, reason: str | None = None) -> list[s
                 finish(connection, assignment, "root", seconds / 2)
             else:
                 fail(connection, attempt, reason, node)
+            past = update(attempts).where(attempts.c.id == attempt)
+            connection.execute(past.values(created=attempts.c.created - ago, ended=attempts.c.ended - ago))
             ended.append(assignment.job)
     return ended
 
@@ -91,16 +95,17 @@ def test_a_report_tells_what_was_done_lost_and_failed(farm: Database) -> None:
 def test_receipts_of_a_mixed_night_sum_to_the_time_of_the_slots(farm: Database) -> None:
     """Two owners, attempts that are lost and tried again, and a slot that idles in between."""
     submit_jobs(farm, 2)
-    (lost,) = {*end_all(farm, 900, "node n sends no heartbeat")[:1]}
+    (lost,) = {*end_all(farm, 900, "node n sends no heartbeat", ago=2700)[:1]}
     with farm.write() as connection:
         connection.execute(update(jobs).values(not_before=None))
-    end_all(farm, 600)
+    end_all(farm, 600, ago=1000)
     items = [BatchItem(row=0, custom_id="=x", spec=Spec(prompt="a mug", width=256, height=128))]
     submit(farm, items, "=SUM(A1)", JobOptions(owner="=ben", ranks=1))
     end_all(farm, 300)
     with farm.write() as connection:
         # The night began an hour ago.
         connection.execute(update(jobs).values(created=jobs.c.created - 3600))
+        connection.execute(update(nodes).values(up_since=nodes.c.up_since - 3600))
     with farm.read() as connection:
         report = make_report(connection, Scope())
     lines = receipt_lines(report, 2.0)
@@ -119,6 +124,29 @@ def test_receipts_of_a_mixed_night_sum_to_the_time_of_the_slots(farm: Database) 
     # A spreadsheet must not run what a client called itself.
     assert {row["name"][:2] for row in rows if row["name"].startswith("'")} == {"'="}
     assert not any(row["name"].startswith("=") for row in rows)
+
+
+def test_slots_are_idle_only_while_their_node_was_up(farm: Database) -> None:
+    """A node that died and came back, one that signed off, and one that came late."""
+
+    def move(name: str, began: float, **more: Any) -> None:
+        row = update(nodes).where(nodes.c.name == name)
+        connection.execute(row.values(up_since=now() + began, **more))
+
+    with farm.write() as connection:
+        move("n", -3600, lease_until=now() - 2400)
+        assert take_lease(connection, "n", "second", slots=2, **OTHER) is None
+        move("n", -600)
+        assert take_lease(connection, "gone", "first", slots=2, **OTHER) is None
+        move("gone", -3000)
+        sign_off(connection, "gone", "first")
+        assert take_lease(connection, "late", "first", slots=1, **OTHER) is None
+        move("late", -60)
+    submit_jobs(farm, 1)
+    with farm.write() as connection:
+        connection.execute(update(jobs).values(created=now() - 7200))
+        found = make_report(connection, Scope())["idle_slot_seconds"]
+    assert found == pytest.approx(2 * (1200 + 600) + 2 * 3000 + 60, abs=5)
 
 
 def test_an_estimate_knows_nothing_first_and_then_what_was_measured(farm: Database) -> None:
