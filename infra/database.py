@@ -44,11 +44,18 @@ _POSTGRES: dict[str, Any] = {
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
+}
+_POSTGRES_LIMITS = {
     # A machine that loses power in the middle of a transaction must not hold the farm's locks for hours.
-    "options": "-c idle_in_transaction_session_timeout=15s -c lock_timeout=10s",
+    "idle_in_transaction_session_timeout": "15s",
+    "lock_timeout": "10s",
 }
 _READ_ONLY = "25006"
 """SQLSTATE of a server that only reads: one that is being replaced, or a replica."""
+_STOPPED = frozenset({"57014", "55P03"})
+"""SQLSTATEs of a statement that took too long, by itself or for the locks of others."""
+_LOOK_INSTRUCTIONS = 100_000
+"""SQLite looks at the clock after so many instructions of its machine, some milliseconds."""
 _ABSENT = frozenset({"42501", "42P01", "3D000", "3F000", "42703"})
 """SQLSTATEs of statements that are right, in a database that is not (yet): no privilege, table, database,
 schema or column, as while a backup is restored."""
@@ -72,11 +79,15 @@ def _now_in_postgresql(element: Any, compiler: Any, **options: Any) -> str:
 
 
 class Database:
-    """Connections to one database. Opens nothing until it is used."""
+    """Connections to one database. Opens nothing until it is used.
 
-    def __init__(self, url: str) -> None:
+    A statement that takes longer than `longest_statement_s` is stopped, and raises `DatabaseUnreachable`:
+    for a server, where one slow query after the other would hold all threads. None for no limit.
+    """
+
+    def __init__(self, url: str, *, longest_statement_s: float | None = None) -> None:
         try:
-            self.engine = _engine(url)
+            self.engine = _engine(url, longest_statement_s)
         except (ArgumentError, NoSuchModuleError, ImportError) as exc:
             raise BadSetting(
                 "database_url",
@@ -147,10 +158,10 @@ def _insert(connection: Connection, table: Table) -> Any:
     return dialect.insert(table)
 
 
-def _engine(text: str) -> Engine:
+def _engine(text: str, longest_s: float | None) -> Engine:
     url = parse_database_url(text)
     if url.get_backend_name() != "sqlite":
-        engine = create_engine(url, pool_pre_ping=True, connect_args=_POSTGRES)
+        engine = create_engine(url, pool_pre_ping=True, connect_args=_postgres_arguments(longest_s))
         # Before SQLAlchemy inspects the server: it fails on the encodings that are refused here.
         event.listen(engine, "connect", partial(_refuse_other_encodings, engine), insert=True)
         event.listen(engine, "handle_error", _leave_read_only_server)
@@ -159,7 +170,22 @@ def _engine(text: str) -> Engine:
     event.listen(engine, "connect", partial(_prepare_sqlite, url))
     event.listen(engine, "checkout", partial(_check_sqlite_file, url))
     event.listen(engine, "begin", _begin_sqlite)
+    if longest_s is not None:
+        event.listen(engine, "before_cursor_execute", partial(_limit_sqlite, longest_s))
     return engine
+
+
+def _postgres_arguments(longest_s: float | None) -> dict[str, Any]:
+    limits = dict(_POSTGRES_LIMITS)
+    if longest_s is not None:
+        limits["statement_timeout"] = f"{longest_s * 1000:.0f}ms"
+    return _POSTGRES | {"options": " ".join(f"-c {name}={value}" for name, value in limits.items())}
+
+
+def _limit_sqlite(longest_s: float, connection: Any, cursor: sqlite3.Cursor, *_: object) -> None:
+    """What `statement_timeout` is for PostgreSQL; time in which others write is not counted."""
+    end = time.monotonic() + longest_s
+    cursor.connection.set_progress_handler(lambda: time.monotonic() > end, _LOOK_INSTRUCTIONS)
 
 
 def _refuse_other_encodings(engine: Engine, connection: Any, record: object) -> None:
@@ -242,4 +268,8 @@ def _translated(database: Database) -> Iterator[None]:
 def _unreachable(database: Database, cause: BaseException | None) -> DatabaseUnreachable:
     reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
     where = database.shown_url
+    stopped = getattr(cause, "sqlstate", None) in _STOPPED
+    if stopped or getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
+        fix = "it is slow or busy, try again later"
+        return DatabaseUnreachable(f"the database {where} took too long for a query ({reason}); {fix}")
     return DatabaseUnreachable(f"the database {where} does not answer ({reason}); check CHORALE_DATABASE_URL")

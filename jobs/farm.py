@@ -64,9 +64,12 @@ def _embedded_url() -> str:
 
 
 @contextmanager
-def open_farm(settings: Settings, *, renders: bool = False) -> Iterator[Farm]:
+def open_farm(
+    settings: Settings, *, renders: bool = False, longest_statement_s: float | None = None
+) -> Iterator[Farm]:
     """Open the farm that the settings name; without a database URL, open or create the embedded one.
 
+    A statement that takes longer than `longest_statement_s` is stopped, see `infra.database.Database`.
     While it is open, models are found by the names that the farm knows (`jobs.models`): whole ones in a
     process that `renders`, else what is needed to plan.
     """
@@ -74,7 +77,7 @@ def open_farm(settings: Settings, *, renders: bool = False) -> Iterator[Farm]:
     if not url:
         default_home().mkdir(parents=True, exist_ok=True)
         url = _embedded_url()
-    database = Database(url)
+    database = Database(url, longest_statement_s=longest_statement_s)
     try:
         upgrade(database)
         patience_s = settings.store_patience_s if renders else 0.0

@@ -25,11 +25,10 @@ from jobs.board.openai_answers import Format, Named, Wanted, answer, check_pixel
 from jobs.board.spec_body import SpecBody
 from jobs.board.uploaded_images import keep_image, keep_mask, renamed
 from jobs.db.audit import record
-from jobs.db.board_queries import known_models, show_batch
+from jobs.db.board_queries import show_batch
 from jobs.db.submission import JobOptions
 from jobs.intake.options import IntakeOptions
 from render.errors import BadInput
-from render.models.folder import BUILTIN
 from render.spec import Spec
 
 MAX_IMAGES = 10
@@ -81,14 +80,14 @@ router = APIRouter(prefix="/v1", responses=_ANSWERS, tags=["openai"])
 
 @router.get("/models")
 def list_models(board: Here) -> dict[str, Any]:
-    """The models that images were made with on this farm."""
-    return {"object": "list", "data": [_model(name) for name in _models(board)]}
+    """The models that the farm knows by name, and those that images were made with."""
+    return {"object": "list", "data": [_model(name) for name in board.model_names()]}
 
 
 @router.get("/models/{model:path}")
 def one_model(board: Here, model: str) -> dict[str, Any]:
     """One of them."""
-    if model not in _models(board):
+    if model not in board.model_names():
         raise BadInput("model", model[:120], "is unknown to this farm; /v1/models lists the known ones")
     return _model(model)
 
@@ -227,11 +226,6 @@ def _extensions(more: Mapping[str, Any] | None) -> dict[str, Any]:
     if unknown is not None:
         raise BadInput(str(unknown)[:60], None, "is unknown; leave it out")
     return dict(more or {})
-
-
-def _models(board: Board) -> list[str]:
-    with board.farm.database.read() as connection:
-        return sorted({BUILTIN, *known_models(connection)})
 
 
 def _model(name: str) -> dict[str, Any]:

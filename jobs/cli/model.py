@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from sqlalchemy import Text, cast, select
+from sqlalchemy import Connection, Text, cast, func, select
 
 from infra.settings import Settings
 from infra.store.open import open_store
@@ -18,6 +18,8 @@ from jobs.cli.farm_options import farm_options, this_user
 from jobs.cli.help import CommandGroup, examples
 from jobs.cli.terminal import print_json, print_line, print_table
 from jobs.db.audit import record
+from jobs.db.leases import lock_inputs
+from jobs.db.submission import submissions_in_progress
 from jobs.db.tables import jobs
 from jobs.errors import FAILED
 from jobs.farm import Farm, open_images
@@ -133,14 +135,12 @@ def remove(farm: Farm, as_json: bool, name: str) -> None:
     catalog = ModelCatalog(open_images(farm.settings))
     found = _known(catalog, name)
     with farm.database.write() as connection:
-        waiting = connection.execute(
-            select(jobs.c.id).where(_MAY_RUN, cast(jobs.c.spec, Text).contains(f"@{found.digest[:16]}"))
-        ).all()
-        if waiting:
-            fix = f"is needed by {plural(len(waiting), 'unfinished job')}; wait for them, or cancel them"
-            raise BadInput("name", name, fix)
+        # A batch that began to be stored before this is seen here; one that begins later misses the model.
+        lock_inputs(connection)
+        _check_unneeded(connection, found)
+        catalog.forget(found)
         record(connection, this_user(), "remove model", f"model {name}", digest=found.digest)
-    freed = catalog.remove(found)
+    freed = catalog.delete_files(found)
     if as_json:
         print_json({"name": name, "digest": found.digest, "bytes": freed})
     else:
@@ -152,6 +152,17 @@ def _base_of(path: Path, base: str) -> Path:
         fix = "completes a single file, and the model is a folder; leave it out"
         raise ModelNotUsable("base", base, fix)
     return resolve_base(base)
+
+
+def _check_unneeded(connection: Connection, found: StoredModel) -> None:
+    """Raise `BadInput` where a job may still need a model, or one is being submitted."""
+    needed = cast(jobs.c.spec, Text).contains(f"@{found.digest[:16]}")
+    waiting = connection.execute(select(func.count()).select_from(jobs).where(_MAY_RUN, needed)).scalar_one()
+    if waiting:
+        fix = f"is needed by {plural(waiting, 'unfinished job')}; wait for them, or cancel them"
+        raise BadInput("name", found.name, fix)
+    if submissions_in_progress(connection):
+        raise BadInput("name", found.name, "may be needed by a batch that is being submitted; try again soon")
 
 
 def _known(catalog: ModelCatalog, name: str) -> StoredModel:

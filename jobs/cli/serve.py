@@ -19,6 +19,8 @@ from render.launch.parent_death import PARENT, die_with_parent
 
 PORT = 8470
 _STOP_S = 10.0
+_LONGEST_STATEMENT_S = 30.0
+"""Less than the 60 s within which the board answers: nobody waits for the result of a slower query."""
 
 
 @click.command(epilog=examples("chorale serve", "chorale serve --port 9000"))
@@ -46,7 +48,8 @@ def serve(host: str, port: int, opened: bool, path: str, database_url: str | Non
 
     if parent := os.environ.get(PARENT):
         die_with_parent(int(parent))
-    with open_farm(read_settings({"database_url": database_url})) as farm:
+    settings = read_settings({"database_url": database_url})
+    with open_farm(settings, longest_statement_s=_LONGEST_STATEMENT_S) as farm:
         run(farm, host, port, path if opened else None, report=lambda text: print_line(text, error=True))
 
 

@@ -23,6 +23,8 @@ def upgrade(database: Database) -> None:
         return
     with database.write() as connection:
         if connection.dialect.name == "postgresql":
+            # A large table takes longer to change than a query of a board may.
+            connection.execute(text("set local statement_timeout = 0"))
             connection.execute(text("select pg_advisory_xact_lock(:number)"), {"number": _LOCK})
         command.upgrade(config_for(connection), "head")
 

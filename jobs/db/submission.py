@@ -29,6 +29,7 @@ from jobs.db.tables import batches, entries, events, jobs, rates
 from jobs.formatting import printable
 from render.errors import BadInput
 from render.model_info import ModelInfo
+from render.models.known_names import is_known_still, lasting_name
 from render.models.model_paths import absolute_name, check_additions, find_model_paths, model_info
 from render.models.number_format import resolve_dtype
 from render.models.vae_folder import resolve_vae
@@ -154,6 +155,8 @@ class Preparation:
         self._custom_ids: set[str] = set()
         self._first_of: dict[str, str] = {}
         self._images: set[Any] = set()
+        self._names: dict[str, bool] = {}
+        """Names of models: whether the farm knows them."""
 
     def __enter__(self) -> Preparation:
         return self
@@ -168,6 +171,9 @@ class Preparation:
             raise BadInput("custom_id", item.custom_id, "is already used in this batch; use another")
         row = job_row(item, self.options, self._bfloat16)
         self._custom_ids.add(item.custom_id)
+        for name in (item.spec.model, item.spec.refiner, item.spec.base):
+            if name is not None and name not in self._names:
+                self._names[name] = lasting_name(name) is not None
         first = self._first_of.setdefault(row["id"], item.custom_id)
         if first != item.custom_id:
             self.twin_count += 1
@@ -181,6 +187,12 @@ class Preparation:
         self._chunk.append({"custom_id": item.custom_id, "row": item.row, "job": row})
         if len(self._chunk) == _CHUNK_ROWS:
             self._flush()
+
+    def check_models(self) -> None:
+        """Raise `BadInput` if a model of the farm was removed since it was found."""
+        for name, known in self._names.items():
+            if known and not is_known_still(name):
+                raise BadInput("model", name, "was removed from the farm meanwhile; add it again")
 
     def chunks(self) -> Iterator[list[dict[str, Any]]]:
         """What was added, in order: `custom_id`, `row`, and the row of the table of jobs."""
@@ -211,8 +223,8 @@ def insert_batch(
 ) -> Receipt:
     """Queue a prepared batch. Images that the farm knows already join the batch as they are.
 
-    `store_inputs` is called before its jobs are inserted, while `chorale gc` deletes no inputs (see
-    `submissions_in_progress`). If it raises, nothing is queued.
+    `store_inputs` is called before its jobs are inserted, while `chorale gc` deletes no inputs and
+    `chorale model remove` no model (see `submissions_in_progress`). If it raises, nothing is queued.
 
     A cancelled job that is submitted again is queued again, with the new options; a failed one needs `retry`.
     Rows are inserted in chunks, so that a large batch does not block the database; if the database goes away
@@ -237,6 +249,7 @@ def insert_batch(
         )
     try:
         store_inputs()
+        prepared.check_models()
     except BaseException:
         with database.write() as connection:
             connection.execute(delete(batches).where(batches.c.id == receipt.batch))

@@ -144,14 +144,18 @@ class ModelCatalog:
         names = [entry.key[len("names/") : -len(".json")] for entry in self._store.entries("names/")]
         return [model for name in names if (model := self.find(name)) is not None]
 
-    def remove(self, model: StoredModel) -> int:
-        """Remove a name, and the files that no other name's model has; returns the bytes that were freed."""
+    def forget(self, model: StoredModel) -> None:
+        """Remove a name, and what is known of its model unless another name stands for it too.
+
+        No submission finds the model then; `delete_files` frees the room.
+        """
         self._store.delete(f"names/{model.name}.json")
-        others = self.models()
-        if any(other.digest == model.digest for other in others):
-            return 0
-        shared = {file.sha256 for other in others for file in other.files}
-        self._store.delete(f"records/{model.digest[:16]}.json")
+        if not any(other.digest == model.digest for other in self.models()):
+            self._store.delete(f"records/{model.digest[:16]}.json")
+
+    def delete_files(self, model: StoredModel) -> int:
+        """Delete the files of a forgotten model that no other one has; returns the bytes that were freed."""
+        shared = {file.sha256 for other in self.models() for file in other.files}
         freed = 0
         for file in model.files:
             if file.sha256 not in shared:
@@ -229,6 +233,11 @@ def _places(path: Path, base: Path | None) -> dict[str, Path]:
 def may_be_name(name: str) -> bool:
     """Whether a model could have this name, with or without its digest."""
     return (_NAME.fullmatch(name) or _POINTED.fullmatch(name)) is not None
+
+
+def is_pointed(name: str) -> bool:
+    """Whether it is a name with the digest of its model."""
+    return _POINTED.fullmatch(name) is not None
 
 
 def check_name(name: str) -> None:

@@ -36,6 +36,11 @@ class FarmModels:
         model = self.find(name)
         return None if model is None else model.pointed_name
 
+    def is_known_still(self, name: str) -> bool:
+        """See `NameResolver`."""
+        self._known.pop(name, None)
+        return self.find(name) is not None
+
     def find(self, name: str) -> StoredModel | None:
         """The model of a name; a batch of many rows asks the store once."""
         looked, found = self._known.get(name, (0.0, None))

@@ -19,6 +19,10 @@ class NameResolver(Protocol):
         """A name that will stand for the same files later; None for a name that is not known."""
         ...
 
+    def is_known_still(self, name: str) -> bool:
+        """Whether a lasting name stands for a model now; asks anew, whatever was found before."""
+        ...
+
 
 _resolvers: list[NameResolver] = []
 
@@ -47,3 +51,8 @@ def lasting_name(name: str) -> str | None:
     """See `NameResolver.lasting_name`."""
     names = (each.lasting_name(name) for each in reversed(_resolvers))
     return next((found for found in names if found is not None), None)
+
+
+def is_known_still(name: str) -> bool:
+    """See `NameResolver.is_known_still`."""
+    return any(each.is_known_still(name) for each in _resolvers)

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from openai import OpenAI
 from PIL import Image
 
+from infra.store.local import LocalStore
+from jobs.models.catalog import ModelCatalog
+from render.models.folder import resolve_model
 from tests.jobs.board.conftest import OPERATOR, VIEWER, SmallFarm
 from tests.support.board import RunningBoard
 from tests.support.cli import wait_until
@@ -113,9 +116,13 @@ def test_a_request_that_does_not_wait_is_told_where_to_look(client: OpenAI, smal
     assert base64.b64decode(answer.json["data"][0]["b64_json"])
 
 
-def test_models_are_listed(client: OpenAI) -> None:
-    listed = client.models.list().data
-    assert "builtin" in [model.id for model in listed]
+def test_models_are_listed(client: OpenAI, small_farm: SmallFarm) -> None:
+    catalog = ModelCatalog(LocalStore(small_farm.board.log.parent / "chorale" / "images"))
+    brand = catalog.add("brand", resolve_model("builtin"), "builtin", "anna")
+    assert {"builtin", "brand"} <= {model.id for model in client.models.list().data}
+    assert client.models.retrieve("brand").id == "brand"
+    catalog.forget(brand)
+    assert "brand" not in [model.id for model in client.models.list().data]
     assert client.models.retrieve("builtin").owned_by == "chorale"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-image-1")

@@ -7,7 +7,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import select, text
 
 from infra.database import Database, now
-from infra.errors import BadSetting
+from infra.errors import BadSetting, DatabaseUnreachable
 from jobs.db.schema import upgrade
 from jobs.db.tables import metadata
 
@@ -51,3 +51,22 @@ def test_a_database_that_cannot_keep_every_prompt_is_refused(postgres_url: str, 
     with pytest.raises(BadSetting, match=f"database_url: .*{name} has the encoding {encoding}; create"):
         upgrade(database)
     database.close()
+
+
+def test_a_query_that_takes_too_long_is_stopped(database: Database) -> None:
+    """It would hold a thread of the board; the next one is answered."""
+    slow = "select pg_sleep(3600)"
+    if database.engine.dialect.name == "sqlite":
+        numbers = "with recursive n(x) as (select 1 union all select x + 1 from n where x < 1e12)"
+        slow = f"{numbers} select max(x) from n"
+    url = database.engine.url.render_as_string(hide_password=False)
+    limited = Database(url, longest_statement_s=0.5)
+    for _ in range(2):
+        with (
+            pytest.raises(DatabaseUnreachable, match=r"took too long for a query .*try again later"),
+            limited.read() as connection,
+        ):
+            connection.execute(text(slow))
+        with limited.write() as connection:
+            assert connection.execute(text("select 1")).scalar_one() == 1
+    limited.close()

@@ -9,13 +9,18 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import insert, select, update
 
+from infra.database import now
 from infra.settings import read_settings
 from jobs.cli.main import cli, main
+from jobs.db.submission import BatchItem, JobOptions, Preparation, insert_batch
+from jobs.db.tables import batches
 from jobs.farm import open_farm
 from render.errors import BadInput
 from render.models.folder import BUILTIN, read_model_info, resolve_model
 from render.models.model_paths import find_model_paths
+from render.spec import Spec
 from tests.render.models.original_transformers import write_network
 from tests.render.models.tiny_transformers import save
 
@@ -110,3 +115,29 @@ def test_a_model_that_a_job_needs_is_not_removed(home: Path) -> None:
             chorale("model", command, "brand")
     with pytest.raises(BadInput, match="is not on this machine"):
         chorale("model", "add", "brand", "nothing")
+
+
+def test_a_model_is_not_removed_while_a_batch_is_being_submitted(home: Path) -> None:
+    digest = chorale("model", "add", "brand", "models/brand")["digest"]
+    row = {"id": "b1", "name": "feed.csv", "owner": "anna", "queue": "night", "created": now()}
+    with open_farm(read_settings({})) as farm, farm.database.write() as connection:
+        connection.execute(insert(batches).values(**row))
+    with pytest.raises(BadInput, match="may be needed by a batch that is being submitted"):
+        chorale("model", "remove", "brand")
+    with open_farm(read_settings({})) as farm, farm.database.write() as connection:
+        connection.execute(update(batches).values(submitted=now()))
+    assert chorale("model", "remove", "brand")["digest"] == digest
+
+
+def test_a_model_that_is_removed_before_its_job_is_queued_is_missed(home: Path) -> None:
+    """The submission has found it, and another process removes it before anything of the batch is stored."""
+    chorale("model", "add", "brand", "models/brand")
+    with open_farm(read_settings({})) as farm:
+        with Preparation(JobOptions(owner="anna")) as prepared:
+            spec = Spec(prompt="a vase", width=128, height=128, model="brand")
+            prepared.add(BatchItem(row=1, custom_id="1", spec=spec))
+            chorale("model", "remove", "brand")
+            with pytest.raises(BadInput, match=r"model: 'brand'.* was removed from the farm meanwhile"):
+                insert_batch(farm.database, prepared, "one")
+        with farm.database.read() as connection:
+            assert connection.execute(select(batches.c.id)).all() == []
