@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.command_usage import run_command
 from bench.table import Row
 from infra.database import Database
 from jobs.db.claims import claim, make_ready
@@ -50,11 +51,11 @@ def _submission(folder: Path) -> Iterator[Row]:
             row = {"custom_id": str(number), "prompt": f"vase {number}", "seed": number}
             lines.write(json.dumps(row) + "\n")
     url = f"sqlite:///{folder / 'many.db'}"
-    started = time.perf_counter()
     words = ["submit", str(file), "--size", "512x512", "--database-url", url, "--json"]
-    peak = _peak_bytes([*CHORALE, *words])
-    yield Row(f"{MANY:,} rows submitted: seconds", time.perf_counter() - started, "<= 60")
-    yield Row(f"{MANY:,} rows submitted: peak MiB", peak / 2**20, "<= 300")
+    usage = run_command([*CHORALE, *words])
+    assert usage.status == 0, usage.errors
+    yield Row(f"{MANY:,} rows submitted: seconds", usage.seconds, "<= 60")
+    yield Row(f"{MANY:,} rows submitted: peak MiB", usage.peak_bytes / 2**20, "<= 300")
     database = Database(url)
 
     def look() -> float:
@@ -71,23 +72,6 @@ def _submission(folder: Path) -> Iterator[Row]:
     dispatch(database, "n")
     yield Row(f"a dispatcher's round at {MANY:,} jobs: ms", (time.perf_counter() - started) * 1000, "")
     database.close()
-
-
-def _peak_bytes(words: list[str]) -> int:
-    """The most memory that a command has held.
-
-    Looked up while it runs: what the kernel tells of a child that has ended (`ru_maxrss`) counts the memory
-    of its parent too, which it shares until it begins its own program, and ours has torch in it.
-    """
-    peak = 0
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None:
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            told = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
-            peak = max([peak, *told])
-            time.sleep(0.05)
-    assert process.returncode == 0, words
-    return peak
 
 
 def _placements(folder: Path) -> Iterator[Row]:

@@ -20,13 +20,15 @@ from jobs.announcement import job_announcer
 from jobs.board.access import Access, TokensFile
 from jobs.board.deadlines import Deadlines
 from jobs.board.login_limit import LoginLimit
+from jobs.board.sent_files import SentFiles
 from jobs.board.uploads import Uploads
 from jobs.db.audit import session_secret
-from jobs.db.board_queries import is_known_model, queue_rates
+from jobs.db.board_queries import is_known_model, known_models, queue_rates
 from jobs.db.folders import image_folder
 from jobs.db.nodes import farm_bfloat16
 from jobs.db.queries import find_job
 from jobs.db.queues import list_queues
+from jobs.db.reviews import batch_counts
 from jobs.db.submission import JobOptions, Preparation, Receipt, insert_batch
 from jobs.db.tables import jobs
 from jobs.errors import UnknownJob
@@ -35,6 +37,7 @@ from jobs.farm import Farm, open_images
 from jobs.input_assets import upload_inputs
 from jobs.intake.batch import check_model_folders, check_single
 from jobs.intake.options import IntakeOptions
+from jobs.models.catalog import ModelCatalog, is_pointed
 from jobs.review.checking import check_batch_images
 from render.errors import BadInput
 from render.models.folder import BUILTIN
@@ -48,6 +51,8 @@ WHO = "the board"
 _ESTIMATE_S = 15.0
 """How long an estimate is cached; it reads every queued job."""
 _QUEUES_S = 1.0
+_COUNTS_S = 5.0
+_MOST_CACHED = 1000
 _ID_LENGTH = 16
 _log = logging.getLogger(__name__)
 
@@ -68,6 +73,7 @@ class Board:
     ending: threading.Event = field(default_factory=threading.Event)
     """Set when the board stops; event streams end then."""
     uploads: Uploads = field(default_factory=Uploads)
+    sent: SentFiles = field(default_factory=SentFiles)
     _cache: dict[str, tuple[float, Any]] = field(default_factory=dict)
     _locks: dict[str, threading.Lock] = field(default_factory=dict)
     _done: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -128,6 +134,20 @@ class Board:
     def estimates(self) -> list[dict[str, Any]]:
         """The output of `chorale estimate`, at most some seconds old."""
         return self._cached("estimate", _ESTIMATE_S, self._estimates)
+
+    def batch_counts(self, batch: str, *, fresh: bool) -> tuple[dict[str, int], dict[str, int]]:
+        """See `jobs.db.reviews.batch_counts`; some seconds old for the later pages of a contact sheet, which
+        come one after the other: counting has to look at every image of the batch."""
+        name = f"counts of {batch}"
+        if fresh:
+            self._cache.pop(name, None)
+        if len(self._cache) > _MOST_CACHED:
+            self._cache.clear()
+        return self._cached(name, _COUNTS_S, partial(self._batch_counts, batch))
+
+    def _batch_counts(self, batch: str) -> tuple[dict[str, int], dict[str, int]]:
+        with self.farm.database.read() as connection:
+            return batch_counts(connection, batch)
 
     def forget_queues(self) -> None:
         """Drop the cached queues after a change."""
@@ -203,6 +223,19 @@ class Board:
                     fix = "is new to this farm; submit its first image with chorale submit"
                     raise BadInput("model", model[:120], fix)
         check_model_folders(model, refiner, vae, base)
+
+    def model_names(self) -> list[str]:
+        """The models that a request may name: those that the farm has by name, and those of earlier images.
+
+        Raises `StoreError`.
+        """
+        catalog = ModelCatalog(self.store())
+        added = catalog.models()
+        with self.farm.database.read() as connection:
+            used = set(known_models(connection)) - {model.pointed_name for model in added}
+        # A job's model may have been removed since, or its name given to another one.
+        there = {name for name in used if not is_pointed(name) or catalog.find(name) is not None}
+        return sorted({BUILTIN, *there, *(model.name for model in added)})
 
     def _queues(self) -> list[dict[str, Any]]:
         with self.farm.database.read() as connection:

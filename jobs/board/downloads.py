@@ -18,7 +18,7 @@ from infra.store.base import Store
 from jobs.board.board import Board
 from jobs.board.here import Here
 from jobs.db.audit import record
-from jobs.db.board_queries import job_summary, show_batch
+from jobs.db.board_queries import batch_row, job_summary, show_batch
 from jobs.renditions.batch import choose_images, rendition_of
 from jobs.renditions.channel import CONTENT_TYPES, ENDINGS, Channel, Rendition
 from jobs.renditions.farm import ask_for, list_renditions, store_key, wanted_channels
@@ -143,9 +143,9 @@ def ask(board: Board, request: Request, batch: str, names: Iterable[str]) -> lis
 def files_of(board: Board, batch: str) -> list[dict[str, Any]]:
     """For the page of a batch: each channel with its title and its files, made, broken and missing."""
     with board.farm.database.read() as connection:
-        rows, channels = list_renditions(connection, batch), show_batch(connection, batch, documents=True)
+        rows, channels = list_renditions(connection, batch), batch_row(connection, batch).channels
     found = []
-    for name, document in sorted((channels["channels"] or {}).items()):
+    for name, document in sorted((channels or {}).items()):
         mine = [row for row in rows if row["channel"] == name]
         found.append(
             {

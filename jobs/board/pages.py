@@ -24,20 +24,19 @@ from jobs.db.board_queries import (
     Cursor,
     active_jobs,
     attempts_of,
+    batch_row,
     first_rows,
     job_summary,
-    known_models,
     newest_done,
     page_jobs,
-    show_batch,
 )
 from jobs.db.commands import VERBS
 from jobs.db.custom_ids import base_of
 from jobs.db.dependencies import waits_for
 from jobs.db.nodes import list_nodes
-from jobs.db.queries import Filter, count_jobs, list_batches, show_job
+from jobs.db.queries import Filter, count_jobs, list_batches, show_job, shown_batch
 from jobs.db.queues import check_exists
-from jobs.db.reviews import review_counts, review_rows
+from jobs.db.reviews import review_rows
 from jobs.db.state_machine import HOLDING, STATES
 from jobs.db.tables import attempts, jobs, members
 from jobs.intake.batch import CheckedBatch
@@ -52,7 +51,8 @@ from render.models.folder import BUILTIN
 from render.output.manifest import parse_manifest
 
 _ROWS = 50
-_IMAGES = 120
+IMAGES = 60
+"""Of one page of a contact sheet, so that it weighs less than a megabyte with all its thumbnails."""
 _THUMBNAILS = 4
 """Thumbnails of each batch in the list."""
 _LOG_BYTES = 40_000
@@ -276,21 +276,21 @@ def contact_sheet(board: Board, request: Request) -> dict[str, Any]:
     if not (after.isascii() and after.removeprefix("-").isdigit() and len(after) < 10):
         raise BadInput("after", after[:40], "is not a row number")
     with board.farm.database.read() as connection:
-        known = show_batch(connection, batch)
-        counts = review_counts(connection, batch) if known["jobs"].get("done") else {}
-        rows = review_rows(connection, batch, _IMAGES + 1, int(after), chosen or None)
+        known = shown_batch(batch_row(connection, batch))
+        rows = review_rows(connection, batch, IMAGES + 1, int(after), chosen or None)
+    states, counts = board.batch_counts(batch, fresh=after == "-1")
     if any(row["state"] == "done" and not row["checked"] for row in rows):
         board.check_images(batch)
-    more = rows[_IMAGES - 1]["row"] if len(rows) > _IMAGES else None
+    more = rows[IMAGES - 1]["row"] if len(rows) > IMAGES else None
     names = {row["custom_id"] for row in rows}
     return {
-        "batch": known,
-        "rows": [row | {"base": base_of(row["custom_id"], names)} for row in rows[:_IMAGES]],
+        "batch": known | {"jobs": states},
+        "rows": [row | {"base": base_of(row["custom_id"], names)} for row in rows[:IMAGES]],
         "more": more,
         "first": after == "-1",
         "files": files_of(board, batch),
         "channels": known_channels(),
-        "counts": counts,
+        "counts": counts if states.get("done") else {},
         "chosen": chosen,
         "link": _Links(f"/batches/{quote(batch)}", {"verdict": chosen}),
     }
@@ -329,6 +329,14 @@ def submit_form(request: Request, job: str = "") -> Response:
     return form_page(request, values, None)
 
 
+def _model_names(board: Board) -> list[str]:
+    try:
+        return board.model_names()
+    except StoreError:
+        # The form is there all the same.
+        return [BUILTIN]
+
+
 def form_page(
     request: Request,
     values: dict[str, Any],
@@ -340,8 +348,7 @@ def form_page(
     board: Board = request.app.state.board
     # Both forms have a size, a seed and a queue: what was entered in one stays out of the other.
     image, batch = ({}, values) if part == "batch" else (values, {})
-    with board.farm.database.read() as connection:
-        models = {BUILTIN, *known_models(connection)} | ({image["model"]} if image.get("model") else set())
+    models = {*_model_names(board)} | ({image["model"]} if image.get("model") else set())
     given = {
         "values": _JOB_DEFAULTS | image,
         "batch": _JOB_DEFAULTS | batch,

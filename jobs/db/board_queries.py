@@ -160,22 +160,24 @@ def queue_rates(connection: Connection, seconds: float = 3600.0) -> dict[str, di
     }
 
 
-def show_batch(connection: Connection, batch: str, documents: bool = False) -> dict[str, Any]:
-    """A batch and its number of jobs by state; raises `BadInput` for an unknown one.
-
-    `channels` are names, with `documents` whole channels by name.
-    """
-    row = connection.execute(select(batches).where(batches.c.id == batch)).one_or_none()
-    if row is None:
-        raise BadInput("batch", batch, "is unknown; chorale batches shows the known ones")
+def show_batch(connection: Connection, batch: str) -> dict[str, Any]:
+    """A batch and its number of jobs by state; raises `BadInput` for an unknown one. `channels` are names."""
     counted = (
         select(jobs.c.state, func.count().label("number"))
         .join(entries, entries.c.job == jobs.c.id)
         .where(entries.c.batch == batch)
         .group_by(jobs.c.state)
     )
-    shown = shown_batch(row) | ({"channels": row.channels} if documents else {})
+    shown = shown_batch(batch_row(connection, batch))
     return shown | {"jobs": {each.state: each.number for each in connection.execute(counted)}}
+
+
+def batch_row(connection: Connection, batch: str) -> Any:
+    """The row of a batch; raises `BadInput` for an unknown one."""
+    row = connection.execute(select(batches).where(batches.c.id == batch)).one_or_none()
+    if row is None:
+        raise BadInput("batch", batch, "is unknown; chorale batches shows the known ones")
+    return row
 
 
 def batch_rows(connection: Connection, batch: str, limit: int, after: int = -1) -> list[dict[str, Any]]:
@@ -218,6 +220,12 @@ def known_models(connection: Connection) -> list[str]:
 def is_known_model(connection: Connection, model: str) -> bool:
     """Whether any image of this model was ever submitted."""
     return connection.execute(select(jobs.c.id).where(jobs.c.model == model).limit(1)).first() is not None
+
+
+def is_known_folder(connection: Connection, field: str, path: str) -> bool:
+    """Whether any image was ever submitted with this folder in a field with several parts."""
+    there = jobs.c.spec[field][0]["path"].as_string() == path
+    return connection.execute(select(jobs.c.id).where(there).limit(1)).first() is not None
 
 
 def _rows(connection: Connection, statement: Select[Any]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ disputed when both happen.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,8 +74,10 @@ def review_document(row: dict[str, Any]) -> dict[str, Any]:
     return {"job": row["id"]} | {name: row[name] for name in names}
 
 
-def _votes(batch: str) -> Any:
-    """A row for each image that was voted on: how often it is kept, rejected and starred."""
+def _votes(batch: str, rows: tuple[int, int] | None) -> Any:
+    """A row for each image that was voted on: how often it is kept, rejected and starred. Of all rows of the
+    batch, or of those from the first to the last one of `rows`."""
+    within = [] if rows is None else [reviews.c.row.between(*rows)]
     return (
         select(
             reviews.c.batch,
@@ -84,7 +87,7 @@ def _votes(batch: str) -> Any:
             func.sum(case((reviews.c.verdict == "reject", 1), else_=0)).label("rejects"),
             func.sum(case((reviews.c.starred, 1), else_=0)).label("stars"),
         )
-        .where(reviews.c.batch == batch)
+        .where(reviews.c.batch == batch, *within)
         .group_by(reviews.c.batch, reviews.c.row, reviews.c.job)
         .subquery("votes")
     )
@@ -93,9 +96,9 @@ def _votes(batch: str) -> Any:
 class _Columns:
     """The expressions over one image's votes and checks."""
 
-    def __init__(self, batch: str) -> None:
+    def __init__(self, batch: str, rows: tuple[int, int] | None = None) -> None:
         self._batch = batch
-        self.votes = _votes(batch)
+        self.votes = _votes(batch, rows)
         self.keeps = func.coalesce(self.votes.c.keeps, 0)
         self.rejects = func.coalesce(self.votes.c.rejects, 0)
         self.stars = func.coalesce(self.votes.c.stars, 0)
@@ -146,7 +149,8 @@ def review_rows(
 
     `chosen` is one of `SETS`; `images` are custom ids, where only those are wanted.
     """
-    columns = _Columns(batch)
+    page = None if chosen or images else _page(connection, batch, limit, after)
+    columns = _Columns(batch, page)
     statement = columns.within(
         select(
             entries.c.row,
@@ -174,6 +178,15 @@ def review_rows(
     return rows
 
 
+def _page(connection: Connection, batch: str, limit: int | None, after: int) -> tuple[int, int] | None:
+    """The first and the last row of a page, so that only its votes are counted; None for all that is left."""
+    if limit is None:
+        return None
+    mine = select(entries.c.row).where(entries.c.batch == batch, entries.c.row > after)
+    rows = connection.execute(mine.order_by(entries.c.row).limit(limit)).scalars().all()
+    return (rows[0], rows[-1]) if rows else None
+
+
 def _votes_of(connection: Connection, batch: str, rows: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]]:
     if not rows:
         return
@@ -189,10 +202,29 @@ def review_counts(connection: Connection, batch: str) -> dict[str, int]:
     """How many finished images of a batch each of the `SETS` has. Raises `BadInput` for an unknown batch."""
     if connection.execute(select(batches.c.id).where(batches.c.id == batch)).first() is None:
         raise BadInput("batch", batch[:60], "is unknown; chorale batches shows the known ones")
+    return batch_counts(connection, batch)[1]
+
+
+def batch_counts(connection: Connection, batch: str) -> tuple[dict[str, int], dict[str, int]]:
+    """The jobs of a batch by state, and what `review_counts` gives: both by looking at each image once."""
     columns = _Columns(batch)
-    sums = [func.sum(case((columns.is_in(name), 1), else_=0)).label(name) for name in SETS]
-    found = connection.execute(columns.within(select(*sums))).one()
-    return {name: int(getattr(found, name) or 0) for name in SETS}
+    kind = columns.within(
+        select(
+            jobs.c.state,
+            columns.verdict.label("verdict"),
+            (columns.stars > 0).label("starred"),
+            columns.flawed.label("flawed"),
+        )
+    ).subquery()
+    counted = select(*kind.c, func.count().label("images")).group_by(*kind.c)
+    states, sets = Counter[str](), Counter[str](dict.fromkeys(SETS, 0))
+    for row in connection.execute(counted):
+        states[row.state] += row.images
+        if row.state == "done":
+            sets[row.verdict] += row.images
+        sets["starred"] += row.images if row.starred else 0
+        sets["flagged"] += row.images if row.flawed and row.verdict == "unreviewed" else 0
+    return dict(states), dict(sets)
 
 
 @dataclass(frozen=True)

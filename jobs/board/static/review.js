@@ -63,7 +63,7 @@ function say(text) {
 // What the board says now of an image, on the sheet and in the viewer.
 function take(item, said) {
   const data = { verdict: said.verdict, votes: JSON.stringify(said.votes) };
-  const there = sheet() && sheet().querySelector(`#${item.id}`);
+  const there = document.getElementById(item.id);
   if (there && there.dataset.job === said.job) {
     Object.assign(there.dataset, data);
     there.firstElementChild.className = `done ${said.verdict}`;
@@ -171,14 +171,13 @@ function describe() {
   );
 }
 
-function step(by) {
+async function step(by) {
   const all = images();
   // An image that a filter has taken away leaves its place to the next one.
   const there = all.findIndex((item) => item.dataset.image === current.image);
   const next = there === -1 ? (by > 0 ? place : place - 1) : there + by;
   if (next >= all.length) {
-    const link = document.querySelector('.pager a[rel="next"]');
-    if (link && !waiting.length) location.href = `${link.href}#review`;
+    if (await moreImages()) show(next);
     else say("This is the last image");
     return;
   }
@@ -296,7 +295,7 @@ new MutationObserver(() => {
     Object.assign(current, { votes: item.dataset.votes, verdict: item.dataset.verdict });
     describe();
   }
-}).observe(document.querySelector("[data-live]"), { subtree: true, attributes: true, attributeFilter: ["data-votes"] });
+}).observe(document.querySelector("main"), { subtree: true, attributes: true, attributeFilter: ["data-votes"] });
 
 if (location.hash === "#review") {
   history.replaceState(null, "", location.pathname + location.search);

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import select
 
+from bench.contact_sheet import make_batch as fabricate
 from infra.database import Database
+from jobs.board import pages
 from jobs.db.tables import jobs
 from render.spec import Spec
 from tests.jobs.board.conftest import SLOW_MS, see
@@ -150,3 +152,31 @@ def test_a_reviewer_sees_what_another_one_says(page: Page, farm: Farm) -> None:
         vote = {"images": [IDS[0]], "verdict": verdict, "reviewer": who}
         assert farm.board.ask(f"/api/v1/batches/{farm.batch}/review", "POST", vote).status == 200
     see(page, "document.querySelector('#row-1 .mark-of')?.textContent === 'disputed'")
+
+
+def test_a_large_contact_sheet_goes_on_as_it_is_scrolled(browser: Browser, tmp_path: Path) -> None:
+    """And so does the viewer over it; a verdict on an image of a later page is kept."""
+    count = 2 * pages.IMAGES + 5
+    settings = settings_of(tmp_path)
+    batch = fabricate(settings["CHORALE_DATABASE_URL"], tmp_path / "images", count)
+    with running_board(tmp_path, "serve", "--port", "0", **settings) as board:
+        context = browser.new_context(base_url=board.address)
+        page = context.new_page()
+        page.set_default_timeout(SLOW_MS)
+        page.goto(f"/batches/{batch}")
+        items = "document.querySelectorAll('.sheet li').length"
+        while page.evaluate(items) < count:
+            before = page.evaluate(items)
+            page.evaluate("scrollTo(0, document.body.scrollHeight)")
+            see(page, f"{items} > {before}")
+        names = "[...document.querySelectorAll('.sheet li')].map(item => item.dataset.image)"
+        assert page.evaluate(names) == [f"SKU-{number:06}" for number in range(2, count + 2)]
+        assert page.evaluate("document.querySelectorAll('.pager a[rel=next]').length") <= 1
+        # An image without a vote, on the last page.
+        last = count if count % 2 else count + 1
+        page.locator(f"#row-{last} a").focus()
+        page.keyboard.press("k")
+        see(page, f"document.querySelector('#row-{last} .mark-of')?.textContent === 'kept'")
+        context.close()
+        images = board.ask(f"/api/v1/batches/{batch}/review?limit=1000").json["images"]
+    assert {image["row"]: image["verdict"] for image in images}[last] == "kept"
