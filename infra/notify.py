@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import smtplib
 import urllib.request
 from collections.abc import Mapping
 from email.message import EmailMessage
+from email.utils import localtime, make_msgid
 from http.client import HTTPException
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -16,6 +18,8 @@ from infra.settings import redact_url
 
 _TIMEOUT_S = 10.0
 _LARGEST_ANSWER = 1 << 16
+PICTURE = "cid:picture@chorale"
+"""The address of a mail's picture in its page."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -39,10 +43,21 @@ def post(url: str, text: str, document: Mapping[str, Any]) -> None:
         raise NotifyFailed(problem) from exc
 
 
-def mail(smtp_url: str, to: str, subject: str, text: str, page: str) -> None:
+def mail(
+    smtp_url: str,
+    to: str,
+    subject: str,
+    text: str,
+    page: str,
+    *,
+    picture: bytes | None = None,
+    id: str | None = None,
+) -> None:
     """Send one mail by `smtp://[user:password@]host[:port]` or `smtps://...`, as plain text and HTML.
 
-    With a user name, STARTTLS is used before logging in. Raises `BadSetting` and `NotifyFailed`.
+    `picture` is a JPEG, which the page shows as `PICTURE`; a mail that is sent again has the same `id`, so
+    that mail programs show it once. With a user name, STARTTLS is used before logging in. Raises `BadSetting`
+    and `NotifyFailed`.
     """
     server = urlsplit(smtp_url)
     if server.scheme not in ("smtp", "smtps") or not server.hostname:
@@ -52,8 +67,16 @@ def mail(smtp_url: str, to: str, subject: str, text: str, page: str) -> None:
     message = EmailMessage()
     message["From"] = unquote(server.username or "") or f"chorale@{server.hostname}"
     message["To"], message["Subject"] = to, subject
+    message["Date"] = localtime()
+    message["Message-ID"] = (
+        make_msgid(domain=server.hostname) if id is None else _message_id(id, server.hostname)
+    )
     message.set_content(_encodable(text))
     message.add_alternative(_encodable(page), subtype="html")
+    shown = message.get_body(("html",))
+    if picture is not None and shown is not None:
+        cid = f"<{PICTURE.removeprefix('cid:')}>"
+        shown.add_related(picture, "image", "jpeg", cid=cid, disposition="inline")
     kind = smtplib.SMTP_SSL if server.scheme == "smtps" else smtplib.SMTP
     try:
         with kind(server.hostname, server.port or 0, timeout=_TIMEOUT_S) as connection:
@@ -63,8 +86,12 @@ def mail(smtp_url: str, to: str, subject: str, text: str, page: str) -> None:
                 connection.login(unquote(server.username), unquote(server.password or ""))
             connection.send_message(message)
     except (OSError, smtplib.SMTPException) as exc:
-        problem = f"the mail server did not accept the report ({exc}); check CHORALE_SMTP_URL"
+        problem = f"the mail server did not accept the message ({exc}); check CHORALE_SMTP_URL"
         raise NotifyFailed(problem) from exc
+
+
+def _message_id(id: str, host: str) -> str:
+    return f"<{hashlib.sha256(id.encode()).hexdigest()[:32]}@{host}>"
 
 
 def _encodable(text: str) -> str:

@@ -74,6 +74,8 @@ class Settings(BaseSettings):
     """Hosts (and s3://BUCKET) from which rows of a batch may name images, separated by commas."""
     image_max_mib: Annotated[float, Field(gt=0, le=4096, allow_inf_nan=False)] = 64.0
     """Largest image that is downloaded for a row, in MiB."""
+    upload_max_mib: Annotated[float, Field(gt=0, le=65536, allow_inf_nan=False)] = 2048.0
+    """Largest file that a program may send to the board, in MiB."""
     board_url: str = ""
     """Where people reach the board, for links in messages."""
     webhook_hosts: str = ""

@@ -10,6 +10,7 @@ Values go and come as the API's JSON has them, see /api on the board.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -101,7 +102,8 @@ class Farm:
     ) -> dict[str, Any]:
         """Queue the rows of a batch file, or rows as JSON has them; `form` as the API takes it.
 
-        A file with bad rows raises `Refused`, whose `details` have them grouped as `errors`.
+        A file with bad rows raises `Refused`, whose `details` have them grouped as `errors`. Files that rows
+        name are sent before, by `send_file`, and given as `files`: digests by name, as JSON.
         """
         if file is None:
             data = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows).encode()
@@ -112,6 +114,22 @@ class Farm:
         return self._json(
             "POST", "/api/v1/batches", data=given, files={"file": sent}, timeout=_UPLOAD_TIMEOUT_S
         )
+
+    def send_file(self, file: str | os.PathLike[str]) -> str:
+        """Send an image, a LoRA or the like, unless the farm has it already; returns its SHA-256."""
+        path = Path(file)
+        try:
+            with path.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+                place = f"/api/v1/files/{digest}"
+                if self._has(place):
+                    return digest
+                opened.seek(0)
+                size = {"content-length": str(os.fstat(opened.fileno()).st_size)}
+                self._json("PUT", place, content=opened, headers=size, timeout=_UPLOAD_TIMEOUT_S)
+        except OSError as exc:
+            raise BadInput("file", str(path), f"cannot be read ({exc.strerror}); check the path") from exc
+        return digest
 
     def jobs(self, limit: int | None = None, **wanted: Any) -> Iterator[dict[str, Any]]:
         """Jobs, newest first: of a `state` or several, `queue`, `owner`, `batch`, or by words (`search`)."""
@@ -236,6 +254,15 @@ class Farm:
         path = f"/api/v1/batches/{_part(batch)}/renditions/{_part(channel)}.zip"
         return self._save(path, Path(file), more)
 
+    def _has(self, path: str) -> bool:
+        try:
+            self._request("GET", path)
+        except Refused as exc:
+            if exc.status == 404:
+                return False
+            raise
+        return True
+
     def _counts(self, job: str | None, batch: str | None) -> dict[str, int]:
         if job is not None:
             return {self.job(job)["state"]: 1}
@@ -282,7 +309,7 @@ def _error(url: str, answer: httpx2.Response) -> Exception:
     if answer.is_redirect:
         place = answer.headers.get("location", "")[:200]
         return Refused(f"{url} leads to {place}; give that address", details)
-    return Refused(text, details)
+    return Refused(text, details, answer.status_code)
 
 
 def _part(text: str) -> str:

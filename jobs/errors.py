@@ -46,13 +46,13 @@ class UnknownJob(JobError):
 
 
 class Refused(JobError):
-    """A farm that is used over REST has refused a request; `details` is all of its answer."""
+    """A farm that is used over REST has refused a request; `details` is all of its answer, with `status`."""
 
     code = BAD_INPUT
 
-    def __init__(self, text: str, details: Mapping[str, Any]) -> None:
+    def __init__(self, text: str, details: Mapping[str, Any], status: int = 400) -> None:
         super().__init__(text)
-        self.details = details
+        self.details, self.status = details, status
 
 
 class BoardUnreachable(ServiceError):

@@ -16,7 +16,7 @@ from jobs.renditions.farm import RENDITION
 from jobs.report_delivery import REPORT, deliver, is_configured
 from jobs.unneeded import GC, delete_unneeded
 from jobs.webhooks import delivery as webhooks
-from jobs.webhooks.due import WEBHOOK
+from jobs.webhooks.due import MAIL, WEBHOOK
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class Kind:
 KINDS = {
     REPORT: Kind(run=deliver, lease_s=120.0),
     WEBHOOK: Kind(run=webhooks.deliver, lease_s=60.0),
+    MAIL: Kind(run=webhooks.deliver, lease_s=120.0),
     RENDITION: Kind(run=renditions.make, lease_s=6.0, renewed=True),
     GC: Kind(run=delete_unneeded, lease_s=6 * 3600.0),
 }
@@ -51,8 +52,10 @@ class Result:
 
 
 def kinds_here(farm: Farm) -> list[str]:
-    """The kinds that this process can do with its settings: reports need a webhook or a mail address."""
-    return [kind for kind in KINDS if kind != REPORT or is_configured(farm.settings)]
+    """The kinds that this process can do with its settings: reports need a webhook or a mail address, and
+    mail a mail server."""
+    able = {REPORT: is_configured(farm.settings), MAIL: bool(farm.settings.smtp_url.get_secret_value())}
+    return [kind for kind in KINDS if able.get(kind, True)]
 
 
 def do_follow_up(farm: Farm, id: str) -> Result:

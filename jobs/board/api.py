@@ -268,6 +268,9 @@ def submit_batch(
     seeds: Annotated[int, Form(ge=1, le=1000, description="Images of each row.")] = 1,
     variations: Annotated[int, Form(ge=1, le=1000, description="Variations of each image.")] = 1,
     defaults: Annotated[str, Form(description="Fields of the spec for rows without a value, as JSON.")] = "",
+    files: Annotated[
+        str, Form(description="By their names in the batch: SHA-256 of files sent to /files, as JSON.")
+    ] = "",
     queue: FormName = "default",
     owner: FormName = WHO,
     priority: Annotated[int | None, Form(ge=0, le=100)] = None,
@@ -304,6 +307,7 @@ def submit_batch(
         "grid": grid,
         "seeds": seeds,
         "variations": variations,
+        "files": files,
     }
     upload = keep_upload(board, file.filename or "", file.file)
     try:

@@ -12,7 +12,18 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from infra.errors import ServiceError, StoreError, StoreMissing
-from jobs.board import api, batch_review, downloads, forms, images, openai_images, pages, webhooks_api
+from jobs.board import (
+    api,
+    batch_review,
+    downloads,
+    files_api,
+    forms,
+    images,
+    openai_images,
+    pages,
+    webhooks_api,
+    webhooks_page,
+)
 from jobs.board.board import Board
 from jobs.board.middleware import SecurityMiddleware
 from jobs.board.openai_errors import openai_error, speaks_openai
@@ -30,7 +41,8 @@ def make_app(board: Board) -> SecurityMiddleware:
     app.setup()
     app.state.board = board
     # Images first: tiles are the most frequent requests.
-    for part in (images, downloads, api, batch_review, webhooks_api, openai_images, forms, pages):
+    apis = (api, files_api, batch_review, webhooks_api, openai_images)
+    for part in (images, downloads, *apis, forms, webhooks_page, pages):
         app.include_router(part.router)
     app.add_api_route("/healthz", _health, include_in_schema=False)
     app.mount("/static", _Static(directory=STATIC))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from jobs.announcement import job_announcer
 from jobs.board.board import Board
+from jobs.board.sent_files import as_named
 from jobs.board.spec_form import entered_values
 from jobs.board.uploads import Upload
+from jobs.db.board_queries import is_known_folder
 from jobs.db.nodes import farm_bfloat16
 from jobs.db.submission import JobOptions, Preparation, Receipt, insert_batch
 from jobs.farm import open_images
@@ -48,14 +51,17 @@ def take_batch(
 
     Raises `BadInput` for a file that is no batch; bad rows are in the result, without a receipt.
     """
-    images = RowImages(board.farm.settings, None)
-    with Preparation(options, farm_bfloat16(board.farm.database)) as prepared, closing(images):
+    with ExitStack() as stack:
+        names = stack.enter_context(board.sent.named(form.get("files") or ""))
+        images = RowImages(board.farm.settings, None, partial(_sent, board, names))
+        stack.enter_context(closing(images))
+        prepared = stack.enter_context(Preparation(options, farm_bfloat16(board.farm.database)))
         reader = BatchReader(
             reading=Reading(
                 path=upload.path, encoding=form.get("encoding") or None, sheet=form.get("sheet") or None
             ),
             options=intake_options(form),
-            defaults=default_values(form),
+            defaults=default_values(form, images if names else None),
             images=images,
         )
         try:
@@ -64,6 +70,8 @@ def take_batch(
             # Named as the user knows it, not by its place on this machine.
             known = exc.value == str(upload.path)
             raise BadInput(exc.field, upload.name, exc.fix) if known else exc from exc
+        checked.bad = [replace(row, problem=as_named(row.problem, names)) for row in checked.bad]
+        checked.notes = [as_named(note, names) for note in checked.notes]
         if checked.bad or dry_run:
             return checked, None
         store_inputs = partial(upload_inputs, prepared.with_images, open_images(board.farm.settings))
@@ -101,13 +109,27 @@ def intake_options(form: Mapping[str, Any]) -> IntakeOptions:
     )
 
 
-def default_values(form: Mapping[str, Any]) -> dict[str, Any]:
-    """What a form gives of a spec for rows without a value; not the prompt, and no number of variations."""
+def _sent(board: Board, names: Mapping[str, str], field: str, name: str) -> str | None:
+    """The path of a file that came with a batch; a network for control pictures is a folder of the farm."""
+    if field == "controlnet":
+        with board.farm.database.read() as connection:
+            return name if is_known_folder(connection, field, name) else None
+    return names.get(name)
+
+
+def default_values(form: Mapping[str, Any], sent: RowImages | None = None) -> dict[str, Any]:
+    """What a form gives of a spec for rows without a value; not the prompt, and no number of variations.
+
+    `sent` finds the files that came with it; without any, what needs one is refused.
+    """
     own = {name: value for name, value in form.items() if name not in ("prompt", "variation")}
     given = dict(form.get("defaults") or {})
     for values in (own, given):
         if is_random(values.get("seed")):
             del values["seed"]
+    if sent is not None:
+        parsed = Spec.parse(given)
+        return entered_values(own) | {name: sent.replaced(name, value) for name, value in parsed.items()}
     refused = next((name for name in given if name in LOCAL), None)
     if refused is not None:
         raise BadInput(refused, given[refused], "cannot be set on the board; use chorale submit")

@@ -25,9 +25,10 @@ Refuse = Callable[[int, str], Awaitable[None]]
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """Seconds. An answer to an uploaded batch may take longer, it has up to 100,000 rows; so may one that
-    waits for images."""
+    waits for images, and the body of a large file."""
 
     body_s: float = 120.0
+    slow_body_s: float = 3600.0
     answer_s: float = 60.0
     slow_answer_s: float = 900.0
     most_unanswered: int = 24
@@ -42,7 +43,15 @@ class Deadlines:
     _unanswered: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def answer_in_time(
-        self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, refuse: Refuse, slow: bool
+        self,
+        app: ASGIApp,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        refuse: Refuse,
+        slow: bool,
+        *,
+        slow_body: bool = False,
     ) -> None:
         """Call the application; 503 by `refuse` if it does not begin to answer in time.
 
@@ -53,7 +62,8 @@ class Deadlines:
             await refuse(503, "the board waits for its database or store; try again in a minute")
             return
         limit = self.limits.slow_answer_s if slow else self.limits.answer_s
-        call = _Call(receive, send, self.limits.body_s, has_body=_has_body(scope))
+        body_s = self.limits.slow_body_s if slow_body else self.limits.body_s
+        call = _Call(receive, send, body_s, has_body=_has_body(scope))
         task = asyncio.ensure_future(_run(app, scope, call))
         try:
             while not task.done() and (left := call.seconds_left(limit)) > 0:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlsplit
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
+from starlette.datastructures import UploadFile
 from starlette.responses import RedirectResponse, Response
 
 from jobs.board import pages
@@ -19,6 +17,7 @@ from jobs.board.batch_upload import keep_upload, take_batch
 from jobs.board.board import WHO, Board
 from jobs.board.downloads import ask
 from jobs.board.middleware import address_of, cookie_line
+from jobs.board.posted_forms import handle_form, redirect
 from jobs.board.spec_form import entered_values, kept_values
 from jobs.board.templating import page
 from jobs.board.uploads import Upload
@@ -39,37 +38,17 @@ from jobs.renditions.farm import wanted_channels
 from jobs.review.reroll import Changes
 from render.errors import BadInput
 
-_FIELDS = 60
 _NOTICE = 600
 """Characters of a notice, which is part of an address."""
 _NOTHING = "nothing was queued. Correct it and choose it again"
 
 router = APIRouter(include_in_schema=False)
-Handler = Callable[[Board, Request, dict[str, Any]], Response]
-
-
-async def _handle(request: Request, handler: Handler) -> Response:
-    """Read the form, check its CSRF token, and run the handler in a thread."""
-    board: Board = request.app.state.board
-    async with request.form(max_files=1, max_fields=_FIELDS, max_part_size=1 << 20) as form:
-        session = request.state.session
-        if session is None or not board.access.is_csrf_token(session, str(form.get("csrf_token", ""))):
-            raise HTTPException(403, "the form has expired; reload the page")
-        return await run_in_threadpool(handler, board, request, _values(form))
-
-
-def _values(form: FormData) -> dict[str, Any]:
-    """Values without surrounding blanks and null bytes, which no database takes."""
-    return {
-        name: value if isinstance(value, UploadFile) else value.replace("\0", "").strip()
-        for name, value in form.items()
-    }
 
 
 @router.post("/jobs/{job}/do")
 async def steer(request: Request, job: str) -> Response:
     """Cancel, pause, resume or retry a job."""
-    return await _handle(request, _steer)
+    return await handle_form(request, _steer)
 
 
 def _steer(board: Board, request: Request, form: dict[str, Any]) -> Response:
@@ -78,13 +57,13 @@ def _steer(board: Board, request: Request, form: dict[str, Any]) -> Response:
         lock_placement(connection)
         apply_command(connection, verb, job, WHO)
         record(connection, request.state.who, verb, f"job {job}")
-    return _redirect(f"/jobs/{job}")
+    return redirect(f"/jobs/{job}")
 
 
 @router.post("/batches/{batch}/do")
 async def steer_batch(request: Request, batch: str) -> Response:
     """Cancel, pause, resume or retry all jobs of a batch."""
-    return await _handle(request, _steer_batch)
+    return await handle_form(request, _steer_batch)
 
 
 def _steer_batch(board: Board, request: Request, form: dict[str, Any]) -> Response:
@@ -94,7 +73,7 @@ def _steer_batch(board: Board, request: Request, form: dict[str, Any]) -> Respon
     done = apply_to_all(board.farm.database, verb, chosen, WHO)
     with board.farm.database.write() as connection:
         record(connection, request.state.who, verb, f"batch {batch}", jobs=done)
-    return _redirect(
+    return redirect(
         f"/batches/{quote(batch)}", f"{done} {'job is' if done == 1 else 'jobs are'} {VERBS[verb][1]}"
     )
 
@@ -102,7 +81,7 @@ def _steer_batch(board: Board, request: Request, form: dict[str, Any]) -> Respon
 @router.post("/batches/{batch}/reroll")
 async def reroll_batch(request: Request, batch: str) -> Response:
     """Render the rejected images of a batch again."""
-    return await _handle(request, _reroll_batch)
+    return await handle_form(request, _reroll_batch)
 
 
 def _reroll_batch(board: Board, request: Request, form: dict[str, Any]) -> Response:
@@ -110,13 +89,13 @@ def _reroll_batch(board: Board, request: Request, form: dict[str, Any]) -> Respo
     prompt = form.get("prompt") or None
     changes = Changes(prompt=prompt, keep_seed=bool(form.get("keep_seed")) and prompt is not None)
     replaced = reroll_images(board, batch, None, changes, request)
-    return _redirect(f"/batches/{quote(batch)}", f"{plural(len(replaced), 'image')} will be rendered again")
+    return redirect(f"/batches/{quote(batch)}", f"{plural(len(replaced), 'image')} will be rendered again")
 
 
 @router.post("/batches/{batch}/keep-rest")
 async def keep_rest(request: Request, batch: str) -> Response:
     """Keep the finished images of a batch that nobody has said anything of."""
-    return await _handle(request, _keep_rest)
+    return await handle_form(request, _keep_rest)
 
 
 def _keep_rest(board: Board, request: Request, form: dict[str, Any]) -> Response:
@@ -126,25 +105,25 @@ def _keep_rest(board: Board, request: Request, form: dict[str, Any]) -> Response
         rows = review_rows(connection, batch, chosen="unreviewed")
         rest = [Named(row["custom_id"], row["id"]) for row in rows]
         record_review(connection, batch, rest, person(request, form.get("reviewer")), Review(verdict="keep"))
-    return _redirect(f"/batches/{quote(batch)}", f"{plural(len(rest), 'image')} kept")
+    return redirect(f"/batches/{quote(batch)}", f"{plural(len(rest), 'image')} kept")
 
 
 @router.post("/batches/{batch}/renditions")
 async def ask_for_renditions(request: Request, batch: str) -> Response:
     """Have files made for a channel."""
-    return await _handle(request, _ask_for_renditions)
+    return await handle_form(request, _ask_for_renditions)
 
 
 def _ask_for_renditions(board: Board, request: Request, form: dict[str, Any]) -> Response:
     batch = request.path_params["batch"]
     named = ask(board, request, batch, [str(form.get("channel", ""))])
-    return _redirect(f"/batches/{quote(batch)}", f"files for {', '.join(named)} are being made")
+    return redirect(f"/batches/{quote(batch)}", f"files for {', '.join(named)} are being made")
 
 
 @router.post("/queues/{name}/do")
 async def steer_queue(request: Request, name: str) -> Response:
     """Pause or resume a queue."""
-    return await _handle(request, _steer_queue)
+    return await handle_form(request, _steer_queue)
 
 
 def _steer_queue(board: Board, request: Request, form: dict[str, Any]) -> Response:
@@ -153,13 +132,13 @@ def _steer_queue(board: Board, request: Request, form: dict[str, Any]) -> Respon
         set_queue(connection, name, rules)
         record(connection, request.state.who, "set queue", f"queue {name}", **rules)
     board.forget_queues()
-    return _redirect("/")
+    return redirect("/")
 
 
 @router.post("/nodes/{name}/do")
 async def drain(request: Request, name: str) -> Response:
     """Drain or undrain a node."""
-    return await _handle(request, _drain)
+    return await handle_form(request, _drain)
 
 
 def _drain(board: Board, request: Request, form: dict[str, Any]) -> Response:
@@ -167,13 +146,13 @@ def _drain(board: Board, request: Request, form: dict[str, Any]) -> Response:
         name, draining = request.path_params["name"], form.get("draining") == "yes"
         set_draining(connection, name, draining)
         record(connection, request.state.who, "drain" if draining else "undrain", f"node {name}")
-    return _redirect("/nodes")
+    return redirect("/nodes")
 
 
 @router.post("/submit")
 async def submit_one(request: Request) -> Response:
     """Queue one image."""
-    return await _handle(request, _submit_one)
+    return await handle_form(request, _submit_one)
 
 
 def _submit_one(board: Board, request: Request, form: dict[str, Any]) -> Response:
@@ -186,8 +165,8 @@ def _submit_one(board: Board, request: Request, form: dict[str, Any]) -> Respons
     except BadInput as exc:
         return pages.form_page(request, form, str(exc))
     if len(receipt.jobs) > 1:
-        return _redirect(f"/batches/{receipt.batch}")
-    return _redirect(f"/jobs/{receipt.jobs[0][1]}", "" if receipt.new else "this image was submitted before")
+        return redirect(f"/batches/{receipt.batch}")
+    return redirect(f"/jobs/{receipt.jobs[0][1]}", "" if receipt.new else "this image was submitted before")
 
 
 def _original(board: Board, job: str) -> dict[str, Any]:
@@ -200,7 +179,7 @@ def _original(board: Board, job: str) -> dict[str, Any]:
 @router.post("/submit/batch")
 async def submit_many(request: Request) -> Response:
     """Queue every row of a batch file."""
-    return await _handle(request, _submit_many)
+    return await handle_form(request, _submit_many)
 
 
 def _submit_many(board: Board, request: Request, form: dict[str, Any]) -> Response:
@@ -214,7 +193,7 @@ def _submit_many(board: Board, request: Request, form: dict[str, Any]) -> Respon
     except BadInput as exc:
         return pages.form_page(request, shown, str(exc), part="batch")
     if receipt is not None:
-        return _redirect(f"/batches/{receipt.batch}", "; ".join(checked.notes)[:_NOTICE])
+        return redirect(f"/batches/{receipt.batch}", "; ".join(checked.notes)[:_NOTICE])
     error = None
     if checked.bad:
         error = str(BadInput("file", upload.name, f"has {plural(len(checked.bad), 'bad row')}; {_NOTHING}"))
@@ -257,7 +236,7 @@ def _note_login(board: Board, who: str, token: Token) -> None:
 @router.post("/logout")
 async def log_out(request: Request) -> Response:
     """End the session."""
-    return await _handle(request, _log_out)
+    return await handle_form(request, _log_out)
 
 
 def _log_out(board: Board, request: Request, form: dict[str, Any]) -> Response:
@@ -299,7 +278,3 @@ def _is_ours(address: str) -> bool:
         and not address.startswith(("//", "/\\"))
         and not (parts.netloc or parts.scheme)
     )
-
-
-def _redirect(path: str, notice: str = "") -> Response:
-    return RedirectResponse(path + (f"?{urlencode({'notice': notice})}" if notice else ""), 303)

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from infra.errors import StoreMissing
 from jobs.board.board import Board
+from jobs.review.thumbnails import as_jpeg
 from jobs.review.thumbnails import thumbnail as make_thumbnail
 from jobs.thumbnail_links import job_of_thumbnail
 from render.output.manifest import KEY as MANIFEST
@@ -85,12 +86,8 @@ def signed_thumbnail(request: Request, signed: str) -> Response:
     folder, root = board.image_of(job)
     if root is None:
         raise StoreMissing(f"job {job} has no finished image")
-    small, held = make_thumbnail(board.store().within(folder)), io.BytesIO()
-    with Image.open(io.BytesIO(small)) as image:
-        image.convert("RGB").save(held, "JPEG", quality=85)
-    return Response(
-        held.getvalue(), media_type=TYPES["jpg"], headers={"cache-control": "private, max-age=86400"}
-    )
+    data = as_jpeg(make_thumbnail(board.store().within(folder)))
+    return Response(data, media_type=TYPES["jpg"], headers={"cache-control": "private, max-age=86400"})
 
 
 def _as_png(data: bytes) -> bytes:

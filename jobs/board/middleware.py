@@ -25,6 +25,8 @@ LARGEST_BODY = 1 << 20
 LARGEST_UPLOAD = 16 << 20
 """Bytes of a request body; a batch file is an upload."""
 _UPLOADS = ("/submit/batch", "/api/v1/batches", "/v1/images/edits")
+_FILES = "/api/v1/files/"
+"""Files that are sent one by one; the settings limit their bytes."""
 _WAITING = "/v1/images/"
 """Requests that wait for their images."""
 _TOO_LARGE = "the request is too large"
@@ -104,9 +106,11 @@ class SecurityMiddleware:
             await response(scope, receive, respond)
 
         path = scope["path"]
-        limited = _limited(receive, _limit(path))
-        slow = path in _UPLOADS or path.startswith(_WAITING)
-        await self.board.deadlines.answer_in_time(self.app, scope, limited, respond, refuse, slow)
+        limited = _limited(receive, self._limit(path))
+        slow = path in _UPLOADS or path.startswith((_WAITING, _FILES))
+        await self.board.deadlines.answer_in_time(
+            self.app, scope, limited, respond, refuse, slow, slow_body=path.startswith(_FILES)
+        )
 
     def _authenticate(self, headers: Headers) -> tuple[Session | None, Role | None, str]:
         """The session, the role, and who the token was given to."""
@@ -125,7 +129,7 @@ class SecurityMiddleware:
             return _refuse(scope, 421, f"this board only answers to localhost, not to {host[:100]!r}")
         if "\0" in path or b"%00" in scope["query_string"]:
             return _refuse(scope, 400, "the address contains a null byte")
-        if _content_length(headers) > _limit(path):
+        if _content_length(headers) > self._limit(path):
             return _refuse(scope, 413, _TOO_LARGE)
         if scope["method"] not in _SAFE and not _same_origin(headers, host):
             return _refuse(scope, 403, "the request comes from another site")
@@ -139,6 +143,12 @@ class SecurityMiddleware:
                 return None if _REVIEW.fullmatch(path) else _refuse(scope, 403, text)
             return _refuse(scope, 403, "viewers cannot change anything; log in with an operator's token")
         return None
+
+    def _limit(self, path: str) -> int:
+        """Bytes of a request's body."""
+        if path.startswith(_FILES):
+            return int(self.board.farm.settings.upload_max_mib * 2**20)
+        return LARGEST_UPLOAD if path in _UPLOADS else LARGEST_BODY
 
     def _cookie(self, session: Session, scope: Scope) -> str:
         return cookie_line(session.cookie, scope["scheme"] == "https")
@@ -169,10 +179,6 @@ def _content_length(headers: Headers) -> int:
     text = headers.get("content-length", "")
     # More digits are more than any limit, and int() refuses thousands of them.
     return int(text[:18]) if text.isascii() and text.isdigit() else 0
-
-
-def _limit(path: str) -> int:
-    return LARGEST_UPLOAD if path in _UPLOADS else LARGEST_BODY
 
 
 def _host_name(host: str) -> str:

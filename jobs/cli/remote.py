@@ -18,7 +18,8 @@ import click
 from infra.store.local import LocalStore
 from jobs.cli.farm_options import whoami
 from jobs.cli.jobs import print_done, print_job, print_jobs
-from jobs.cli.report import parse_since, print_report
+from jobs.cli.remote_files import FilesToSend
+from jobs.cli.report import ReportOptions, print_report
 from jobs.cli.review import asked_for, check_texts, print_review, resolve, resolve_all, said_of
 from jobs.cli.submit import print_submission
 from jobs.cli.terminal import print_json, print_line
@@ -28,13 +29,17 @@ from jobs.db.state_machine import ENDED
 from jobs.errors import JobFailed, Refused
 from jobs.formatting import plural, size
 from jobs.intake.open_table import batch_file
+from jobs.intake.options import IntakeOptions, parse_options
+from jobs.intake.raw_rows import Reading
 from render.errors import BadInput
 from render.spec import Spec, read_spec_file
 
 _POLL_S = 1.0
 _LOCAL = ("render", "upscale", "plan", "verify", "schema", "download", "simulate", "doctor", "token", "k8s")
 """Commands that need no farm."""
-_HERE = "is a file of this machine, which the farm does not see; name it in a batch by a URL"
+_HERE = "is of this machine, which the farm does not see; submit it with the farm's database, without --url"
+_FOLDERS = ("refiner", "vae", "base", "ip_adapter")
+"""Fields whose folders and models are not sent."""
 
 
 def remote_command(name: str, command: click.Command) -> click.Command:
@@ -94,9 +99,15 @@ def _submit(farm: Farm, as_json: bool, skip_bad: bool, **options: Any) -> None:
     """All as a batch, one image too: then grids, seeds and dry runs are the same as for files."""
     if skip_bad:
         raise click.UsageError("--skip-bad needs the farm's database; correct the rows")
-    values, form = _spec_values(options), _form(options)
+    values, intake, form = _spec_values(options), _intake(options), _form(options)
     prompt = values.get("prompt")
     path = batch_file(prompt) if isinstance(prompt, str) else None
+    named = FilesToSend()
+    named.add_values(values)
+    if path is not None:
+        named.add_rows(Reading(path=path, encoding=form["encoding"], sheet=form["sheet"]), intake)
+    if named.paths:
+        form["files"] = json.dumps(named.send(farm))
     try:
         if path is not None:
             defaults = {name: value for name, value in values.items() if name != "prompt"}
@@ -125,10 +136,16 @@ def _spec_values(options: dict[str, Any]) -> dict[str, Any]:
         value = options.pop(field.name) if field.flag else None
         if value not in (None, ()):
             given[field.name] = list(value) if isinstance(value, tuple) else value
-    for field in Spec.inputs():
-        if field.shown.local and given.get(field.name) is not None:
-            raise BadInput(field.name, str(given[field.name])[:200], _HERE)
+    for name in _FOLDERS:
+        if given.get(name) is not None:
+            raise BadInput(name, str(given[name])[:200], _HERE)
     return given
+
+
+def _intake(options: dict[str, Any]) -> IntakeOptions:
+    """What columns are, as the farm will see them. Raises `BadInput`."""
+    names = ("template", "id_column", "column_map", "ignore")
+    return parse_options(**{name: options[name] for name in names})
 
 
 def _form(options: dict[str, Any]) -> dict[str, Any]:
@@ -261,18 +278,11 @@ def _print_files(written: list[tuple[str, int]], as_json: bool) -> None:
     print_line(f"{where} ({total})")
 
 
-def _report(
-    farm: Farm,
-    as_json: bool,
-    queue: str | None,
-    batch: str | None,
-    since: str,
-    page: Path | None,
-    table: Path | None,
-    price: float | None,
-) -> None:
-    made = farm.report(queue=queue, batch=batch, since=parse_since(since), price=price)
-    print_report(made, page, table, as_json)
+def _report(farm: Farm, as_json: bool, **options: Any) -> None:
+    wanted = ReportOptions(**options)
+    scope = wanted.scope
+    made = farm.report(queue=scope.queue, batch=scope.batch, since=scope.since, price=wanted.price)
+    print_report(made, wanted, as_json)
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {

@@ -12,6 +12,7 @@ from jobs.cli.help import CommandGroup, examples
 from jobs.cli.terminal import print_json, print_line, print_table
 from jobs.db.audit import record
 from jobs.farm import Farm
+from jobs.webhooks.delivery import send_test
 from jobs.webhooks.registry import (
     KINDS,
     PERS,
@@ -26,14 +27,15 @@ from jobs.webhooks.registry import (
     cls=CommandGroup,
     epilog=examples(
         "chorale webhook add https://hooks.slack.com/services/T0/B0/x --queue night",
+        "chorale webhook add anna@shop.example --owner anna",
         "chorale webhook list",
     ),
 )
 def webhook() -> None:
-    """Send messages to programs and chat channels when jobs have ended.
+    """Send messages to programs, chat channels and mail addresses when jobs have ended.
 
     Each message is signed as Standard Webhooks says, and tried again until it is taken. docs/OPERATIONS.md
-    shows what is sent.
+    shows what is sent. Mail goes by CHORALE_SMTP_URL.
     """
 
 
@@ -41,6 +43,7 @@ def webhook() -> None:
     epilog=examples(
         "chorale webhook add https://hooks.slack.com/services/T0/B0/x --queue night",
         "chorale webhook add https://shop.example/chorale --batch 8c1f00aa3b52",
+        "chorale webhook add anna@shop.example --per batch --owner anna",
     )
 )
 @click.argument("url")
@@ -55,7 +58,10 @@ def webhook() -> None:
 @click.option("--owner", default=None, help="Only jobs of this owner.")
 @farm_options
 def add(farm: Farm, as_json: bool, url: str, **options: Any) -> None:
-    """Tell URL of what ends from now on. Prints the secret that its messages are signed with, once."""
+    """Tell URL, or a mail address, of what ends from now on.
+
+    Prints the secret that its messages are signed with, once.
+    """
     wanted = wanted_webhook(url, hosts=farm.settings.webhook_hosts, **options)
     with farm.database.write() as connection:
         made = add_webhook(connection, wanted)
@@ -64,7 +70,12 @@ def add(farm: Farm, as_json: bool, url: str, **options: Any) -> None:
         print_json(made)
         return
     print_line(f"Webhook {made['id']}: {made['url']} as {made['kind']}, a message per {made['per']}")
-    print_line(f"Secret, shown only now: {made['secret']}")
+    if "secret" in made:
+        print_line(f"Secret, shown only now: {made['secret']}")
+    elif not farm.settings.smtp_url.get_secret_value():
+        print_line(
+            "chorale: mail is sent by the agents that have CHORALE_SMTP_URL; here it is not set", error=True
+        )
 
 
 @webhook.command(name="list", epilog=examples("chorale webhook list"))
@@ -82,6 +93,20 @@ def list_command(farm: Farm, as_json: bool) -> None:
         for each in found
     ]
     print_table("webhooks", ("webhook", *columns[1:], "since"), rows)
+
+
+@webhook.command(epilog=examples("chorale webhook test 3fa98c1f00aa"))
+@click.argument("id")
+@farm_options
+def test(farm: Farm, as_json: bool, id: str) -> None:
+    """Send a webhook a test message now. Exit code 6 when it does not arrive."""
+    place = send_test(farm, id)
+    with farm.database.write() as connection:
+        record(connection, this_user(), "test webhook", f"webhook {id}")
+    if as_json:
+        print_json({"webhook": id, "url": place})
+    else:
+        print_line(f"{place} has taken a test message")
 
 
 @webhook.command(epilog=examples("chorale webhook remove 3fa98c1f00aa"))

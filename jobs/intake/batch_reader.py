@@ -162,7 +162,9 @@ class _Rows:
                 raise BadInput(of.name, found, "is a file of another machine; use chorale submit, or a URL")
         if of.shown.local and (of.many or of.name in {*FILE_FIELDS} - {*IMAGE_FIELDS}):
             if not names_files:
-                raise BadInput(of.name, found, "is a file of another machine; use chorale submit")
+                if self._images is None:
+                    raise BadInput(of.name, found, "is a file of another machine; use chorale submit")
+                return self._images.replaced(of.name, found)
             return beside(self._path, {of.name: found})[of.name]
         return found
 

@@ -16,7 +16,9 @@ from infra.allowed_hosts import AllowedHosts
 from infra.errors import SettingError, StoreError
 from infra.settings import Settings
 from infra.store.open import open_store
+from jobs.intake.named_files import Find, replace_names
 from render.errors import BadInput
+from render.spec import IMAGE_FIELDS
 
 _TIMEOUT_S = 30.0
 _MAX_REDIRECTS = 5
@@ -24,10 +26,14 @@ _CHUNK_BYTES = 1 << 20
 
 
 class RowImages:
-    """Finds the images of the rows of one batch. Close it once they are in the farm's store."""
+    """Finds the images of the rows of one batch. Close it once they are in the farm's store.
 
-    def __init__(self, settings: Settings, folder: Path | None) -> None:
-        self._settings, self._folder = settings, folder
+    `folder` is where names of files begin, for a batch of this machine; `sent` finds files that came with a
+    batch from another one, by field and name.
+    """
+
+    def __init__(self, settings: Settings, folder: Path | None, sent: Find | None = None) -> None:
+        self._settings, self._folder, self._sent = settings, folder, sent
         self._hosts = AllowedHosts(settings.image_hosts)
         self._limit = int(settings.image_max_mib * (1 << 20))
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -46,6 +52,8 @@ class RowImages:
         """
         scheme = name.partition("://")[0].lower() if "://" in name else ""
         if not scheme:
+            if self._sent is not None and (found := self._sent(field, name)) is not None:
+                return found
             if self._folder is None:
                 raise BadInput(field, name, "is a file of another machine; use chorale submit, or a URL")
             return str(self._folder / name)
@@ -55,6 +63,17 @@ class RowImages:
             data = self._from_s3(field, name) if scheme == "s3" else self._from_http(field, name)
             self._known[name] = self._keep(name, data)
         return str(self._known[name])
+
+    def replaced(self, field: str, value: Any) -> Any:
+        """A value with paths in place of the names of files that came with the batch. Raises `BadInput`."""
+
+        def find(of: str, name: str) -> str | None:
+            if of in IMAGE_FIELDS:
+                return self.local(of, name)
+            return None if self._sent is None else self._sent(of, name)
+
+        problem = "is a file of another machine, which did not come with the batch; use chorale submit"
+        return replace_names(field, value, find, problem)
 
     def close(self) -> None:
         """Close connections and remove what was downloaded."""

@@ -43,6 +43,14 @@ def thumbnail(image: Store) -> bytes:
     return data
 
 
+def as_jpeg(data: bytes) -> bytes:
+    """A thumbnail as every chat and mail program shows it."""
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        image.convert("RGB").save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
 def check_image(image: Store) -> list[dict[str, str]] | None:
     """The flaws of a finished image, and its thumbnail made on the way; None while its store is away."""
     try:

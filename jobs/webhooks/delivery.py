@@ -1,4 +1,4 @@
-"""Delivery to a webhook: one signed POST, which a follow-up tries again until it is taken.
+"""Delivery to a webhook: one signed POST, or one mail, which a follow-up tries again until it is taken.
 
 Signed as Standard Webhooks (standardwebhooks.com) says, so that its libraries verify it: a receiver sees who
 sends, when, and by `webhook-id` whether it has got the message before.
@@ -11,29 +11,31 @@ import hashlib
 import hmac
 import json
 import time
+import uuid
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from infra.allowed_hosts import AllowedHosts
 from infra.errors import NotifyFailed
 from infra.settings import Settings
 from jobs.db.audit import session_secret
+from jobs.db.folders import image_folder
 from jobs.db.follow_ups import FollowUp
 from jobs.db.tables import webhooks
 from jobs.farm import Farm
 from jobs.thumbnail_links import thumbnail_link
-from jobs.webhooks.message import body_of, make_message
-from jobs.webhooks.registry import SECRET_PREFIX, shown_url
+from jobs.webhooks.mail import send_mail
+from jobs.webhooks.message import body_of, first_image, make_message, make_test_message
+from jobs.webhooks.registry import MAIL, SECRET_PREFIX, find_webhook, shown_url
 
 _TIMEOUT_S = 10.0
 
 
 def deliver(farm: Farm, follow_up: FollowUp) -> str:
-    """Tell one webhook. Raises `NotifyFailed`, so that it is tried again."""
+    """Tell one webhook, or send its mail. Raises `NotifyFailed`, so that it is tried again."""
     with farm.database.write() as connection:
-        wanted = select(webhooks).where(webhooks.c.id == follow_up.payload["webhook"])
-        row = connection.execute(wanted).one_or_none()
+        row = _row(connection, follow_up.payload["webhook"])
         if row is None:
             return "the webhook was removed"
         board, secret = farm.settings.board_url.rstrip("/"), session_secret(connection)
@@ -42,8 +44,35 @@ def deliver(farm: Farm, follow_up: FollowUp) -> str:
             return thumbnail_link(board, secret, job) if board else None
 
         message = make_message(connection, row, follow_up.payload, board, thumbnail)
-    _post(farm.settings, row, follow_up.id, json.dumps(body_of(row.kind, message)).encode())
+        job = first_image(connection, row, follow_up.payload) if row.kind == "mail" else None
+        folder = None if job is None else image_folder(connection, job)
+    _send(farm, row, follow_up.id, message, folder)
     return f"{shown_url(row.url)} was told: {message['title']}"
+
+
+def send_test(farm: Farm, id: str) -> str:
+    """Send a test message to one webhook now; returns where it went.
+
+    Raises `BadInput` for an unknown one, `BadSetting` and `NotifyFailed`.
+    """
+    with farm.database.read() as connection:
+        find_webhook(connection, id)
+        row = _row(connection, id)
+    message = make_test_message(farm.settings.board_url.rstrip("/"))
+    _send(farm, row, f"test:{id}:{uuid.uuid4().hex[:12]}", message, None)
+    return shown_url(row.url)
+
+
+def _row(connection: Connection, id: str) -> Any:
+    return connection.execute(select(webhooks).where(webhooks.c.id == id)).one_or_none()
+
+
+def _send(farm: Farm, row: Any, id: str, message: dict[str, Any], folder: str | None) -> None:
+    """Send a message by the way that its webhook wants; `folder` is that of its image, for a mail."""
+    if row.kind == "mail":
+        send_mail(farm, row.url.removeprefix(MAIL), id, message, folder)
+    else:
+        _post(farm.settings, row, id, json.dumps(body_of(row.kind, message)).encode())
 
 
 def signature(secret: str, id: str, timestamp: int, body: bytes) -> str:

@@ -13,8 +13,8 @@ from jobs.db.state_machine import ENDED
 from jobs.db.tables import batches, entries, jobs, webhooks
 from jobs.farm import Farm
 
-WEBHOOK = "webhook"
-"""Kind of the follow-up that tells one."""
+WEBHOOK, MAIL = "webhook", "mail"
+"""Kinds of the follow-ups that tell one: by HTTP, and by mail, which not every process can send."""
 _LONGEST_S = 86_400.0
 """Jobs that have ended are told of after a day, even while others of their queue go on."""
 _ACTIVE = ("queued", "placing", "rendering", "publishing")
@@ -63,7 +63,7 @@ def ended_between(row: Any, since: float, until: float) -> ColumnElement[bool]:
 def _note(connection: Connection, row: Any, until: float, ended_batches: list[str]) -> str:
     id = f"webhook:{row.id}:{until:.3f}"
     payload = {"webhook": row.id, "since": row.told, "until": until, "batches": ended_batches}
-    add(connection, id, WEBHOOK, payload)
+    add(connection, id, MAIL if row.kind == "mail" else WEBHOOK, payload)
     connection.execute(update(webhooks).where(webhooks.c.id == row.id).values(told=until))
     return id
 

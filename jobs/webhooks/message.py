@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -47,9 +48,32 @@ def make_message(
         "until": _iso(payload["until"]),
         "url": f"{board}{where or '/'}" if board else None,
     }
-    done = select(jobs.c.id).where(chosen, jobs.c.state == "done").order_by(jobs.c.ended).limit(1)
-    first = connection.execute(done).scalar()
+    first = first_image(connection, row, payload)
     return message | {"thumbnail": thumbnail(first) if first is not None else None}
+
+
+def first_image(connection: Connection, row: Any, payload: Mapping[str, Any]) -> str | None:
+    """The finished job whose image a message shows; None if it is about none."""
+    done = select(jobs.c.id).where(_chosen(row, payload), jobs.c.state == "done")
+    found: str | None = connection.execute(done.order_by(jobs.c.ended).limit(1)).scalar()
+    return found
+
+
+def make_test_message(board: str) -> dict[str, Any]:
+    """What somebody is told who wants to see whether messages arrive: `jobs` and all else are empty."""
+    moment = _iso(time.time())
+    return {
+        "title": "Chorale: a test message",
+        "jobs": dict.fromkeys(ENDED, 0),
+        "failures": [],
+        "batches": [],
+        "more_batches": 0,
+        "since": moment,
+        "until": moment,
+        "url": f"{board}/" if board else None,
+        "thumbnail": None,
+        "test": True,
+    }
 
 
 def body_of(kind: str, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,7 +82,8 @@ def body_of(kind: str, message: Mapping[str, Any]) -> dict[str, Any]:
         return _slack(message)
     if kind == "teams":
         return _teams(message)
-    return {"type": "jobs.ended", "timestamp": message["until"], "data": dict(message)}
+    kind = "test" if message.get("test") else "jobs.ended"
+    return {"type": kind, "timestamp": message["until"], "data": dict(message)}
 
 
 def _chosen(row: Any, payload: Mapping[str, Any]) -> ColumnElement[bool]:
@@ -114,7 +139,7 @@ def _title(counts: Mapping[str, int], told: Sequence[Mapping[str, Any]], queue: 
 
 def _slack(message: Mapping[str, Any]) -> dict[str, Any]:
     """Blocks of Slack's Block Kit; `text` is what notifications show."""
-    lines = [f"*{_escaped(message['title'])}*", *(f"• {_escaped(line)}" for line in _lines(message))]
+    lines = [f"*{_escaped(message['title'])}*", *(f"• {_escaped(line)}" for line in message_lines(message))]
     section: dict[str, Any] = {"type": "section", "text": {"type": "mrkdwn", "text": "\n".join(lines)[:2900]}}
     if message["thumbnail"]:
         section["accessory"] = {
@@ -139,7 +164,7 @@ def _teams(message: Mapping[str, Any]) -> dict[str, Any]:
     body: list[dict[str, Any]] = [
         {"type": "TextBlock", "text": message["title"], "weight": "bolder", "size": "medium", "wrap": True}
     ]
-    body += [{"type": "TextBlock", "text": line, "wrap": True} for line in _lines(message)]
+    body += [{"type": "TextBlock", "text": line, "wrap": True} for line in message_lines(message)]
     if message["thumbnail"]:
         body.append({"type": "Image", "url": message["thumbnail"], "altText": "the first image"})
     card: dict[str, Any] = {
@@ -158,11 +183,10 @@ def _teams(message: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "message", "attachments": [attachment]}
 
 
-def _lines(message: Mapping[str, Any]) -> list[str]:
+def message_lines(message: Mapping[str, Any]) -> list[str]:
     """Failures by reason, then the batches, where there is more than one."""
     lines = [f"{each['jobs']:,} failed: {each['reason']}" for each in message["failures"]]
-    told = message["batches"] if len(message["batches"]) > 1 else []
-    for each in told:
+    for each in message["batches"] if len(message["batches"]) > 1 else []:
         counts = ", ".join(f"{each[state]:,} {state}" for state in ENDED if each[state])
         lines.append(f"{each['batch']} ({each['name']}): {counts}")
     if message["more_batches"]:

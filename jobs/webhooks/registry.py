@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import secrets
 import uuid
 from dataclasses import dataclass
@@ -17,12 +18,15 @@ from jobs.db.queues import check_exists
 from jobs.db.tables import webhooks
 from render.errors import BadInput
 
-Kind = Literal["json", "slack", "teams"]
+Kind = Literal["json", "slack", "teams", "mail"]
 Per = Literal["job", "batch", "queue"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PERS: tuple[Per, ...] = get_args(Per)
 SECRET_PREFIX = "whsec_"
 """How secrets of Standard Webhooks begin."""
+MAIL = "mailto:"
+"""How the URL of a mail address begins."""
+_ADDRESS = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}@(?P<host>[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*)", re.ASCII)
 _LONGEST_URL = 2000
 _MOST = 100
 _KNOWN_HOSTS: tuple[tuple[str, Kind], ...] = (
@@ -57,10 +61,14 @@ def wanted_webhook(
 ) -> Webhook:
     """A webhook from texts; `hosts` is the setting `webhook_hosts`. Raises `BadInput`.
 
-    The kind follows from the host unless it is given; one for a batch is told per batch, others per queue.
+    The URL may be a mail address. The kind follows from the host unless it is given; one for a batch is told
+    per batch, others per queue.
     """
-    host = _checked_host(url, hosts)
-    found = next((known for name, known in _KNOWN_HOSTS if host == name or host.endswith(name)), "json")
+    if kind == "mail" or url.startswith(MAIL) or _ADDRESS.fullmatch(url):
+        url, found = _checked_address(url, kind, hosts), "mail"
+    else:
+        host = _checked_host(url, hosts)
+        found = next((known for name, known in _KNOWN_HOSTS if host == name or host.endswith(name)), "json")
     chosen_kind = next((each for each in KINDS if each == (kind or found)), None)
     chosen_per = next((each for each in PERS if each == (per or ("batch" if batch else "queue"))), None)
     if chosen_kind is None:
@@ -72,7 +80,7 @@ def wanted_webhook(
 
 
 def add_webhook(connection: Connection, wanted: Webhook) -> dict[str, Any]:
-    """Add a webhook; returns it with its secret, which is told only now. Raises `BadInput`.
+    """Add a webhook; returns it with its secret, if it has one, which is told only now. Raises `BadInput`.
 
     It is told of what ends from now on.
     """
@@ -84,7 +92,8 @@ def add_webhook(connection: Connection, wanted: Webhook) -> dict[str, Any]:
     values = {name: getattr(wanted, name) for name in ("url", "kind", "per", "queue", "batch", "owner")}
     row = insert(webhooks).values(id=id, secret=secret, created=now(), told=now(), **values)
     connection.execute(row)
-    return find_webhook(connection, id) | {"secret": secret}
+    # Nobody signs mail.
+    return find_webhook(connection, id) | ({} if wanted.kind == "mail" else {"secret": secret})
 
 
 def list_webhooks(connection: Connection) -> list[dict[str, Any]]:
@@ -108,9 +117,25 @@ def remove_webhook(connection: Connection, id: str) -> None:
 
 
 def shown_url(url: str) -> str:
-    """The place of a URL: the rest of a chat channel's URL is its password."""
+    """The place of a URL: the rest of a chat channel's URL is its password. A mail address is shown whole."""
+    if url.startswith(MAIL):
+        return url
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname or ''}/..."
+
+
+def _checked_address(text: str, kind: str | None, hosts: str) -> str:
+    """A mail address as a URL. Raises `BadInput`."""
+    address = text.removeprefix(MAIL).strip()
+    form = _ADDRESS.fullmatch(address)
+    if form is None or len(address) > 254:
+        raise BadInput("url", text[:80], "is not one mail address; use e.g. anna@shop.example")
+    if kind not in (None, "mail"):
+        raise BadInput("kind", kind, "is for URLs; a mail address gets mail, leave it out")
+    allowed = AllowedHosts(hosts)
+    if allowed and not allowed.names(form["host"].lower()):
+        raise BadInput("url", address, "is at a host that is not in CHORALE_WEBHOOK_HOSTS; list it there")
+    return MAIL + address
 
 
 def _checked_host(url: str, hosts: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -179,3 +181,89 @@ def test_a_token_comes_from_a_file(locked: RunningBoard, said: Said, tmp_path: P
     made = said("submit", "x", "--size", "128x128", url=locked.address, token=str(good))
     assert made["new"] == 1
     assert "holds no token" in said("list", code=2, url=locked.address, token=str(wrong))["error"]
+
+
+def test_files_of_this_machine_are_sent_and_named(
+    said: Said, small_farm: SmallFarm, farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image by a flag; images and a mask beside a batch file, by its cells."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    pixels = np.random.default_rng(4).integers(0, 255, (2, 192, 320, 3), np.uint8)
+    for name, each in zip(("one", "two"), pixels, strict=True):
+        Image.fromarray(each).save(tmp_path / "photos" / f"{name}.png")
+    Image.fromarray(np.full((192, 320), 255, np.uint8)).save(tmp_path / "photos" / "all.png")
+    quick = ("--steps", "2", "--strength", "0.5")
+    made = said("submit", "a vase", "--init", "photos/one.png", *quick)
+    spec = farm.job(made["jobs"][0]["id"])["spec"]
+    digest = hashlib.sha256((tmp_path / "photos" / "one.png").read_bytes()).hexdigest()
+    assert spec["init"]["digest"] == digest and spec["source_type"]
+    assert (spec["width"], spec["height"]) == (320, 192)
+    feed = tmp_path / "feed.csv"
+    feed.write_text("SKU,prompt,init,mask\nA,a vase,photos/one.png,\nB,a mug,photos/two.png,photos/all.png\n")
+    made = said("submit", str(feed), "--id-column", "SKU", *quick)
+    specs = {each["custom_id"]: farm.job(each["id"])["spec"] for each in made["jobs"]}
+    assert specs["A"]["init"]["digest"] == digest and specs["A"].get("mask") is None
+    assert (
+        specs["B"]["mask"]["digest"] == hashlib.sha256((tmp_path / "photos/all.png").read_bytes()).hexdigest()
+    )
+    # The bytes are in the farm's store, so that any node gets them.
+    stored = small_farm.board.log.parent / "chorale" / "images" / "inputs" / digest
+    assert stored.read_bytes() == (tmp_path / "photos" / "one.png").read_bytes()
+    said("cancel", "--batch", made["batch"])
+
+
+def test_files_that_are_missing_or_wrong_are_told_by_their_names(
+    said: Said, farm: Farm, small_farm: SmallFarm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = farm.page_of_jobs()["counts"]
+    wrong = tmp_path / "notes.png"
+    wrong.write_text("no image")
+    for words, part in (
+        (("--init", str(tmp_path / "gone.png")), "is not a file on this machine"),
+        (("--lora", f"{tmp_path / 'gone.safetensors'}:0.5"), "is not a file on this machine"),
+        (("--lora", f"{wrong}:0.5"), "notes.png"),
+        (("--init", str(wrong)), "notes.png"),
+        (("--controlnet", "/somewhere", "--control", f"canny={wrong}"), "did not come with the batch"),
+        (("--vae", "taesd"), "without --url"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["--url", small_farm.board.address, "submit", "a vase", *words])
+        error = capsys.readouterr().err
+        assert ended.value.code == 2 and part in error and "chorale-sent" not in error, error
+    feed = tmp_path / "feed.csv"
+    feed.write_text("prompt,init\na vase,one.png\na mug,two.png\n")
+    with pytest.raises(SystemExit):
+        main(["--url", small_farm.board.address, "submit", str(feed)])
+    assert (
+        "'one.png' is not a file on this machine; check the path (1 other name too)"
+        in capsys.readouterr().err
+    )
+    assert farm.page_of_jobs()["counts"] == before
+
+
+def test_a_sent_file_is_what_its_digest_says(small_farm: SmallFarm, farm: Farm, tmp_path: Path) -> None:
+    board, data = small_farm.board, b"some bytes"
+    digest = hashlib.sha256(data).hexdigest()
+    assert board.ask(f"/api/v1/files/{digest}").status == 404
+    assert board.ask(f"/api/v1/files/{'0' * 64}", "PUT", data).status == 400
+    assert board.ask("/api/v1/files/no-digest", "PUT", data).status == 400
+    assert board.ask("/api/v1/files/no-digest").status == 400
+    sent = board.ask(f"/api/v1/files/{digest}", "PUT", data)
+    assert sent.status == 201 and sent.json == {"digest": digest, "bytes": len(data)}
+    assert board.ask(f"/api/v1/files/{digest}").json["bytes"] == len(data)
+    file = tmp_path / "x"
+    file.write_bytes(data)
+    assert farm.send_file(file) == digest
+    for text in ("[]", "{", '{"a.png": 1}', '{"a.png": "b"}', json.dumps({"a.png": "0" * 64})):
+        with pytest.raises(Refused, match=r"files|digest"):
+            farm.submit_batch(rows=[{"prompt": "a vase"}], files=text, dry_run=True)
+
+
+def test_files_are_for_operators_and_have_a_limit(locked: RunningBoard, tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"x").hexdigest()
+    path, operator = f"/api/v1/files/{digest}", f"Bearer {OPERATOR}"
+    assert locked.ask(path, "PUT", b"x", authorization=f"Bearer {VIEWER}").status == 403
+    assert locked.ask(path, "PUT", b"x").status == 401
+    large = {"content_length": str(3 << 30), "authorization": operator}
+    assert locked.ask(path, "PUT", b"", **large).status == 413
