@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -15,6 +16,8 @@ from render.spec.init_image import check_digest
 from render.spec.validation import CONFIG, Checked
 
 EXAMPLE = "realesr-x2.safetensors"
+BUILTIN = "builtin"
+"""The network that the package brings, trained for the pictures of the built-in model."""
 _PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl")
 
 
@@ -29,9 +32,11 @@ class EnlargerFile(Checked):
 
     @classmethod
     def from_any(cls, value: Any) -> Self:
-        """From a path, whose file is read then, or from names and values. Raises `BadInput`."""
+        """From a path or `builtin`, whose file is read then, or from names and values. Raises `BadInput`."""
         if isinstance(value, cls):
             return value
+        if value == BUILTIN:
+            return cls.open(Path(str(resources.files("render") / "builtin" / "enlarger.safetensors")))
         if isinstance(value, str):
             return cls.open(Path(value).expanduser())
         return cls.from_values(value, f"is not a file; write e.g. {EXAMPLE}")

@@ -489,7 +489,7 @@ class SpecFields(Checked):
         BeforeValidator(_enlarger, json_schema_input_type=str | EnlargerFile | None),
         Field(
             description="Super-resolution network that enlarges between stages, and a smaller init image, in "
-            "place of bicubic interpolation: a safetensors file of any kind that spandrel loads.",
+            "place of bicubic interpolation: builtin, or a safetensors file of any kind that spandrel loads.",
             examples=[ENLARGER_EXAMPLE],
         ),
         Shown(label="Enlarger", group=STAGES, default="bicubic", local=True, late=True),

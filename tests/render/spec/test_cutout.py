@@ -40,6 +40,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.mark.slow  # The first cut-out of an environment compiles pymatting, for 100 s.
 def test_the_mask_is_that_of_the_studio_but_for_its_edge(product: Path) -> None:
     spec = Spec.from_mapping({"prompt": "a vase", "init": str(product / "photo.png"), "mask": "cutout"})
     mask = spec.mask
@@ -61,6 +62,7 @@ def test_a_mask_is_made_once(product: Path) -> None:
     assert not list(path.parent.glob(".part-*"))
 
 
+@pytest.mark.slow  # The first cut-out of an environment compiles pymatting, for 100 s.
 def test_a_large_photograph_gets_a_mask_of_its_size(product: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("render.spec.cutout._WORK_SIDE", 200)
     photo = Image.open(product / "photo.png").resize((1500, 2000), Image.Resampling.BICUBIC)
