@@ -83,6 +83,8 @@ class Settings(BaseSettings):
     report_webhook: SecretStr = SecretStr("")
     report_mail: str = ""
     smtp_url: SecretStr = SecretStr("")
+    slot_images: str = "1"
+    """Images of one model that a slot renders at once: a number, or auto."""
     checkpoint_s: Seconds = 30.0
     """Seconds between checkpoints."""
     model_cache_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 200.0

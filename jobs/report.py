@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from infra.database import now
+from jobs.db.slot_time import Stay, slot_seconds
 from jobs.db.state_machine import ENDED
 from jobs.db.tables import attempts, batches, entries, jobs, members
 from jobs.db.uptimes import Uptime, uptimes_between
@@ -72,8 +73,8 @@ class _TimeSpent:
     lost: float = 0.0
     attempts: int = 0
     failed_on: str | None = None
-    places: list[tuple[str, int, float, float]] = field(default_factory=list)
-    """(node, slot, begin, end) of all of them."""
+    stays: list[Stay] = field(default_factory=list)
+    """All of them, slot by slot."""
 
 
 def _jobs(connection: Connection, scope: Scope) -> dict[str, Any]:
@@ -99,17 +100,20 @@ def _spent(connection: Connection, since: float, moment: float) -> dict[str, _Ti
         .where((attempts.c.ended.is_(None)) | (attempts.c.ended >= since))
         .order_by(attempts.c.created)
     )
+    rows = list(connection.execute(statement))
     found: dict[str, _TimeSpent] = defaultdict(_TimeSpent)
-    for row in connection.execute(statement):
-        each = found[row.job]
-        end = moment if row.ended is None else row.ended
-        begin = min(end, max(since, row.created))
-        seconds = (end - begin) * len(row.slots)
-        each.seconds += seconds
-        each.places += [(row.node, slot, begin, end) for slot in row.slots]
+    for row in rows:
+        begin, end = max(since, row.created), moment if row.ended is None else row.ended
+        found[row.job].stays += [
+            Stay(attempt=row.id, slot=(row.node, slot), begin=min(begin, end), end=end) for slot in row.slots
+        ]
+    seconds = slot_seconds(stay for each in found.values() for stay in each.stays)
+    for row in {row.id: row for row in rows}.values():
+        each, spent = found[row.job], seconds.get(row.id, 0.0)
+        each.seconds += spent
         each.attempts = max(each.attempts, row.fence)
         if row.ended is not None and row.reason != "done":
-            each.lost += seconds
+            each.lost += spent
             each.failed_on = row.failed_node or each.failed_on
     return found
 
@@ -118,8 +122,8 @@ def _idle(uptimes: Iterable[Uptime], spent: Mapping[str, _TimeSpent]) -> float:
     """Seconds for which slots were there and nothing was placed on them, summed over the slots."""
     busy: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
     for each in spent.values():
-        for node, slot, begin, end in each.places:
-            busy[node, slot].append((begin, end))
+        for stay in each.stays:
+            busy[stay.slot].append((stay.begin, stay.end))
     for times in busy.values():
         times.sort()
     return sum(

@@ -30,6 +30,7 @@ from jobs.farm import Farm, open_farm, open_images
 from jobs.formatting import plural
 from jobs.node.agent import Agent
 from jobs.node.metrics_server import MetricsServer
+from jobs.node.slot_images import parse_slot_images
 from render.errors import BadInput
 from render.launch.gpus import processors, smallest_memory_bytes, visible_gpus
 
@@ -40,6 +41,14 @@ _metrics_option = click.option(
     metavar="HOST:PORT|off",
     default=None,
     help=f"Address of /metrics. [CHORALE_METRICS_ADDRESS, else {DEFAULT_ADDRESS} if it is free]",
+)
+
+_slot_images_option = click.option(
+    "--slot-images",
+    metavar="N|auto",
+    default=None,
+    help="Small images of one model that a slot renders at once, in shared model calls; auto: as many as "
+    "fill a call and the slot's memory. [CHORALE_SLOT_IMAGES, else 1]",
 )
 
 
@@ -54,6 +63,7 @@ _metrics_option = click.option(
 @click.option(
     "--address", default=None, help="Address at which other nodes reach this one. [CHORALE_ADDRESS]"
 )
+@_slot_images_option
 @_metrics_option
 @click.option("--database-url", default=None, help="URL of the farm's database. [CHORALE_DATABASE_URL]")
 @click.option("--undrain", is_flag=True, help="Accept jobs even if the node was drained before.")
@@ -61,13 +71,14 @@ def agent(
     name: str | None,
     slots: int | None,
     address: str | None,
+    slot_images: str | None,
     metrics_address: str | None,
     database_url: str | None,
     undrain: bool,
 ) -> None:
     """Run this machine as a node of the farm until Ctrl-C."""
     flags = {"database_url": database_url, "node": name, "address": address}
-    settings = read_settings(flags | {"metrics_address": metrics_address})
+    settings = read_settings(flags | {"slot_images": slot_images, "metrics_address": metrics_address})
     with open_farm(settings) as farm:
         made = _agent(farm, slots, settings.broker_url.get_secret_value() or None)
         if undrain:
@@ -88,15 +99,17 @@ def agent(
     "--port", type=click.IntRange(0, 65_535), default=PORT, show_default=True, help="Port of the board."
 )
 @click.option("--board/--no-board", default=True, show_default=True, help="Also serve the board.")
+@_slot_images_option
 @_metrics_option
-def up(slots: int | None, port: int, board: bool, metrics_address: str | None) -> None:
+def up(
+    slots: int | None, port: int, board: bool, slot_images: str | None, metrics_address: str | None
+) -> None:
     """Run a whole farm on this machine until Ctrl-C.
 
     It consists of an embedded database and broker, one node and the board.
     """
-    settings = read_settings({"metrics_address": metrics_address}).model_copy(
-        update={"database_url": SecretStr("")}
-    )
+    flags = {"slot_images": slot_images, "metrics_address": metrics_address}
+    settings = read_settings(flags).model_copy(update={"database_url": SecretStr("")})
     with (
         _only_one(default_home()),
         open_farm(settings) as farm,
@@ -230,6 +243,7 @@ def _check_port(port: int) -> None:
 
 def _check(settings: Settings) -> None:
     """Raise for settings that would otherwise fail when they are first used."""
+    parse_slot_images(settings.slot_images)
     check_reach(open_images(settings))
     if settings.report_mail and not settings.smtp_url.get_secret_value():
         raise BadSetting("smtp_url", "", "is not set; mail needs one, such as smtp://user:password@host:587")

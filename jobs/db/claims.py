@@ -98,6 +98,7 @@ def claim(
         folder=folder,
         numerics=numerics,
         follows=row.follows,
+        failures=row.attempts + row.losses,
     )
 
 
@@ -113,7 +114,7 @@ def _claim(attempt: Any, node: Any, supervisor: Any) -> Any:
 def _share(attempt: Any, node: Any) -> Any:
     count = select(func.count()).where(members.c.attempt == attempt).scalar_subquery().label("nodes")
     own = (attempts.c.job, attempts.c.fence, attempts.c.secret, attempts.c.follows)
-    names = (members, jobs.c.digest, jobs.c.spec, *own)
+    names = (members, jobs.c.digest, jobs.c.spec, jobs.c.attempts, jobs.c.losses, *own)
     return (
         select(*names, nodes.c.address, count)
         .join(attempts, attempts.c.id == members.c.attempt)
@@ -205,6 +206,26 @@ def attempt_ages(connection: Connection, assignment: Assignment) -> tuple[float,
 def release(connection: Connection, assignment: Assignment) -> None:
     """End this member's lease: its ranks are gone, so its slots can be placed again at once."""
     connection.execute(update(members).where(is_held(assignment)).values(lease_until=0.0))
+
+
+def slots_held(connection: Connection) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The slots that each active attempt holds, by attempt and node, oldest first.
+
+    Images that one slot renders at once hold it together: it counts for the oldest of them.
+    """
+    holding = (
+        select(members.c.attempt, members.c.node, members.c.slots)
+        .join(attempts, attempts.c.id == members.c.attempt)
+        .where(attempts.c.ended.is_(None))
+        .order_by(attempts.c.created, attempts.c.id)
+    )
+    counted = set[tuple[str, int]]()
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for row in connection.execute(holding):
+        own = tuple(slot for slot in row.slots if (row.node, slot) not in counted)
+        counted.update((row.node, slot) for slot in own)
+        found.setdefault(row.attempt, {})[row.node] = own
+    return found
 
 
 def is_held(assignment: Assignment) -> ColumnElement[bool]:

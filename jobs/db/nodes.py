@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from infra.database import Database, built_once, insert_unless_there, now
-from jobs.db.tables import attempts, members, nodes
+from jobs.db.claims import slots_held
+from jobs.db.tables import nodes
 from jobs.db.uptimes import end_uptime, up_since
 from render.errors import BadInput
 from render.launch.gpus import local_bfloat16
@@ -104,14 +105,10 @@ def set_draining(connection: Connection, name: str, draining: bool) -> None:
 def list_nodes(connection: Connection) -> list[dict[str, Any]]:
     """All nodes by name, each with its slots in use, whether its lease is current (`up`), and its `state`:
     up, draining, unhealthy (with `problems`) or down."""
-    held = (
-        select(members.c.node, members.c.slots)
-        .join(attempts, attempts.c.id == members.c.attempt)
-        .where(attempts.c.ended.is_(None))
-    )
     used = Counter[str]()
-    for row in connection.execute(held):
-        used[row.node] += len(row.slots)
+    for by_node in slots_held(connection).values():
+        for name, slots in by_node.items():
+            used[name] += len(slots)
     columns = [column for column in nodes.c if column.name not in ("agent", "up_since")]
     found = connection.execute(
         select(*columns, (nodes.c.lease_until > now()).label("up")).order_by(nodes.c.name)

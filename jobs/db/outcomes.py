@@ -41,8 +41,17 @@ def publish(connection: Connection, assignment: Assignment) -> None:
         )
 
 
-def finish(connection: Connection, assignment: Assignment, root: str, model_seconds: float) -> None:
-    """The image is published: > done. Raises `LostRace` if the job no longer belongs to this attempt."""
+def finish(
+    connection: Connection,
+    assignment: Assignment,
+    root: str,
+    model_seconds: float,
+    slot_seconds: float | None = None,
+) -> None:
+    """The image is published: > done. Raises `LostRace` if the job no longer belongs to this attempt.
+
+    `slot_seconds` is what it took of its slots' time; None for slots that it had to itself.
+    """
     job, fence = assignment.job, assignment.fence
     found = connection.execute(*_attempt_and_job(attempt=assignment.attempt)).all()
     if found and found[0].state == "rendering":
@@ -61,7 +70,8 @@ def finish(connection: Connection, assignment: Assignment, root: str, model_seco
     )
     # Only an attempt that did all of the work gives a rate.
     if fence == 1 and found[0].work:
-        slot_seconds = found[0].age * sum(len(member.slots) for member in found)
+        if slot_seconds is None:
+            slot_seconds = found[0].age * sum(len(member.slots) for member in found)
         record_rate(connection, found[0].model, found[0].device, found[0].work, slot_seconds)
     _end(connection, assignment.attempt, "done", None)
 

@@ -8,11 +8,12 @@ from typing import Any
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from infra.database import now
+from jobs.db.claims import slots_held
 from jobs.db.dependencies import is_free
 from jobs.db.names import check_name
 from jobs.db.records import QueueRules
 from jobs.db.state_machine import ENDED, change_state
-from jobs.db.tables import attempts, batches, jobs, members, queues
+from jobs.db.tables import attempts, batches, jobs, queues
 from jobs.db.time_window import TimeWindow
 from render.errors import BadInput
 
@@ -128,16 +129,15 @@ def queue_needs(connection: Connection, moment: float) -> dict[str, tuple[bool, 
 def _held(connection: Connection) -> tuple[Counter[str], Counter[str]]:
     """Slots, and groups, that run now, by queue."""
     running = (
-        select(jobs.c.queue, attempts.c.id, members.c.slots)
+        select(jobs.c.queue, attempts.c.id)
         .join(attempts, attempts.c.job == jobs.c.id)
-        .join(members, members.c.attempt == attempts.c.id)
         .where(attempts.c.ended.is_(None))
     )
-    held, groups = Counter[str](), dict[str, set[str]]()
+    slots, held, groups = slots_held(connection), Counter[str](), Counter[str]()
     for row in connection.execute(running):
-        held[row.queue] += len(row.slots)
-        groups.setdefault(row.queue, set()).add(row.id)
-    return held, Counter({name: len(each) for name, each in groups.items()})
+        held[row.queue] += sum(len(own) for own in slots.get(row.id, {}).values())
+        groups[row.queue] += 1
+    return held, groups
 
 
 def stop_closed(connection: Connection, moment: float | None = None) -> int:

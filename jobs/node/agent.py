@@ -114,6 +114,7 @@ class Agent:
         # Metrics end last, so that they count how the supervisors ended.
         with self.metrics:
             environment = {"CHORALE_DATABASE_URL": self.farm.url} | self.metrics.environment
+            environment |= {"CHORALE_SLOT_IMAGES": self.farm.settings.slot_images}
             supervisors = Supervisors(self.name, self.home, environment)
             self._launcher = Launcher(
                 self.farm.database, self.name, self.home, supervisors, self._health, self._lease

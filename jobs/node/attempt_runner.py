@@ -38,6 +38,7 @@ from render.launch.gpus import visible_gpus
 from render.launch.rank_group import RankGroup
 from render.launch.rendezvous_config import Rendezvous
 from render.launch.request import Request
+from render.launch.shared_group import SharedGroup, SharedGroupLost
 from render.models.model_paths import find_model_paths, model_info
 from render.output.manifest import Manifest
 from render.spec import Spec
@@ -69,6 +70,10 @@ class AttemptRunner:
     """Whether this node is shutting down."""
     idle_since: float | None = None
     """Monotonic time at which the group finished the previous image."""
+    shared: SharedGroup | None = None
+    """In place of `group`: one that renders other images at the same time, and is not this part's to end."""
+    slot_seconds: Callable[[], float] | None = None
+    """This image's share of the time of a slot that others share; None for a slot that it has to itself."""
     ended: float | None = None
     """Monotonic time at which it finished this one."""
     next: Assignment | None = None
@@ -100,6 +105,9 @@ class AttemptRunner:
         except Stopped as exc:
             why = f", since node {self.claimed.node} ends" if self.stopping() else ""
             self._fail(exc, f"{exc}{why}", None, None)
+        except SharedGroupLost as exc:
+            # It need not be this image's fault. Whatever has failed once is rendered alone from then on.
+            self._fail(exc, _last_line(exc), self.claimed.node, "losses")
         except GroupLost as exc:
             if self.claimed.nodes == 1:
                 self._fail(exc, _last_line(exc), self.claimed.node)
@@ -128,6 +136,10 @@ class AttemptRunner:
                 with contextlib.suppress(ServiceError):
                     with_retry(self.farm.database, lambda connection: release(connection, self.claimed))
         return None
+
+    def count_start(self) -> None:
+        """Count that processes are started for the group."""
+        self._metrics.on_start()
 
     def _await_peer_report(self) -> None:
         end = time.monotonic() + _PEER_REPORT_S
@@ -217,10 +229,13 @@ class AttemptRunner:
             log=str(self._log.path),
             observer=OBSERVER,
             last=False,
+            at_once=1 if self.shared is None else self.shared.at_once,
         )
-        visible = visible_gpus()
-        gpus = tuple(visible[slot].selector for slot in part.slots) if visible else None
-        group = self.group or RankGroup(len(part.slots), rendezvous=rendezvous, gpus=gpus)
+        if self.shared is not None:
+            self._finish(self.shared.render(request, self._on_event, on_tick=self._poll).root, stays=True)
+            self._finished = True
+            return None
+        group = self.group or make_group(part, rendezvous)
         stays = False
         try:
             if self.idle_since is not None:
@@ -285,11 +300,15 @@ class AttemptRunner:
     def _finish(self, root: str, stays: bool) -> None:
         """Record the image as done; a group that stays takes the next job in the same transaction."""
         part, seconds = self.claimed, self._model_seconds
+        of_slot = None if self.slot_seconds is None else self.slot_seconds()
         if not stays or self.stopping():
-            with_retry(self.farm.database, lambda connection: finish(connection, part, root, seconds))
+            with_retry(
+                self.farm.database, lambda connection: finish(connection, part, root, seconds, of_slot)
+            )
         else:
             self.next = with_retry(
-                self.farm.database, lambda connection: finish_and_take_next(connection, part, root, seconds)
+                self.farm.database,
+                lambda connection: finish_and_take_next(connection, part, root, seconds, of_slot),
             )
         self._log.write(f"done: root {root}")
 
@@ -335,6 +354,13 @@ class AttemptRunner:
                 connection, part.job, "placing", "rendering", reason, expected_fence=part.fence
             ),
         )
+
+
+def make_group(part: Assignment, rendezvous: Rendezvous | None = None) -> RankGroup:
+    """A group for a part, on the GPUs of its slots; it starts with its first image."""
+    visible = visible_gpus()
+    gpus = tuple(visible[slot].selector for slot in part.slots) if visible else None
+    return RankGroup(len(part.slots), rendezvous=rendezvous, gpus=gpus)
 
 
 def _tally(exc: Exception) -> Tally:

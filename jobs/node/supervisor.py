@@ -8,6 +8,7 @@ when there is none. It dies with its agent, and its ranks with it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -16,16 +17,19 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from infra.errors import ServiceError
+from infra.errors import ServiceError, StoreError
 from infra.logging import configure_logging
 from infra.settings import read_settings
 from jobs.db.claims import claim, next_offer
 from jobs.db.records import Assignment
 from jobs.farm import Farm, open_farm
-from jobs.node.attempt_runner import AttemptRunner
-from jobs.node.heartbeat import with_retry
+from jobs.node.attempt_runner import AttemptRunner, make_group
+from jobs.node.heartbeat import Heartbeat, with_retry
+from jobs.node.shared_slot import SharedSlot
+from jobs.node.slot_images import SlotImages, images_of_slot, parse_slot_images
 from jobs.numerics import local_numerics
 from jobs.scheduler.warm_reuse import next_for_group, waiting_for_slots
+from render.errors import BadInput
 from render.launch.parent_death import die_with_parent
 from render.launch.rank_group import RankGroup
 
@@ -58,6 +62,7 @@ class _Supervisor:
     home: Path
     _stopping: bool = False
     _group: RankGroup | None = field(default=None)
+    _joined: itertools.count[int] = field(default_factory=itertools.count)
 
     def stop(self, *_: object) -> None:
         """End after the step, with a checkpoint."""
@@ -68,6 +73,10 @@ class _Supervisor:
         ended: float | None = None
         try:
             while current is not None:
+                images = self._images_of_slot(current)
+                if images is not None:
+                    current, ended = self._run_shared(current, images), None
+                    continue
                 runner = AttemptRunner(
                     self.farm, current, self._group, self.home, lambda: self._stopping, ended
                 )
@@ -80,6 +89,32 @@ class _Supervisor:
         finally:
             if self._group is not None:
                 self._group.close()
+
+    def _images_of_slot(self, part: Assignment) -> SlotImages | None:
+        wanted = parse_slot_images(self.farm.settings.slot_images)
+        if wanted == 1:
+            return None
+        # The part has no runner yet, and its model may have to be fetched.
+        heartbeat = Heartbeat(self.farm.database, part)
+        heartbeat.start()
+        try:
+            return images_of_slot(self.farm.database, part, wanted)
+        except (ServiceError, StoreError, BadInput):
+            # What is wrong with the part is found, and told, when it is rendered alone.
+            return None
+        finally:
+            heartbeat.stop()
+
+    def _run_shared(self, first: Assignment, images: SlotImages) -> Assignment | None:
+        """Render a part and those that join it; returns the slot's next part."""
+        if self._group is not None and not self._group.alive():
+            self._group.close()
+            self._group = None
+        self._group = self._group or make_group(first)
+        names = (f"{self.name}+{number}" for number in self._joined)
+        slot = SharedSlot(self.farm, self.home, lambda: self._stopping, self._group, images, names)
+        slot.run(first)
+        return slot.next or self._next(first)
 
     def _next(self, last: Assignment) -> Assignment | None:
         """Keep the group warm for a while, in case its slots get more work."""

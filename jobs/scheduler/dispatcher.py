@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, exists, select
 
 from infra.database import Database, now
+from jobs.db.claims import slots_held
 from jobs.db.dependencies import is_free, release
 from jobs.db.leases import DISPATCHER, hold_lease
 from jobs.db.outcomes import sweep, unreliable_nodes
 from jobs.db.queues import DEFAULT_PRIORITY, queue_rules, stop_closed
 from jobs.db.rates import Rates, read_rates, slot_seconds_left
+from jobs.db.records import QueueRules
 from jobs.db.reservations import reserve
-from jobs.db.tables import attempts, jobs, members, nodes, queues
+from jobs.db.tables import attempts, jobs, nodes, queues
 from jobs.scheduler.placement import AGEING_S, Decision, Node, PendingJob, RunningGroup, place
 
 LEASE_S = 5.0
@@ -61,18 +64,39 @@ def dispatch(
         return [(node, *taken[group.job]) for group in groups if group.job in taken for node in group.slots]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a placement is decided on."""
+
+    up: list[Node]
+    """The nodes that take jobs."""
+    running: list[RunningGroup]
+    pending: list[PendingJob]
+    """The most urgent queued jobs, the first one first."""
+    rules: list[QueueRules]
+
+
 def decide(connection: Connection, moment: float | None = None) -> Decision:
     """Which queued jobs start now, and where."""
+    farm = read_surroundings(connection, moment)
+    return place(farm.up, farm.running, farm.pending, farm.rules) if farm.pending else Decision(placed=())
+
+
+def read_surroundings(
+    connection: Connection, moment: float | None = None, pending: int | None = None
+) -> Surroundings:
+    """The nodes, the groups, and as many queued jobs as the free slots may need, or `pending` more."""
     rules = queue_rules(connection, moment)
     rates = read_rates(connection)
     up, running = nodes_up(connection), running_groups(connection, rates)
     held = sum(group.slots.get(node.name, 0) for group in running for node in up)
-    free = sum(node.slots for node in up) - held
-    if free <= 0:
-        return Decision(placed=())
+    free = max(0, sum(node.slots for node in up) - held) + (pending or 0)
     groups = Counter(group.queue for group in running)
     closed = [queue.name for queue in rules if not queue.accepts(groups[queue.name])]
-    return place(up, running, _pending_jobs(connection, closed, up, rates, free), rules)
+    waiting = _pending_jobs(connection, closed, up, rates, free) if free else []
+    if pending is not None:
+        waiting = waiting[:free]
+    return Surroundings(up=up, running=running, pending=waiting, rules=rules)
 
 
 def nodes_up(connection: Connection, *, usable: bool = True) -> list[Node]:
@@ -94,34 +118,30 @@ def nodes_up(connection: Connection, *, usable: bool = True) -> list[Node]:
 
 
 def running_groups(connection: Connection, rates: Rates) -> list[RunningGroup]:
+    """The groups that hold slots now. Of images that share a slot, all but the first hold none."""
     statement = (
         select(
             attempts.c.id,
             attempts.c.job,
             *(jobs.c[name] for name in ("owner", "queue", "model", "work", "progress")),
-            members.c.node,
-            members.c.slots,
         )
-        .join(members, members.c.attempt == attempts.c.id)
         .join(jobs, jobs.c.id == attempts.c.job)
         .where(attempts.c.ended.is_(None))
     )
-    rows = list(connection.execute(statement))
-    slots: dict[str, dict[str, int]] = defaultdict(dict)
-    for row in rows:
-        slots[row.id][row.node] = len(row.slots)
-    found = {}
-    for row in rows:
+    slots, found = slots_held(connection), []
+    for row in connection.execute(statement):
         left = slot_seconds_left(rates, row.model, row.work, row.progress)
-        held = slots[row.id]
-        found[row.id] = RunningGroup(
-            job=row.job,
-            owner=row.owner,
-            queue=row.queue,
-            slots=held,
-            ends_in=None if left is None else left / sum(held.values()),
+        held = {node: len(own) for node, own in slots.get(row.id, {}).items()}
+        found.append(
+            RunningGroup(
+                job=row.job,
+                owner=row.owner,
+                queue=row.queue,
+                slots=held,
+                ends_in=None if left is None else left / max(1, sum(held.values())),
+            )
         )
-    return list(found.values())
+    return found
 
 
 def _pending_jobs(

@@ -26,18 +26,25 @@ Shape = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def finish_and_take_next(
-    connection: Connection, assignment: Assignment, root: str, model_seconds: float
+    connection: Connection,
+    assignment: Assignment,
+    root: str,
+    model_seconds: float,
+    slot_seconds: float | None = None,
 ) -> Assignment | None:
     """publishing > done for a group, and the next job for its slots; for the first node of the group.
 
     The placement decides as it does for free slots, so priorities, limits and time windows hold. None if it
-    gives the slots to a group of another shape or to no job. Raises `LostRace` if the job no longer belongs
-    to this attempt.
+    gives the slots to a group of another shape or to no job, and while other images are rendered on them
+    (`jobs.scheduler.joining`). Raises `LostRace` if the job no longer belongs to this attempt.
     """
     lock_placement(connection)
     if (taken := _already_taken(connection, assignment)) is not None:
         return taken
-    finish(connection, assignment, root, model_seconds)
+    finish(connection, assignment, root, model_seconds, slot_seconds)
+    shared = slot_seconds is not None
+    if shared and waiting_for_slots(connection, assignment) != "nothing":
+        return None
     shape = shape_of(connection, assignment.attempt)
     if len(shape) > 1 and not _all_may_follow(connection, shape):
         return None
@@ -51,10 +58,18 @@ def finish_and_take_next(
     reserved = reserve(connection, [group], lambda group: reason, [slots for _, slots in shape], follows)
     if placed.job not in reserved:
         return None
-    claimed = _claim(connection, reserved[placed.job][0], assignment)
+    attempt = reserved[placed.job][0]
+    if len(shape) == 1:
+        return begin_at_once(connection, attempt, assignment, assignment.supervisor, reason)
+    return _claim(connection, attempt, assignment)
+
+
+def begin_at_once(
+    connection: Connection, attempt: str, last: Assignment, supervisor: str, reason: str
+) -> Assignment:
+    """Claim an attempt that was reserved in this transaction for a group that is there: > rendering."""
+    claimed = claim(connection, attempt, last.node, supervisor, last.numerics)
     assert claimed is not None, "no other process has seen the attempt yet"
-    if claimed.nodes > 1:
-        return claimed
     make_ready(connection, claimed, None)
     change_state(connection, claimed.job, "placing", "rendering", reason, expected_fence=claimed.fence)
     return replace(claimed, begun=True)

@@ -103,18 +103,23 @@ class SharedCalls:
     def __init__(self, joiner: CallJoiner, most_images: int) -> None:
         self._joiner, self._most_images = joiner, most_images
 
-    def run(self, renders: Iterable[Render[Result]]) -> Iterator[tuple[int, Result | Exception]]:
-        """The number and the result of each image, or what it raised, in the order in which they end.
+    def run(self, renders: Iterable[Render[Result] | None]) -> Iterator[tuple[int, Result | Exception]]:
+        """The place in `renders` and the result of each image, or what it raised, in the order in which they
+        end.
 
-        The next image is taken from `renders` when there is room for it. An error that is not an `Exception`,
-        like a KeyboardInterrupt, ends all.
+        The next image is taken from `renders` when there is room for it. None says that there is none yet; it
+        ends the run when no image is left. An error that is not an `Exception`, as a KeyboardInterrupt, ends
+        all.
         """
         coming, active = enumerate(renders), list[_Image[Result]]()
         try:
             while True:
-                while len(active) < self._most_images and (item := next(coming, None)) is not None:
-                    image: _Image[Result] = _Image(number=item[0])
-                    image.start(item[1])
+                while len(active) < self._most_images:
+                    number, render = next(coming, (0, None))
+                    if render is None:
+                        break
+                    image: _Image[Result] = _Image(number=number)
+                    image.start(render)
                     active.append(image)
                 if not active:
                     return

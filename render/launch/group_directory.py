@@ -28,6 +28,11 @@ def request_path(directory: Path, number: int) -> Path:
     return directory / f"request-{number}.json"
 
 
+def stop_path(directory: Path, number: int) -> Path:
+    """A file that asks for a stop of one request of several that are rendered at once."""
+    return directory / f"stop-{number}"
+
+
 def rendezvous_path(directory: Path) -> Path:
     """What the launcher has to know, until it has read it."""
     return directory / "rendezvous.json"

@@ -12,52 +12,39 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from render.errors import (
-    BadInput,
-    GroupChanges,
-    NoImage,
-    RanksLost,
-    RenderError,
-    SinkError,
-    Stopped,
-    exit_code,
-)
-from render.events import CheckpointSaved, ModelLoaded, RankFailed, RankStarted, RankStopped
+from render.errors import GroupChanges, RanksLost, RenderError, RenderFailed, Stopped, exit_code
+from render.events import RankStarted, RankStopped
 from render.launch.epoch_client import has_epochs
 from render.launch.event_channel import EventSender
 from render.launch.forward_events import ForwardEvents
-from render.launch.group_directory import events_path, request_path
+from render.launch.group_directory import events_path, request_path, stop_path
+from render.launch.loaded_model import LoadedModel
 from render.launch.observer import RankContext, RankObserver, make_observer
 from render.launch.parent_death import die_with_parent
 from render.launch.prompt_texts import PromptTexts
 from render.launch.rank_environment import PEERS_LOST
+from render.launch.rank_events import checkpoint_event, failure_event
 from render.launch.request import LATENTS_KEY, FurtherImage, Request
 from render.launch.sinks import open_sink
 
 if TYPE_CHECKING:
     import torch
 
-    from render.denoise.checkpoint import CheckpointManager, SaveResult
     from render.denoise.model_calls import ModelCalls
     from render.denoise.replica import Replicas
     from render.distributed import Group
     from render.launch.elastic_group import ElasticGroup
     from render.models.adapter import Adapter
-    from render.models.joined_calls import CallJoiner
-    from render.spec import Spec
-    from render.spec.embedding import Embedding
-    from render.spec.lora import Lora
 
 _POLL_S = 0.01
 """Between two looks for the next request."""
-_LONGEST_TEXT = 8_000
-"""Characters of an error that an event carries."""
 
 
 def main(directory: Path) -> int:
@@ -72,7 +59,7 @@ def main(directory: Path) -> int:
 
     elastic = ElasticGroup(directory, events.send) if has_epochs() else None
     try:
-        _serve(_Rank(events, stop, PromptTexts(directory), elastic), directory)
+        _serve(_Rank(events, stop, LoadedModel(events.send, PromptTexts(directory)), elastic), directory)
     except Stopped as exc:
         events.send_reliable(RankStopped(text=str(exc)))
         return 0
@@ -81,7 +68,7 @@ def main(directory: Path) -> int:
         traceback.print_exc()
         return PEERS_LOST
     except RenderError as exc:
-        events.send_reliable(_failure(exc))
+        events.send_reliable(failure_event(exc))
         return exit_code(exc)
     finally:
         leave() if elastic is None else abandon()
@@ -91,30 +78,29 @@ def main(directory: Path) -> int:
 def _serve(rank: _Rank, directory: Path) -> None:
     number = 1
     # A rank that replaces one that has died begins with the others' request.
-    while request_path(directory, number + 1).exists():
+    while rank.elastic is not None and request_path(directory, number + 1).exists():
         number += 1
-    request: Request | None = None
+    last: Request | None = None
     while True:
-        path = request_path(directory, number)
-        if path.exists():
-            request = Request.read(path)
+        request = _read_request(directory, number)
+        if request is None:
+            if last is not None and not last.more and rank.epoch_ended:
+                # Whether the others know that the image is published is not certain: do its end again.
+                rank.render(last, number - 1)
+            time.sleep(_POLL_S)
+        elif request.at_once > 1:
+            number = rank.render_at_once(directory, number, request)
+        else:
             rank.render(request, number)
             if request.last:
                 return
-            number += 1
-        elif request is not None and not request.more and rank.epoch_ended:
-            # Whether the others know that the image is published is not certain: do the end of it again.
-            rank.render(request, number - 1)
-        else:
-            time.sleep(_POLL_S)
+            last, number = request, number + 1
 
 
-def _failure(exc: RenderError) -> RankFailed:
-    bad = (exc.field, str(exc.value), exc.fix) if isinstance(exc, BadInput) else None
-    text, outage = str(exc)[:_LONGEST_TEXT], isinstance(exc, SinkError)
-    return RankFailed(
-        code=exit_code(exc), text=text, outage=outage, bad_input=bad, permanent=isinstance(exc, NoImage)
-    )
+def _read_request(directory: Path, number: int) -> Request | None:
+    """The request of that number, if there is one yet."""
+    path = request_path(directory, number)
+    return Request.read(path) if path.exists() else None
 
 
 @dataclass(frozen=True)
@@ -126,6 +112,8 @@ class _Work:
     device: torch.device
     models: tuple[Adapter, Adapter | None]
     observer: RankObserver
+    stop: Callable[[], bool]
+    """Whether to stop after the step."""
 
     @property
     def images(self) -> tuple[FurtherImage, ...]:
@@ -138,21 +126,10 @@ class _Rank:
 
     events: EventSender
     stop: threading.Event
-    texts: PromptTexts
+    model: LoadedModel
     elastic: ElasticGroup | None = None
     """Where the group may change; None where it stays as torchrun has started it."""
     _group: Group | None = None
-    _embeddings: tuple[tuple[str, str], ...] | None = ()
-    """Learned words of the model, by digest and word."""
-    _loras: tuple[tuple[str, float], ...] | None = ()
-    """Those on the model, by digest and weight."""
-    _controlnets: tuple[str, ...] | None = ()
-    """Those beside the model, by digest."""
-    _ip_adapter: tuple[str, float] | None = None
-    """The one on the model, by digest and weight."""
-    _loaded: tuple[tuple[Any, ...], tuple[Adapter, Adapter | None]] | None = field(default=None)
-    _joiner: CallJoiner | None = None
-    """Of the model with its LoRA."""
 
     @property
     def epoch_ended(self) -> bool:
@@ -161,43 +138,109 @@ class _Rank:
 
     def render(self, request: Request, number: int) -> None:
         """Render one image with the other ranks: the group's request of this number."""
-        import torch
-
-        from render.distributed import choose_device
-        from render.errors import RenderFailed
-        from render.launch.device_memory import device_memory
-        from render.spec import Spec
-
-        if request.log is not None:
-            _redirect_output(request.log)
-        local_rank = int(os.environ["LOCAL_RANK"])
-        device = choose_device(request.device, local_rank)
-        if device.type == "cpu":
-            # Kernels split their sums by threads: another number would change the last bits.
-            torch.set_num_threads(1)
-        spec = Spec.from_mapping(request.spec)
-        models = self._models(request, device, spec)
-        present = [model for model in models if model is not None]
-        self.texts.provide(request, present, device, partial(self._put_additions, models[0], spec))
-        self._set_embeddings(models[0], spec.embedding)
-        self._set_loras(models[0], spec.lora)
-        self._set_controlnets(models[0], spec, device)
-        self._set_ip_adapter(models[0], spec, device)
-        context = RankContext(
-            rank=int(os.environ["RANK"]),
-            slot=request.slots[local_rank] if request.slots else local_rank,
-            model=spec.model,
-            device_memory=partial(device_memory, device),
-        )
-        observer = make_observer(request.observer, context)
-        work = _Work(request, number, device, models, observer)
-        try:
+        device, models = self._prepare(request)
+        with self._observed(request, number, device, models, self.stop.is_set) as work:
             if request.more:
                 self._render_share(work)
             elif self.elastic is None:
                 self._render_with(work, self._group_of(device))
             else:
                 self._render_elastic(work, self.elastic)
+
+    def render_at_once(self, directory: Path, number: int, first: Request) -> int:
+        """Render a request, and with it those that follow while they have the same weights, each as its own
+        image that stops and fails alone. Returns the number of the next request."""
+        from render.denoise.shared_calls import Render, SharedCalls
+
+        device, models = self._prepare(first)
+
+        def coming() -> Iterator[Render[None] | None]:
+            nonlocal number
+            while True:
+                request = _read_request(directory, number)
+                if request is None or request.at_once < 2 or request.weights != first.weights:
+                    yield None
+                else:
+                    own, number = number, number + 1
+                    stop = stop_path(directory, own)
+                    yield partial(self._render_one, request, own, stop, device, models)
+
+        for _ in SharedCalls(self.model.joiner, first.at_once).run(coming()):
+            # Each image has sent its own end.
+            pass
+        return number
+
+    def _render_one(
+        self,
+        request: Request,
+        number: int,
+        stop: Path,
+        device: torch.device,
+        models: tuple[Adapter, Adapter | None],
+        calls: ModelCalls,
+    ) -> None:
+        """Render one of several requests at once, and send how it ends."""
+        if request.log is not None:
+            # What is printed while several images are rendered is in the log of the one that began last.
+            _redirect_output(request.log)
+
+        def stopped() -> bool:
+            return self.stop.is_set() or stop.exists()
+
+        try:
+            # The model is there; its prompts are encoded.
+            self.model.load(request, device)
+            with self._observed(request, number, device, models, stopped) as work:
+                self._render_alone(work, work.images[0], number, calls)
+        except Stopped as exc:
+            self.events.send_reliable(RankStopped(text=str(exc), image=number))
+        except RenderError as exc:
+            self.events.send_reliable(replace(failure_event(exc), image=number))
+        except Exception as exc:
+            # One that nobody has foreseen ends this image only, too.
+            traceback.print_exc()
+            failure = RenderFailed(f"{type(exc).__name__}: {exc}")
+            self.events.send_reliable(replace(failure_event(failure), image=number))
+
+    def _prepare(self, request: Request) -> tuple[torch.device, tuple[Adapter, Adapter | None]]:
+        """The device and the loaded models of a request."""
+        import torch
+
+        from render.distributed import choose_device
+
+        if request.log is not None:
+            _redirect_output(request.log)
+        device = choose_device(request.device, int(os.environ["LOCAL_RANK"]))
+        if device.type == "cpu":
+            # Kernels split their sums by threads: another number would change the last bits.
+            torch.set_num_threads(1)
+        return device, self.model.load(request, device)
+
+    @contextmanager
+    def _observed(
+        self,
+        request: Request,
+        number: int,
+        device: torch.device,
+        models: tuple[Adapter, Adapter | None],
+        stop: Callable[[], bool],
+    ) -> Iterator[_Work]:
+        """The work at a request, with an observer that is closed at its end. Raises `RenderFailed` if the
+        device has not enough memory."""
+        import torch
+
+        from render.launch.device_memory import device_memory
+
+        local_rank = int(os.environ["LOCAL_RANK"])
+        context = RankContext(
+            rank=int(os.environ["RANK"]),
+            slot=request.slots[local_rank] if request.slots else local_rank,
+            model=str(request.spec["model"]),
+            device_memory=partial(device_memory, device),
+        )
+        observer = make_observer(request.observer, context)
+        try:
+            yield _Work(request, number, device, models, observer, stop)
         except torch.OutOfMemoryError as exc:
             raise RenderFailed(
                 f"rank {context.rank} has not enough memory on {device}; use more ranks or a smaller "
@@ -233,6 +276,15 @@ class _Rank:
         if elastic.run(work.number, work.device, render):
             tries[-1].finish()
 
+    def _render_alone(self, work: _Work, image: FurtherImage, number: int, calls: ModelCalls) -> None:
+        """Render an image by this rank alone, in calls that others share; its events carry its number."""
+        from render.distributed import SingleRankGroup
+
+        # Whoever renders an image alone is its first rank.
+        forward = ForwardEvents(self.events, work.observer, work.number, 0, True, image=number)
+        self._render(work, image, forward, SingleRankGroup(), calls)
+        forward.finish()
+
     def _render(
         self,
         work: _Work,
@@ -245,7 +297,6 @@ class _Rank:
         from render.denoise.checkpoint import CheckpointManager
         from render.denoise.model_calls import JoinedCalls
         from render.engine import render_image, render_to_latents
-        from render.models.joined_calls import CallJoiner
         from render.spec import Spec
 
         request = work.request
@@ -257,12 +308,11 @@ class _Rank:
             spec.digest(request.info.digest),
             work.device,
             every_s=request.checkpoint_s,
-            stop=self.stop.is_set,
-            on_save=lambda result: on_event(_checkpoint_event(result)),
+            stop=work.stop,
+            on_save=lambda result: on_event(checkpoint_event(result)),
             replicas=replicas,
             changes=None if self.elastic is None or replicas is None else self.elastic.joining,
         )
-        self._joiner = self._joiner or CallJoiner(adapter)
         render: Callable[..., object] = render_image
         if request.output == "latents":
             render = partial(render_to_latents, key=LATENTS_KEY)
@@ -276,7 +326,7 @@ class _Rank:
                 on_event=on_event,
                 checkpoints=checkpoints,
                 refiner=refiner,
-                calls=calls or JoinedCalls(self._joiner),
+                calls=calls or JoinedCalls(self.model.joiner),
             )
         except (RanksLost, GroupChanges):
             # Older than what the ranks have of each other; it must not be saved over a later one.
@@ -286,22 +336,15 @@ class _Rank:
     def _render_share(self, work: _Work) -> None:
         """Render this rank's images of a request that has several, by itself."""
         from render.denoise.shared_calls import SharedCalls
-        from render.distributed import SingleRankGroup
-        from render.models.joined_calls import CallJoiner
         from render.plan.plan import make_plan
         from render.spec import Spec
 
         def render(number: int, calls: ModelCalls) -> bool:
-            # Whoever renders an image alone is its first rank.
-            forward = ForwardEvents(self.events, work.observer, work.number, 0, True, image=number)
-            self._render(work, work.images[number], forward, SingleRankGroup(), calls)
-            forward.finish()
+            self._render_alone(work, work.images[number], number, calls)
             return True
 
-        request = work.request
-        at_once = make_plan(Spec.from_mapping(request.spec), request.info, 1).images_at_once
-        self._joiner = self._joiner or CallJoiner(work.models[0])
-        shared = SharedCalls(self._joiner, at_once)
+        at_once = make_plan(Spec.from_mapping(work.request.spec), work.request.info, 1).images_at_once
+        shared = SharedCalls(self.model.joiner, at_once)
 
         def share(rank: int, ranks: int) -> None:
             own = range(rank, len(work.images), ranks)
@@ -315,83 +358,6 @@ class _Rank:
             share(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
         else:
             self.elastic.run_apart(work.number, work.device, share)
-
-    def _models(self, request: Request, device: torch.device, spec: Spec) -> tuple[Adapter, Adapter | None]:
-        from render.models import load_models
-        from render.models.skeletons import text_encoders_apart
-
-        wanted = (request.folders, request.info.digest, spec.dtype, spec.quantize)
-        if self._loaded is None or self._loaded[0] != wanted:
-            # Free the old model before the new one is loaded: there is seldom room for two.
-            self._loaded = self._joiner = None
-            self._loras, self._controlnets, self._embeddings, self._ip_adapter = (), (), (), None
-            started = time.perf_counter()
-            with text_encoders_apart():
-                models = load_models(
-                    request.folders, device, spec.dtype, request.info, quantize=spec.quantize
-                )
-            self._loaded = wanted, models
-            if int(os.environ["LOCAL_RANK"]) == 0:
-                self.events.send(ModelLoaded(seconds=time.perf_counter() - started))
-        return self._loaded[1]
-
-    def _put_additions(self, adapter: Adapter, spec: Spec, on: bool) -> None:
-        """Put a request's LoRA and learned words on the model, or take all off it."""
-        self._set_embeddings(adapter, spec.embedding if on else ())
-        self._set_loras(adapter, spec.lora if on else ())
-
-    def _set_controlnets(self, adapter: Adapter, spec: Any, device: Any) -> None:
-        """Load a request's ControlNets beside the model in place of those of the request before."""
-        from render.models.controlnet import set_controlnets
-
-        wanted = tuple(network.digest for network in spec.controlnet)
-        if wanted != self._controlnets:
-            self._controlnets = None
-            set_controlnets(adapter, spec.controlnet, device, spec.dtype)
-            self._controlnets = wanted
-
-    def _set_ip_adapter(self, adapter: Adapter, spec: Spec, device: torch.device) -> None:
-        """Put a request's IP-Adapter on the model in place of that of the request before."""
-        own = spec.ip_adapter
-        wanted = None if own is None else (own.digest, own.weight)
-        if wanted != self._ip_adapter:
-            from render.models.ip_adapter import set_ip_adapter
-
-            # What is half on the model must not be taken for one that is on it.
-            self._ip_adapter, self._joiner = ("", 0.0), None
-            set_ip_adapter(adapter, own, device, spec.dtype)
-            self._ip_adapter = wanted
-
-    def _set_embeddings(self, adapter: Adapter, embeddings: tuple[Embedding, ...]) -> None:
-        """Give the model a request's learned words in place of those of the request before."""
-        from render.models.embeddings import set_embeddings
-
-        wanted = tuple((each.digest, each.word) for each in embeddings)
-        if wanted != self._embeddings:
-            self._embeddings = None
-            set_embeddings(adapter.pipeline, embeddings)
-            self._embeddings = wanted
-
-    def _set_loras(self, adapter: Adapter, loras: tuple[Lora, ...]) -> None:
-        """Put a request's LoRA on the model in place of those of the request before."""
-        from render.models.lora import set_loras
-
-        wanted = tuple((lora.digest, lora.weight) for lora in loras)
-        if wanted != self._loras:
-            # What is half on the model must not be taken for one that is on it.
-            self._loras = self._joiner = None
-            set_loras(adapter.pipeline, loras)
-            self._loras = wanted
-
-
-def _checkpoint_event(result: SaveResult) -> CheckpointSaved:
-    return CheckpointSaved(
-        stage=result.checkpoint.stage,
-        step=result.checkpoint.canvas.step,
-        bytes=result.bytes,
-        seconds=result.seconds,
-        error=None if result.error is None else str(result.error)[:_LONGEST_TEXT],
-    )
 
 
 def _redirect_output(log: str) -> None:

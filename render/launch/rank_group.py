@@ -22,6 +22,7 @@ from render.launch.group_directory import (
     log_path,
     rendezvous_path,
     request_path,
+    stop_path,
 )
 from render.launch.rank_environment import PEERS_LOST, RANK_ENVIRONMENT
 from render.launch.rendezvous_config import SECRET_VARIABLE, Rendezvous
@@ -74,17 +75,39 @@ class RankGroup:
         raises, the group is of no further use.
         Raises `GroupFailed`, `RenderTimedOut` or `Stopped`.
         """
-        if self._running is None:
-            self._running = _RunningGroup(self.ranks, self._rendezvous, self._gpus, self._hung_s)
-            self._requests = 0
-        self._requests += 1
-        request.write(request_path(self._running.directory, self._requests))
-        done = self._running.until_done(request, self._requests, on_event, timeout, on_tick)
+        number, running = self._hand_over(request)
+        done = running.until_done(request, number, on_event, timeout, on_tick)
         if not self._rendezvous.holds_first:
             return None
         if done is None:
             raise GroupFailed("the group of ranks ended without an image; nothing was published")
         return done
+
+    def begin(self, request: Request) -> int:
+        """Hand over a request with `at_once` above 1 and return its number, which its events carry. Whoever
+        calls this receives the events."""
+        number, running = self._hand_over(request)
+        running.last_event_at = time.monotonic()
+        return number
+
+    def _hand_over(self, request: Request) -> tuple[int, _RunningGroup]:
+        if self._running is None:
+            self._running = _RunningGroup(self.ranks, self._rendezvous, self._gpus, self._hung_s)
+            self._requests = 0
+        self._requests += 1
+        request.write(request_path(self._running.directory, self._requests))
+        return self._requests, self._running
+
+    def receive(self) -> Event | None:
+        """The next event of requests that were begun, or None when none has come for a moment. Raises
+        `GroupFailed` for an error of the group as a whole, and `GroupLost` when it has ended or hangs."""
+        assert self._running is not None, "nothing was begun"
+        return self._running.receive()
+
+    def stop_request(self, number: int) -> None:
+        """Have one of the requests that were begun stop after its step, with a checkpoint."""
+        if self._running is not None:
+            stop_path(self._running.directory, number).touch()
 
     def alive(self) -> bool:
         """Whether its processes are still there."""
@@ -143,6 +166,7 @@ class _RunningGroup:
         self._number = 0
         """Of the request; a group that has formed anew may report the one before once more."""
         self._stopped: RankStopped | None = None
+        self.last_event_at = time.monotonic()
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -163,7 +187,7 @@ class _RunningGroup:
             if on_tick():
                 self._request_stop()
             if self._failure is not None:
-                raise _group_failed(self._failure)
+                raise group_failed(self._failure)
             event = self._events.next(_EVENT_WAIT_S)
             if event is not None:
                 last_event_at = time.monotonic()
@@ -175,11 +199,28 @@ class _RunningGroup:
                 raise RenderTimedOut(
                     f"timeout: the render was not done in {timeout:g} s; nothing was published"
                 )
-            if time.monotonic() - last_event_at > self._hung_s:
-                raise GroupLost(
-                    f"no rank has sent an event for {self._hung_s:g} s; the group is taken to hang"
-                )
+            self._check_hung(last_event_at)
         return self._outcome(request)
+
+    def receive(self) -> Event | None:
+        """The next event of requests that are rendered at once; see `RankGroup.receive`."""
+        event = self._events.next(_EVENT_WAIT_S)
+        if event is None:
+            if not self.alive():
+                raise self._broke_off(None)
+            self._check_hung(self.last_event_at)
+            return None
+        self.last_event_at = time.monotonic()
+        match event:
+            case RankStarted():
+                self._pids[event.rank] = event.pid
+            case RankFailed(image=0):
+                raise group_failed(event)
+        return event
+
+    def _check_hung(self, last_event_at: float) -> None:
+        if time.monotonic() - last_event_at > self._hung_s:
+            raise GroupLost(f"no rank has sent an event for {self._hung_s:g} s; the group is taken to hang")
 
     def _outcome(self, request: Request) -> ImageDone | None:
         """What the group has come to; raises unless it has rendered the image, or its part of it."""
@@ -190,12 +231,15 @@ class _RunningGroup:
             raise Stopped(self._stopped.text)
         if self.alive() or (self._process.returncode == 0 and request.last):
             return None
-        lines = "\n".join(_tail(self._log, request.log))
+        raise self._broke_off(request.log)
+
+    def _broke_off(self, log: str | None) -> GroupLost:
+        lines = "\n".join(_tail(self._log, log))
         if self._rendezvous.nodes > 1 and self._process.returncode == PEERS_LOST:
-            raise PeersLost(
+            return PeersLost(
                 f"other nodes of the group are gone; nothing was published. Its log ends:\n{lines}"
             )
-        raise GroupLost(f"the group of ranks broke off; nothing was published. Its log ends:\n{lines}")
+        return GroupLost(f"the group of ranks broke off; nothing was published. Its log ends:\n{lines}")
 
     def stop(self) -> None:
         """TERM to torchrun, which passes it on; KILL after the grace. Ranks die with torchrun."""
@@ -239,7 +283,8 @@ class _RunningGroup:
             os.killpg(self._process.pid, number)
 
 
-def _group_failed(failure: RankFailed) -> GroupFailed:
+def group_failed(failure: RankFailed) -> GroupFailed:
+    """The error that a rank tells of."""
     bad = None if failure.bad_input is None else BadInput(*failure.bad_input)
     return GroupFailed(
         failure.text, failure.code, outage=failure.outage, bad_input=bad, permanent=failure.permanent

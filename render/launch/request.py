@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,19 @@ ON_DEVICE, ON_CPU, FREE = TEXT_ENCODERS = ("gpu", "cpu", "free")
 compute too, or nowhere."""
 PATIENCE_S = 120.0
 """A render waits so long for a store that is away, unless CHORALE_STORE_PATIENCE_S is set."""
+
+
+_WEIGHT_FIELDS = ("model", "refiner", "vae", "base", "dtype", "quantize")
+
+
+def weights_of(spec: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The fields of a spec, as a mapping, that decide with which weights it is rendered."""
+    loras = tuple((lora["digest"], lora.get("weight", 1.0)) for lora in spec.get("lora") or ())
+    networks = tuple(network["digest"] for network in spec.get("controlnet") or ())
+    words = tuple((each["digest"], each["word"]) for each in spec.get("embedding") or ())
+    picture = spec.get("ip_adapter")
+    adapter = None if picture is None else (picture["digest"], picture.get("weight", 1.0))
+    return (*(spec.get(name) for name in _WEIGHT_FIELDS), loras, networks, words, adapter)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +73,20 @@ class Request:
     more: tuple[FurtherImage, ...] = ()
     """Images of the same model, LoRA, ControlNets and dtype. Each rank renders its share of all images by
     itself, several at a time, which share model calls."""
+    at_once: int = 1
+    """With more than 1, for a group of one rank: so many requests are rendered at the same time and share
+    model calls. Those that follow this one join it as soon as there is room, if they have the same `weights`.
+    The events of each carry the number of its request."""
 
     @property
     def images(self) -> tuple[FurtherImage, ...]:
         """All images, with the first one."""
         return (FurtherImage(spec=self.spec, out=self.out), *self.more)
+
+    @property
+    def weights(self) -> tuple[Any, ...]:
+        """What the ranks load for this request; requests with the same can share model calls."""
+        return self.folders, self.info.digest, self.device, self.text_encoder, weights_of(self.spec)
 
     def write(self, path: Path) -> None:
         """Write the file atomically: the ranks are watching for it."""

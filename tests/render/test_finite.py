@@ -8,8 +8,8 @@ import torch
 from jobs.node.attempt_runner import _tally
 from render.errors import GroupFailed, NoImage, NotFinite, exit_code
 from render.finite import check_autoencoder, check_prediction
-from render.launch.rank import _failure
-from render.launch.rank_group import _group_failed
+from render.launch.rank_events import failure_event
+from render.launch.rank_group import group_failed
 from render.output.decode import _in_bits
 
 BROKEN = [float("nan"), float("inf"), float("-inf")]
@@ -41,6 +41,6 @@ def test_pixels_that_are_not_finite_are_never_bytes(value: float) -> None:
 
 def test_it_fails_its_job_at_once_on_a_farm() -> None:
     for error in (NotFinite("x"), NoImage("flat")):
-        failed = _group_failed(_failure(error))
+        failed = group_failed(failure_event(error))
         assert failed.permanent and _tally(failed) == "permanent" and exit_code(failed) == 3
     assert _tally(GroupFailed("out of memory")) == "attempts"

@@ -39,9 +39,17 @@ def submit_jobs(farm: Database, count: int, **options: Any) -> None:
     submit(farm, items, "night & day", JobOptions(owner="anna", ranks=1, **options))
 
 
-def end_all(farm: Database, seconds: float, reason: str | None = None, ago: float = 0) -> list[str]:
-    """Place what can be placed, and end it after so many seconds of rendering, so many seconds ago."""
+def end_all(farm: Database, seconds: float, reason: str | None = None, ago: float | None = None) -> list[str]:
+    """Place what can be placed, and end it after so many seconds of rendering, so many seconds ago.
+
+    Without `ago` it ends now, and what has ended before did so as much earlier: a slot has one attempt at a
+    time.
+    """
     ended = []
+    if ago is None:
+        with farm.write() as connection:
+            earlier = {"created": attempts.c.created - seconds, "ended": attempts.c.ended - seconds}
+            connection.execute(update(attempts).values(earlier))
     for node, attempt, _ in dispatch(farm, "n"):
         with farm.write() as connection:
             assignment = claim(connection, attempt, node, "s")
@@ -61,7 +69,10 @@ def end_all(farm: Database, seconds: float, reason: str | None = None, ago: floa
             else:
                 fail(connection, attempt, reason, node)
             past = update(attempts).where(attempts.c.id == attempt)
-            connection.execute(past.values(created=attempts.c.created - ago, ended=attempts.c.ended - ago))
+            moved = ago or 0.0
+            connection.execute(
+                past.values(created=attempts.c.created - moved, ended=attempts.c.ended - moved)
+            )
             ended.append(assignment.job)
     return ended
 
@@ -101,7 +112,7 @@ def test_receipts_of_a_mixed_night_sum_to_the_time_of_the_slots(farm: Database) 
     end_all(farm, 600, ago=1000)
     items = [BatchItem(row=0, custom_id="=x", spec=Spec(prompt="a mug", width=256, height=128))]
     submit(farm, items, "=SUM(A1)", JobOptions(owner="=ben", ranks=1))
-    end_all(farm, 300)
+    end_all(farm, 300, ago=0)
     with farm.write() as connection:
         # The night began an hour ago.
         connection.execute(update(jobs).values(created=jobs.c.created - 3600))

@@ -6,6 +6,7 @@ import json
 import socket
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def measured_render(receiver: DatagramReceiver) -> tuple[dict[str, Any], Receive
         store = InstrumentedStore(sink, metrics.on_sink_call)
 
         def on_event(event: Event) -> None:
-            metrics.on_event(event)
+            metrics.on_event(replace(event, rank=group.rank))
             if group.rank == 0:
                 events.append(event)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import diffusers
@@ -20,8 +18,8 @@ from render.denoise.shared_calls import SharedCalls
 from render.distributed import Group, SingleRankGroup
 from render.engine import render_image
 from render.errors import BadInput
+from render.launch.loaded_model import LoadedModel
 from render.launch.prompt_texts import PromptTexts
-from render.launch.rank import _Rank
 from render.launch.request import Request
 from render.models import load_adapter, read_model_info
 from render.models.controlnet import set_controlnets
@@ -240,16 +238,14 @@ def test_a_rank_has_the_networks_of_its_request_and_no_others(
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
     paths = ModelPaths(model=model_of("sd", model_folders))
-    events = cast(Any, SimpleNamespace(send=lambda event: None))
-    rank = _Rank(events=events, stop=threading.Event(), texts=PromptTexts(tmp_path))
+    model = LoadedModel(send=lambda event: None, texts=PromptTexts(tmp_path))
     both = [f"canny={picture}" for picture in pictures]
 
     def networks_for(spec: Spec) -> list[torch.dtype]:
         request = Request(
             spec=spec.to_dict(), folders=paths, info=read_model_info(paths.model), device="cpu", out="out"
         )
-        adapter = cast(Any, rank._models(request, CPU, spec)[0])
-        rank._set_controlnets(adapter, spec, CPU)
+        adapter = cast(Any, model.load(request, CPU)[0])
         return [network.dtype for network in adapter.controlnets]
 
     for dtype in ("float32", "bfloat16"):
