@@ -82,7 +82,7 @@ def _rows() -> Iterator[Row]:
         finally:
             group.close()
     yield Row(f"ranks killed, of {RANKS} that render together, in {images} images", killer.deaths, "")
-    yield Row("images whose root is not that of one rank", len(roots - {wanted}), "0")
+    yield Row("images whose root is not that of one rank", len(roots - {wanted}), "<= 0")
     yield Row("from a death to the next step: seconds, median", median(killer.seconds), "<= 2")
     yield Row("... the slowest", max(killer.seconds), "<= 3")
 

@@ -16,7 +16,7 @@ from render.denoise.replica import Replicas
 from render.distributed import Group, abandon, join_epoch
 from render.errors import GroupChanges, RanksLost, RenderFailed
 from render.events import EpochBegan, Event
-from render.launch.epoch_client import MOST_EPOCHS, EpochClient
+from render.launch.epoch_client import MOST_EPOCHS, EpochClient, ServerLost
 
 _STORE_S = 60
 
@@ -67,6 +67,8 @@ class ElasticGroup:
                 self._group.all_gather_bytes(b"")
                 self._client.done()
                 return True
+            except ServerLost:
+                raise
             except (RanksLost, GroupChanges):
                 self._leave()
         raise RenderFailed(f"the group has formed anew {MOST_EPOCHS} times, and the image is not finished")

@@ -13,12 +13,17 @@ from render.launch.epochs import Epoch
 from render.launch.group_directory import epoch_socket_path
 
 MOST_EPOCHS = 100
-"""An image that has begun so many epochs does not get on."""
+"""A request that has begun so many epochs makes no progress."""
+_SERVER_LOST = "the group's process on this node has ended"
 
 
 def has_epochs(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether the group of a rank may change: several ranks, all of them on one node."""
     return int(environment.get("WORLD_SIZE", 1)) == int(environment.get("LOCAL_WORLD_SIZE", 1)) > 1
+
+
+class ServerLost(RanksLost):
+    """The process that tells the ranks of their epochs is gone: there is no next one."""
 
 
 class EpochClient:
@@ -34,7 +39,7 @@ class EpochClient:
         self._send(rank=rank, pid=os.getpid())
 
     def begin(self) -> Epoch:
-        """Wait for the next epoch, which has this rank in it. Raises `RanksLost` when there is none."""
+        """Wait for the next epoch, which has this rank in it. Raises `ServerLost` when there is none."""
         self._epoch = None
         self._send(ready=True)
         while self._epoch is None:
@@ -63,7 +68,7 @@ class EpochClient:
         try:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
         except OSError as exc:
-            raise RanksLost(f"the group's process on this node has ended ({exc})") from exc
+            raise ServerLost(f"{_SERVER_LOST} ({exc})") from exc
 
     def _receive(self, *, block: bool) -> None:
         try:
@@ -71,9 +76,9 @@ class EpochClient:
         except BlockingIOError:
             return
         except OSError as exc:
-            raise RanksLost(f"the group's process on this node has ended ({exc})") from exc
+            raise ServerLost(f"{_SERVER_LOST} ({exc})") from exc
         if not data:
-            raise RanksLost("the group's process on this node has ended")
+            raise ServerLost(_SERVER_LOST)
         *lines, self._pending = (self._pending + data).split(b"\n")
         for line in lines:
             self._take(json.loads(line))

@@ -25,9 +25,10 @@ from render.launch.epochs import Epochs
 from render.launch.group_directory import epoch_socket_path
 
 MOST_DEATHS = 10
-"""So many ranks are replaced in one request. More is no accident: the group fails."""
-_ACCIDENTS = {signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
-"""A rank that ends so is replaced. Other ends have a reason that its successor would meet, too."""
+"""The most ranks that are replaced in one request; then the group fails."""
+_CRASH_SIGNALS = {signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
+"""A rank that was ended by one of these is replaced. Other ends have a cause that its successor would meet
+too."""
 
 
 @dataclass
@@ -67,13 +68,17 @@ class EpochServer:
         self._pids[rank] = pid
         self.epochs.start(rank)
 
-    def end(self, rank: int, code: int) -> bool:
-        """The rank has ended, with an exit code or by a signal (negative). Returns whether to replace it."""
+    def end(self, rank: int, code: int, *, replaceable: bool) -> bool:
+        """The rank has ended, with an exit code or by a signal (negative). Returns whether to replace it,
+        which torchrun does not want of one that it has stopped itself."""
         del self._pids[rank]
         died = code != 0
         self.epochs.end(rank, died=died)
-        accident = code < 0 and -code in _ACCIDENTS
-        if not accident or self._apart or self._deaths >= MOST_DEATHS or not self.epochs.survive(rank):
+        if not died:
+            # The others may have waited for it with their next epoch.
+            self._announce()
+        crashed = replaceable and -code in _CRASH_SIGNALS
+        if not crashed or self._apart or self._deaths >= MOST_DEATHS or not self.epochs.survive(rank):
             return False
         self._deaths += 1
         name = signal.Signals(-code).name

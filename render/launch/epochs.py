@@ -54,8 +54,8 @@ class Epochs:
 
     @property
     def over(self) -> bool:
-        """Whether all ranks of the current epoch have done their work: nobody joins them any more."""
-        return self.current is not None and not self.broken and not self.members
+        """Whether all ranks of the current epoch have ended: nobody can join them any more."""
+        return self.current is not None and not self.members
 
     def survive(self, rank: int) -> bool:
         """Whether others can go on without this rank, which lives no more."""

@@ -180,8 +180,8 @@ class ForkServer:
 
     def _take_end(self, rank: _Rank, code: int) -> None:
         """Replace a rank that has ended, or end its proxy."""
-        replaced = self._epochs is not None and self._epochs.end(rank.number, code)
-        if replaced and not rank.proxy_ended:
+        wanted = not rank.proxy_ended
+        if self._epochs is not None and self._epochs.end(rank.number, code, replaceable=wanted):
             self._fork(rank)
             return
         if self._epochs is not None and self._epochs.epochs.over:

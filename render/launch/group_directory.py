@@ -28,6 +28,20 @@ def request_path(directory: Path, number: int) -> Path:
     return directory / f"request-{number}.json"
 
 
+def mark_done(directory: Path, number: int) -> None:
+    """Tell the ranks that whoever has started the group knows that a request is done."""
+    _done_path(directory, number).touch()
+
+
+def is_done(directory: Path, number: int) -> bool:
+    """Whether a request was marked as done: nothing of it is to be repeated."""
+    return _done_path(directory, number).exists()
+
+
+def _done_path(directory: Path, number: int) -> Path:
+    return directory / f"done-{number}"
+
+
 def stop_path(directory: Path, number: int) -> Path:
     """A file that asks for a stop of one request of several that are rendered at once."""
     return directory / f"stop-{number}"

@@ -24,7 +24,7 @@ from render.events import RankStarted, RankStopped
 from render.launch.epoch_client import has_epochs
 from render.launch.event_channel import EventSender
 from render.launch.forward_events import ForwardEvents
-from render.launch.group_directory import events_path, request_path, stop_path
+from render.launch.group_directory import events_path, is_done, request_path, stop_path
 from render.launch.loaded_model import LoadedModel
 from render.launch.observer import RankContext, RankObserver, make_observer
 from render.launch.parent_death import die_with_parent
@@ -57,8 +57,8 @@ def main(directory: Path) -> int:
     from render.distributed import abandon, leave
     from render.launch.elastic_group import ElasticGroup
 
-    elastic = ElasticGroup(directory, events.send) if has_epochs() else None
     try:
+        elastic = ElasticGroup(directory, events.send_reliable) if has_epochs() else None
         _serve(_Rank(events, stop, LoadedModel(events.send, PromptTexts(directory)), elastic), directory)
     except Stopped as exc:
         events.send_reliable(RankStopped(text=str(exc)))
@@ -71,7 +71,7 @@ def main(directory: Path) -> int:
         events.send_reliable(failure_event(exc))
         return exit_code(exc)
     finally:
-        leave() if elastic is None else abandon()
+        abandon() if has_epochs() else leave()
     return 0
 
 
@@ -84,7 +84,7 @@ def _serve(rank: _Rank, directory: Path) -> None:
     while True:
         request = _read_request(directory, number)
         if request is None:
-            if last is not None and not last.more and rank.epoch_ended:
+            if last is not None and not (last.more or is_done(directory, number - 1)) and rank.epoch_ended:
                 # Whether the others know that the image is published is not certain: do its end again.
                 rank.render(last, number - 1)
             time.sleep(_POLL_S)
@@ -95,6 +95,20 @@ def _serve(rank: _Rank, directory: Path) -> None:
             if request.last:
                 return
             last, number = request, number + 1
+
+
+@contextmanager
+def _memory_errors(device: torch.device) -> Iterator[None]:
+    """Raise `RenderFailed` where the device has not enough memory."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as exc:
+        raise RenderFailed(
+            f"rank {os.environ['RANK']} has not enough memory on {device}; use more ranks, a smaller "
+            "window_batch or --text-encoder cpu"
+        ) from exc
 
 
 def _read_request(directory: Path, number: int) -> Request | None:
@@ -214,7 +228,8 @@ class _Rank:
         if device.type == "cpu":
             # Kernels split their sums by threads: another number would change the last bits.
             torch.set_num_threads(1)
-        return device, self.model.load(request, device)
+        with _memory_errors(device):
+            return device, self.model.load(request, device)
 
     @contextmanager
     def _observed(
@@ -227,8 +242,6 @@ class _Rank:
     ) -> Iterator[_Work]:
         """The work at a request, with an observer that is closed at its end. Raises `RenderFailed` if the
         device has not enough memory."""
-        import torch
-
         from render.launch.device_memory import device_memory
 
         local_rank = int(os.environ["LOCAL_RANK"])
@@ -240,12 +253,8 @@ class _Rank:
         )
         observer = make_observer(request.observer, context)
         try:
-            yield _Work(request, number, device, models, observer, stop)
-        except torch.OutOfMemoryError as exc:
-            raise RenderFailed(
-                f"rank {context.rank} has not enough memory on {device}; use more ranks or a smaller "
-                "window_batch"
-            ) from exc
+            with _memory_errors(device):
+                yield _Work(request, number, device, models, observer, stop)
         finally:
             observer.close()
 

@@ -20,6 +20,7 @@ from render.launch.group_directory import (
     GroupDirectory,
     events_path,
     log_path,
+    mark_done,
     rendezvous_path,
     request_path,
     stop_path,
@@ -81,6 +82,8 @@ class RankGroup:
             return None
         if done is None:
             raise GroupFailed("the group of ranks ended without an image; nothing was published")
+        if not request.last:
+            mark_done(running.directory, number)
         return done
 
     def begin(self, request: Request) -> int:

@@ -66,7 +66,8 @@ def test_the_others_finish_an_image_without_the_rank_that_was_killed(
     few: dict[str, Any] = {"width": 128, "height": 128, "num_inference_steps": 1, "seed": 3}
     with begin(2) as pipeline:
         assert root(pipeline, killer) == wanted
-        assert killer.epochs[0] == 1
+        # One rank goes on alone, or its successor was there before it.
+        assert killer.epochs[0] in (1, 2)
         # The ranks that are there share these out: the successor of the dead one may have come back, or not.
         roots = [manifest.root for manifest in pipeline(["a cup", "a jug", "a pot"], **few).manifests]
         assert root(pipeline) == wanted

@@ -87,3 +87,15 @@ def test_an_epoch_has_the_living_that_are_ready_and_all_of_the_one_before(data: 
             assert set(began.ranks) == ready and running <= ready
             ready.clear()
     assert numbers == sorted(set(numbers))
+
+
+def test_nobody_waits_for_the_successor_of_a_rank_that_died_after_the_others_work_was_done() -> None:
+    epochs = Epochs(2)
+    for rank in (0, 1):
+        epochs.start(rank)
+        epochs.ready(rank)
+    assert epochs.next() is not None
+    epochs.end(1, died=True)
+    epochs.start(1)
+    epochs.end(0, died=False)
+    assert epochs.over
