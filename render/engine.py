@@ -26,7 +26,7 @@ from render.denoise.upscaling import (
     pixels_of_previous_stage,
 )
 from render.distributed import Group
-from render.errors import GroupChanges, Stopped
+from render.errors import GroupChanges, RanksLost, Stopped
 from render.events import ImageDone, OnEvent, StageStarted, StepDone, TilesWritten, ignore_event
 from render.guidance.color_correction import color_strength
 from render.guidance.hooks import needs_reference
@@ -228,62 +228,70 @@ def render_image(
     plan = make_plan(spec, adapter.info, group.world_size)
     preview = None if checkpoints is None else Preview(sink)
     journal = None if checkpoints is None else BlockJournal(sink, checkpoints.identity)
-    denoised = render_latents(
-        spec,
-        adapter,
-        group,
-        device=device,
-        on_event=on_event,
-        regroup=regroup,
-        checkpoints=checkpoints,
-        preview=preview,
-        refiner=refiner,
-        plan=plan,
-        calls=calls,
-    )
-    group, seconds = denoised.group, denoised.seconds
-    plan = plan.for_world_size(group.world_size)
-    digest = spec.digest(adapter.info.digest)
-    if checkpoints is not None and (published := read_published(sink, digest, group)) is not None:
-        # Another attempt was faster. Its numerics are equal, and so are its bits.
-        if group.rank == 0:
-            _delete_work(sink, plan, checkpoints, journal, preview)
+    try:
+        denoised = render_latents(
+            spec,
+            adapter,
+            group,
+            device=device,
+            on_event=on_event,
+            regroup=regroup,
+            checkpoints=checkpoints,
+            preview=preview,
+            refiner=refiner,
+            plan=plan,
+            calls=calls,
+        )
+        group, seconds = denoised.group, denoised.seconds
+        plan = plan.for_world_size(group.world_size)
+        digest = spec.digest(adapter.info.digest)
+        if checkpoints is not None and (published := read_published(sink, digest, group)) is not None:
+            # Another attempt was faster. Its numerics are equal, and so are its bits.
+            if group.rank == 0:
+                _delete_work(sink, plan, checkpoints, journal, preview)
+            elapsed = time.perf_counter() - started
+            on_event(ImageDone(digest=digest, root=published.root, seconds=elapsed))
+            return ImageReport(digest=digest, root=published.root, manifest=published, seconds=elapsed)
+        if checkpoints is not None and len(plan.decode.blocks) > group.world_size:
+            # Publishing a large image takes long; a group that resumes in the middle of it repeats no step.
+            checkpoints.save(denoised.plan.stage.index, denoised.state)
+        latents = denoised.gather(plan.latents_of(group.rank))
+        del denoised
+        tiles = _TilesReporter(on_event)
+        pyramid = publish_pyramid(
+            latents,
+            adapter,
+            plan,
+            group,
+            sink,
+            device=device,
+            journal=journal,
+            on_progress=tiles,
+        )
+        check_image(pyramid)
         elapsed = time.perf_counter() - started
-        on_event(ImageDone(digest=digest, root=published.root, seconds=elapsed))
-        return ImageReport(digest=digest, root=published.root, manifest=published, seconds=elapsed)
-    if checkpoints is not None and len(plan.decode.blocks) > group.world_size:
-        # Publishing a large image takes long; a group that resumes in the middle of it repeats no step.
-        checkpoints.save(denoised.plan.stage.index, denoised.state)
-    latents = denoised.gather(plan.latents_of(group.rank))
-    del denoised
-    tiles = _TilesReporter(on_event)
-    pyramid = publish_pyramid(
-        latents,
-        adapter,
-        plan,
-        group,
-        sink,
-        device=device,
-        journal=journal,
-        on_progress=tiles,
-    )
-    check_image(pyramid)
-    elapsed = time.perf_counter() - started
-    manifest = build_manifest(
-        spec,
-        adapter.info,
-        pyramid,
-        device=device.type,
-        ranks=group.world_size,
-        timings=seconds | pyramid.seconds | {"total": elapsed},
-        dropped={each.field: each.text for each in dropped_by(adapter.pipeline, adapter.info, spec.prompts)},
-    )
-    if group.rank == 0:
-        write_manifest(manifest, sink)
-        _delete_work(sink, plan, checkpoints, journal, preview)
-    rest = tiles.since_last(pyramid.seconds)
-    on_event(ImageDone(digest=manifest.digest, root=manifest.root, seconds=elapsed, phases=rest))
-    return ImageReport(digest=manifest.digest, root=manifest.root, manifest=manifest, seconds=elapsed)
+        manifest = build_manifest(
+            spec,
+            adapter.info,
+            pyramid,
+            device=device.type,
+            ranks=group.world_size,
+            timings=seconds | pyramid.seconds | {"total": elapsed},
+            dropped={
+                each.field: each.text for each in dropped_by(adapter.pipeline, adapter.info, spec.prompts)
+            },
+        )
+        if group.rank == 0:
+            write_manifest(manifest, sink)
+            _delete_work(sink, plan, checkpoints, journal, preview)
+        rest = tiles.since_last(pyramid.seconds)
+        on_event(ImageDone(digest=manifest.digest, root=manifest.root, seconds=elapsed, phases=rest))
+        return ImageReport(digest=manifest.digest, root=manifest.root, manifest=manifest, seconds=elapsed)
+    except (RanksLost, GroupChanges):
+        # The ranks that go on delete the preview when the image is done; this one must not come after that.
+        if preview is not None:
+            preview.close()
+        raise
 
 
 def _delete_work(

@@ -102,7 +102,7 @@ class RanksLost(RenderError):
 
 
 class GroupChanges(RenderError):
-    """The group is about to change between two steps; all ranks raise it alike, and go on in the next one."""
+    """The group changes between two steps; all ranks raise it and go on in the next epoch."""
 
 
 class Cancelled(RenderError):
@@ -130,6 +130,11 @@ def exit_code(error: RenderError) -> int:
         if base in EXIT_CODES:
             return EXIT_CODES[base]
     return 3
+
+
+def first_line(exc: BaseException, most: int | None = 160) -> str:
+    """The first line of an error's text, at most so many characters; the error's type if it has no text."""
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[0][:most]
 
 
 def _sentence(field: str, value: object, fix: str) -> str:

@@ -47,7 +47,7 @@ class EpochBegan(Event):
     ranks: int
     """Ranks that render together from now on."""
     seconds: float
-    """That the sender has waited for the others."""
+    """How long the sender has waited for the new group."""
 
 
 @dataclass(frozen=True, kw_only=True)

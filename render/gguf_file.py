@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from render.errors import first_line
+
 SUFFIX = ".gguf"
 GGUF_TYPES = (
     *("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q5_K", "Q4_1", "Q4_0", "Q4_K", "Q3_K", "Q2_K"),
@@ -65,6 +67,6 @@ def _problem(name: str, size: int, mtime_ns: int) -> str | None:
     try:
         _reader(Path(name))
     except (ValueError, IndexError, KeyError, OSError, OverflowError, MemoryError, UnicodeDecodeError) as exc:
-        reason = (str(exc).splitlines() or [type(exc).__name__])[0][:120]
+        reason = first_line(exc, 120)
         return f"that is cut off or damaged ({reason}); download it again"
     return None

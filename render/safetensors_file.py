@@ -15,6 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from render.errors import first_line
 from render.gguf_file import gguf_header, gguf_problem, is_gguf
 
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -126,7 +127,7 @@ def _problem(name: str, size: int, mtime_ns: int, ctime_ns: int) -> str | None:
         whole = _whole_size(name)
         if whole is not None and whole > size:
             return f"that is cut off ({size:,} of {whole:,} bytes); download it again"
-        reason = str(exc).splitlines()[0].removeprefix("Error while deserializing header: ")
+        reason = first_line(exc, None).removeprefix("Error while deserializing header: ")
         return f"that is damaged ({reason[:120]}); download it again"
 
 

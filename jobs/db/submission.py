@@ -29,7 +29,7 @@ from jobs.db.tables import batches, entries, events, jobs, rates
 from jobs.formatting import printable
 from render.errors import BadInput
 from render.model_info import ModelInfo
-from render.models.known_names import is_known_still, lasting_name
+from render.models.known_names import is_still_known, lasting_name
 from render.models.model_paths import absolute_name, check_additions, find_model_paths, model_info
 from render.models.number_format import resolve_dtype
 from render.models.vae_folder import resolve_vae
@@ -191,7 +191,7 @@ class Preparation:
     def check_models(self) -> None:
         """Raise `BadInput` if a model of the farm was removed since it was found."""
         for name, known in self._names.items():
-            if known and not is_known_still(name):
+            if known and not is_still_known(name):
                 raise BadInput("model", name, "was removed from the farm meanwhile; add it again")
 
     def chunks(self) -> Iterator[list[dict[str, Any]]]:

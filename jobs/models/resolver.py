@@ -36,7 +36,7 @@ class FarmModels:
         model = self.find(name)
         return None if model is None else model.pointed_name
 
-    def is_known_still(self, name: str) -> bool:
+    def is_still_known(self, name: str) -> bool:
         """See `NameResolver`."""
         self._known.pop(name, None)
         return self.find(name) is not None

@@ -97,7 +97,7 @@ class Replicas:
         planes = 2 if reference is None else 4
         size = _BYTES * planes * len(x) * tiling.grid.whole.area
         if group.world_size == 1 or size > self._largest_bytes:
-            # From here on what was kept gets old, and a checkpoint may be newer.
+            # From here on what was kept is out of date, and a checkpoint may be newer.
             self._newest = None
             return
         if reference is not None:

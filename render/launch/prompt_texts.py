@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.005
 _KEPT_BYTES, _KEPT_S = 256 * 2**20, 3600.0
-"""So much is kept of encoded prompts, and all of the last hour."""
+"""Encoded prompts beyond so many bytes are deleted once they are older than so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class _Prompt:
     @property
     def file(self) -> str:
         seen = [picture.digest for picture in self.pictures]
-        told = [self.network, self.prompt, self.negative_prompt, self.guided, seen]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        key = [self.network, self.prompt, self.negative_prompt, self.guided, seen]
+        return hashlib.sha256(json.dumps(key).encode()).hexdigest()
 
 
 class PromptTexts:
@@ -61,7 +61,7 @@ class PromptTexts:
         self._folder = texts_path(directory)
         self._lock: int | None = None
         if os.environ["LOCAL_RANK"] == "0":
-            self._is_encoder()
+            self._become_encoder()
 
     def provide(
         self,
@@ -79,7 +79,7 @@ class PromptTexts:
         folder = self._folder / _identity(request)
         wanted = list(_prompts(request, models))
         while not all((folder / prompt.file).exists() for prompt in wanted):
-            if self._is_encoder():
+            if self._become_encoder():
                 self._encode(folder, request, models, device, put_additions)
             else:
                 time.sleep(_POLL_S)
@@ -97,8 +97,8 @@ class PromptTexts:
 
             model.texts = read
 
-    def _is_encoder(self) -> bool:
-        """Whether this rank encodes: it does for as long as it lives, once nobody else does."""
+    def _become_encoder(self) -> bool:
+        """Take the lock if nobody holds it; whether this rank encodes."""
         if self._lock is None:
             self._folder.mkdir(exist_ok=True)
             file = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -186,7 +186,8 @@ class PromptTexts:
 
 
 def _identity(request: Request) -> str:
-    """Stands for everything beside a prompt that decides its states, and for the request's prompts."""
+    """Names everything besides the prompt that decides its encoding: model, number format, LoRA, learned
+    words."""
     spec = Spec.from_mapping(request.spec)
     additions = [[each.digest, each.weight] for each in spec.lora]
     words = [[each.digest, each.word] for each in spec.embedding]

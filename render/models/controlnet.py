@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from render.errors import BadInput, ModelNotUsable
+from render.errors import BadInput, ModelNotUsable, first_line
 from render.models.adapter import Adapter
 from render.models.controlnet_folder import CONTROL_CLASSES, UNION, network_config
 from render.models.loading import LOAD_ERRORS, load_network, quiet
@@ -148,8 +148,10 @@ def _load(network: ControlNetwork, device: torch.device, dtype: str) -> Any:
     try:
         with quiet():
             return load_network(path.parent, path.name, kind, dtype).to(device)
+    except torch.OutOfMemoryError:
+        raise
     except ModelNotUsable as exc:
         raise BadInput("controlnet", network.path, exc.fix) from exc
     except LOAD_ERRORS as exc:
-        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        reason = first_line(exc, None)
         raise BadInput("controlnet", network.path, f"does not load ({reason}); download it again") from exc

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from safetensors.torch import load_file
 from torch import Tensor
 
-from render.errors import BadInput
+from render.errors import BadInput, first_line
 from render.models.loading import quiet
 from render.models.skeletons import is_skeleton
 from render.spec.embedding import Embedding
@@ -66,7 +66,7 @@ def _load(pipeline: Any, embedding: Embedding) -> None:
                     tensors[name], token=embedding.word, tokenizer=tokenizer, text_encoder=encoder
                 )
         except (ValueError, RuntimeError, KeyError) as exc:
-            reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:160]
+            reason = first_line(exc)
             fix = f"does not fit the model ({reason}); use one made for it"
             raise BadInput("embedding", embedding.path, fix) from exc
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from render.errors import BadInput
+from render.errors import BadInput, first_line
 from render.safetensors_file import file_sha256
 from render.spec.enlarger import EnlargerFile
 
@@ -80,7 +80,7 @@ def _opened(path: str, digest: str, device: torch.device) -> Enlarger:
         fix = "is no network that spandrel knows; use a super-resolution network, e.g. ESRGAN or SwinIR"
         raise BadInput("enlarger", path, fix) from exc
     except _ERRORS as exc:
-        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:120]
+        reason = first_line(exc, 120)
         raise BadInput("enlarger", path, f"does not load ({reason}); download it again") from exc
     network = network.eval().float()
     _check(path, network)

@@ -26,7 +26,6 @@ from render.models.registry import BASES, FAMILIES, REFINERS, UNUSED_PARTS, Fami
 from render.models.single_file import single_file_digest
 from render.models.stored_formats import check_formats
 from render.models.weights import (
-    PICKLES,
     check_pointers,
     check_weights,
     files_of,
@@ -34,6 +33,7 @@ from render.models.weights import (
     weights_digest,
 )
 from render.sampling.scheduler_config import TrainedNoise, check_same_noise, trained_noise
+from render.spec.files import PICKLES
 
 BUILTIN = "builtin"
 ZOOM_LIMIT_KEY = "_max_zoom"
@@ -269,6 +269,16 @@ def networks_of(path: Path) -> dict[str, tuple[str, str]]:
     """The parts of a folder that have weights: name -> (library, class), checked against the family's."""
     index, _, parts = _inspect(path, FAMILIES | REFINERS)
     return {part: (index[part][0], index[part][1]) for part in parts if _is_network(part)}
+
+
+def text_parts(path: Path) -> dict[str, tuple[str, str]]:
+    """The text encoders of a model: part -> (library, class)."""
+    return {part: kind for part, kind in networks_of(path).items() if is_text_part(part)}
+
+
+def is_text_part(part: str) -> bool:
+    """Whether a part of a model's folder is a text encoder."""
+    return part.startswith("text_encoder")
 
 
 def text_width(path: Path) -> int | None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from render.errors import ModelNotUsable
+from render.errors import ModelNotUsable, first_line
 
 ALLOW_PATTERNS = ("model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors")
 _UNUSED = ("safety_checker/*", "feature_extractor/*", "image_encoder/*", "*.msgpack")
@@ -61,10 +61,9 @@ def _reason(name: str, cached: Exception, fetched: Exception) -> str:
         return "is gated on the hub; accept its terms there and set HF_TOKEN"
     if kind == "RepositoryNotFoundError":
         return "is not on the hub, or private; check the name, and set HF_TOKEN for a private one"
-    reason = str(fetched).strip().splitlines() or [kind]
     return (
-        f"is neither a folder nor in the local cache, and the hub did not provide it ({reason[0][:120]});"
-        " check the name and the network, or use builtin"
+        "is neither a folder nor in the local cache, and the hub did not provide it "
+        f"({first_line(fetched, 120)}); check the name and the network, or use builtin"
     )
 
 

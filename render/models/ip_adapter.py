@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from render.errors import BadInput, ModelNotUsable
+from render.errors import BadInput, ModelNotUsable, first_line
 from render.models.loading import LOAD_ERRORS, load_network, quiet
 from render.models.unet import UNetAdapter
 from render.spec.ip_adapter import ENCODER, IpAdapter
@@ -33,10 +33,12 @@ def set_ip_adapter(adapter: Any, wanted: IpAdapter | None, device: torch.device,
             raise BadInput("ip_adapter", wanted.path, "has changed since the job was submitted; restore it")
         try:
             _load(pipeline, wanted, device, dtype)
+        except torch.OutOfMemoryError:
+            raise
         except ModelNotUsable as exc:
             raise BadInput("ip_adapter", wanted.path, exc.fix) from exc
         except LOAD_ERRORS as exc:
-            reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:160]
+            reason = first_line(exc)
             fix = f"does not fit the model ({reason}); use one made for it"
             raise BadInput("ip_adapter", wanted.path, fix) from exc
 

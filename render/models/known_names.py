@@ -19,7 +19,7 @@ class NameResolver(Protocol):
         """A name that will stand for the same files later; None for a name that is not known."""
         ...
 
-    def is_known_still(self, name: str) -> bool:
+    def is_still_known(self, name: str) -> bool:
         """Whether a lasting name stands for a model now; asks anew, whatever was found before."""
         ...
 
@@ -53,6 +53,6 @@ def lasting_name(name: str) -> str | None:
     return next((found for found in names if found is not None), None)
 
 
-def is_known_still(name: str) -> bool:
-    """See `NameResolver.is_known_still`."""
-    return any(each.is_known_still(name) for each in _resolvers)
+def is_still_known(name: str) -> bool:
+    """See `NameResolver.is_still_known`."""
+    return any(each.is_still_known(name) for each in _resolvers)

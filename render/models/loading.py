@@ -14,14 +14,14 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from render.errors import ModelNotUsable
+from render.errors import ModelNotUsable, first_line
 from render.gguf_file import is_gguf
 from render.models.autoencoders import open_autoencoder
 from render.models.base_folder import original_file
 from render.models.config_files import unusable
-from render.models.folder import LIBRARIES, absent_parts, networks_of
+from render.models.folder import LIBRARIES, absent_parts, networks_of, text_parts
 from render.models.quantization import is_quantized, quantize
-from render.models.skeletons import put_skeletons, text_encoders_are_apart, text_parts
+from render.models.skeletons import put_skeletons, text_encoders_are_apart
 from render.models.vae_folder import read_vae_info
 from render.models.weights import loadable, weight_files
 from render.safetensors_file import dtype_of
@@ -43,16 +43,17 @@ _HAS_ACCELERATE = importlib.util.find_spec("accelerate") is not None
 has to be off or diffusers warns."""
 
 
-def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str, **unused: Any) -> Any:
+def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str, **parts: Any) -> Any:
     """A stock pipeline from a local folder: safetensors only, no code from it, no downloads.
 
-    The adapter calls the networks; the pipeline's loop is not used. Raises `ModelNotUsable` when the folder
+    `parts` are given in place of the folder's; None for one that is not used. The adapter calls the networks;
+    the pipeline's loop is not used. Raises `ModelNotUsable` when the folder
     does not load.
     """
     if apart := text_encoders_are_apart():
-        unused |= dict.fromkeys(text_parts(path))
+        parts |= dict.fromkeys(text_parts(path))
     with loading(path):
-        pipeline = _pipeline(class_name, path, dtype, unused)
+        pipeline = _pipeline(class_name, path, dtype, parts)
     # Not among the errors of a folder: there may be no memory.
     pipeline.to(device)
     if apart:
@@ -61,22 +62,22 @@ def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str,
     return pipeline
 
 
-def _pipeline(class_name: str, path: Path, dtype: str, unused: dict[str, Any]) -> Any:
+def _pipeline(class_name: str, path: Path, dtype: str, parts: dict[str, Any]) -> Any:
     if path.is_file():
         from render.models.single_file_loading import load_components
 
-        components = load_components(path, DTYPES[dtype], unused)
+        components = load_components(path, DTYPES[dtype], parts)
         for network in components.values():
             if is_quantized(type(network).__name__) and isinstance(network, torch.nn.Module):
                 quantize(network, DTYPES[dtype])
         absent = dict.fromkeys(absent_parts(path))
-        return getattr(diffusers, class_name)(**(absent | components | unused))
+        return getattr(diffusers, class_name)(**(absent | components | parts))
     kinds = networks_of(path).items()
-    networks = {part: load_network(path, part, kind, dtype) for part, kind in kinds if part not in unused}
+    networks = {part: load_network(path, part, kind, dtype) for part, kind in kinds if part not in parts}
     # Looked up here: the first access makes transformers warn of packages that are not installed.
     pipeline_class = getattr(diffusers, class_name)
-    unused = unused | dict.fromkeys(absent_parts(path))
-    return pipeline_class.from_pretrained(str(path), local_files_only=True, **networks, **unused)
+    parts = parts | dict.fromkeys(absent_parts(path))
+    return pipeline_class.from_pretrained(str(path), local_files_only=True, **networks, **parts)
 
 
 @contextmanager
@@ -86,7 +87,7 @@ def loading(path: Path) -> Iterator[None]:
         with quiet():
             yield
     except LOAD_ERRORS as exc:
-        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        reason = first_line(exc, None)
         raise unusable(path, f"does not load ({reason}); download it again") from exc
 
 
@@ -99,7 +100,7 @@ def replace_autoencoder(adapter: Any, path: Path, device: torch.device, dtype: s
     except ModelNotUsable as exc:
         raise ModelNotUsable("vae", str(path), exc.fix) from exc
     except LOAD_ERRORS as exc:
-        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        reason = first_line(exc, None)
         raise ModelNotUsable("vae", str(path), f"does not load ({reason}); download it again") from exc
     if dtype == "float16" and network.config.get("force_upcast"):
         network.to(torch.float32)

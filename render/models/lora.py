@@ -14,9 +14,10 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
-from render.errors import BadInput
+from render.errors import BadInput, first_line
+from render.models.folder import is_text_part
 from render.models.loading import quiet
-from render.models.skeletons import has_skeletons, is_skeleton, is_text_part
+from render.models.skeletons import has_skeletons, is_skeleton
 from render.spec.lora import Lora
 
 
@@ -70,7 +71,7 @@ def _load(pipeline: Any, lora: Lora, name: str) -> int:
         state = found[0] if isinstance(found, tuple) else found
         pipeline.load_lora_weights(lora.path, adapter_name=name, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, IndexError, SafetensorError) as exc:
-        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:160]
+        reason = first_line(exc)
         raise BadInput("lora", lora.path, f"does not fit the model ({reason}); use one made for it") from exc
     keys = [key for key in state if "lora" in key and not key.endswith("alpha")]
     if has_skeletons(pipeline):

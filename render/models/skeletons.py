@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from render.models.config_files import read_json
-from render.models.folder import LIBRARIES, networks_of
+from render.models.folder import LIBRARIES, text_parts
 
 _apart: ContextVar[bool] = ContextVar("text encoders apart", default=False)
 
@@ -36,16 +36,6 @@ def text_encoders_apart() -> Iterator[None]:
 def text_encoders_are_apart() -> bool:
     """Whether `text_encoders_apart` is open."""
     return _apart.get()
-
-
-def text_parts(path: Path) -> dict[str, tuple[str, str]]:
-    """The text encoders of a model: part -> (library, class)."""
-    return {part: kind for part, kind in networks_of(path).items() if is_text_part(part)}
-
-
-def is_text_part(part: str) -> bool:
-    """Whether a part of a model's folder is a text encoder."""
-    return part.startswith("text_encoder")
 
 
 def put_skeletons(pipeline: Any, path: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from render.models.folder import networks_of
+from render.models.folder import is_text_part, networks_of, text_parts
 from render.models.loading import DTYPES, load_network, loading
 from render.models.quantization import is_quantized, quantize, quantizing
-from render.models.skeletons import is_text_part, put_skeletons, text_parts
+from render.models.skeletons import put_skeletons
 
 CPU_THREADS = 4
 """Threads that encode on the CPU beside a GPU; a fixed number, since kernels split their sums by threads."""

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from render.errors import ModelNotUsable
+from render.errors import ModelNotUsable, first_line
 from render.models.adapter import WindowPlace
 from render.models.cross_window_attention import BatchContext
 from render.models.folder import TRAINED_ATTENTION, trained_attention_folder
@@ -109,7 +109,7 @@ def load_trained_attention(
         weights = load_file(part / _WEIGHTS)
         attention.load_state_dict({_renamed(name, names): value for name, value in weights.items()})
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError, SafetensorError) as exc:
-        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        reason = first_line(exc, None)
         raise ModelNotUsable(
             "model", str(folder), f"has a {part.name} that does not load ({reason}); download it again"
         ) from exc

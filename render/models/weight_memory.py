@@ -9,7 +9,7 @@ from typing import Any
 
 from render.gguf_file import is_gguf
 from render.models.base_folder import original_file
-from render.models.folder import networks_of
+from render.models.folder import networks_of, text_parts
 from render.models.model_paths import ModelPaths
 from render.models.original_layouts import TEXT_PREFIXES, VAE_PREFIXES
 from render.models.weights import weight_files
@@ -49,13 +49,13 @@ def _text_bytes(path: Path, dtype: str, quantize: str) -> float:
     if path.is_file():
         return _file_bytes(path, dtype, quantize, TEXT_PREFIXES)
     total = 0.0
-    for part in networks_of(path):
-        if part.startswith("text_encoder"):
-            single = original_file(path, part)
-            files = weight_files(path / part) if single is None else ()
-            total += sum(_file_bytes(file, dtype, quantize) for file in files)
+    parts = text_parts(path)
+    for part in parts:
+        single = original_file(path, part)
+        files = weight_files(path / part) if single is None else ()
+        total += sum(_file_bytes(file, dtype, quantize) for file in files)
     # A single file may hold several; their names tell them from the network.
-    singles = {original_file(path, part) for part in networks_of(path) if part.startswith("text_encoder")}
+    singles = {original_file(path, part) for part in parts}
     return total + sum(
         _file_bytes(file, dtype, quantize, TEXT_PREFIXES) for file in singles if file is not None
     )

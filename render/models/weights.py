@@ -19,8 +19,8 @@ from typing import Any
 
 from render.models.config_files import unusable
 from render.safetensors_file import file_problem, file_sha256, is_lfs_pointer, read_header
+from render.spec.files import PICKLES
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _WEIGHTS = re.compile(
     r"(?P<stem>diffusion_pytorch_model|model)"
     r"(\.(?P<variant>\w+))?(-(?P<shard>\d{5})-of-(?P<shards>\d{5}))?(\.(?P<late>\w+))?\.(safetensors|gguf)"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from render.errors import BadInput, RenderFailed
+from render.errors import BadInput, RenderFailed, first_line
 from render.output.encode import P3_TO_SRGB, in_primaries, profile, published_parameters, xmp
 from render.output.manifest import Manifest
 from render.spec import AUTO_PROFILE, DISPLAY_P3, KEEP_ALPHA, TRAINED
@@ -82,7 +82,7 @@ def export_image(
         image.write_to_file(str(unfinished), **_options(target.suffix.lower(), quality))
         os.replace(unfinished, target)
     except (pyvips.Error, OSError) as exc:
-        reason = str(exc).strip().splitlines()[0]
+        reason = first_line(exc, None)
         raise RenderFailed(
             f"{target}: the export failed ({reason}); check the disk and run chorale verify"
         ) from exc

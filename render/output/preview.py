@@ -47,9 +47,13 @@ class Preview:
             pixels = decode_block(whole)
         self._storing = self._pool.submit(self._store, pixels)
 
+    def close(self) -> None:
+        """Wait for the preview that is being stored, so that none appears later."""
+        self._pool.shutdown(wait=True)
+
     def delete(self) -> None:
         """Delete the preview of an image that is done."""
-        self._pool.shutdown(wait=True)
+        self.close()
         self._sink.delete(UNFINISHED_PREVIEW)
 
     def _store(self, pixels: Pixels) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import diffusers
 
-from render.errors import BadInput
+from render.errors import BadInput, first_line
 from render.sampling.registry import find_sampler
 from render.sampling.schedule import NoiseSchedule
 from render.sampling.schedule_readers import Reader, read_edm, read_flow, read_trigflow
@@ -66,7 +66,7 @@ def stock_scheduler(config: Mapping[str, Any], sampler: str) -> Any:
     try:
         return getattr(diffusers, name).from_config(with_own_betas(config), **settings)
     except (TypeError, ValueError, NotImplementedError, ImportError) as exc:
-        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:160]
+        reason = first_line(exc)
         raise BadInput("model", name, f"is a scheduler that cannot be made ({reason}); correct it") from exc
 
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from render.errors import BadInput
+from render.errors import BadInput, first_line
 from render.spec.image_pixels import opaque, read_upright, resized, vips
 from render.spec.init_image import InitImage
 
@@ -135,7 +135,7 @@ def _session(network: str) -> Any:
         return rembg.new_session(network, providers=["CPUExecutionProvider"])
     except Exception as exc:
         # requests, pooch, onnxruntime and OS errors: whatever it was, the network is not there.
-        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:160]
+        reason = first_line(exc)
         fix = f"has no {network}.onnx and cannot download it ({reason}); put it into $U2NET_HOME"
         raise BadInput("mask", f"{CUTOUT}:{network}", fix) from exc
 

@@ -12,13 +12,13 @@ from pydantic.dataclasses import dataclass
 from render.errors import BadInput
 from render.safetensors_file import file_problem, file_sha256
 from render.spec.fields import Text
+from render.spec.files import PICKLES
 from render.spec.init_image import check_digest
 from render.spec.validation import CONFIG, Checked
 
 EXAMPLE = "realesr-x2.safetensors"
 BUILTIN = "builtin"
 """The network that the package brings, trained for the pictures of the built-in model."""
-_PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl")
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -50,7 +50,7 @@ class EnlargerFile(Checked):
             raise BadInput("enlarger", str(path), f"cannot be read ({exc.strerror}); check the path") from exc
         if not whole:
             raise BadInput("enlarger", str(path), "is not a file on this machine; check the path")
-        if path.suffix.lower() in _PICKLES:
+        if path.suffix.lower() in PICKLES:
             fix = "is a pickle, which can run any code when it is opened; convert it to safetensors"
             raise BadInput("enlarger", str(path), fix)
         if (damage := file_problem(path)) is not None:

@@ -13,10 +13,12 @@ from typing import Any
 
 import yaml
 
-from render.errors import BadInput
+from render.errors import BadInput, first_line
 
 MAX_YAML_NODES = 5_000_000
 """Values of a YAML file, with its aliases written out: a batch of 200,000 rows has about so many."""
+PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
+"""Endings of files of weights that can run any code when they are opened; they are refused."""
 IMAGE_FIELDS = ("init", "mask")
 """The fields of a spec that name an image file."""
 FILE_FIELDS = (*IMAGE_FIELDS, "enlarger", "ip_adapter")
@@ -46,7 +48,7 @@ def read_spec_file(path: Path) -> dict[str, Any]:
     except OSError as exc:
         raise BadInput("spec", str(path), f"cannot be read ({exc.strerror}); check the path") from exc
     except ValueError as exc:
-        reason = str(exc).splitlines()[0][:200]
+        reason = first_line(exc, 200)
         raise BadInput("spec", str(path), f"is not valid {path.suffix[1:]} ({reason}); fix the file") from exc
     except RecursionError as exc:
         raise BadInput("spec", str(path), "is nested too deeply; fix the file") from exc

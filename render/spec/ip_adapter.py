@@ -15,14 +15,13 @@ from pydantic.dataclasses import dataclass
 from render.errors import BadInput
 from render.safetensors_file import file_problem, file_sha256, read_header
 from render.spec.fields import Text
-from render.spec.files import home_path, is_file
+from render.spec.files import PICKLES, home_path, is_file
 from render.spec.init_image import check_digest
 from render.spec.validation import CONFIG, Checked
 
 EXAMPLE = "ip-adapter_sdxl.safetensors:0.6"
 LARGEST_WEIGHT = 10.0
 ENCODER = "image_encoder"
-_PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
 _PLAIN, _PLUS, _FACE = "image_proj.proj.weight", "image_proj.latents", "image_proj.proj.3.weight"
 _WIDTHS = {_PLAIN: _PLAIN, _PLUS: "image_proj.proj_in.weight", _FACE: "image_proj.proj.0.weight"}
 """The kinds of adapters by a tensor that only they have, and one that has the image encoder's width."""
@@ -143,7 +142,7 @@ def _file_of(path: Path) -> Path:
         return files[0]
     if not is_file(path):
         raise BadInput("ip_adapter", str(path), "is no file or folder on this machine; check the path")
-    if path.suffix.lower() in _PICKLES:
+    if path.suffix.lower() in PICKLES:
         fix = "is a pickle, which can run any code when it is opened; use the safetensors of the same name"
         raise BadInput("ip_adapter", str(path), fix)
     return path

@@ -293,3 +293,16 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(
         BadInput, match="is a SparseControlNetModel; use a ControlNetModel or a ControlNetUnion"
     ):
         check_additions(ModelPaths(model=model_folders["sd-epsilon"]), Spec.from_mapping(values))
+
+
+def test_a_full_gpu_is_no_fault_of_the_network(
+    model_folders: dict[str, Path], networks: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = load_adapter(model_of("sd", model_folders), CPU, "float32")
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        set_controlnets(adapter, (ControlNetwork.open(networks["sd"]),), CPU, "float32")

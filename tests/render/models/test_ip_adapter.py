@@ -201,3 +201,16 @@ def test_a_path_plays_no_part_in_the_digest_and_the_weight_does(
     assert there.digest("m") == spec.digest("m") != spec_of(files, ip_adapter=str(files["sdxl"])).digest("m")
     assert Spec.from_mapping(spec.to_dict()) == spec
     assert spec.assets == spec.reference, "the pictures travel, the adapter has to be there"
+
+
+def test_a_full_gpu_is_no_fault_of_the_adapter(
+    model_folders: dict[str, Path], files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = load_adapter(model_folders["sdxl"], CPU, "float32")
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        set_ip_adapter(adapter, IpAdapter.open(files["sdxl"]), CPU, "float32")

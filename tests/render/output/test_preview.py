@@ -1,13 +1,17 @@
 """Previews while an image is rendered: rank 0 writes one per finished stage and deletes it at the end."""
 
 import io
+import time
 
 import pytest
 import torch
 from PIL import Image
 
 from render.denoise.checkpoint import CheckpointManager
+from render.distributed import SingleRankGroup
 from render.engine import render_image
+from render.errors import GroupChanges, RanksLost, RenderError
+from render.events import Event, StepDone
 from render.sink import UNFINISHED_PREVIEW
 from render.spec import Spec
 from tests.support.groups import ThreadGroup, run_ranks
@@ -65,3 +69,28 @@ def test_a_failing_preview_does_not_stop_the_render() -> None:
             super().put(key, data, content_type, immutable)
 
     assert render(2, Refusing()) == render(1, MemorySink())
+
+
+@pytest.mark.parametrize("error", [GroupChanges, RanksLost])
+def test_none_is_stored_any_more_once_a_group_has_ended(error: type[RenderError]) -> None:
+    begun, stored = [], []
+
+    class Slow(MemorySink):
+        def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
+            if key == UNFINISHED_PREVIEW:
+                begun.append(key)
+                time.sleep(0.3)
+                stored.append(key)
+            super().put(key, data, content_type, immutable)
+
+    def end(event: Event) -> None:
+        if isinstance(event, StepDone) and event.stage:
+            raise error("the group has ended")
+
+    sink = Slow()
+    checkpoints = CheckpointManager(sink, SPEC.digest("toy"), CPU, every_s=1e9)
+    with pytest.raises(error):
+        render_image(
+            SPEC, ToyModel(), SingleRankGroup(), sink, device=CPU, on_event=end, checkpoints=checkpoints
+        )
+    assert begun and stored == begun
