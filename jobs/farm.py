@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -69,7 +69,8 @@ def open_farm(
 ) -> Iterator[Farm]:
     """Open the farm that the settings name; without a database URL, open or create the embedded one.
 
-    A statement that takes longer than `longest_statement_s` is stopped, see `infra.database.Database`.
+    A statement that takes longer than `longest_statement_s` is stopped, see `infra.database.Database`;
+    not those of migrations.
     While it is open, models are found by the names that the farm knows (`jobs.models`): whole ones in a
     process that `renders`, else what is needed to plan.
     """
@@ -77,6 +78,10 @@ def open_farm(
     if not url:
         default_home().mkdir(parents=True, exist_ok=True)
         url = _embedded_url()
+    if longest_statement_s is not None:
+        # Changing a large table takes longer than a query of a board may.
+        with closing(Database(url)) as unlimited:
+            upgrade(unlimited)
     database = Database(url, longest_statement_s=longest_statement_s)
     try:
         upgrade(database)

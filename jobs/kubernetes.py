@@ -22,6 +22,7 @@ from jobs.pod_scheduling import (
 )
 from render.launch.rendezvous_config import MASTER_PORT, SECRET_VARIABLE
 from render.spec import Spec
+from render.spec.enlarger import BUILTIN, BUILTIN_FILE
 
 Document = dict[str, Any]
 GROUP_SECRET = "chorale-group"
@@ -29,6 +30,8 @@ GROUP_SECRET = "chorale-group"
 CONFIG = "chorale-store"
 """Name of the ConfigMap and the Secret with the store's URL, options and credentials."""
 _SPEC_KEY = "spec.json"
+MODELS_MOUNT = "/models"
+"""Where pods have the volume or the image with models."""
 _USER = 10001
 _TERMINATED = 128 + 15
 """Exit code of a process that SIGTERM ended before its handler was installed."""
@@ -106,7 +109,11 @@ def _metadata(image: OneImage, **more: Any) -> Document:
 
 def _spec_map(image: OneImage) -> Document:
     # A file instead of arguments: Kubernetes would expand $(...) in a prompt.
-    text = json.dumps(image.spec.to_dict(), ensure_ascii=False, indent=1)
+    values = image.spec.to_dict()
+    if image.spec.enlarger is not None and image.spec.enlarger.path == str(BUILTIN_FILE):
+        # Pods have the package, too, at another place.
+        values["enlarger"] = BUILTIN
+    text = json.dumps(values, ensure_ascii=False, indent=1)
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -284,7 +291,11 @@ def _container(image: OneImage) -> Document:
             {"name": "scratch", "mountPath": "/tmp"},
             {"name": "shm", "mountPath": "/dev/shm"},
             *([{"name": "images", "mountPath": "/images"}] if image.claim else []),
-            *([{"name": "models", "mountPath": "/models", "readOnly": True}] if _has_models(image) else []),
+            *(
+                [{"name": "models", "mountPath": MODELS_MOUNT, "readOnly": True}]
+                if _has_models(image)
+                else []
+            ),
         ],
     }
 

@@ -119,7 +119,7 @@ def _spent(connection: Connection, since: float, moment: float) -> dict[str, _Ti
 
 
 def _idle(uptimes: Iterable[Uptime], spent: Mapping[str, _TimeSpent]) -> float:
-    """Seconds for which slots were there and nothing was placed on them, summed over the slots."""
+    """Seconds for which slots were available and nothing was placed on them, summed over the slots."""
     busy: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
     for each in spent.values():
         for stay in each.stays:

@@ -28,6 +28,7 @@ from jobs.intake.raw_rows import Reading
 from jobs.intake.row_images import RowImages
 from render.errors import BadInput
 from render.spec import Spec
+from render.spec.enlarger import BUILTIN
 
 TEXTS = ("template", "id_column", "map", "ignore", "encoding", "sheet", "grid", "seeds", "variations")
 """Fields of the form and of the request that say how rows become images."""
@@ -130,7 +131,8 @@ def default_values(form: Mapping[str, Any], sent: RowImages | None = None) -> di
     if sent is not None:
         parsed = Spec.parse(given)
         return entered_values(own) | {name: sent.replaced(name, value) for name, value in parsed.items()}
-    refused = next((name for name in given if name in LOCAL), None)
+    packaged = {"enlarger"} if given.get("enlarger") == BUILTIN else set()
+    refused = next((name for name in given if name in LOCAL - packaged), None)
     if refused is not None:
         raise BadInput(refused, given[refused], "cannot be set on the board; use chorale submit")
     return entered_values(own) | Spec.parse(given)

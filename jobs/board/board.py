@@ -44,6 +44,7 @@ from render.models.folder import BUILTIN
 from render.models.known_names import lasting_name
 from render.sink import UNFINISHED_PREVIEW
 from render.spec import FILE_FIELDS, PARTS_OF_FILES, names_file
+from render.spec.enlarger import BUILTIN as BUILTIN_ENLARGER
 
 Value = TypeVar("Value")
 WHO = "the board"
@@ -183,7 +184,9 @@ class Board:
             given = {**values, **{name: str(path) for name, path in files.items()}}
             check_single(given, intake or IntakeOptions(), prepared, self.check_models)
             announce = job_announcer(self.farm)
-            store_inputs = partial(upload_inputs, prepared.with_images, self.store()) if files else _no_inputs
+            # Files that a variation's original has are known by their digests: no path of it is read here.
+            sends = files or values.get("enlarger") == BUILTIN_ENLARGER
+            store_inputs = partial(upload_inputs, prepared.with_images, self.store()) if sends else _no_inputs
             receipt = insert_batch(self.farm.database, prepared, str(values.get("prompt"))[:80], store_inputs)
         announce()
         return receipt

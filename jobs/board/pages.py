@@ -333,7 +333,7 @@ def _model_names(board: Board) -> list[str]:
     try:
         return board.model_names()
     except StoreError:
-        # The form is there all the same.
+        # The form works without the store.
         return [BUILTIN]
 
 

@@ -17,14 +17,14 @@ from pathlib import Path
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from jobs.intake.named_files import MOST_FILES
 from render.errors import BadInput
 
 _SENT = "chorale-sent-"
-_PLACE = re.compile(rf"[^\s'\"]*{_SENT}\w+/batch-\w+/(\d+)/[^\s'\":]*")
+_PLACE = re.compile(rf"[^\s'\"]*{_SENT}\w+/batch-\w+/([0-9]{{1,6}})/[^\s'\":]*")
 _KEPT_S = 3600.0
 _MOST_BYTES = 16 << 30
 """Of all files together; the oldest ones make room."""
-_MOST_NAMES = 20_000
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ODD = re.compile(r"[^\w.-]+")
 
@@ -33,7 +33,13 @@ def as_named(text: str, names: Mapping[str, str]) -> str:
     """A sentence with the names that a batch has for its files (see `SentFiles.named`) in place of their
     paths, which may be cut off."""
     known = list(names)
-    return _PLACE.sub(lambda found: known[int(found[1])], text)
+
+    def own(found: re.Match[str]) -> str:
+        # A text of the user may look like such a path.
+        number = int(found[1])
+        return known[number] if number < len(known) else found[0]
+
+    return _PLACE.sub(own, text)
 
 
 def check_digest(digest: str) -> None:
@@ -72,7 +78,7 @@ class SentFiles:
             part.replace(self._home() / digest)
         finally:
             part.unlink(missing_ok=True)
-        self._drop_old()
+        await run_in_threadpool(self._drop_old)
         return size
 
     def size(self, digest: str) -> int | None:
@@ -120,11 +126,12 @@ class SentFiles:
     def _drop_old(self) -> None:
         """Delete what nobody has asked for lately, and what is too much."""
         with self._lock:
-            home = Path(self._folder.name if self._folder is not None else "/nonexistent")
+            if self._folder is None:
+                return
             known = sorted(
                 (
                     (found.stat().st_mtime, found.stat().st_size, found)
-                    for found in home.iterdir()
+                    for found in Path(self._folder.name).iterdir()
                     if _DIGEST.fullmatch(found.name)
                 ),
                 reverse=True,
@@ -145,8 +152,8 @@ def _parsed(text: str) -> dict[str, str]:
         raise BadInput("files", text[:80], 'is not valid JSON; use {"NAME": "SHA-256"}') from exc
     if not isinstance(names, dict) or not all(isinstance(each, str) for each in names.values()):
         raise BadInput("files", text[:80], 'is not names and digests; use {"NAME": "SHA-256"}')
-    if len(names) > _MOST_NAMES:
-        raise BadInput("files", len(names), f"are too many; use at most {_MOST_NAMES:,}")
+    if len(names) > MOST_FILES:
+        raise BadInput("files", len(names), f"are too many; use at most {MOST_FILES:,}")
     for digest in names.values():
         check_digest(digest)
     return names

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 
 from jobs.board.board import Board
 from jobs.board.here import Here
@@ -39,9 +40,16 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 router = APIRouter(prefix="/api/v1", responses=_ERRORS, tags=["webhooks"])
 
 
+def check_operator(request: Request) -> None:
+    """Raise `HTTPException` 403 for others: who is told what is not their business."""
+    if request.state.role != "operator":
+        raise HTTPException(403, "webhooks are for operators; log in with an operator's token")
+
+
 @router.get("/webhooks")
-def webhooks(board: Here) -> dict[str, Any]:
+def webhooks(board: Here, request: Request) -> dict[str, Any]:
     """List webhooks, without their secrets; of a URL only the host."""
+    check_operator(request)
     with board.farm.database.read() as connection:
         return {"webhooks": list_webhooks(connection)}
 

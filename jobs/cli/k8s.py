@@ -12,18 +12,17 @@ import yaml
 
 from jobs.cli.group_options import whole
 from jobs.cli.help import CommandGroup, examples
-from jobs.kubernetes import OneImage, documents
+from jobs.kubernetes import MODELS_MOUNT, OneImage, documents
 from render.errors import BadInput
 from render.models.folder import local_path
 from render.models.model_paths import find_model_paths, model_info
 from render.plan.plan import make_plan
 from render.spec import AUTO, Spec, read_spec_file
+from render.spec.enlarger import BUILTIN_FILE
 from render.spec.named_files import named_pictures, named_weights
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 """A DNS label: the form of the names of queues and claims."""
-_MODELS = "/models"
-"""Where pods have the volume or the image with models."""
 _PINNED = re.compile(r"[a-z0-9][a-z0-9._/:-]*@sha256:[0-9a-f]{64}")
 _LABEL_KEY = re.compile(
     r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
@@ -136,16 +135,18 @@ def _check_files(spec: Spec, options: dict[str, Any]) -> None:
         raise BadInput(field, path, "is a file that pods do not have; submit this image to a farm")
     for field in ("model", "refiner"):
         name = getattr(spec, field)
-        if not name or options[field] or PurePosixPath(name).is_relative_to(_MODELS):
+        if not name or options[field] or PurePosixPath(name).is_relative_to(MODELS_MOUNT):
             continue
         if local_path(name) is not None:
             fix = f"is on this machine and not in the pods; give its path there as --{field}"
             raise BadInput(field, name, fix)
     for field, path in named_weights(spec):
-        if not PurePosixPath(path).is_relative_to(_MODELS):
+        if (field, path) == ("enlarger", str(BUILTIN_FILE)):
+            continue
+        if not PurePosixPath(path).is_relative_to(MODELS_MOUNT):
             fix = (
-                f"is on this machine and not in the pods; put it below {_MODELS} here and in the volume of "
-                "--models-claim, or submit this image to a farm"
+                f"is on this machine and not in the pods; put it below {MODELS_MOUNT} here and in the volume "
+                "of --models-claim, or submit this image to a farm"
             )
             raise BadInput(field, path, fix)
         if not (options["models_claim"] or options["model_image"]):

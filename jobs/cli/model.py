@@ -133,13 +133,14 @@ def remove(farm: Farm, as_json: bool, name: str) -> None:
     Refused while an unfinished job needs it. Nodes delete their copies when they need the room.
     """
     catalog = ModelCatalog(open_images(farm.settings))
-    found = _known(catalog, name)
+    found, stored = _known(catalog, name), catalog.models()
     with farm.database.write() as connection:
-        # A batch that began to be stored before this is seen here; one that begins later misses the model.
+        # A batch that began to be stored before this is seen here; one that begins later does not
+        # find the model.
         lock_inputs(connection)
         _check_unneeded(connection, found)
-        catalog.forget(found)
         record(connection, this_user(), "remove model", f"model {name}", digest=found.digest)
+        catalog.forget(found, stored)
     freed = catalog.delete_files(found)
     if as_json:
         print_json({"name": name, "digest": found.digest, "bytes": freed})
@@ -162,7 +163,11 @@ def _check_unneeded(connection: Connection, found: StoredModel) -> None:
         fix = f"is needed by {plural(waiting, 'unfinished job')}; wait for them, or cancel them"
         raise BadInput("name", found.name, fix)
     if submissions_in_progress(connection):
-        raise BadInput("name", found.name, "may be needed by a batch that is being submitted; try again soon")
+        fix = (
+            "may be needed by a batch that is being submitted; try again when it is queued (an interrupted "
+            "one counts for a day)"
+        )
+        raise BadInput("name", found.name, fix)
 
 
 def _known(catalog: ModelCatalog, name: str) -> StoredModel:

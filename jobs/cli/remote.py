@@ -37,7 +37,7 @@ from render.spec import Spec, read_spec_file
 _POLL_S = 1.0
 _LOCAL = ("render", "upscale", "plan", "verify", "schema", "download", "simulate", "doctor", "token", "k8s")
 """Commands that need no farm."""
-_HERE = "is of this machine, which the farm does not see; submit it with the farm's database, without --url"
+_HERE = "is not sent to the board; submit without --url, with the farm's database"
 _FOLDERS = ("refiner", "vae", "base", "ip_adapter")
 """Fields whose folders and models are not sent."""
 

@@ -11,7 +11,7 @@ from jobs.client import Farm
 from jobs.formatting import plural
 from jobs.intake.cells import parse_cell
 from jobs.intake.columns import Columns
-from jobs.intake.named_files import replace_names
+from jobs.intake.named_files import MOST_FILES, replace_names
 from jobs.intake.open_table import open_table
 from jobs.intake.options import IntakeOptions
 from jobs.intake.raw_rows import Reading, fold_blanks
@@ -31,7 +31,7 @@ class FilesToSend:
     paths: dict[str, Path] = field(default_factory=dict)
 
     def add_values(self, values: Mapping[str, Any]) -> None:
-        """Those that fields of a spec name; raises `BadInput` for a name without a file."""
+        """Those that fields of a spec name; raises `BadInput` for a name without a file or with two."""
         for name, value in values.items():
             if name in (*FILE_FIELDS, *PARTS_OF_FILES) and value is not None:
                 replace_names(name, value, lambda of, text: self._find(of, text, Path()), _MISSING)
@@ -39,7 +39,7 @@ class FilesToSend:
     def add_rows(self, reading: Reading, options: IntakeOptions) -> None:
         """Those that rows of a batch file name, beside it. Rows that cannot be read are the farm's to tell.
 
-        Raises `BadInput` for names without a file, and for a file that is no batch.
+        Raises `BadInput` for names without a file or with two, and for a file that is no batch.
         """
         missing: list[BadInput] = []
         for name, value in _cells(reading, options):
@@ -52,10 +52,13 @@ class FilesToSend:
         if missing:
             first, others = missing[0], len(missing) - 1
             more = f" ({plural(others, 'other name')} too)" if others else ""
-            raise BadInput(first.field, first.value, f"{_MISSING}{more}")
+            raise BadInput(first.field, first.value, f"{first.fix}{more}")
 
     def send(self, farm: Farm) -> dict[str, str]:
-        """Send what the farm does not have yet; returns digests by name."""
+        """Send what the farm does not have yet; returns digests by name. Raises `BadInput` for too many."""
+        if len(self.paths) > MOST_FILES:
+            fix = f"are too many; use at most {MOST_FILES:,} for each submission"
+            raise BadInput("files", len(self.paths), fix)
         digests: dict[Path, str] = {}
         for path in self.paths.values():
             if path not in digests:
@@ -69,7 +72,9 @@ class FilesToSend:
         path = path if path.is_absolute() else folder / path
         if not is_file(path):
             return None
-        self.paths[name] = path
+        known = self.paths.setdefault(name, path)
+        if known != path and known.resolve() != path.resolve():
+            raise BadInput(of, name[:200], f"names two files, {known} and {path}; rename one")
         return name
 
 

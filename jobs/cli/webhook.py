@@ -15,6 +15,7 @@ from jobs.farm import Farm
 from jobs.webhooks.delivery import send_test
 from jobs.webhooks.registry import (
     KINDS,
+    MAILTO,
     PERS,
     add_webhook,
     list_webhooks,
@@ -58,7 +59,7 @@ def webhook() -> None:
 @click.option("--owner", default=None, help="Only jobs of this owner.")
 @farm_options
 def add(farm: Farm, as_json: bool, url: str, **options: Any) -> None:
-    """Tell URL, or a mail address, of what ends from now on.
+    """Send a URL or a mail address messages about jobs that end from now on.
 
     Prints the secret that its messages are signed with, once.
     """
@@ -106,7 +107,7 @@ def test(farm: Farm, as_json: bool, id: str) -> None:
     if as_json:
         print_json({"webhook": id, "url": place})
     else:
-        print_line(f"{place} has taken a test message")
+        print_line(f"A test message was sent to {place.removeprefix(MAILTO)}")
 
 
 @webhook.command(epilog=examples("chorale webhook remove 3fa98c1f00aa"))

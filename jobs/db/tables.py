@@ -313,7 +313,7 @@ webhooks = Table(
     metadata,
     Column("id", String(32), primary_key=True),
     Column("url", Text, nullable=False),
-    # "json", "slack" or "teams".
+    # "json", "slack", "teams" or "mail".
     Column("kind", String(16), nullable=False),
     # When a message is sent: "job", "batch" or "queue".
     Column("per", String(16), nullable=False),
@@ -321,7 +321,7 @@ webhooks = Table(
     Column("queue", String(64)),
     Column("batch", String(32)),
     Column("owner", String(128)),
-    # Its messages are signed with it.
+    # Its messages are signed with it; mail is not signed.
     Column("secret", String(64), nullable=False),
     Column("created", Double, nullable=False),
     # Until when it was told of what ended.

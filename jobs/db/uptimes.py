@@ -18,7 +18,7 @@ from jobs.db.tables import nodes, uptimes
 
 @dataclass(frozen=True, kw_only=True)
 class Uptime:
-    """A time during which the slots of a node were there; seconds since the epoch."""
+    """A time during which the slots of a node were available; seconds since the epoch."""
 
     node: str
     slots: int

@@ -14,6 +14,8 @@ from render.spec import FILE_FIELDS, PARTS_OF_FILES, names_file
 
 Find = Callable[[str, str], str | None]
 """The replacement for a name in a field; None for a name that stands for no file."""
+MOST_FILES = 5_000
+"""Of one submission from another machine: their names and digests are one field of a form, of 1 MiB."""
 
 
 def replace_names(field: str, value: Any, find: Find, problem: str) -> Any:

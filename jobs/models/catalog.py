@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -144,13 +144,14 @@ class ModelCatalog:
         names = [entry.key[len("names/") : -len(".json")] for entry in self._store.entries("names/")]
         return [model for name in names if (model := self.find(name)) is not None]
 
-    def forget(self, model: StoredModel) -> None:
+    def forget(self, model: StoredModel, stored: Iterable[StoredModel]) -> None:
         """Remove a name, and what is known of its model unless another name stands for it too.
 
-        No submission finds the model then; `delete_files` frees the room.
+        `stored` are all models, as `models` finds them: reading them takes a request for each. No submission
+        finds the model then; `delete_files` frees the room.
         """
         self._store.delete(f"names/{model.name}.json")
-        if not any(other.digest == model.digest for other in self.models()):
+        if not any(other.digest == model.digest and other.name != model.name for other in stored):
             self._store.delete(f"records/{model.digest[:16]}.json")
 
     def delete_files(self, model: StoredModel) -> int:

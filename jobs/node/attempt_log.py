@@ -10,6 +10,7 @@ from infra.errors import StoreError
 from infra.store.base import Store
 from jobs.db.records import Assignment
 from jobs.farm import LOGS
+from jobs.formatting import plural
 from render.events import (
     CheckpointSaved,
     EpochBegan,
@@ -67,8 +68,8 @@ def _line(event: Event) -> str | None:
             outcome = "saved" if event.error is None else f"not saved: {event.error}"
             return f"checkpoint after step {event.step} of stage {event.stage + 1} {outcome}"
         case EpochBegan():
-            ranks = f"{event.ranks} rank{'s' * (event.ranks != 1)}"
-            return f"the group has formed anew in {event.seconds:.1f} s: {ranks} render on"
+            ranks = plural(event.ranks, "rank")
+            return f"the group formed again in {event.seconds:.1f} s and continues with {ranks}"
         case RankFailed() | RankStopped():
             return f"rank {event.rank}: {event.text}"
         case _:

@@ -27,7 +27,7 @@ from jobs.farm import Farm
 from jobs.thumbnail_links import thumbnail_link
 from jobs.webhooks.mail import send_mail
 from jobs.webhooks.message import body_of, first_image, make_message, make_test_message
-from jobs.webhooks.registry import MAIL, SECRET_PREFIX, find_webhook, shown_url
+from jobs.webhooks.registry import MAILTO, SECRET_PREFIX, find_webhook, shown_url
 
 _TIMEOUT_S = 10.0
 
@@ -70,7 +70,7 @@ def _row(connection: Connection, id: str) -> Any:
 def _send(farm: Farm, row: Any, id: str, message: dict[str, Any], folder: str | None) -> None:
     """Send a message by the way that its webhook wants; `folder` is that of its image, for a mail."""
     if row.kind == "mail":
-        send_mail(farm, row.url.removeprefix(MAIL), id, message, folder)
+        send_mail(farm, row.url.removeprefix(MAILTO), id, message, folder)
     else:
         _post(farm.settings, row, id, json.dumps(body_of(row.kind, message)).encode())
 

@@ -24,7 +24,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 PERS: tuple[Per, ...] = get_args(Per)
 SECRET_PREFIX = "whsec_"
 """How secrets of Standard Webhooks begin."""
-MAIL = "mailto:"
+MAILTO = "mailto:"
 """How the URL of a mail address begins."""
 _ADDRESS = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}@(?P<host>[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*)", re.ASCII)
 _LONGEST_URL = 2000
@@ -64,7 +64,7 @@ def wanted_webhook(
     The URL may be a mail address. The kind follows from the host unless it is given; one for a batch is told
     per batch, others per queue.
     """
-    if kind == "mail" or url.startswith(MAIL) or _ADDRESS.fullmatch(url):
+    if kind == "mail" or url.startswith(MAILTO) or _ADDRESS.fullmatch(url):
         url, found = _checked_address(url, kind, hosts), "mail"
     else:
         host = _checked_host(url, hosts)
@@ -118,7 +118,7 @@ def remove_webhook(connection: Connection, id: str) -> None:
 
 def shown_url(url: str) -> str:
     """The place of a URL: the rest of a chat channel's URL is its password. A mail address is shown whole."""
-    if url.startswith(MAIL):
+    if url.startswith(MAILTO):
         return url
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname or ''}/..."
@@ -126,7 +126,7 @@ def shown_url(url: str) -> str:
 
 def _checked_address(text: str, kind: str | None, hosts: str) -> str:
     """A mail address as a URL. Raises `BadInput`."""
-    address = text.removeprefix(MAIL).strip()
+    address = text.removeprefix(MAILTO).strip()
     form = _ADDRESS.fullmatch(address)
     if form is None or len(address) > 254:
         raise BadInput("url", text[:80], "is not one mail address; use e.g. anna@shop.example")
@@ -135,7 +135,7 @@ def _checked_address(text: str, kind: str | None, hosts: str) -> str:
     allowed = AllowedHosts(hosts)
     if allowed and not allowed.names(form["host"].lower()):
         raise BadInput("url", address, "is at a host that is not in CHORALE_WEBHOOK_HOSTS; list it there")
-    return MAIL + address
+    return MAILTO + address
 
 
 def _checked_host(url: str, hosts: str) -> str:

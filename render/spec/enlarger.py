@@ -19,6 +19,8 @@ from render.spec.validation import CONFIG, Checked
 EXAMPLE = "realesr-x2.safetensors"
 BUILTIN = "builtin"
 """The network that the package brings, trained for the pictures of the built-in model."""
+BUILTIN_FILE = Path(str(resources.files("render") / "builtin" / "enlarger.safetensors"))
+"""Where it lies on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -36,7 +38,7 @@ class EnlargerFile(Checked):
         if isinstance(value, cls):
             return value
         if value == BUILTIN:
-            return cls.open(Path(str(resources.files("render") / "builtin" / "enlarger.safetensors")))
+            return cls.open(BUILTIN_FILE)
         if isinstance(value, str):
             return cls.open(Path(value).expanduser())
         return cls.from_values(value, f"is not a file; write e.g. {EXAMPLE}")

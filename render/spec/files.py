@@ -25,7 +25,7 @@ FILE_FIELDS = (*IMAGE_FIELDS, "enlarger", "ip_adapter")
 """Those that name a file of any kind."""
 PARTS_OF_FILES = ("lora", "embedding", "control", "controlnet", "reference")
 """The fields with several parts, each of which names a file or a folder."""
-_WORDS = (("mask", "alpha"), ("mask", "none"), ("mask", "cutout"))
+_WORDS = (("mask", "alpha"), ("mask", "none"), ("mask", "cutout"), ("enlarger", "builtin"))
 """Values of them that do not."""
 _NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _MISREAD = re.compile(r"[-+]?(0[0-7_]+|[\d_]+(:[\d_.]+)+)")

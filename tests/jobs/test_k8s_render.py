@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,21 @@ def test_files_beside_the_model_have_to_be_in_the_pods(
     code, output, errors = k8s_render(capsys, spec, "--ranks", "1")
     assert code == 2 and output == ""
     assert f"lora: '{lora}' is on this machine and not in the pods" in errors and errors.count("\n") == 1
-    monkeypatch.setattr(k8s, "_MODELS", str(tmp_path))
+    monkeypatch.setattr(k8s, "MODELS_MOUNT", str(tmp_path))
     code, output, errors = k8s_render(capsys, spec, "--ranks", "1")
     assert code == 2 and "lora: " in errors and "is not mounted in the pods; add --models-claim" in errors
     code, output, _ = k8s_render(capsys, spec, "--ranks", "1", "--models-claim", "models")
     assert code == 0 and str(lora) in output
+
+
+def test_the_package_s_own_enlarger_is_in_the_pods(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, output, errors = k8s_render(capsys, _spec(tmp_path, enlarger="builtin"), "--ranks", "1")
+    assert code == 0, errors
+    # By its name: it lies elsewhere there.
+    spec = json.loads(next(yaml.safe_load_all(output))["data"]["spec.json"])
+    assert spec["enlarger"] == "builtin"
 
 
 @pytest.mark.parametrize("field", ["model", "vae"])

@@ -177,8 +177,10 @@ async function step(by) {
   const there = all.findIndex((item) => item.dataset.image === current.image);
   const next = there === -1 ? (by > 0 ? place : place - 1) : there + by;
   if (next >= all.length) {
-    if (await moreImages()) show(next);
-    else say("This is the last image");
+    const added = await moreImages();
+    if (!dialog.open) return;
+    if (added) show(next);
+    else say(added === null ? "The next images could not be loaded" : "This is the last image");
     return;
   }
   if (next >= 0) show(next);

@@ -31,14 +31,14 @@ async function addPage(address) {
   return true;
 }
 
-// Adds the next page; false if there is none. What is asked for twice at once is read once.
+// Adds the next page; false if there is none, null if it could not be loaded. What is asked for twice at once is read once.
 function moreImages() {
   const link = nextPage();
   if (!link) return Promise.resolve(false);
   loading =
     loading ||
     addPage(link.getAttribute("href"))
-      .catch(() => false)
+      .catch(() => null)
       .finally(() => (loading = null));
   return loading;
 }

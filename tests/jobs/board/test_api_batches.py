@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from infra.settings import read_settings
+from jobs.board.access import Access
+from jobs.board.board import Board
+from jobs.db.submission import JobOptions
+from jobs.farm import open_farm
+from render.spec.enlarger import BUILTIN_FILE
 from tests.support.board import Answer, RunningBoard
 
 _BOUNDARY = "part-of-a-request"
@@ -77,3 +85,30 @@ def test_an_unknown_batch_or_queue_is_refused(quiet_board: RunningBoard, body: d
 def test_a_window_gets_a_zone(quiet_board: RunningBoard) -> None:
     stored = quiet_board.ask("/api/v1/queues/zoned", "PUT", {"time_window": "mon-fri 22:00-07:00"}).json
     assert stored["time_window"].startswith("mon-fri 22:00-07:00 ")
+
+
+def test_the_built_in_enlarger_is_stored_for_the_nodes(quiet_board: RunningBoard) -> None:
+    """By a row and by the defaults: the same job, whose file any node finds in the store."""
+    values = {"size": "128x128", "seed": 11, "enlarger": "builtin"}
+    row = b"prompt,size,seed,enlarger\na vase,128x128,11,builtin\n"
+    by_row = send(quiet_board, "feed.csv", row)
+    assert by_row.status == 201, by_row.json
+    job = by_row.json["jobs"][0]["id"]
+    spec = quiet_board.ask(f"/api/v1/jobs/{job}").json["spec"]
+    stored = quiet_board.log.parent / "chorale" / "images" / "inputs" / spec["enlarger"]["digest"]
+    assert stored.read_bytes() == BUILTIN_FILE.read_bytes()
+    by_default = send(quiet_board, "feed.csv", b"prompt\na vase\n", defaults=json.dumps(values))
+    assert by_default.status == 201 and by_default.json["jobs"][0]["id"] == job
+    refused = send(quiet_board, "feed.csv", b"prompt\na\n", defaults='{"enlarger": "/etc/passwd"}')
+    assert refused.status == 400 and "cannot be set on the board" in refused.json["error"]
+
+
+def test_the_built_in_enlarger_of_one_image_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    with open_farm(read_settings({})) as farm:
+        values = {"prompt": "a vase", "width": 128, "height": 128, "enlarger": "builtin"}
+        Board(farm, Access()).submit(values, JobOptions(owner="anna"))
+    stored = list((tmp_path / "chorale" / "images" / "inputs").iterdir())
+    assert [file.read_bytes() for file in stored] == [BUILTIN_FILE.read_bytes()]

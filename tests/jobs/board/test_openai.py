@@ -121,7 +121,7 @@ def test_models_are_listed(client: OpenAI, small_farm: SmallFarm) -> None:
     brand = catalog.add("brand", resolve_model("builtin"), "builtin", "anna")
     assert {"builtin", "brand"} <= {model.id for model in client.models.list().data}
     assert client.models.retrieve("brand").id == "brand"
-    catalog.forget(brand)
+    catalog.forget(brand, catalog.models())
     assert "brand" not in [model.id for model in client.models.list().data]
     assert client.models.retrieve("builtin").owned_by == "chorale"
     with pytest.raises(openai.NotFoundError):

@@ -98,7 +98,7 @@ def test_a_rank_that_is_killed_costs_no_attempt(
     assert done["root"] == alone(LONG)
     assert done["fence"] == 1
     log = next(machines.logs().glob("*-0001-*.log")).read_text()
-    assert "the group has formed anew" in log
+    assert "the group formed again" in log
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)

@@ -112,3 +112,14 @@ def test_all_errors_are_in_one_report(home: Path, capsys: pytest.CaptureFixture[
     assert [error["count"] for error in documents[0]["errors"]] == [500, 1]
     assert documents[1]["code"] == 2 and "501 bad rows" in documents[1]["error"]
     assert not list(home.glob("*.jsonl")) and as_json("batches")["batches"] == []
+
+
+def test_the_built_in_enlarger_is_no_file_name_wherever_it_is_given(home: Path) -> None:
+    quick = ("--size", "128x128", "--seed", "1")
+    (home / "spec.yaml").write_text("prompt: a vase\nenlarger: builtin\n")
+    (home / "feed.csv").write_text("prompt,enlarger\na vase,builtin\n")
+    by_flag = as_json("submit", "a vase", "--enlarger", "builtin", *quick)["jobs"][0]["id"]
+    for words in (("--spec", "spec.yaml"), ("feed.csv",)):
+        assert as_json("submit", *words, *quick)["jobs"][0]["id"] == by_flag
+    plain = as_json("submit", "a vase", *quick)["jobs"][0]["id"]
+    assert plain != by_flag

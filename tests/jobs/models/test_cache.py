@@ -215,11 +215,11 @@ def test_names_point_to_one_model_and_files_are_stored_once(folder: Path, tmp_pa
         file for file in first.files if file.path.startswith("unet/") and file.path.endswith("safetensors")
     )
     assert unet.sha256 == file_sha256(folder / unet.path)
-    catalog.forget(second)
+    catalog.forget(second, catalog.models())
     assert catalog.delete_files(second) < 10_000, "the other model has the same weights"
     assert [model.name for model in catalog.models()] == ["twin"]
     (twin,) = catalog.models()
-    catalog.forget(twin)
+    catalog.forget(twin, catalog.models())
     catalog.delete_files(twin)
     assert list(store.within(MODELS).entries("files/")) == []
 
