@@ -89,8 +89,9 @@ def do_all(farm: Farm) -> list[str]:
 
 
 def files(folder: Path, batch: str) -> dict[str, bytes]:
-    found = (folder / "images" / RENDITIONS / batch).rglob("*")
-    return {path.name: path.read_bytes() for path in found if path.is_file()}
+    """The renditions by name, as the store lists them: without what a killed worker had begun to write."""
+    store = LocalStore(folder / "images" / RENDITIONS / batch)
+    return {Path(entry.key).name: store.get(entry.key) for entry in store.entries()}
 
 
 def check_whole(data: bytes) -> None:

@@ -94,7 +94,7 @@ class _Checked(Simulator):
         assert not self.farm.down & set(placed.slots)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, derandomize=True)  # Some nights with many faults take minutes.
 @given(
     st.lists(st.integers(1, 4), min_size=1, max_size=4),
     st.lists(
