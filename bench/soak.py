@@ -31,6 +31,7 @@ from jobs.db.schema import upgrade
 from jobs.db.state_machine import ENDED
 from jobs.db.submission import BatchItem, JobOptions, submit
 from jobs.db.tables import jobs
+from render.sink import WORK
 from render.spec import Spec
 from tests.support.cli import processes_with, start
 
@@ -164,7 +165,7 @@ def _files(home: Path) -> dict[str, int]:
     sockets = sum(path.is_socket() for path in found)
     # torch makes one folder for a cache of its own, and keeps it.
     temporary = sum(home / "tmp" in path.parents and "torchinductor" not in str(path) for path in found)
-    work = sum(1 for _ in kept[0].glob("*/work/*"))
+    work = sum(1 for _ in kept[0].glob(f"*/{WORK}*"))
     return {
         "sockets": sockets,
         "temporary files": temporary,

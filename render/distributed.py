@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store, distributed_c10d  # type: ignore[attr-defined]
 from torch.nn import functional
 
-from render.errors import BadInput, RanksLost
+from render.errors import BadInput, RanksLost, first_line
 
 
 class AllGatherHandle(Protocol):
@@ -159,8 +159,7 @@ def _translated() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as exc:
-        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        raise RanksLost(f"other ranks of the group are gone ({reason})") from exc
+        raise RanksLost(f"other ranks of the group are gone ({first_line(exc, None)})") from exc
 
 
 def choose_device(wanted: str, local_rank: int = 0) -> torch.device:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,7 +54,7 @@ def take_batch(
     """
     with ExitStack() as stack:
         names = stack.enter_context(board.sent.named(form.get("files") or ""))
-        images = RowImages(board.farm.settings, None, partial(_sent, board, names))
+        images = RowImages(board.farm.settings, None, cache(partial(_sent, board, names)))
         stack.enter_context(closing(images))
         prepared = stack.enter_context(Preparation(options, farm_bfloat16(board.farm.database)))
         reader = BatchReader(

@@ -56,7 +56,7 @@ def webhooks(board: Here, request: Request) -> dict[str, Any]:
 
 @router.post("/webhooks", status_code=201)
 def add(board: Here, request: Request, body: WebhookBody) -> dict[str, Any]:
-    """Tell a URL, or a mail address, of what ends from now on.
+    """Send a URL or a mail address messages about jobs that end from now on.
 
     Messages are signed with `secret`, which is shown only now; mail is not.
     """
