@@ -24,7 +24,8 @@ from infra.store.open import open_store
 from render.distributed import Group, SingleRankGroup, join, leave
 from render.engine import render_image
 from render.models import load_adapter
-from render.models.folder import BUILTIN, read_model_info, resolve_model
+from render.models.folder import read_model_info, resolve_model
+from render.models.packaged import BUILTIN
 from render.spec import Spec
 
 

@@ -40,8 +40,8 @@ from jobs.intake.options import IntakeOptions
 from jobs.models.catalog import ModelCatalog, is_pointed
 from jobs.review.checking import check_batch_images
 from render.errors import BadInput
-from render.models.folder import BUILTIN
 from render.models.known_names import lasting_name
+from render.models.packaged import packaged_models
 from render.sink import UNFINISHED_PREVIEW
 from render.spec import FILE_FIELDS, PARTS_OF_FILES, names_file
 from render.spec.enlarger import BUILTIN as BUILTIN_ENLARGER
@@ -220,7 +220,7 @@ class Board:
             if name is not None:
                 fix = "cannot be set on the board; submit this image with chorale submit"
                 raise BadInput(given, name[:120], fix)
-        if model != BUILTIN and lasting_name(model) is None:
+        if model not in packaged_models() and lasting_name(model) is None:
             with self.farm.database.read() as connection:
                 if not is_known_model(connection, model):
                     fix = "is new to this farm; submit its first image with chorale submit"
@@ -238,7 +238,7 @@ class Board:
             used = set(known_models(connection)) - {model.pointed_name for model in added}
         # A job's model may have been removed since, or its name given to another one.
         there = {name for name in used if not is_pointed(name) or catalog.find(name) is not None}
-        return sorted({BUILTIN, *there, *(model.name for model in added)})
+        return sorted({*packaged_models(), *there, *(model.name for model in added)})
 
     def _queues(self) -> list[dict[str, Any]]:
         with self.farm.database.read() as connection:

@@ -47,7 +47,7 @@ from jobs.renditions.channel import known_channels
 from jobs.scheduler.capacity import find_impossible_jobs
 from jobs.scheduler.pending_reason import pending_reason
 from render.errors import BadInput
-from render.models.folder import BUILTIN
+from render.models.packaged import packaged_models
 from render.output.manifest import parse_manifest
 
 _ROWS = 50
@@ -334,7 +334,7 @@ def _model_names(board: Board) -> list[str]:
         return board.model_names()
     except StoreError:
         # The form works without the store.
-        return [BUILTIN]
+        return list(packaged_models())
 
 
 def form_page(

@@ -20,6 +20,7 @@ from infra.store.base import Store
 from render.errors import BadInput
 from render.models.base_folder import base_files, join_base
 from render.models.folder import model_files, read_model_info
+from render.models.packaged import packaged_models
 from render.safetensors_file import file_sha256
 
 MODELS = "models"
@@ -246,8 +247,8 @@ def check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         fix = "is no name for a model; use letters, digits, dots, underscores and hyphens, 64 at most"
         raise BadInput("name", name[:80], fix)
-    if name == "builtin":
-        raise BadInput("name", name, "is the model that the package brings; use another name")
+    if name in packaged_models():
+        raise BadInput("name", name, "is a model that the package brings; use another name")
 
 
 def _renamed(model: StoredModel, name: str) -> StoredModel:

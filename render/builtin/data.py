@@ -10,6 +10,7 @@ A part is one .npz file per bucket. Parts are independent, so several processes 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -22,8 +23,8 @@ NATIVE = 128
 """Side of the model's window in pixels."""
 MAX_ZOOM = 32.0
 """The largest zoom in training: an image thirty-two times the native size."""
-WHOLE_SIZES = {(128, 128): 30, (128, 192): 9, (192, 128): 9, (96, 96): 4, (168, 168): 6,
-         (96, 168): 5, (168, 96): 5, (104, 152): 6, (152, 104): 6}  # fmt: skip
+WHOLE_SIZES = {(128, 128): 30.0, (128, 192): 9.0, (192, 128): 9.0, (96, 96): 4.0, (168, 168): 6.0,
+         (96, 168): 5.0, (168, 96): 5.0, (104, 152): 6.0, (152, 104): 6.0}  # fmt: skip
 """Buckets of whole images, (height, width), and their weights."""
 CROP_WEIGHT = 240
 """Weight of crops among them: three photographs in four are crops."""
@@ -51,14 +52,19 @@ def random_scene(draw: np.random.Generator) -> Scene:
     )
 
 
-def _single_window(draw: np.random.Generator) -> tuple[Size, Crop]:
+def single_window(
+    draw: np.random.Generator,
+    whole_sizes: Mapping[Size, float] = WHOLE_SIZES,
+    crop_weight: float = CROP_WEIGHT,
+    max_zoom: float = MAX_ZOOM,
+) -> tuple[Size, Crop]:
     """An image size and a window in it."""
-    kinds = [*WHOLE_SIZES, None]
-    weights = np.array([*WHOLE_SIZES.values(), CROP_WEIGHT], float)
+    kinds = [*whole_sizes, None]
+    weights = np.array([*whole_sizes.values(), crop_weight], float)
     kind = kinds[int(draw.choice(len(kinds), p=weights / weights.sum()))]
     if kind is not None:
         return kind, (0, 0, *kind)
-    size = _large_size(draw, MAX_ZOOM)
+    size = _large_size(draw, max_zoom)
     return size, _crop(draw, size)
 
 
@@ -80,7 +86,7 @@ def _crop(draw: np.random.Generator, size: Size) -> Crop:
     return y, x, NATIVE, NATIVE
 
 
-def _add_margin(size: Size, crop: Crop) -> Crop:
+def add_margin(size: Size, crop: Crop) -> Crop:
     """The area that is drawn for a crop: always of one size, shifted inwards near the edge of the image."""
     if crop[2:] == size:
         return crop
@@ -91,7 +97,7 @@ def _add_margin(size: Size, crop: Crop) -> Crop:
 def _random_windows(draw: np.random.Generator, windows: int | None) -> tuple[Size, list[Crop]]:
     """An image size, and `windows` windows in it, or one."""
     if windows is None:
-        size, crop = _single_window(draw)
+        size, crop = single_window(draw)
         return size, [crop]
     size = _large_size(draw, MAX_ZOOM_OF_WINDOWS)
     return size, [_crop(draw, size) for _ in range(windows)]
@@ -106,7 +112,7 @@ def draw_part(out: Path, part: int, count: int, seed: int, windows: int | None =
         (height, width), crops = _random_windows(draw, windows)
         text = json.dumps([caption(scene, draw), scene.product, scene.colour, scene.backdrop])
         for crop in crops:
-            drawn = _add_margin((height, width), crop)
+            drawn = add_margin((height, width), crop)
             empty: dict[str, list[object]] = {
                 name: [] for name in ("pixels", "mask", "place", "corner", "caption")
             }

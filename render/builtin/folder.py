@@ -141,11 +141,18 @@ def save_folder(target: Path, parts: Mapping[str, Any]) -> None:
     pipeline = StableDiffusionXLPipeline(
         text_encoder=None, tokenizer=None, force_zeros_for_empty_prompt=False, add_watermarker=False, **parts
     )
+    save_pipeline(target, pipeline, {ZOOM_LIMIT_KEY: MAX_ZOOM, GUIDANCE_KEY: GUIDANCE_SCALE})
+
+
+def save_pipeline(target: Path, pipeline: Any, keys: Mapping[str, float]) -> None:
+    """Write a pipeline's folder and replace `target` with it; `keys` are added to its `model_index.json`,
+    where diffusers ignores them."""
     fresh, old = target.with_name(target.name + ".new"), target.with_name(target.name + ".old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     pipeline.save_pretrained(fresh, safe_serialization=True)
-    _add_index_keys(fresh)
+    index = fresh / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | dict(keys), indent=2) + "\n")
     # safetensors makes the files readable by their owner only; an agent may run as another user.
     for weights in fresh.rglob("*.safetensors"):
         weights.chmod(0o644)
@@ -153,14 +160,6 @@ def save_folder(target: Path, parts: Mapping[str, Any]) -> None:
         target.rename(old)
     fresh.rename(target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _add_index_keys(folder: Path) -> None:
-    """Add the largest trained zoom and the default guidance scale to `model_index.json`; diffusers ignores
-    these keys."""
-    index = folder / "model_index.json"
-    document = json.loads(index.read_text()) | {ZOOM_LIMIT_KEY: MAX_ZOOM, GUIDANCE_KEY: GUIDANCE_SCALE}
-    index.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:

@@ -8,6 +8,7 @@ python -m render.builtin.judge roundtrip --count 200
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,16 +34,16 @@ HELD_OUT = 7
 
 
 class Judge(nn.Module):
-    """[B, 3, 128, 128] pixels in [0, 1] -> logits of product, color and backdrop."""
+    """[B, 3, 128, 128] pixels in [0, 1] -> logits of product, color and backdrop, or of other attributes."""
 
-    def __init__(self) -> None:
+    def __init__(self, heads: Mapping[str, Sequence[object]] = HEADS) -> None:
         super().__init__()
         widths = (3, 24, 48, 64, 64)
         layers: list[nn.Module] = [nn.AvgPool2d(2)]
         for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, 64), nn.ReLU())
-        self.heads = nn.ModuleDict({name: nn.Linear(64, len(words)) for name, words in HEADS.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(64, len(words)) for name, words in heads.items()})
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         features = self.body(pixels)
@@ -95,7 +96,7 @@ def train(data: Path, epochs: int) -> None:
         order = order[torch.randperm(len(order))]
         for at in range(0, len(order) - 63, 64):
             rows = order[at : at + 64]
-            batch = _varied(pixels[rows].float() / 255)
+            batch = varied(pixels[rows].float() / 255)
             logits = judge(batch)
             losses = [functional.cross_entropy(logits[name], labels[name][rows]) for name in HEADS]
             loss = torch.stack(losses).sum()
@@ -127,7 +128,7 @@ def _labels(captions: NDArray[Any]) -> dict[str, Tensor]:
     }
 
 
-def _varied(pixels: Tensor) -> Tensor:
+def varied(pixels: Tensor) -> Tensor:
     """Mirror, soften and grain, so that the judge depends on shapes and colors, not on single pixels."""
     if torch.rand(()) < 0.5:
         pixels = pixels.flip(3)
@@ -173,7 +174,7 @@ def renders(
         correct.append(is_correct(judge, pixels, part))
     accuracy = {name: float(np.concatenate([v[name] for v in correct]).mean()) for name in HEADS}
     if sheet is not None:
-        _write_sheet(np.concatenate(images)[:48], sheet)
+        write_sheet(np.concatenate(images)[:48], sheet)
     click.echo(json.dumps({"count": count, "steps": steps, "guidance": guidance, "accuracy": accuracy}))
 
 
@@ -189,7 +190,7 @@ def prompt_of(scene: Scene) -> str:
     return f"{article} {scene.colour} {scene.product} {backdrop[scene.backdrop]}"
 
 
-def _write_sheet(images: NDArray[np.uint8], target: Path, across: int = 8) -> None:
+def write_sheet(images: NDArray[np.uint8], target: Path, across: int = 8) -> None:
     rows = [np.concatenate(list(images[at : at + across]), axis=1) for at in range(0, len(images), across)]
     Image.fromarray(np.concatenate(rows)).save(target, quality=88)
 

@@ -1,8 +1,8 @@
-"""The procedural photo studio: one product on a backdrop, drawn at any resolution and crop."""
+"""The procedural photo studio: one to three products on a backdrop, drawn at any resolution and crop."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 }
 MATERIALS = ("ceramic", "wood", "woven")
 BACKDROPS = ("studio", "wood", "marble", "concrete")
+PLAIN_BACKDROPS: dict[str, float] = {"white": 0.965, "black": 0.075}
+"""Backdrops that the UNet was not trained on: sweeps like the studio's, and how bright they are."""
+MOST_PRODUCTS = 3
 
 # Profiles: radius against height from top (0) to bottom (1), in units of the product's half height.
 _PROFILES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -35,6 +38,10 @@ _PROFILES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 _HEIGHT = {"vase": 0.29, "bottle": 0.31, "mug": 0.21, "bowl": 0.15, "ball": 0.21, "box": 0.21}
 _WIDTH = {"bowl": 1.75}
+_SIZES = {1: 1.0, 2: 0.68, 3: 0.48}
+"""How large each of so many products is."""
+_STEPS = {2: 0.43, 3: 0.31}
+"""From one of so many products to the next."""
 _TILT = 0.24  # how much of a circle's depth the raised camera shows
 
 
@@ -47,6 +54,8 @@ class Scene:
     material: str
     backdrop: str
     seed: int
+    count: int = 1
+    """Products of this kind, side by side; `MOST_PRODUCTS` at most."""
 
     def draws(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)
@@ -84,6 +93,27 @@ def _layout(scene: Scene) -> _Layout:
     )
 
 
+def _layouts(scene: Scene) -> list[_Layout]:
+    """One layout for each product, those further away first; all under the light of the first."""
+    first = _layout(scene)
+    if scene.count == 1:
+        return [first]
+    draw = np.random.default_rng([scene.seed, scene.count])
+    size, step = _SIZES[scene.count], _STEPS[scene.count]
+    layouts = [
+        replace(
+            first,
+            cx=first.cx * 0.5 + (number - (scene.count - 1) / 2) * step + float(draw.uniform(-0.005, 0.005)),
+            base=first.base - 0.02 + float(draw.uniform(-0.03, 0.03)),
+            scale=size * first.scale * float(draw.uniform(0.96, 1.04)),
+            yaw=float(draw.uniform(0.3, 0.7)),
+            side=float(draw.choice([-1.0, 1.0])),
+        )
+        for number in range(scene.count)
+    ]
+    return sorted(layouts, key=lambda layout: layout.base)
+
+
 def photo(
     scene: Scene, height: int, width: int, crop: tuple[int, int, int, int] | None = None
 ) -> NDArray[np.uint8]:
@@ -109,20 +139,28 @@ def _render(
     ys = ((np.arange(rows) + top + 0.5 - height / 2) / short).astype(np.float32)
     x, y = np.meshgrid(xs, ys)
     pixel = 1.0 / short
-    lay = _layout(scene)
-    back = _backdrop(scene, lay, x, y, pixel)
-    half = _HEIGHT[scene.product] * lay.scale
+    layouts = _layouts(scene)
+    colour = _backdrop(scene, layouts[0], x, y, pixel)
+    halves = [_HEIGHT[scene.product] * lay.scale for lay in layouts]
+    for lay, half in zip(layouts, halves, strict=True):
+        colour = colour * _shadow(scene, lay, half, x, y)[..., None]
+    covered = np.zeros_like(x)
+    for lay, half in zip(layouts, halves, strict=True):
+        body, cover = _product(scene, lay, half, x, y, pixel)
+        colour = colour * (1 - cover[..., None]) + body * cover[..., None]
+        covered = np.maximum(covered, cover)
+    return colour.astype(np.float32), covered
+
+
+def _shadow(scene: Scene, lay: _Layout, half: float, x: Field, y: Field) -> Field:
+    """[h, w]: what a product leaves of the light on its backdrop."""
     # The contact shadow hugs the foot; the cast shadow falls away from the key light.
     foot = (half * 0.55) if scene.product != "bowl" else half * 0.9
     dx, dy = x - lay.cx, y - lay.base
     contact = np.exp(-((dx / (foot * 0.95)) ** 2 + (dy / (foot * 0.24)) ** 2))
     away = dx + np.sign(lay.light) * foot * 0.75
     cast = np.exp(-((away / (foot * 1.5)) ** 2 + ((dy + 0.005) / (foot * 0.34)) ** 2))
-    shade = 1 - 0.62 * contact - 0.34 * cast * (1 - contact)
-    back = back * shade[..., None]
-    body, cover = _product(scene, lay, half, x, y, pixel)
-    colour = back * (1 - cover[..., None]) + body * cover[..., None]
-    return colour.astype(np.float32), cover
+    return 1 - 0.62 * contact - 0.34 * cast * (1 - contact)
 
 
 def _mix(low: tuple[float, ...], high: tuple[float, ...], amount: Field) -> NDArray[np.floating[Any]]:
@@ -136,6 +174,9 @@ def _backdrop(scene: Scene, lay: _Layout, x: Field, y: Field, pixel: float) -> N
     if scene.backdrop == "studio":
         tone = 0.70 + 0.20 * glow - 0.10 * np.clip((y + 0.1) * 1.2, -0.6, 0.7)
         return np.stack([tone + lay.warm, tone, tone - lay.warm * 0.7], axis=-1)
+    if scene.backdrop in PLAIN_BACKDROPS:
+        tone = PLAIN_BACKDROPS[scene.backdrop] * (0.93 + 0.07 * glow)
+        return np.stack([tone, tone, tone], axis=-1)
     edge = np.clip((y - lay.horizon) / pixel + 0.5, 0, 1)
     depth = np.maximum(y - lay.horizon, 0.0) + 0.22
     gx, gz = x / depth, 1.0 / depth

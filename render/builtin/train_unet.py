@@ -70,7 +70,7 @@ def encode_all(parts: Parts, vae: Any, tokenizer: Any, device: str) -> None:
             with torch.autocast(device, torch.bfloat16):
                 latents.append(encoder(batch).half().cpu().numpy())
                 if crops:
-                    below.append(encoder(_upscaled_pixels(batch, vae)).half().cpu().numpy())
+                    below.append(encoder(upscaled_pixels(batch, vae)).half().cpu().numpy())
         places = group["place"].astype(np.float32)
         # Cut the crop's latents from those of the crop with its margin.
         corners = (group["place"][:, 2:4] - group["corner"]) // 8
@@ -86,7 +86,7 @@ def encode_all(parts: Parts, vae: Any, tokenizer: Any, device: str) -> None:
         group["latents"], group["below"], group["place"], group["ids"] = cropped, enlarged, places, ids
 
 
-def _upscaled_pixels(pixels: Tensor, vae: Any) -> Tensor:
+def upscaled_pixels(pixels: Tensor, vae: Any) -> Tensor:
     """[B, 3, H, W] photographs as a later stage gets them: halved, encoded, decoded and enlarged again."""
     small = vae.decoder(vae.encoder(functional.avg_pool2d(pixels, 2))).float()
     return functional.interpolate(small, scale_factor=2, mode="bicubic").clamp(-1, 1)

@@ -9,7 +9,6 @@ import contextlib
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from render.models.base_folder import original_file
 from render.models.config_files import number, read_config, read_json, unusable, whole_number
 from render.models.hub import download, looks_like_hub_id
 from render.models.known_names import are_names_known, known_path
+from render.models.packaged import packaged_folder
 from render.models.registry import BASES, FAMILIES, REFINERS, UNUSED_PARTS, Family, GuidanceRule
 from render.models.single_file import single_file_digest
 from render.models.stored_formats import check_formats
@@ -35,7 +35,6 @@ from render.models.weights import (
 from render.sampling.scheduler_config import TrainedNoise, check_same_noise, trained_noise
 from render.spec.files import PICKLES
 
-BUILTIN = "builtin"
 ZOOM_LIMIT_KEY = "_max_zoom"
 """In `model_index.json`: the largest zoom (in native sizes) that the model was trained on. diffusers
 ignores keys with a leading underscore, so the folder still loads in a stock pipeline."""
@@ -76,13 +75,13 @@ Listing = tuple[tuple[str, int, int, int], ...]
 
 
 def resolve_model(name: str) -> Path:
-    """`builtin`, a local folder or file, a name that a farm knows (`render.models.known_names`), or a hub id
-    (from the local cache, else the network) -> its path.
+    """A packaged model, a local folder or file, a name that a farm knows (`render.models.known_names`), or a
+    hub id (from the local cache, else the network) -> its path.
 
     Raises `ModelNotUsable` when there is none. `read_model_info` checks whether it can be used.
     """
-    if name == BUILTIN:
-        return _builtin_folder()
+    if (packaged := packaged_folder(name)) is not None:
+        return packaged
     if (found := local_path(name)) is not None:
         return found
     if (known := known_path(name)) is not None:
@@ -293,13 +292,6 @@ def absent_parts(path: Path) -> tuple[str, ...]:
     """The optional parts of its family that a folder does not have."""
     _, family, parts = _inspect(path, FAMILIES | REFINERS)
     return tuple(part for part in family.optional if part not in parts)
-
-
-def _builtin_folder() -> Path:
-    folder = Path(str(resources.files("render") / "builtin" / "weights"))
-    if not folder.is_dir():
-        raise ModelNotUsable("model", BUILTIN, "has no weights in this installation; install it again")
-    return folder
 
 
 def _listing(path: Path) -> Listing:

@@ -18,7 +18,6 @@ from render.models.base_folder import join_base, original_file
 from render.models.config_files import read_config, read_json
 from render.models.controlnet_folder import check_controlnets
 from render.models.folder import (
-    BUILTIN,
     family_of,
     local_path,
     read_model_info,
@@ -27,6 +26,7 @@ from render.models.folder import (
     text_width,
 )
 from render.models.known_names import lasting_name
+from render.models.packaged import packaged_models
 from render.models.vae_folder import read_vae_info, resolve_vae, with_vae
 from render.spec import NO_QUANTIZATION, Spec
 from render.spec.embedding import Embedding
@@ -115,7 +115,7 @@ def absolute_name(name: str) -> str:
 
     Raises `ModelNotUsable`.
     """
-    if name == BUILTIN:
+    if name in packaged_models():
         return name
     if (found := local_path(name)) is not None:
         return str(found.absolute())

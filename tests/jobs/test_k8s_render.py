@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 
 from jobs.cli import k8s
 from jobs.cli.main import main
-from render.models.folder import BUILTIN, resolve_model
+from render.models.folder import resolve_model
+from render.models.packaged import BUILTIN
 
 VASE = str(Path(__file__).parent.parent.parent / "examples" / "vase.yaml")
 

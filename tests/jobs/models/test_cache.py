@@ -20,7 +20,8 @@ from jobs.models.catalog import MODELS, ModelCatalog, StoredModel
 from render.errors import BadInput, ModelNotUsable
 from render.models import load_adapter
 from render.models.base_folder import join_base
-from render.models.folder import BUILTIN, read_model_info, resolve_model
+from render.models.folder import read_model_info, resolve_model
+from render.models.packaged import BUILTIN
 from render.safetensors_file import dtype_of, file_sha256
 from tests.render.models.original_transformers import write_network
 from tests.render.models.tiny_transformers import save

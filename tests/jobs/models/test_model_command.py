@@ -18,8 +18,9 @@ from jobs.db.submission import BatchItem, JobOptions, Preparation, insert_batch
 from jobs.db.tables import batches
 from jobs.farm import open_farm
 from render.errors import BadInput
-from render.models.folder import BUILTIN, read_model_info, resolve_model
+from render.models.folder import read_model_info, resolve_model
 from render.models.model_paths import find_model_paths
+from render.models.packaged import BUILTIN
 from render.spec import Spec
 from tests.render.models.original_transformers import write_network
 from tests.render.models.tiny_transformers import save

@@ -1,12 +1,23 @@
 """The studio: the same scene at any crop, captions that say what is there."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from render.builtin.captions import caption
-from render.builtin.studio import BACKDROPS, COLOURS, MATERIALS, PRODUCTS, Scene, mask, photo
+from render.builtin.studio import (
+    BACKDROPS,
+    COLOURS,
+    MATERIALS,
+    MOST_PRODUCTS,
+    PRODUCTS,
+    Scene,
+    mask,
+    photo,
+)
 
 SCENES = st.builds(
     Scene,
@@ -59,3 +70,22 @@ def test_captions_tell_the_truth(scene: Scene, seed: int) -> None:
     assert scene.colour in words
     assert scene.product in words
     assert not (set(words) & (set(PRODUCTS) - {scene.product}))
+
+
+@settings(max_examples=30)
+@given(SCENES, st.integers(2, MOST_PRODUCTS), st.sampled_from([(128, 128), (96, 160), (160, 96)]))
+def test_several_products_stand_apart_inside_the_picture(
+    scene: Scene, count: int, size: tuple[int, int]
+) -> None:
+    seen = mask(replace(scene, count=count), *size)
+    assert not (seen[0].any() or seen[-1].any() or seen[:, 0].any() or seen[:, -1].any())
+    columns = np.pad(seen.any(0).astype(int), 1)
+    assert (np.diff(columns) == 1).sum() == count
+
+
+@pytest.mark.parametrize(("backdrop", "bright"), [("white", True), ("black", False)])
+def test_plain_backdrops_are_plain(backdrop: str, bright: bool) -> None:
+    scene = Scene(product="ball", colour="red", material="ceramic", backdrop=backdrop, seed=4)
+    top = photo(scene, 128, 128)[:20].astype(float)
+    assert top.std() < 6
+    assert (top.mean() > 225) if bright else (top.mean() < 30)
