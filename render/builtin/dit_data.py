@@ -53,12 +53,17 @@ Row = Mapping[str, NDArray[Any]]
 
 
 def random_scene(draw: np.random.Generator) -> Scene:
-    """A scene of any product, color and material; one product more often than several."""
+    """A scene of any product, color and material; one product more often than several.
+
+    Black products do not stand in front of black, where nobody would see them.
+    """
+    colour = str(draw.choice(list(COLOURS)))
+    backdrop = str(draw.choice(list(_BACKDROPS), p=list(_BACKDROPS.values())))
     return Scene(
         product=str(draw.choice(PRODUCTS)),
-        colour=str(draw.choice(list(COLOURS))),
+        colour=colour,
         material=str(draw.choice(MATERIALS)),
-        backdrop=str(draw.choice(list(_BACKDROPS), p=list(_BACKDROPS.values()))),
+        backdrop="white" if colour == backdrop == "black" else backdrop,
         seed=int(draw.integers(2**31)),
         count=int(draw.choice(list(_COUNTS), p=list(_COUNTS.values()))),
     )

@@ -22,11 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from render.builtin.backdrops import PLAIN_BACKDROPS
 from render.builtin.data import NATIVE
 from render.builtin.dit_data import random_scene, scenes_of
 from render.builtin.dit_folder import GUIDANCE_SCALE, new_vae
 from render.builtin.judge import HELD_OUT, Judge, varied, write_sheet
-from render.builtin.studio import BACKDROPS, COLOURS, MOST_PRODUCTS, PLAIN_BACKDROPS, PRODUCTS, Scene
+from render.builtin.studio import BACKDROPS, COLOURS, MOST_PRODUCTS, PRODUCTS, Scene
 from render.builtin.wording import wording
 
 FILE = Path(__file__).parent / "judge" / "dit_judge.safetensors"

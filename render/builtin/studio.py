@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from render.builtin.backdrops import backdrop
 from render.builtin.textures import Field, fractal, speckle, value_noise, visible
 
 PRODUCTS = ("vase", "bottle", "mug", "bowl", "ball", "box")
@@ -25,8 +26,6 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 }
 MATERIALS = ("ceramic", "wood", "woven")
 BACKDROPS = ("studio", "wood", "marble", "concrete")
-PLAIN_BACKDROPS: dict[str, float] = {"white": 0.965, "black": 0.075}
-"""Backdrops that the UNet was not trained on: sweeps like the studio's, and how bright they are."""
 MOST_PRODUCTS = 3
 
 # Profiles: radius against height from top (0) to bottom (1), in units of the product's half height.
@@ -140,7 +139,8 @@ def _render(
     x, y = np.meshgrid(xs, ys)
     pixel = 1.0 / short
     layouts = _layouts(scene)
-    colour = _backdrop(scene, layouts[0], x, y, pixel)
+    first = layouts[0]
+    colour = backdrop(scene.backdrop, scene.seed, first.light, first.warm, first.horizon, x, y, pixel)
     halves = [_HEIGHT[scene.product] * lay.scale for lay in layouts]
     for lay, half in zip(layouts, halves, strict=True):
         colour = colour * _shadow(scene, lay, half, x, y)[..., None]
@@ -161,59 +161,6 @@ def _shadow(scene: Scene, lay: _Layout, half: float, x: Field, y: Field) -> Fiel
     away = dx + np.sign(lay.light) * foot * 0.75
     cast = np.exp(-((away / (foot * 1.5)) ** 2 + ((dy + 0.005) / (foot * 0.34)) ** 2))
     return 1 - 0.62 * contact - 0.34 * cast * (1 - contact)
-
-
-def _mix(low: tuple[float, ...], high: tuple[float, ...], amount: Field) -> NDArray[np.floating[Any]]:
-    a, b = np.array(low, np.float32), np.array(high, np.float32)
-    return a + (b - a) * np.clip(amount, 0, 1)[..., None]
-
-
-def _backdrop(scene: Scene, lay: _Layout, x: Field, y: Field, pixel: float) -> NDArray[np.floating[Any]]:
-    seed = scene.seed % 10_007
-    glow = np.exp(-(((x + 0.25 * lay.light) / 0.8) ** 2) - ((y + 0.1) / 0.7) ** 2)
-    if scene.backdrop == "studio":
-        tone = 0.70 + 0.20 * glow - 0.10 * np.clip((y + 0.1) * 1.2, -0.6, 0.7)
-        return np.stack([tone + lay.warm, tone, tone - lay.warm * 0.7], axis=-1)
-    if scene.backdrop in PLAIN_BACKDROPS:
-        tone = PLAIN_BACKDROPS[scene.backdrop] * (0.93 + 0.07 * glow)
-        return np.stack([tone, tone, tone], axis=-1)
-    edge = np.clip((y - lay.horizon) / pixel + 0.5, 0, 1)
-    depth = np.maximum(y - lay.horizon, 0.0) + 0.22
-    gx, gz = x / depth, 1.0 / depth
-    near = pixel / depth * np.maximum(1.0, 1.0 / depth * 0.8)
-    if scene.backdrop == "wood":
-        wall = _mix((0.70, 0.66, 0.60), (0.86, 0.83, 0.78), glow)
-        plank = np.floor(gz * 1.6)
-        grain = fractal(gx * 1.1 + plank * 7.3, gz * 12.0, seed, 1.6, 9, near * 9, 0.70)
-        growth = np.sin((gz * 9 + 0.9 * value_noise(gx * 0.9 + plank * 3.1, gz * 1.7, seed + 3)) * 9)
-        growth = growth * visible(14.0, near)
-        tone = 0.5 + 0.28 * grain + 0.16 * growth
-        floor = _mix((0.36, 0.20, 0.10), (0.72, 0.48, 0.28), tone)
-        gap = np.abs((gz * 1.6) % 1.0 - 0.5)
-        floor = floor * (1 - 0.55 * np.clip((gap - 0.485) / (0.012 + near * 1.6), 0, 1))[..., None]
-    elif scene.backdrop == "marble":
-        wall = _mix((0.74, 0.76, 0.79), (0.90, 0.91, 0.93), glow)
-        warp = fractal(gx, gz, seed, 0.9, 5, near)
-        vein = np.abs(value_noise(gx * 1.3 + warp * 0.9, gz * 1.3 - warp * 0.6, seed + 9))
-        fine = np.abs(value_noise(gx * 4.1 + warp * 1.7, gz * 4.1 + warp, seed + 11))
-        cloud = fractal(gx, gz, seed + 20, 2.0, 9, near, 0.6)
-        dark = 0.62 * np.exp(-vein * 16) + 0.30 * np.exp(-fine * 14) * visible(6.0, near)
-        tone = 0.95 - dark + 0.06 * cloud
-        floor = _mix((0.40, 0.42, 0.46), (0.95, 0.95, 0.95), tone)
-    else:
-        wall = _mix((0.32, 0.33, 0.34), (0.50, 0.50, 0.50), glow)
-        wall = wall * (1 + 0.05 * fractal(x, y, seed + 40, 5.0, 8, pixel, 0.65))[..., None]
-        cloud = fractal(gx, gz, seed + 30, 1.5, 9, near, 0.68)
-        pits = np.maximum(
-            speckle(gx, gz, seed + 33, 17.0, 0.16, near),
-            0.7 * speckle(gx + gz, gz - gx, seed + 36, 41.0, 0.16, near),
-        )
-        tone = 0.52 + 0.16 * cloud - 0.35 * pits
-        floor = _mix((0.22, 0.22, 0.23), (0.66, 0.65, 0.63), tone)
-    light = (0.86 + 0.22 * np.exp(-(((x + 0.3 * lay.light) / 0.55) ** 2) - ((y - 0.15) / 0.4) ** 2))[
-        ..., None
-    ]
-    return wall * (1 - edge[..., None]) + floor * light * edge[..., None]
 
 
 def _profile(product: str, t: Field) -> Field:

@@ -61,9 +61,10 @@ class Average:
                 [self.weights[name] for name in names], [state[name] for name in names], 1 - decay
             )
 
-    def load(self, weights: dict[str, torch.Tensor]) -> None:
+    def load(self, weights: dict[str, torch.Tensor], updates: int = 10_000) -> None:
+        """Go on from these, which are the average of so many updates."""
         self.weights = {name: value.clone() for name, value in weights.items()}
-        self._updates = 10_000
+        self._updates = updates
 
 
 class Training:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen2Tokenizer
 
+from render.builtin.backdrops import PLAIN_BACKDROPS
 from render.builtin.dit_folder import TEXT_UNIT, new_tokenizer, token_rows
 from render.builtin.dit_judge import NEWCOMER
-from render.builtin.studio import BACKDROPS, COLOURS, MATERIALS, MOST_PRODUCTS, PLAIN_BACKDROPS, Scene
+from render.builtin.studio import BACKDROPS, COLOURS, MATERIALS, MOST_PRODUCTS, Scene
 from render.builtin.wording import COLORS, PRODUCTS, all_words, wording
 
 SCENES = st.builds(
