@@ -40,7 +40,7 @@ from tests.render.models.test_transformers_equal_stock import Case, our_latents,
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
-    draw_shard(folder, 24, 5, 0)
+    draw_shard(folder, 16, 5, 0)
     return folder
 
 
@@ -78,9 +78,9 @@ def test_the_forward_of_the_training_is_that_of_diffusers(height: int, width: in
 def test_a_resumed_training_ends_with_the_same_weights(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class AfterTwoSteps:
+    class AfterOneStep:
         def __init__(self) -> None:
-            self.left = 2
+            self.left = 1
 
         def __bool__(self) -> bool:
             self.left -= 1
@@ -97,18 +97,18 @@ def test_a_resumed_training_ends_with_the_same_weights(
             "--teacher-share",
             1,
         ]
-        result = CliRunner().invoke(main, [*map(str, words), "--steps", "4", "--batch", "2"])
+        result = CliRunner().invoke(main, [*map(str, words), "--steps", "2", "--batch", "2"])
         assert result.exit_code == 0, result.output
 
     torch.set_num_threads(1)
     train("whole")
     with monkeypatch.context() as patched:
-        patched.setattr(train_dit, "Stopped", AfterTwoSteps)
+        patched.setattr(train_dit, "Stopped", AfterOneStep)
         train("parts")
-    assert torch.load(tmp_path / "parts.pt", weights_only=True)["step"] == 2
+    assert torch.load(tmp_path / "parts.pt", weights_only=True)["step"] == 1
     train("parts")
     whole, parts = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "parts"))
-    assert whole["step"] == parts["step"] == 4
+    assert whole["step"] == parts["step"] == 2
     changed = 0
     for name, value in whole["model"].items():
         assert torch.equal(value, parts["model"][name]), name
@@ -119,7 +119,7 @@ def test_a_resumed_training_ends_with_the_same_weights(
 
 def test_shards_hold_what_was_drawn(data: Path) -> None:
     shards = Shards(data, "cpu")
-    assert shards.count == 24
+    assert shards.count == 16
     assert shards.read() == 0
     rows = shards.batch(np.random.default_rng(3), 5)
     assert rows["latents"].shape == rows["below"].shape == (5, 16, *rows["latents"].shape[2:])
@@ -147,7 +147,8 @@ def test_a_teachers_velocity_is_noise_minus_photograph() -> None:
     def answer(own: Tensor, times: Tensor, ids: Tensor, places: Tensor) -> Tensor:
         assert times.tolist() == pytest.approx(levels, abs=0.01)
         assert (own - (signal * clean + spread * noise)).abs().max() < 1e-4
-        return signal * noise - spread * clean
+        answer: Tensor = signal * noise - spread * clean
+        return answer
 
     teacher._denoiser = answer  # type: ignore[assignment]
     ratio = (1 / alphas - 1).sqrt() * LATENT_SCALE
@@ -187,8 +188,8 @@ def test_the_folder_is_small_and_of_its_family(folder: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("guidance", [0.0, 1.5])
-def test_latents_equal_those_of_the_stock_pipeline(folder: Path, guidance: float) -> None:
+def test_latents_equal_those_of_the_stock_pipeline(folder: Path) -> None:
+    guidance = 1.5
     adapter = load_adapter(folder, torch.device("cpu"), "float32")
     pipeline = ZImagePipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
@@ -196,10 +197,11 @@ def test_latents_equal_those_of_the_stock_pipeline(folder: Path, guidance: float
     ours, noise = our_latents(adapter, case), unit_noise(adapter)
 
     def theirs(output_type: str) -> Tensor:
-        return pipeline(
+        images: Tensor = pipeline(
             "a red vase", 128, 128, num_inference_steps=3, guidance_scale=guidance, negative_prompt="blue",
             latents=noise.clone(), output_type=output_type,
         ).images  # fmt: skip
+        return images
 
     latents = theirs("latent")
     assert latents.std() > 0.1
