@@ -148,27 +148,28 @@ def draw_shard(out: Path, count: int, seed: int, shard: int) -> int:
 class Shards:
     """The rows of all shards of a folder as tensors on a device, grouped by the latents' size."""
 
-    def __init__(self, folder: Path, device: str, sizes: list[tuple[int, int]] | None = None) -> None:
+    def __init__(self, folder: Path, device: str) -> None:
         self.groups: dict[tuple[int, int], dict[str, Tensor]] = {}
-        self.files: list[str] = []
-        self._folder, self._device, self._sizes = folder, device, sizes
+        self._read: set[str] = set()
+        self._folder, self._device = folder, device
         self.read()
 
     def read(self) -> int:
         """Add the shards that have been written since; returns how many files those are."""
-        fresh = [path for path in sorted(self._folder.glob("shard*.npz")) if path.name not in self.files]
+        fresh = [path for path in sorted(self._folder.glob("shard*.npz")) if path.name not in self._read]
+        found: dict[tuple[int, int], list[dict[str, Tensor]]] = {}
         for path in fresh:
             height, width = map(int, path.stem.split("_")[1].split("x"))
-            self.files.append(path.name)
-            if self._sizes is not None and (height, width) not in self._sizes:
-                continue
             with np.load(path) as file:
                 rows = {name: torch.from_numpy(file[name]) for name in file.files if name != "scene"}
-            rows = {name: value.to(self._device) for name, value in rows.items()}
-            known = self.groups.get((height, width))
-            self.groups[height, width] = (
-                rows if known is None else {name: torch.cat([known[name], rows[name]]) for name in rows}
-            )
+            found.setdefault((height, width), []).append(rows)
+        for size, parts in found.items():
+            joined = {name: torch.cat([part[name] for part in parts]).to(self._device) for name in parts[0]}
+            known = self.groups.get(size)
+            if known is not None:
+                joined = {name: torch.cat([known[name], value]) for name, value in joined.items()}
+            self.groups[size] = joined
+        self._read |= {path.name for path in fresh}
         return len(fresh)
 
     @property

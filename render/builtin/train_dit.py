@@ -181,7 +181,7 @@ class Stopped:
 def drawing(data: Path, workers: int) -> Iterator[None]:
     """While it is open, processes draw more shards into the folder."""
     command = [sys.executable, "-m", "render.builtin.dit_data", "--out", str(data), "--workers", str(workers)]
-    command += ["--first", str(FIRST_DRAWN), "--shards", "5000", "--count", "100"]
+    command += ["--first", str(FIRST_DRAWN), "--shards", "5000", "--count", "250"]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
     try:
         yield
