@@ -39,7 +39,7 @@ _PIECE, _NOISE = 512, 6.0
 """Pixels of a piece's sides, and the standard deviation of its noise in gray levels."""
 _PAGES = 15
 _NEXT = re.compile(r'rel="next" href="([^"]+)"')
-_PARTS = re.compile(r'(?:src|href)="(/(?:static|jobs)/[^"]+\.(?:css|js|svg|webp))"')
+_PARTS = re.compile(r'(?:src|href)="(/(?:static|jobs)/[^"]+\.(?:css|js|svg|webp)(?:\?v=\w+)?)"')
 
 
 def contact_sheet_rows(folder: Path, images: int = IMAGES) -> Iterator[Row]:

@@ -1,9 +1,10 @@
 """Intake of a large batch beside an older version, the report of many errors, and a large contact sheet.
 
-    make bench ARGS="intake"                  # all of it
+    make bench ARGS="intake"                  # all of it: about five minutes on two idle cores
     python -m bench.intake --rows 10000       # fewer rows
 
-An older version is taken from the history; its command is the same.
+An older version is taken from the history; its command is the same. Each runs three times, in turns, and the
+best of each counts: whatever else the machine does only makes a run longer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 
 import click
 
@@ -27,10 +27,11 @@ from bench.table import Row
 from tests.support.services import postgres_binaries, postgres_server
 
 ROWS = 100_000
+POSTGRES_ROWS = 20_000
 BAD_ROWS = 10_000
 BEFORE = "cec0c5e"
 """The last commit of version 0.1: batches were read by a reader of their own, without checks across rows."""
-REPEATS = 2
+REPEATS = 3
 _SCREEN = 24
 """Lines of a terminal."""
 _COLORS, _PLACES = ("red", "blue", "green"), ("on marble", "on oak", "in a studio")
@@ -70,7 +71,7 @@ def rows(count: int = ROWS) -> list[Row]:
         write_feed(bad, BAD_ROWS, BAD_ROWS)
         return [
             *_intake_rows(good, count, _older_version(folder / "before")),
-            *_postgres_rows(folder, good, count),
+            *_postgres_rows(folder, min(count, POSTGRES_ROWS)),
             *_report_rows(bad),
             *contact_sheet_rows(folder),
         ]
@@ -84,18 +85,20 @@ def _intake_rows(good: Path, count: int, before: Path | None) -> Iterator[Row]:
             theirs.append(_done(submit(good, before)))
         ours.append(_done(submit(good)))
     what = f"{count:,} rows of CSV, queued on SQLite"
-    seconds = _median_s(ours)
-    yield Row(f"{what}: processor s, median of {REPEATS}", seconds, "")
+    seconds = _best_s(ours)
+    yield Row(f"{what}: processor s, best of {REPEATS}", seconds, "")
     if theirs:
-        yield Row(f"the same, version 0.1 ({BEFORE}): processor s", _median_s(theirs), "")
-        yield Row("the same, times as long as version 0.1", seconds / _median_s(theirs), "<= 1.2")
-    yield Row(f"{what}: s by the clock", median(each.seconds for each in ours), "")
+        yield Row(f"the same, version 0.1 ({BEFORE}): processor s, best of {REPEATS}", _best_s(theirs), "")
+        yield Row("the same, times as long as version 0.1", seconds / _best_s(theirs), "<= 1.2")
+    yield Row(f"{what}: s by the clock, best of {REPEATS}", min(each.seconds for each in ours), "")
     yield Row(f"{what}: MiB at most", max(each.peak_bytes for each in ours) / 2**20, "<= 300")
 
 
-def _postgres_rows(folder: Path, good: Path, count: int) -> Iterator[Row]:
+def _postgres_rows(folder: Path, count: int) -> Iterator[Row]:
     if postgres_binaries() is None:
         return
+    good = folder / "postgres.csv"
+    write_feed(good, count)
     with postgres_server(folder) as url:
         usage = _done(submit(good, database_url=url))
     what = f"{count:,} rows of CSV, queued on PostgreSQL"
@@ -129,8 +132,8 @@ def _done(usage: CommandUsage) -> CommandUsage:
     return usage
 
 
-def _median_s(usages: list[CommandUsage]) -> float:
-    return median(each.processor_s for each in usages)
+def _best_s(usages: list[CommandUsage]) -> float:
+    return min(each.processor_s for each in usages)
 
 
 @click.command()

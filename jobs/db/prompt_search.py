@@ -53,8 +53,12 @@ _JOB: ColumnElement[str] = literal_column("job", String)
 
 def words_of(prompt: str) -> list[str]:
     """The distinct words of a text: runs of letters and digits, ignoring case and width."""
-    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", prompt).casefold())
+    plain = prompt.lower() if prompt.isascii() else _folded(prompt)
     return list(dict.fromkeys(word[:_MAX_LETTERS] for word in _WORD.findall(plain)))[:_MAX_WORDS]
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
 def stored_words(prompt: str) -> str:

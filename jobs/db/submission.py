@@ -8,10 +8,10 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import lru_cache
 from itertools import count as counting
 from itertools import takewhile
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,7 +44,7 @@ Network = TypeVar("Network", ControlNetwork, IpAdapter)
 MAX_AUTO_RANKS = 64
 """Beyond this the borders cost more than another rank gains."""
 _LONGEST_SUBMISSION_S = 86_400.0
-_CHUNK_ROWS = 400
+_CHUNK_ROWS = 1000
 _SIZE_BYTES = 4
 """Of the length before each packed chunk."""
 _SHOWN_TWINS = 5
@@ -54,6 +54,7 @@ _GEOMETRY = tuple(
     if field.name not in ("prompt", "negative_prompt", "seed", "variation")
 )
 """Fields that may change the plan, and so the memory and the work."""
+_geometry_values = attrgetter(*_GEOMETRY)
 _OPTION_COLUMNS = (
     "owner",
     "queue",
@@ -87,16 +88,6 @@ class JobOptions:
             check_name(name, value, jobs.c[name])
         if self.not_before and self.deadline and self.deadline <= self.not_before:
             raise BadInput("deadline", None, "is not after not_before; move one of them")
-
-
-def parse_moment(name: str, text: str | None) -> float | None:
-    """Parse a date and time in ISO 8601 to seconds since the epoch; raises `BadInput`."""
-    if not text:
-        return None
-    try:
-        return datetime.fromisoformat(text).astimezone().timestamp()
-    except (ValueError, OverflowError, OSError) as exc:
-        raise BadInput(name, text, "is not a date and time; use e.g. 2026-11-21T22:00+01:00") from exc
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,8 +334,7 @@ def job_row(item: BatchItem, options: JobOptions, bfloat16: bool | None = None) 
         weights += sum(lora.bytes for lora in spec.lora)
         weights += sum(network.bytes for network in spec.controlnet)
         weights += sum(each.bytes for each in (spec.enlarger, spec.ip_adapter) if each is not None)
-    same = geometry(spec)
-    least, most = (options.ranks, options.ranks) if options.ranks else (1, useful_ranks(same, info))
+    needs = _needs(_geometry_values(spec), info, options.ranks)
     digest = spec.digest(info.digest)
     return {
         # 64 bits of the digest distinguish the images of a farm and are short enough to type.
@@ -356,10 +346,10 @@ def job_row(item: BatchItem, options: JobOptions, bfloat16: bool | None = None) 
         "owner": options.owner,
         "queue": options.queue,
         "priority": options.priority,
-        "least_ranks": least,
-        "most_ranks": most,
-        "memory": [(ranks, above + weights) for ranks, above in _memory(same, info, least, most)],
-        "work": float(_shape(same, info)[1]),
+        "least_ranks": needs.least_ranks,
+        "most_ranks": needs.most_ranks,
+        "memory": [(ranks, above + weights) for ranks, above in needs.memory],
+        "work": needs.work,
         "state": "queued",
         "not_before": options.not_before,
         "deadline": options.deadline,
@@ -405,7 +395,25 @@ def useful_ranks(spec: Spec, info: ModelInfo) -> int:
     return min(MAX_AUTO_RANKS, max(1, _shape(geometry(spec), info)[0] // 8))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Needs:
+    """What the jobs of one geometry need, their weights aside."""
+
+    least_ranks: int
+    most_ranks: int
+    memory: list[tuple[int, int]]
+    work: float
+
+
 @lru_cache(maxsize=256)
+def _needs(values: tuple[Any, ...], info: ModelInfo, ranks: int | None) -> _Needs:
+    """Cached, because a catalog has few geometries; `values` are those of `_GEOMETRY`."""
+    spec = _geometry_of(values)
+    least, most = (ranks, ranks) if ranks else (1, useful_ranks(spec, info))
+    memory, work = _memory(spec, info, least, most), float(_shape(spec, info)[1])
+    return _Needs(least_ranks=least, most_ranks=most, memory=memory, work=work)
+
+
 def _memory(spec: Spec, info: ModelInfo, least: int, most: int) -> list[tuple[int, int]]:
     """[(ranks, bytes per rank besides the weights)] for `least` ranks, four times as many, and so on up to
     `most`."""
@@ -422,7 +430,7 @@ def _shape(spec: Spec, info: ModelInfo) -> tuple[int, int]:
 
 def geometry(spec: Spec) -> Spec:
     """The spec without the fields that differ from row to row and do not change the plan."""
-    return _geometry_of(tuple(getattr(spec, name) for name in _GEOMETRY))
+    return _geometry_of(_geometry_values(spec))
 
 
 @lru_cache(maxsize=1024)

@@ -17,6 +17,7 @@ from typing import Any
 from jobs.intake.cells import cell_text, check_no_error, check_rounded_id, parse_cell
 from jobs.intake.columns import Columns
 from jobs.intake.expansion import Expansion
+from jobs.intake.number_text import DateText
 from jobs.intake.open_table import open_table
 from jobs.intake.options import CUSTOM_ID, IntakeOptions, is_random
 from jobs.intake.raw_rows import Reading, fold_blanks
@@ -77,7 +78,8 @@ class BatchReader:
                 raise BadInput("batch", str(self.reading.path), exc.fix) from exc
             for line, values in table.rows:
                 yield from rows.read(line, values)
-            self.notes[:] = [*table.notes, *filter(None, [rows.columns.ignored_note()])]
+            notes = rows.columns.ignored_note(), rows.dates_note, rows.capitals_note()
+            self.notes[:] = [*table.notes, *filter(None, notes)]
 
 
 def file_reader(path: Path, **more: Any) -> BatchReader:
@@ -104,6 +106,20 @@ class _Rows:
         self.columns = Columns(reader.options)
         self._expansion = Expansion(reader.options)
         self._seen: dict[str, int] = {}
+        self.dates_note = ""
+        """What the user should know of dates where there should be words."""
+
+    def capitals_note(self) -> str:
+        """What the user should know of two ids that some file systems take for one; empty without any."""
+        if len({name.casefold() for name in self._seen}) == len(self._seen):
+            return ""
+        known: dict[str, str] = {}
+        for name in self._seen:
+            first = known.setdefault(name.casefold(), name)
+            if first != name:
+                break
+        fix = "Windows and macOS take files of such names for one"
+        return f"the ids {first} and {name} differ in capitals only; {fix}"
 
     def read(self, line: int, values: dict[str, Any] | BadInput) -> list[Row | BadRow]:
         """The images of a row, or the reason why it has none."""
@@ -139,6 +155,8 @@ class _Rows:
                     row.custom_id = value
                 for column in use.template:
                     row.texts[column] = value
+                if type(value) is DateText and (use.template or use.custom_id):
+                    self._note_date(name, value)
                 if use.field is not None:
                     if use.field.name in row.given:
                         fix = f"is a second value of {use.field.name}; use one of them"
@@ -148,6 +166,10 @@ class _Rows:
                 # Told with the custom id of the row, which may come later.
                 row.problem = row.problem or exc
         return row
+
+    def _note_date(self, column: str, value: str) -> None:
+        fix = "format it as text in the workbook if that is not meant"
+        self.dates_note = self.dates_note or f"the column {column[:40]} has dates, as {value}; {fix}"
 
     def _value(self, of: Any, value: Any) -> Any:
         if of.name == "seed" and is_random(value):
@@ -171,9 +193,9 @@ class _Rows:
     def _prompt(self, texts: dict[str, Any]) -> str:
         template = self._options.template
         assert template is not None
-        lacking = sorted(column for column in template.columns if column not in texts)
+        lacking = template.columns - texts.keys()
         if lacking:
-            raise BadInput("template", template.text, f"needs {lacking[0]}; this row has no value for it")
+            raise BadInput("template", template.text, f"needs {min(lacking)}; this row has no value for it")
         return template.fill(lambda column: cell_text(column, texts[column]))
 
     def _named(self, line: int, images: list[tuple[str, Spec]]) -> list[Row | BadRow]:

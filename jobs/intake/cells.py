@@ -19,6 +19,8 @@ _NO_NUMBERS = ("nan", "inf", "infinity")
 _EXACT = 2**53
 _SPREADSHEET_ERROR = re.compile(r"#[¡¿]?[A-ZÀ-Ü0/]{2,}[!?]|#N/[AD]|#NV|Err:\d{3}|#{3,}")
 """As Excel, LibreOffice and Google write an error into a CSV file, in several languages."""
+_BEGIN_NO_VALUE = ("#", "E", "=")
+"""How these and formulas begin."""
 _FORMULA = re.compile(r"=[A-Z][A-Z.]+\(.*", re.DOTALL)
 
 
@@ -67,9 +69,11 @@ def check_no_error(name: str, value: Any) -> None:
     """Raise `BadInput` for the error of a cell, and for a formula in place of its value."""
     if isinstance(value, BadInput):
         raise BadInput(name, value.value, value.fix)
-    if isinstance(value, str) and _SPREADSHEET_ERROR.fullmatch(value.strip()):
+    if not isinstance(value, str) or (text := value.strip())[:1] not in _BEGIN_NO_VALUE:
+        return
+    if _SPREADSHEET_ERROR.fullmatch(text):
         raise BadInput(name, value, "is an error of the spreadsheet; correct the formula")
-    if isinstance(value, str) and _FORMULA.fullmatch(value.strip()):
+    if _FORMULA.fullmatch(text):
         raise BadInput(name, value[:80], "is a formula and not its value; save the file with its values")
 
 

@@ -19,6 +19,7 @@ _SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 _SEP_LINE = re.compile(r'"?sep=(.)"?[,;\t]*\s*', re.IGNORECASE)
 _SAMPLE_LINES = 30
 _KEPT_TEXT = re.compile('="((?:[^"]|"")*)"')
+_GUARDS = ("=", "'")
 _GUARDED = re.compile(r"'(?:[=+@-]|\d+$)")
 
 
@@ -121,13 +122,14 @@ def _rows(
             lines.give_back(1)
             yield line, BadInput("quotes", None, f"are not valid CSV ({_reason(exc)}); {_QUOTES}")
             continue
-        if not any(cell.strip() for cell in cells):
+        texts = [cell.strip() for cell in cells]
+        if not any(texts):
             continue
         if len(lines.taken) > 1 and _swallows_rows(lines.taken, columns, separator):
             lines.give_back(1)
             yield line, BadInput("quotes", None, f"open a cell that takes in the next lines; {_QUOTES}")
             continue
-        texts = [_meant(cell.strip()) for cell in cells]
+        texts = [_meant(text) if text[:1] in _GUARDS else text for text in texts]
         if is_header(columns, texts):
             yield line, BadInput("row", None, "repeats the header; delete it")
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, TextIO
@@ -12,6 +13,8 @@ from jobs.intake.raw_rows import RawRow, Reading, Table, not_names_and_values, r
 from render.errors import BadInput
 
 _NO_LIST = "is a JSON list; write one object for each line, without brackets and commas around them"
+_NO_COMMA = "ends with a comma; write one object for each line, without commas between them"
+_COMMA_INSIDE = re.compile(r",\s*[}\]]")
 
 
 def open_json_lines(reading: Reading, files: ExitStack) -> Table:
@@ -28,13 +31,20 @@ def _rows(file: TextIO) -> Iterator[RawRow]:
 
 
 def _values(text: str) -> dict[str, Any] | BadInput:
-    if text.strip() == "[":
+    bare = text.strip()
+    if bare in ("[", "]", "],"):
         return refuse_row(_NO_LIST)
+    if bare in ("{", "}", "},"):
+        return refuse_row("is a part of an object of several lines; write each object in one line")
+    if bare.endswith(("},", "],")):
+        return refuse_row(_NO_COMMA)
     try:
         values = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
     except BadInput as exc:
         return exc
     except (ValueError, RecursionError) as exc:
+        if _COMMA_INSIDE.search(text) is not None and str(exc).startswith(("Expecting", "Illegal")):
+            return refuse_row("has a comma before a closing bracket, which is not JSON; remove it")
         return refuse_row(f"is not valid JSON ({str(exc)[:100]})")
     if isinstance(values, list):
         return refuse_row(_NO_LIST)

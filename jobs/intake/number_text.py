@@ -1,4 +1,4 @@
-"""A number of a workbook: the text that its cell shows, for ids and prompts, and the number itself."""
+"""Numbers and dates of a workbook: the text that a cell shows, for ids and prompts, and the number itself."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ class NumberText(str):
         text = super().__new__(cls, shown)
         text.plain = plain
         return text
+
+
+class DateText(str):
+    """A date of a workbook in ISO 8601: spreadsheets also make dates of what is none, such as 3-5 or MAR1."""
 
 
 def number_text(value: float, shown_as: str) -> NumberText:

@@ -40,12 +40,14 @@ _INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200e\u200f\u2060\u00ad"))
 
 def fold_blanks(name: str) -> str:
     """A column's name as a person sees it."""
-    return name.translate(_INVISIBLE).strip()
+    return (name if name.isascii() else name.translate(_INVISIBLE)).strip()
 
 
 def is_header(columns: tuple[str, ...], cells: list[Any]) -> bool:
     """Whether a row is the header again, as in two files that were put together."""
-    return header(cells) == columns
+    # The first cell first: this is asked of every row.
+    first = fold_blanks(str(cells[0])) if cells else None
+    return first == columns[0] and header(cells) == columns
 
 
 def refuse_row(problem: str) -> BadInput:

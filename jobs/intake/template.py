@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from jobs.intake.raw_rows import fold_blanks
 from render.errors import BadInput
@@ -58,7 +59,7 @@ class Template:
             raise BadInput("template", text, "names no columns; write e.g. a photo of a {color} {product}")
         return cls(text=text, parts=tuple(parts))
 
-    @property
+    @cached_property
     def columns(self) -> frozenset[str]:
         """Folded names."""
         return frozenset(self.parts[1::2])

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from datetime import date, datetime, time
 from typing import Any
 
-from jobs.intake.number_text import NumberText, number_text
+from jobs.intake.number_text import DateText, NumberText, number_text
 from jobs.intake.raw_rows import RawRow, Reading, Table, cells_to_values, header, is_header
 from jobs.intake.sheet_layout import MergedCells, SheetLayout, hidden_note, read_layout
 from render.errors import BadInput
@@ -147,9 +147,9 @@ def _text(cell: Any) -> Any:
     if isinstance(value, int | float):
         return _number(value, cell.number_format)
     if isinstance(value, datetime):
-        return (value.date() if value.time() == time() else value).isoformat()
+        return DateText((value.date() if value.time() == time() else value).isoformat())
     if isinstance(value, date | time):
-        return value.isoformat()
+        return DateText(value.isoformat())
     return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), str(value)).strip()
 
 

@@ -62,7 +62,7 @@ def problem(fix: str) -> PydanticCustomError:
 
 def _check_text(text: str) -> str:
     # JSON can write half a surrogate pair, which has no bytes; no database takes a null byte.
-    if any(0xD800 <= ord(sign) <= 0xDFFF or sign == "\0" for sign in text):
+    if "\0" in text or (not text.isascii() and any(0xD800 <= ord(sign) <= 0xDFFF for sign in text)):
         raise problem("contains characters that are not text; remove them")
     return text
 

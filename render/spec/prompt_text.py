@@ -107,6 +107,8 @@ _ANSWERED: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = 
         ),
     ),
 )
+_MARKS = re.compile(r"[<\[({\uff08]|__|--|BREAK|AND|embedding:")
+"""Each of what is answered has one of these, and so has a weight: most prompts of a catalog have none."""
 _EXPLICIT = re.compile(r"(?<!\\)\((?:[^()\\]|\\.)*:\s*([-+]?[\d.]+)\s*\)")
 _TOKEN = re.compile(r"\\[()\[\]\\]|[(\[]|:\s*[-+]?(?:\d+\.?\d*|\.\d+)\s*\)|[)\]]|[^\\()\[\]:]+|.", re.DOTALL)
 
@@ -117,10 +119,14 @@ _BLANKS = dict.fromkeys(map(ord, "\u00a0\u2007\u202f"), " ")
 
 def clean(text: str) -> str:
     """The text in Unicode's composed form (NFC), without control characters and turned directions."""
+    if text.isascii() and text.isprintable():
+        return text
     return unicodedata.normalize("NFC", text.translate(_LINES).translate(_NOTHING).translate(_BLANKS))
 
 
 def _check(text: str) -> str:
+    if _MARKS.search(text) is None:
+        return text
     for pattern, answer in _ANSWERED:
         if (found := pattern.search(text)) is not None:
             raise problem(answer(found))
@@ -142,7 +148,7 @@ FilledPrompt = Annotated[PromptText, AfterValidator(check_filled)]
 
 def has_weights(prompt: str) -> bool:
     """Whether a part of the prompt has a weight, as `(glaze:1.3)`."""
-    return _EXPLICIT.search(prompt) is not None
+    return "(" in prompt and _EXPLICIT.search(prompt) is not None
 
 
 def weighted_parts(prompt: str) -> list[tuple[str, float]]:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from render.model_info import ModelInfo
 
 DIGEST_VERSION = 5
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -222,12 +223,16 @@ class Spec(SpecFields):
     def to_dict(self) -> dict[str, Any]:
         """Names and values, ready for JSON; fields that were added late are left out where they have their
         default."""
-        late = {field.name: field.default for field in self.fields() if field.shown.late}
-        return {
-            name: value
-            for name, value in super().to_dict().items()
-            if name not in late or value != late[name]
-        }
+        values = super().to_dict()
+        for name, default in self._late_defaults():
+            if values[name] == default:
+                del values[name]
+        return values
+
+    @classmethod
+    @cache
+    def _late_defaults(cls) -> tuple[tuple[str, Any], ...]:
+        return tuple((field.name, field.default) for field in cls.fields() if field.shown.late)
 
     @classmethod
     @cache
@@ -283,7 +288,7 @@ class Spec(SpecFields):
         # The model's digest stands for these too (`render.models.vae_folder`, `render.models.base_folder`).
         document.pop("vae", None)
         document.pop("base", None)
-        return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return _CANONICAL.encode(document)
 
     def digest(self, model_digest: str) -> str:
         """The image's identity: SHA-256 of the canonical JSON, in hexadecimal."""

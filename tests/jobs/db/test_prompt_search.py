@@ -166,3 +166,8 @@ def test_jobs_of_before_and_of_an_older_version_are_found(database: Database) ->
         assert connection.execute(select(jobs.c.words)).scalar_one() == stored_words("a Vase of 花瓶")
         connection.execute(insert(jobs).values(row | {"id": "b", "digest": "b"}))
     assert len(_found(database, "vas")) == 2 and len(_found(database, "瓶")) == 1
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_plain_text_is_folded_as_any_other(text: str) -> None:
+    assert text.lower() == prompt_search._folded(text)

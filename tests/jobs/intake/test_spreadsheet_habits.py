@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,29 @@ def test_a_header_of_merged_cells_is_refused(tmp_path: Path, area: str) -> None:
     path = save(tmp_path / "b.xlsx", [["product", "color"], ["vase", "red"]], lambda s: s.merge_cells(area))
     with pytest.raises(BadInput, match=f"merged cells in its header .{area}."):
         read_file(path, template=TEMPLATE)
+
+
+def test_a_date_where_there_should_be_words_is_told(tmp_path: Path) -> None:
+    day = datetime(2026, 5, 3)
+    path = save(
+        tmp_path / "b.xlsx", [["product", "color", "updated"], ["vase", day, day], ["mug", "red", day]]
+    )
+    good, bad, notes = read_file(path, template=TEMPLATE)
+    assert bad == [] and prompts(good) == ["a 2026-05-03 vase", "a red mug"]
+    assert notes[1:] == [
+        "the column color has dates, as 2026-05-03; format it as text in the workbook if that is not meant"
+    ]
+    _, _, notes = read_file(path, template="a {product}")
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize("ids", [("SKU-1", "sku-1"), ("STRASSE", "straße")])
+def test_ids_that_differ_in_capitals_only_are_told(tmp_path: Path, ids: tuple[str, str]) -> None:
+    path = write(tmp_path / "b.csv", "custom_id,prompt\nSKU-0,a\n{},b\n{},c\n".format(*ids))
+    good, bad, notes = read_file(path)
+    assert (
+        len(good) == 3 and bad == [] and notes[0].startswith(f"the ids {ids[0]} and {ids[1]} differ in cap")
+    )
 
 
 def test_hidden_rows_are_told(tmp_path: Path) -> None:
@@ -179,6 +203,11 @@ def test_a_locked_and_a_strict_workbook_are_told(tmp_path: Path) -> None:
         ('[{"prompt": "a"}]', "a JSON list; write one object"),
         ("[", "a JSON list; write one object"),
         ('{"prompt": "a"} // comment', "not valid JSON"),
+        ('{"prompt": "a"},', "ends with a comma; write one object for each line"),
+        ('{"prompt": "a", }', "has a comma before a closing bracket"),
+        ('{"prompt": "a", "boxes": [1,]}', "has a comma before a closing bracket"),
+        ("]", "a JSON list; write one object"),
+        ("{", "write each object in one line"),
     ],
 )
 def test_a_line_that_is_no_json_object_is_told(tmp_path: Path, line: str, answer: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from render.errors import BadInput
 from render.output.encode import xmp
-from render.spec import Spec
+from render.spec import Spec, prompt_text
 from render.spec.prompt_text import clean, has_weights, weighted_parts
 
 
@@ -111,3 +111,28 @@ def test_weights_of_parts(prompt: str, parts: list[tuple[str, float]]) -> None:
 def test_any_parentheses_are_read(prompt: str) -> None:
     found = weighted_parts(prompt)
     assert all(text for text, _ in found)
+
+
+_PIECES = st.sampled_from(
+    [
+        *("<lora:a:0.8>", "<ti:a>", "__animal__", "BREAK", "a AND b", "embedding:a", "{2$$a|b}", "[a:b:0.5]"),
+        *("[a|b]", "(a:1.3)", "(a\uff1a1.3\uff09", "\uff08a:1.3\uff09", "(a:1.3", "--ar 16:9", "--no"),
+        *("vase", " ", "\t", "\x0b", "\x7f", "\u202e", "\u00a0", "e\u0301", "<", "(", "[", "{", "_", "-"),
+        *("AND", "BREAKFAST", ":1.3)"),
+    ]
+)
+"""What may be answered, and pieces of it."""
+
+
+@given(st.lists(_PIECES, max_size=6).map("".join) | st.text(max_size=30))
+def test_a_prompt_without_any_mark_has_nothing_to_answer(text: str) -> None:
+    """Most prompts have none, and nothing else is looked for in them."""
+    if prompt_text._MARKS.search(text) is None:
+        assert not any(pattern.search(text) for pattern, _ in prompt_text._ANSWERED)
+        assert prompt_text._EXPLICIT.search(text) is None
+
+
+@given(st.lists(_PIECES, max_size=6).map("".join) | st.text(max_size=30))
+def test_plain_text_is_clean_as_it_is(text: str) -> None:
+    thorough = text.translate(prompt_text._LINES).translate(prompt_text._NOTHING)
+    assert clean(text) == unicodedata.normalize("NFC", thorough.translate(prompt_text._BLANKS))

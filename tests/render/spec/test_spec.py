@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from render.spec import BLENDS, DTYPES, SAMPLERS, Spec, parse_size, read_spec_fi
 from render.spec.prompt_text import clean
 
 # Without the signs that begin a notation of other programs, which is answered.
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0_<("))
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0_<([{-\uff08"))
 SPECS = st.builds(
     Spec,
     prompt=TEXT.filter(lambda text: clean(text).strip()),
@@ -30,6 +31,21 @@ SPECS = st.builds(
     dtype=st.sampled_from(DTYPES),
     format=st.sampled_from(["png", "jpeg"]),
 )
+
+
+@given(SPECS)
+def test_a_spec_is_written_as_its_dataclass_is(spec: Spec) -> None:
+    left_out = {field.name for field in Spec.fields() if field.shown.late}
+    whole = {name: value for name, value in asdict(spec).items() if name not in left_out}
+    assert spec.to_dict() == whole and list(spec.to_dict()) == list(whole)
+
+
+def test_the_parts_of_a_spec_are_copies() -> None:
+    box = {"prompt": "a jug", "x": 0.0, "y": 0.0, "width": 0.5, "height": 1.0}
+    spec = Spec.from_mapping({"prompt": "a shelf", "boxes": [box], "size": "256x256"})
+    assert spec.to_dict()["boxes"] == asdict(spec)["boxes"] and isinstance(spec.to_dict()["boxes"][0], dict)
+    spec.to_dict()["boxes"][0]["prompt"] = "a cup"
+    assert spec.boxes[0].prompt == "a jug"
 
 
 @given(SPECS)
