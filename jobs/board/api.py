@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
@@ -20,13 +21,14 @@ from jobs.db.dependencies import waits_for
 from jobs.db.find_predecessors import find_predecessors
 from jobs.db.leases import lock_placement
 from jobs.db.nodes import list_nodes, set_draining
-from jobs.db.queries import Filter, count_jobs, job_ids, list_batches, show_job
+from jobs.db.queries import Filter, count_jobs, job_ids, list_batches, show_job, with_names
 from jobs.db.queues import DEFAULT_PRIORITY, check_exists, set_queue
 from jobs.db.state_machine import STATES
-from jobs.db.submission import JobOptions, parse_moment
+from jobs.db.submission import JobOptions
 from jobs.estimate import estimate
 from jobs.intake.error_report import grouped_errors
 from jobs.logs import LogReader
+from jobs.moments import parse_moment
 from jobs.ranks import MAX_RANKS, parse_ranks
 from jobs.receipts import receipt_lines
 from jobs.renditions.farm import wanted_channels
@@ -34,6 +36,7 @@ from jobs.report import Scope, make_report
 from jobs.scheduler.capacity import find_impossible_jobs
 from jobs.scheduler.pending_reason import pending_reason
 from render.errors import BadInput
+from render.spec import Spec
 
 State = Literal["queued", "placing", "rendering", "publishing", "done", "paused", "failed", "cancelled"]
 Verb = Literal["cancel", "pause", "resume", "retry"]
@@ -55,8 +58,8 @@ class Image(SpecBody):  # type: ignore[misc, valid-type]
     ranks: int | None = Field(
         None, ge=1, le=MAX_RANKS, description="Ranks of the group; as many as are useful unless given."
     )
-    not_before: str | None = Field(None, description="Earliest start, e.g. 2026-11-21T22:00+01:00.")
-    deadline: str | None = Field(None, description="When it should be done, e.g. 2026-11-22T07:00+01:00.")
+    not_before: str | None = Field(None, description="Earliest start, e.g. 22:00 or 2026-11-21T22:00+01:00.")
+    deadline: str | None = Field(None, description="Latest end, e.g. fri 7am or 2026-11-22T07:00+01:00.")
     after: list[Id] = Field([], max_length=50, description="Start when these jobs and batches are done.")
     after_any: list[Id] = Field(
         [], max_length=50, description="Start when these jobs and batches have ended in any way."
@@ -155,11 +158,10 @@ def list_jobs(
         check_exists(connection, batch or None, queue or None)
         page = page_jobs(connection, wanted, limit, after=cursor)
         counts = None if search else count_jobs(connection, wanted)
-        ids = [row["id"] for row in page.jobs]
+        named, ids = with_names(connection, page.jobs, batch or None), [row["id"] for row in page.jobs]
         impossible, waiting = find_impossible_jobs(connection, ids), waits_for(connection, ids)
     found = [
-        row | {"cannot_run": impossible.get(row["id"]), "waits_for": waiting.get(row["id"])}
-        for row in page.jobs
+        row | {"cannot_run": impossible.get(row["id"]), "waits_for": waiting.get(row["id"])} for row in named
     ]
     return {"jobs": found, "counts": counts, "next": str(page.older) if page.older else None}
 
@@ -254,7 +256,17 @@ def batches(board: Here, limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> di
         return {"batches": list_batches(connection, limit)}
 
 
-@router.post("/batches", tags=["farm"], status_code=201)
+async def _known_fields(request: Request) -> None:
+    """Refuse a field that this form does not have: what is misspelled must not be passed over."""
+    known = {*signature(submit_batch).parameters} - {"board"}
+    for name in await request.form():
+        if name not in known:
+            of_spec = any(name == field.name for field in Spec.inputs())
+            fix = "is a field of the spec; give it in defaults, as JSON"
+            raise BadInput("form", name[:80], fix if of_spec else "is unknown; see /api for its fields")
+
+
+@router.post("/batches", tags=["farm"], status_code=201, dependencies=[Depends(_known_fields)])
 def submit_batch(
     board: Here,
     file: Annotated[UploadFile, File(description="A .csv, .tsv, .xlsx, .jsonl or .yaml file.")],

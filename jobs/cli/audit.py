@@ -12,15 +12,15 @@ import click
 from jobs.board.access import ROLES, Role, new_token
 from jobs.cli.farm_options import farm_options
 from jobs.cli.help import examples
-from jobs.cli.report import parse_since
 from jobs.cli.terminal import print_json, print_line, print_table
 from jobs.db.audit import ACTIONS, list_acts
 from jobs.farm import Farm
+from jobs.moments import parse_moment
 from render.errors import BadInput
 
 
 @click.command(epilog=examples("chorale audit", "chorale audit --since 12h --action cancel --json"))
-@click.option("--since", default=None, help="Only acts since then: 12h, 7d, or a date and time.")
+@click.option("--since", default=None, help="Only acts since then: 12h, 7d, or e.g. yesterday 22:00.")
 @click.option("--who", default="", help="Only acts of users whose name has this in it.")
 @click.option(
     "--action",
@@ -36,7 +36,7 @@ from render.errors import BadInput
 def audit(farm: Farm, as_json: bool, since: str | None, who: str, action: str | None, limit: int) -> None:
     """Show who changed jobs, queues and nodes, deleted files or logged in, newest first."""
     with farm.database.read() as connection:
-        moment = None if since is None else parse_since(since)
+        moment = parse_moment("since", since, past=True)
         acts = list_acts(connection, limit, since=moment, who=who, action=action or "")
     if as_json:
         print_json({"acts": acts})

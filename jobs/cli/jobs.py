@@ -14,15 +14,16 @@ from jobs.db.audit import record
 from jobs.db.commands import VERBS, apply_command, apply_to_all, set_priority
 from jobs.db.dependencies import waits_for
 from jobs.db.leases import lock_placement
-from jobs.db.queries import Filter, count_jobs, find_job, job_ids, list_jobs, show_job
+from jobs.db.queries import Filter, count_jobs, find_job, job_ids, list_jobs, show_job, with_names
 from jobs.db.queues import check_exists
-from jobs.db.state_machine import STATES
+from jobs.db.state_machine import ENDED, HOLDING, STATES
 from jobs.farm import Farm
-from jobs.formatting import age, counts_by_state, percent, plural
+from jobs.formatting import age, counts_by_state, duration, percent, plural
 from jobs.scheduler.capacity import find_impossible_jobs
 from jobs.scheduler.pending_reason import pending_reason
 
 _PAST = {"cancel": "Cancelled", "pause": "Paused", "resume": "Resumed", "retry": "Queued"}
+_OPTIONAL = ("custom id", "node", "took", "reason")
 _SHOWN = {
     "id": "id",
     "state": "state",
@@ -63,7 +64,7 @@ def list_command(
     with farm.database.read() as connection:
         check_exists(connection, batch, queue)
         found, counts = list_jobs(connection, wanted, limit), count_jobs(connection, wanted)
-        ids = [row["id"] for row in found]
+        found, ids = with_names(connection, found, batch), [row["id"] for row in found]
         impossible, waiting = find_impossible_jobs(connection, ids), waits_for(connection, ids)
     found = [
         row | {"cannot_run": impossible.get(row["id"]), "waits_for": waiting.get(row["id"])} for row in found
@@ -76,19 +77,37 @@ def print_jobs(found: list[dict[str, Any]], counts: dict[str, int] | None, as_js
     if as_json:
         print_json({"jobs": found, "counts": counts})
         return
-    rows = [
-        (
-            row["id"],
-            _state(row),
-            percent(row["progress"]),
-            row["queue"],
-            age(row["created"]),
-            row["prompt"],
-        )
-        for row in found
-    ]
+    columns = {
+        "job": [row["id"] for row in found],
+        "custom id": [_custom_id(row) for row in found],
+        "state": [_state(row) for row in found],
+        "progress": [percent(row["progress"]) for row in found],
+        "queue": [row["queue"] for row in found],
+        "owner": [row["owner"] for row in found],
+        "node": [", ".join(row.get("nodes", ())) for row in found],
+        "age": [age(row["created"]) for row in found],
+        "took": [_took(row) for row in found],
+        "reason": [row["reason"] if row["state"] == "failed" else "" for row in found],
+        "prompt": [row["prompt"] for row in found],
+    }
+    # A column in which no job has anything is left out.
+    shown = {name: cells for name, cells in columns.items() if name not in _OPTIONAL or any(cells)}
     title = "jobs" if counts is None else counts_by_state(counts)
-    print_table(title, ("job", "state", "progress", "queue", "age", "prompt"), rows)
+    print_table(title, tuple(shown), zip(*shown.values(), strict=True))
+
+
+def _custom_id(row: dict[str, Any]) -> str:
+    """The name that its owner gave it; those of single images are all alike."""
+    name = row.get("custom_id") or ""
+    return "" if name == "image" else name
+
+
+def _took(row: dict[str, Any]) -> str:
+    """How long it rendered, or has been rendering."""
+    if row["state"] in HOLDING and row["started"]:
+        return age(row["started"])
+    ended = row["state"] in ENDED and row["started"] and row["ended"]
+    return duration(row["ended"] - row["started"]) if ended else ""
 
 
 def _state(row: dict[str, Any]) -> str:

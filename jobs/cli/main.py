@@ -27,6 +27,11 @@ class FarmGroup(CommandGroup):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         command = super().get_command(ctx, cmd_name)
+        if command is not None and ctx.resilient_parsing:
+            # A shell asks what may come next.
+            from jobs.cli.completion import complete_names
+
+            return complete_names(cmd_name, command)
         if command is None or not ctx.params.get("url"):
             return command
         from jobs.cli.remote import remote_command
@@ -72,6 +77,7 @@ _COMMANDS = {
         "upscale": "jobs.cli.upscale:upscale",
         "plan": "jobs.cli.plan:plan",
         "verify": "jobs.cli.verify:verify",
+        "rerender": "jobs.cli.rerender:rerender",
         "export": "jobs.cli.export:export",
         "download": "jobs.cli.download:download_command",
         "schema": "jobs.cli.schema:schema",

@@ -29,9 +29,12 @@ from render.launch.gpus import processors
 from render.launch.rank_group import HUNG_S, RankGroup
 from render.launch.rendezvous_config import Rendezvous
 from render.launch.request import CHECKPOINT_S, Request
+from render.model_info import ModelInfo
+from render.models.model_paths import ModelPaths
 from render.models.prompt_limits import dropped_prompts, weights_note
 from render.output.manifest import KEY, Manifest
 from render.plan.plan import make_plan
+from render.spec import Spec
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".avif", ".heic", ".psd")
 
@@ -92,7 +95,45 @@ def render(
     together with --nnodes; when one goes away, the others end too (exit 6), and all can start again.
     """
     spec, folders, info = take_spec(options, device)
-    rendezvous = take_rendezvous(options)
+    result = render_here(
+        spec,
+        folders,
+        info,
+        rendezvous=take_rendezvous(options),
+        ranks=ranks,
+        device=device,
+        text_encoder=text_encoder,
+        out=out,
+        timeout=timeout,
+        checkpoint_every=checkpoint_every,
+        stall=stall,
+        dry_run=dry_run,
+        quiet=as_json,
+    )
+    _finish(result, as_json)
+
+
+def render_here(
+    spec: Spec,
+    folders: ModelPaths,
+    info: ModelInfo,
+    *,
+    ranks: str,
+    device: str,
+    out: str | None,
+    rendezvous: Rendezvous | None = None,
+    text_encoder: str | None = None,
+    timeout: float | None = None,
+    checkpoint_every: float = CHECKPOINT_S,
+    stall: float = HUNG_S,
+    dry_run: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Render a spec with a group of ranks on this machine, as `chorale render` does with these options.
+
+    Returns what it prints: `digest`, `root`, `manifest` (its URL), `seconds`, `ranks`, and `already` for an
+    image that was there. Raises `BadInput`, `GroupFailed`, and the errors of the store.
+    """
     wanted = parse_ranks(ranks) or processors()
     plan = make_plan(spec, info, 1)
     if rendezvous is not None:
@@ -118,12 +159,9 @@ def render(
     _check_folder(target)
     done = finished_image(target, digest)
     if dry_run:
-        found = {"digest": digest, "ranks": wanted, "out": target.url(), "dry_run": True, "notes": notes}
-        _finish(found, as_json)
-        return
+        return {"digest": digest, "ranks": wanted, "out": target.url(), "dry_run": True, "notes": notes}
     if done is not None:
-        _finish(_result(target, done, done.timings.get("total", 0.0), already=True), as_json)
-        return
+        return _result(target, done, done.timings.get("total", 0.0), already=True)
     request = Request(
         spec=spec.to_dict(),
         folders=folders,
@@ -134,7 +172,7 @@ def render(
         checkpoint_s=checkpoint_every,
         patience_s=patience_s,
     )
-    progress: AbstractContextManager[OnEvent] = nullcontext(ignore_event) if as_json else RenderProgress()
+    progress: AbstractContextManager[OnEvent] = nullcontext(ignore_event) if quiet else RenderProgress()
     numerics = local_numerics(device, text_encoder)
     if discard_other_numerics(target, numerics):
         print_line(
@@ -152,9 +190,8 @@ def render(
     patient = open_store(place, settings, patience_s=patience_s)
     if image is None:
         manifest = await_manifest(lambda: finished_image(patient, digest))
-        _finish(_result(patient, manifest, manifest.timings.get("total", 0.0)), as_json)
-    else:
-        _finish(_result(patient, published_image(patient), image.seconds), as_json)
+        return _result(patient, manifest, manifest.timings.get("total", 0.0))
+    return _result(patient, published_image(patient), image.seconds)
 
 
 def _render(

@@ -19,7 +19,7 @@ from jobs.cli.spec_options import given_values, spec_options
 from jobs.cli.terminal import print_json, print_line
 from jobs.db.find_predecessors import find_predecessors
 from jobs.db.nodes import farm_bfloat16
-from jobs.db.submission import JobOptions, Preparation, insert_batch, parse_moment
+from jobs.db.submission import JobOptions, Preparation, insert_batch
 from jobs.farm import Farm, open_images
 from jobs.formatting import plural
 from jobs.input_assets import upload_inputs
@@ -30,6 +30,7 @@ from jobs.intake.open_table import batch_file
 from jobs.intake.options import IntakeOptions, is_random, parse_options
 from jobs.intake.raw_rows import Reading
 from jobs.intake.row_images import RowImages
+from jobs.moments import parse_moment
 from jobs.ranks import parse_ranks
 from render.errors import BadInput
 
@@ -87,8 +88,8 @@ def intake_options(command: Command) -> Command:
 @click.option("--owner", default=None, help="Owner of the jobs. [your login name]")
 @click.option("--priority", type=click.IntRange(0, 100), default=None, help="Priority. [the queue's]")
 @click.option("--ranks", default="auto", show_default=True, help="Ranks per job, or auto.")
-@click.option("--not-before", default=None, help="Earliest start, e.g. 2026-11-21T22:00+01:00.")
-@click.option("--deadline", default=None, help="Latest end, e.g. 2026-11-22T07:00+01:00.")
+@click.option("--not-before", default=None, help="Earliest start, e.g. 22:00 or tomorrow 7am.")
+@click.option("--deadline", default=None, help="Latest end, e.g. fri 7am or 2026-11-22T07:00+01:00.")
 @click.option("--after", multiple=True, metavar="JOB|BATCH", help="Start when this is done; may repeat.")
 @click.option(
     "--after-any",

@@ -22,6 +22,9 @@ from jobs.db.state_machine import ENDED
 from jobs.db.tables import dependencies, entries, jobs, predecessors
 from jobs.formatting import plural
 
+_CHUNK = 5000
+"""Ids of one query: databases limit how many values it may have."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Predecessor:
@@ -95,10 +98,15 @@ def waits_for(connection: Connection, ids: Collection[str]) -> dict[str, str]:
     reasons = {id: _reason(connection, wanted) for id, wanted in _waiting(connection).items()}
     if not reasons:
         return {}
-    mine = select(jobs.c.id, jobs.c.dependency).where(
-        jobs.c.id.in_(ids), jobs.c.state == "queued", jobs.c.dependency.in_(list(reasons))
-    )
-    return {row.id: reasons[row.dependency] for row in connection.execute(mine)}
+    asked, found = list(ids), dict[str, str]()
+    for start in range(0, len(asked), _CHUNK):
+        mine = select(jobs.c.id, jobs.c.dependency).where(
+            jobs.c.id.in_(asked[start : start + _CHUNK]),
+            jobs.c.state == "queued",
+            jobs.c.dependency.in_(list(reasons)),
+        )
+        found |= {row.id: reasons[row.dependency] for row in connection.execute(mine)}
+    return found
 
 
 def hopeless(connection: Connection) -> dict[str, str]:

@@ -12,7 +12,7 @@ from jobs.db.dependencies import show_dependency
 from jobs.db.folders import image_folder
 from jobs.db.prompt_search import matching
 from jobs.db.state_machine import STATES
-from jobs.db.tables import batches, entries, events, jobs
+from jobs.db.tables import attempts, batches, entries, events, jobs, members
 from jobs.errors import UnknownJob
 
 _COLUMNS = (
@@ -27,7 +27,11 @@ _COLUMNS = (
     "attempts",
     "created",
     "changed",
+    "started",
+    "ended",
 )
+_CHUNK = 5000
+"""Ids of one query: databases limit how many values it may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,33 @@ def list_jobs(connection: Connection, wanted: Filter, limit: int) -> list[dict[s
     statement = wanted.on(select(*columns, prompt), connection)
     newest = statement.order_by(jobs.c.created.desc(), jobs.c.id).limit(limit)
     return [dict(row._mapping) for row in connection.execute(newest)]
+
+
+def with_names(
+    connection: Connection, found: Sequence[dict[str, Any]], batch: str | None = None
+) -> list[dict[str, Any]]:
+    """These jobs, each with its `custom_id` (in `batch`, else in its newest one; None without) and the
+    `nodes` of its newest attempt."""
+    names: dict[str, str] = {}
+    nodes: dict[str, list[str]] = {}
+    ids = [row["id"] for row in found]
+    for start in range(0, len(ids), _CHUNK):
+        part = ids[start : start + _CHUNK]
+        named = select(entries.c.job, entries.c.custom_id).join(batches, batches.c.id == entries.c.batch)
+        named = named.where(entries.c.job.in_(part)).order_by(batches.c.created)
+        if batch is not None:
+            named = named.where(entries.c.batch == batch)
+        names.update((row.job, row.custom_id) for row in connection.execute(named))
+        placed = (
+            select(attempts.c.job, members.c.node)
+            .join(members, members.c.attempt == attempts.c.id)
+            .join(jobs, (jobs.c.id == attempts.c.job) & (jobs.c.fence == attempts.c.fence))
+            .where(attempts.c.job.in_(part))
+            .order_by(attempts.c.job, members.c.place)
+        )
+        for row in connection.execute(placed):
+            nodes.setdefault(row.job, []).append(row.node)
+    return [row | {"custom_id": names.get(row["id"]), "nodes": nodes.get(row["id"], [])} for row in found]
 
 
 def job_ids(connection: Connection, wanted: Filter) -> list[str]:

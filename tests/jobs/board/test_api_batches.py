@@ -63,7 +63,9 @@ def test_a_feed_is_checked_and_queued(quiet_board: RunningBoard) -> None:
         ("feed.csv", b"prompt,init\na,http://127.0.0.1/x\n", {}, "which is not allowed"),
         ("feed.csv", b"prompt,model\na,/etc\n", {}, "is new to this farm"),
         ("feed.csv", b"prompt\na\n", {"grid": "steps=1,x"}, "steps: 'x'"),
-        ("feed.csv", b"prompt\na\n", {"not_before": "noon"}, "not_before: 'noon'"),
+        ("feed.csv", b"prompt\na\n", {"not_before": "sometime"}, "not_before: 'sometime'"),
+        ("feed.csv", b"prompt\na\n", {"size": "64x64"}, "size' is a field of the spec; give it in defaults"),
+        ("feed.csv", b"prompt\na\n", {"quue": "night"}, "form: 'quue' is unknown"),
     ],
 )
 def test_a_bad_batch_queues_nothing(
