@@ -18,6 +18,7 @@ from infra.settings import redact_url
 
 _TIMEOUT_S = 10.0
 _LARGEST_ANSWER = 1 << 16
+_LONGEST_SUBJECT = 300
 PICTURE = "cid:picture@chorale"
 """The address of a mail's picture in its page."""
 
@@ -66,7 +67,7 @@ def mail(
         )
     message = EmailMessage()
     message["From"] = unquote(server.username or "") or f"chorale@{server.hostname}"
-    message["To"], message["Subject"] = to, subject
+    message["To"], message["Subject"] = to, subject_line(subject)
     message["Date"] = localtime()
     message["Message-ID"] = (
         make_msgid(domain=server.hostname) if id is None else _message_id(id, server.hostname)
@@ -88,6 +89,16 @@ def mail(
     except (OSError, smtplib.SMTPException) as exc:
         problem = f"the mail server did not accept the message ({exc}); check CHORALE_SMTP_URL"
         raise NotifyFailed(problem) from exc
+
+
+def subject_line(text: str) -> str:
+    """Text as the subject of a mail: one line, of a length that mail programs show.
+
+    Names of batches and queues may hold line breaks, control characters and lone surrogates, which the
+    headers of mails do not allow.
+    """
+    shown = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(shown.split())[:_LONGEST_SUBJECT]
 
 
 def _message_id(id: str, host: str) -> str:

@@ -14,6 +14,7 @@ from jobs.db.rates import read_rates, slot_seconds_left
 from jobs.db.state_machine import ENDED
 from jobs.db.tables import jobs
 from jobs.db.time_window import TimeWindow
+from jobs.formatting import plural
 from jobs.scheduler.capacity import count_impossible_jobs
 from jobs.scheduler.forecast import Load, forecast
 
@@ -49,6 +50,17 @@ def estimate(connection: Connection) -> list[dict[str, Any]]:
         _line(load, tallies[load.queue], ends[load.queue], moment) | _possible(impossible.get(load.queue))
         for load in loads
     ]
+
+
+def verdict(line: dict[str, Any]) -> str:
+    """Whether a queue's jobs are done in time, for people."""
+    if line["cannot_run"]:
+        return f"no: {plural(line['cannot_run'], 'job')} {line['cannot_run_reason']}"
+    if line["unknown"]:
+        return f"unknown: no measured rate for {plural(line['unknown'], 'job')}"
+    missed = line["deadlines_missed"]
+    late = f", {plural(missed, 'job')} after the deadline" if missed else ""
+    return ("yes" if line["fits"] else "no") + late
 
 
 def _possible(impossible: tuple[int, str] | None) -> dict[str, Any]:

@@ -14,10 +14,13 @@ from jobs.db.slot_time import Stay, slot_seconds
 from jobs.db.state_machine import ENDED
 from jobs.db.tables import attempts, batches, entries, jobs, members
 from jobs.db.uptimes import Uptime, uptimes_between
-from jobs.page_templates import environment
+from jobs.estimate import estimate
 
 _SLOWEST_JOBS = 5
+_IMAGES = 8
+"""The newest ones, for a picture of them."""
 _FIGURES = ("jobs", "done", "failed", "megapixels", "model_seconds", "slot_seconds", "lost_slot_seconds")
+_NODE_FIGURES = ("slot_seconds", "lost_slot_seconds", "idle_slot_seconds", "failed_attempts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,8 @@ def make_report(connection: Connection, scope: Scope) -> dict[str, Any]:
     since = scope.since or first
     done = [row for row in chosen.values() if row.state == "done"]
     slowest = sorted(done, key=lambda row: mine[row.id].seconds, reverse=True)[:_SLOWEST_JOBS]
+    newest = sorted(done, key=lambda row: row.ended or 0.0, reverse=True)[:_IMAGES]
+    idle = _idle(uptimes_between(connection, since, moment, max(since, first)), spent)
     return {
         "at": moment,
         "since": since,
@@ -52,13 +57,18 @@ def make_report(connection: Connection, scope: Scope) -> dict[str, Any]:
             for row in chosen.values()
             if row.state == "failed"
         ],
+        "reasons": _reasons(chosen, mine),
+        "images": [{"job": row.id, "prompt": row.prompt} for row in newest],
+        "megapixels": sum(row.width * row.height for row in done) / 1e6,
         "model_seconds": sum(row.model_seconds for row in chosen.values()),
         "slot_seconds": sum(each.seconds for each in mine.values()),
         "lost_slot_seconds": sum(each.lost for each in mine.values()),
-        "idle_slot_seconds": _idle(uptimes_between(connection, since, moment, max(since, first)), spent),
+        "idle_slot_seconds": sum(idle.values()),
         "retries": sum(max(0, each.attempts - 1) for each in mine.values()),
         "owners": _totals(chosen, mine, {row.id: [row.owner] for row in chosen.values()}),
         "batches": _totals(chosen, mine, _batches(connection, scope)),
+        "nodes": _nodes(mine, idle),
+        "estimate": estimate(connection),
         "slowest": [
             {"job": row.id, "prompt": row.prompt, "slot_seconds": mine[row.id].seconds} for row in slowest
         ],
@@ -73,6 +83,10 @@ class _TimeSpent:
     lost: float = 0.0
     attempts: int = 0
     failed_on: str | None = None
+    nodes: dict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0]))
+    """By node: slot seconds, and those of them that were lost."""
+    failures: list[str] = field(default_factory=list)
+    """The nodes that attempts failed on."""
     stays: list[Stay] = field(default_factory=list)
     """All of them, slot by slot."""
 
@@ -81,7 +95,8 @@ def _jobs(connection: Connection, scope: Scope) -> dict[str, Any]:
     """The jobs that have not ended, or have ended in the period."""
     prompt = jobs.c.spec["prompt"].as_string().label("prompt")
     sides = [jobs.c.spec[name].as_integer().label(name) for name in ("width", "height")]
-    columns = [jobs.c[name] for name in ("id", "state", "reason", "owner", "created", "model_seconds")]
+    names = ("id", "state", "reason", "owner", "created", "ended", "model_seconds")
+    columns = [jobs.c[name] for name in names]
     recent = jobs.c.ended.is_(None) | (jobs.c.ended >= scope.since) | jobs.c.state.not_in(ENDED)
     statement = select(*columns, *sides, prompt).where(recent).order_by(jobs.c.created, jobs.c.id)
     if scope.queue is not None:
@@ -107,30 +122,77 @@ def _spent(connection: Connection, since: float, moment: float) -> dict[str, _Ti
         found[row.job].stays += [
             Stay(attempt=row.id, slot=(row.node, slot), begin=min(begin, end), end=end) for slot in row.slots
         ]
-    seconds = slot_seconds(stay for each in found.values() for stay in each.stays)
     for row in {row.id: row for row in rows}.values():
-        each, spent = found[row.job], seconds.get(row.id, 0.0)
-        each.seconds += spent
+        each = found[row.job]
         each.attempts = max(each.attempts, row.fence)
-        if row.ended is not None and row.reason != "done":
-            each.lost += spent
-            each.failed_on = row.failed_node or each.failed_on
+        if row.ended is not None and row.reason != "done" and row.failed_node:
+            each.failed_on = row.failed_node
+            each.failures.append(row.failed_node)
+    _deal_out(found, {row.id: row for row in rows})
     return found
 
 
-def _idle(uptimes: Iterable[Uptime], spent: Mapping[str, _TimeSpent]) -> float:
-    """Seconds for which slots were available and nothing was placed on them, summed over the slots."""
+def _deal_out(found: Mapping[str, _TimeSpent], rows: Mapping[str, Any]) -> None:
+    """Add the slot seconds of each node to the jobs whose attempts had them; `rows` are attempts by id."""
+    stays: dict[str, list[Stay]] = defaultdict(list)
+    for each in found.values():
+        for stay in each.stays:
+            stays[stay.slot[0]].append(stay)
+    for node, own in stays.items():
+        for attempt, seconds in slot_seconds(own).items():
+            row, each = rows[attempt], found[rows[attempt].job]
+            lost = seconds if row.ended is not None and row.reason != "done" else 0.0
+            each.seconds += seconds
+            each.lost += lost
+            each.nodes[node][0] += seconds
+            each.nodes[node][1] += lost
+
+
+def _reasons(chosen: Mapping[str, Any], spent: Mapping[str, _TimeSpent]) -> list[dict[str, Any]]:
+    """Why jobs failed, the commonest reason first, and the nodes that their last attempts failed on."""
+    found: dict[str, list[str | None]] = defaultdict(list)
+    for job, row in chosen.items():
+        if row.state == "failed":
+            found[row.reason].append(spent[job].failed_on)
+    common = sorted(found.items(), key=lambda each: (-len(each[1]), each[0]))
+    return [
+        {"reason": reason, "jobs": len(nodes), "nodes": sorted({node for node in nodes if node})}
+        for reason, nodes in common
+    ]
+
+
+def _nodes(spent: Mapping[str, _TimeSpent], idle: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """By node: slot seconds of these jobs, those of them that were lost, attempts that failed on it, and its
+    idle slot seconds."""
+    found: dict[str, dict[str, float]] = {}
+
+    def line(node: str) -> dict[str, float]:
+        return found.setdefault(node, dict.fromkeys(_NODE_FIGURES, 0.0))
+
+    for node, seconds in idle.items():
+        line(node)["idle_slot_seconds"] += seconds
+    for each in spent.values():
+        for node, (seconds, lost) in each.nodes.items():
+            line(node)["slot_seconds"] += seconds
+            line(node)["lost_slot_seconds"] += lost
+        for node in each.failures:
+            line(node)["failed_attempts"] += 1
+    return dict(sorted(found.items()))
+
+
+def _idle(uptimes: Iterable[Uptime], spent: Mapping[str, _TimeSpent]) -> dict[str, float]:
+    """By node: seconds for which slots were available and nothing was placed on them."""
     busy: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
     for each in spent.values():
         for stay in each.stays:
             busy[stay.slot].append((stay.begin, stay.end))
     for times in busy.values():
         times.sort()
-    return sum(
-        _gaps(busy.get((uptime.node, slot), []), uptime.began, uptime.ended)
-        for uptime in uptimes
-        for slot in range(uptime.slots)
-    )
+    found: dict[str, float] = defaultdict(float)
+    for uptime in uptimes:
+        for slot in range(uptime.slots):
+            found[uptime.node] += _gaps(busy.get((uptime.node, slot), []), uptime.began, uptime.ended)
+    return dict(found)
 
 
 def _gaps(times: list[tuple[float, float]], begin: float, end: float) -> float:
@@ -191,31 +253,3 @@ def headline(report: dict[str, Any]) -> str:
     """One line, as used for a mail subject or a chat message."""
     counts = ", ".join(f"{count:,} {state}" for state, count in sorted(report["jobs"].items()))
     return f"Chorale: {counts or 'no jobs'}"
-
-
-def as_html(report: dict[str, Any]) -> str:
-    """A complete HTML page, without external resources, so that mail programs show it."""
-    template = environment().get_template("report.html")
-    return template.render(headline=headline(report), tables=_tables(report))
-
-
-def _tables(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """The tables of the page: title, head and rows of text."""
-    figures = [
-        ("model hours", report["model_seconds"]),
-        ("slot hours", report["slot_seconds"]),
-        ("of them lost", report["lost_slot_seconds"]),
-        ("idle slot hours", report["idle_slot_seconds"]),
-    ]
-    rows = [(name, f"{seconds / 3600:.2f}") for name, seconds in figures]
-    tables: list[dict[str, Any]] = [{"title": "", "head": ("figure", "value"), "rows": rows}]
-    for title in ("batches", "owners"):
-        head = ("name", "jobs", "done", "failed", "slot hours")
-        tables.append({"title": title, "head": head, "rows": total_rows(report[title])})
-    if report["failed"]:
-        failed = [(row["job"], row["prompt"], row["reason"], row["node"] or "-") for row in report["failed"]]
-        tables.append({"title": "failed", "head": ("job", "prompt", "reason", "node"), "rows": failed})
-    if report["slowest"]:
-        slow = [(row["job"], row["prompt"], f"{row['slot_seconds']:.0f} s") for row in report["slowest"]]
-        tables.append({"title": "slowest", "head": ("job", "prompt", "slot seconds"), "rows": slow})
-    return tables

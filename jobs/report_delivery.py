@@ -16,14 +16,17 @@ from sqlalchemy import Connection, exists, select, update
 
 from infra.database import now
 from infra.errors import ServiceError, SettingError
-from infra.notify import mail, post
+from infra.notify import PICTURE, mail, post, subject_line
 from infra.settings import Settings
+from jobs.db.folders import image_folders
 from jobs.db.follow_ups import FollowUp, add, keep_payload
 from jobs.db.queues import is_open
 from jobs.db.state_machine import ENDED
 from jobs.db.tables import batches, entries, jobs, queues
-from jobs.farm import Farm
-from jobs.report import Scope, as_html, headline, make_report
+from jobs.farm import Farm, open_images
+from jobs.report import Scope, headline, make_report
+from jobs.report_page import as_html
+from jobs.report_picture import make_picture, thumbnails
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +34,6 @@ REPORT = "report"
 """Kind of the follow-up that delivers one."""
 _RECENT_S = 3600.0
 """A batch that ended earlier than this before reports were configured is not reported."""
-_MAX_SUBJECT = 300
 
 
 def is_configured(settings: Settings) -> bool:
@@ -61,8 +63,9 @@ def deliver(farm: Farm, follow_up: FollowUp) -> str:
     title, delivered = follow_up.payload["title"], list(follow_up.payload["delivered"])
     with farm.database.read() as connection:
         report = make_report(connection, Scope(**follow_up.payload["scope"]))
+        folders = image_folders(connection, [image["job"] for image in report["images"]])
     failed: Exception | None = None
-    for channel, send in _channels(farm.settings, title, report).items():
+    for channel, send in _channels(farm, title, report, folders).items():
         if channel in delivered:
             continue
         try:
@@ -121,21 +124,23 @@ def _closed_queues(connection: Connection, moment: float | None) -> list[tuple[s
     return found
 
 
-def _channels(settings: Settings, title: str, report: dict[str, Any]) -> dict[str, Callable[[], None]]:
-    """The configured channels, each with what sends the report by it."""
+def _channels(
+    farm: Farm, title: str, report: dict[str, Any], folders: list[str]
+) -> dict[str, Callable[[], None]]:
+    """The configured channels, each with what sends the report by it; `folders` are those of its images."""
+    settings = farm.settings
     found: dict[str, Callable[[], None]] = {}
-    subject = _single_line(f"{headline(report)} ({title})")
-    webhook, smtp_url = settings.report_webhook.get_secret_value(), settings.smtp_url.get_secret_value()
+    subject = subject_line(f"{headline(report)} ({title})")
+    webhook = settings.report_webhook.get_secret_value()
     if webhook:
         found["webhook"] = partial(post, webhook, subject, report)
     if settings.report_mail:
-        to = settings.report_mail
-        found["mail"] = partial(mail, smtp_url, to, subject, subject, as_html(report))
+        found["mail"] = partial(_mail, farm, title, subject, report, folders)
     return found
 
 
-def _single_line(text: str) -> str:
-    """Text for a mail header: names of batches and queues may hold line breaks, control characters and lone
-    surrogates, which mail headers do not allow."""
-    printable = "".join(char if char.isprintable() else " " for char in text)
-    return " ".join(printable.split())[:_MAX_SUBJECT]
+def _mail(farm: Farm, title: str, subject: str, report: dict[str, Any], folders: list[str]) -> None:
+    smtp_url, to = farm.settings.smtp_url.get_secret_value(), farm.settings.report_mail
+    picture = make_picture(thumbnails(open_images(farm.settings), folders)) if folders else None
+    page = as_html(report, title, None if picture is None else PICTURE)
+    mail(smtp_url, to, subject, subject, page, picture=picture)

@@ -9,7 +9,8 @@ import json
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ from render.errors import BadInput
 from render.spec import Spec, read_spec_file
 
 _POLL_S = 1.0
-_LOCAL = ("render", "upscale", "plan", "verify", "schema", "download", "simulate", "doctor", "token", "k8s")
+_LOCAL = (
+    *("render", "rerender", "upscale", "plan", "verify", "schema", "download"),
+    *("simulate", "doctor", "token", "k8s"),
+)
 """Commands that need no farm."""
 _HERE = "is not sent to the board; submit without --url, with the farm's database"
 _FOLDERS = ("refiner", "vae", "base", "ip_adapter")
@@ -282,7 +286,14 @@ def _report(farm: Farm, as_json: bool, **options: Any) -> None:
     wanted = ReportOptions(**options)
     scope = wanted.scope
     made = farm.report(queue=scope.queue, batch=scope.batch, since=scope.since, price=wanted.price)
-    print_report(made, wanted, as_json)
+    print_report(made, wanted, as_json, lambda: _previews(farm, made.get("images", [])))
+
+
+def _previews(farm: Farm, images: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    for image in images:
+        # A picture of an image that was deleted since is left out.
+        with suppress(Refused):
+            yield farm.preview(image["job"])
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ import click
 from jobs.cli.farm_options import farm_options
 from jobs.cli.help import examples
 from jobs.cli.terminal import print_json, print_line, print_table
+from jobs.db.folders import image_folders
 from jobs.db.queues import check_exists
-from jobs.estimate import estimate
-from jobs.farm import Farm
+from jobs.estimate import estimate, verdict
+from jobs.farm import Farm, open_images
 from jobs.formatting import plural
+from jobs.moments import parse_moment
 from jobs.receipts import as_csv, receipt_lines
-from jobs.report import Scope, as_html, headline, make_report, total_rows
+from jobs.report import Scope, headline, make_report, total_rows
+from jobs.report_page import as_html, data_url
+from jobs.report_picture import make_picture, thumbnails
 from render.errors import BadInput
-
-_UNITS = {"h": "hours", "d": "days", "m": "minutes"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,15 @@ class ReportOptions:
     @property
     def scope(self) -> Scope:
         """Raises `BadInput`."""
-        return Scope(queue=self.queue, batch=self.batch, since=parse_since(self.since))
+        return Scope(
+            queue=self.queue, batch=self.batch, since=parse_moment("since", self.since, past=True) or 0.0
+        )
+
+    @property
+    def title(self) -> str:
+        """What the report is about; empty for the whole farm."""
+        parts = (("queue", self.queue), ("batch", self.batch))
+        return ", ".join(f"{name} {value}" for name, value in parts if value)
 
 
 @click.command(
@@ -53,10 +64,13 @@ class ReportOptions:
     "--since",
     default="24h",
     show_default=True,
-    help="Start: how long ago (90m, 12h, 7d), or a date and time.",
+    help="Start: how long ago (90m, 12h, 7d), or a moment, e.g. yesterday 22:00.",
 )
 @click.option(
-    "--html", "page", type=click.Path(path_type=Path), help="Also write the report to this HTML file."
+    "--html",
+    "page",
+    type=click.Path(path_type=Path),
+    help="Also write it as a page, with pictures, to this HTML file.",
 )
 @click.option(
     "--csv",
@@ -76,16 +90,22 @@ def report(farm: Farm, as_json: bool, **options: Any) -> None:
     with farm.database.read() as connection:
         check_exists(connection, wanted.batch, wanted.queue)
         made = make_report(connection, wanted.scope)
+        folders = image_folders(connection, [image["job"] for image in made["images"]])
     made["receipts"] = receipt_lines(made, wanted.price)
-    print_report(made, wanted, as_json)
+    print_report(made, wanted, as_json, lambda: thumbnails(open_images(farm.settings), folders))
 
 
-def print_report(made: dict[str, Any], wanted: ReportOptions, as_json: bool) -> None:
-    """Print a report with its receipts, and write it where files are named."""
+def print_report(
+    made: dict[str, Any], wanted: ReportOptions, as_json: bool, images: Callable[[], Iterable[bytes]]
+) -> None:
+    """Print a report with its receipts, and write it where files are named; `images` are asked for the page
+    only."""
     if wanted.table is not None:
         _write(wanted.table, as_csv(made["receipts"]), "csv")
     if wanted.page is not None:
-        _write(wanted.page, as_html(made), "html")
+        picture = make_picture(images())
+        page = as_html(made, wanted.title, None if picture is None else data_url(picture))
+        _write(wanted.page, page, "html")
     if as_json:
         print_json(made)
         return
@@ -118,7 +138,7 @@ def estimate_command(farm: Farm, as_json: bool) -> None:
     rows = []
     for line in lines:
         hours, ends, closes = f"{line['slot_hours']:.2f}", _clock(line["ends"]), _clock(line["closes"])
-        rows.append((line["queue"], line["jobs"], hours, ends, closes, _verdict(line)))
+        rows.append((line["queue"], line["jobs"], hours, ends, closes, verdict(line)))
     print_table("estimate", ("queue", "jobs", "slot hours", "empty at", "closes at", "fits"), rows)
 
 
@@ -130,27 +150,5 @@ def _write(path: Path, text: str, option: str) -> None:
         raise BadInput(option, str(path), fix) from exc
 
 
-def _verdict(line: dict[str, Any]) -> str:
-    if line["cannot_run"]:
-        return f"no: {plural(line['cannot_run'], 'job')} {line['cannot_run_reason']}"
-    if line["unknown"]:
-        return f"unknown: no measured rate for {plural(line['unknown'], 'job')}"
-    missed = line["deadlines_missed"]
-    late = f", {plural(missed, 'job')} after the deadline" if missed else ""
-    return ("yes" if line["fits"] else "no") + late
-
-
 def _clock(moment: float | None) -> str:
     return "-" if moment is None else f"{datetime.fromtimestamp(moment).astimezone():%a %H:%M}"
-
-
-def parse_since(text: str) -> float:
-    """`12h` ago, or an ISO date and time, in seconds since the epoch. Raises `BadInput`."""
-    try:
-        if text[-1:] in _UNITS:
-            return (datetime.now() - timedelta(**{_UNITS[text[-1]]: float(text[:-1])})).timestamp()
-        return datetime.fromisoformat(text).astimezone().timestamp()
-    except (ValueError, OverflowError) as exc:
-        raise BadInput(
-            "since", text, "is not a duration or a date; use e.g. 12h, 7d or 2026-11-21T22:00"
-        ) from exc

@@ -6,6 +6,8 @@ write to the same keys: nodes of two program versions, of two kinds of device, w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection, func, select
 
 from jobs.db.tables import attempts, jobs
@@ -29,6 +31,14 @@ def image_folder(connection: Connection, job: str) -> str:
     row = connection.execute(select(jobs.c.digest, jobs.c.root, jobs.c.folder).where(jobs.c.id == job)).one()
     folders = [] if row.root is not None else attempted_folders(connection, job)
     return str(row.folder or (folders[0] if folders else row.digest))
+
+
+def image_folders(connection: Connection, names: Sequence[str]) -> list[str]:
+    """The folders of finished jobs' images, in the order of the jobs; the others are left out."""
+    done = select(jobs.c.id, FINISHED_FOLDER.label("folder"))
+    done = done.where(jobs.c.id.in_(names), jobs.c.root.is_not(None))
+    found = {row.id: str(row.folder) for row in connection.execute(done)}
+    return [found[name] for name in names if name in found]
 
 
 def attempted_folders(connection: Connection, job: str) -> list[str]:

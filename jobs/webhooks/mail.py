@@ -13,7 +13,6 @@ from jobs.page_templates import environment
 from jobs.webhooks.message import message_lines
 from render.errors import BadInput
 
-_MAX_SUBJECT = 300
 _log = logging.getLogger(__name__)
 
 
@@ -34,7 +33,7 @@ def send_mail(farm: Farm, to: str, id: str, message: Mapping[str, Any], folder: 
         .render(message=message, lines=lines, picture=PICTURE if picture else None)
     )
     text = "\n".join([message["title"], "", *lines, *([message["url"]] if message["url"] else [])])
-    mail(smtp_url, to, message["title"][:_MAX_SUBJECT], text, page, picture=picture, id=id)
+    mail(smtp_url, to, message["title"], text, page, picture=picture, id=id)
 
 
 def _picture(farm: Farm, folder: str) -> bytes | None:

@@ -21,6 +21,7 @@ from sqlalchemy import update
 
 from infra.database import Database
 from infra.errors import BadSetting, NotifyFailed
+from infra.notify import mail
 from infra.settings import Settings
 from jobs.board.access import Access, read_access
 from jobs.board.app import make_app
@@ -109,6 +110,14 @@ def test_a_night_is_one_mail_with_link_reasons_and_the_first_image(
     pictures = [part for part in letter.walk() if part.get_content_type() == "image/jpeg"]
     assert [part["content-id"] for part in pictures] == ["<picture@chorale>"]
     assert len(list_of(farm)) == 1
+
+
+def test_the_subject_is_one_line_of_a_length_that_is_shown(farm: Farm, letters: Letters) -> None:
+    title = "1 image done in batch 8c1f (two\r\nBcc: all@shop.example \ud800)" + " x" * 400
+    mail(farm.settings.smtp_url.get_secret_value(), ANNA, title, "a", "<p>a</p>")
+    (letter,) = letters.got
+    assert letter["subject"].startswith("1 image done in batch 8c1f (two Bcc: all@shop.example ) x")
+    assert len(letter["subject"]) == 300 and letter["bcc"] is None
 
 
 def test_mail_waits_for_a_process_with_a_mail_server(farm: Farm, letters: Letters) -> None:

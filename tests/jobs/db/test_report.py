@@ -17,7 +17,8 @@ from jobs.db.submission import BatchItem, JobOptions, submit
 from jobs.db.tables import attempts, jobs, nodes
 from jobs.estimate import estimate
 from jobs.receipts import as_csv, receipt_lines
-from jobs.report import Scope, as_html, headline, make_report
+from jobs.report import Scope, headline, make_report
+from jobs.report_page import as_html
 from jobs.scheduler.dispatcher import dispatch
 from render.spec import Spec
 
@@ -98,6 +99,11 @@ def test_a_report_tells_what_was_done_lost_and_failed(farm: Database) -> None:
     assert 200 <= made["lost_slot_seconds"] <= made["slot_seconds"] < 260
     (owner,) = made["owners"].values()
     assert (owner["jobs"], owner["failed"]) == (2, 1)
+    assert made["reasons"] == [{"reason": failed["reason"], "jobs": 1, "nodes": ["n"]}]
+    node = made["nodes"]["n"]
+    assert node["failed_attempts"] == 4 and made["estimate"][0]["jobs"] == 1
+    for figure in ("slot_seconds", "lost_slot_seconds", "idle_slot_seconds"):
+        assert node[figure] == pytest.approx(made[figure])
     page = as_html(made)
     assert "night &amp; day" in page and "vase &lt;" in page and "<vase" not in page
     assert headline(made) == "Chorale: 1 failed, 1 queued"

@@ -53,7 +53,6 @@ def machines(database: Database, tmp_path: Path) -> Iterator[Machines]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_night_of_mixed_clients_with_kills_sums_to_the_hours_of_the_slots(
     machines: Machines, database: Database, tmp_path: Path
 ) -> None:
