@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.staticfiles import StaticFiles
 
 from infra.errors import ServiceError, StoreError, StoreMissing
 from jobs.board import (
@@ -19,18 +18,21 @@ from jobs.board import (
     files_api,
     forms,
     images,
+    job_selection,
     openai_images,
     pages,
+    queue_page,
     webhooks_api,
     webhooks_page,
 )
 from jobs.board.board import Board
 from jobs.board.middleware import SecurityMiddleware
 from jobs.board.openai_errors import openai_error, speaks_openai
+from jobs.board.static_files import StaticAssets
 from jobs.errors import KNOWN, IllegalChange, LostRace, UnknownJob
 from render.errors import BadInput
 
-STATIC = Path(__file__).parent / "static"
+_PLAIN = {404: "there is nothing at this address", 405: "this address does not take such a request"}
 _DESCRIPTION = "The farm's commands over HTTP. An error response has one sentence in `error`."
 
 
@@ -42,10 +44,10 @@ def make_app(board: Board) -> SecurityMiddleware:
     app.state.board = board
     # Images first: tiles are the most frequent requests.
     apis = (api, files_api, batch_review, webhooks_api, openai_images)
-    for part in (images, downloads, *apis, forms, webhooks_page, pages):
+    for part in (images, downloads, *apis, forms, job_selection, queue_page, webhooks_page, pages):
         app.include_router(part.router)
     app.add_api_route("/healthz", _health, include_in_schema=False)
-    app.mount("/static", _Static(directory=STATIC))
+    app.mount("/static", StaticAssets())
     for kind in KNOWN:
         app.add_exception_handler(kind, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
@@ -89,7 +91,11 @@ def _invalid_request(request: Request, error: Exception) -> Response:
 
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    response = _error(request, error.status_code, str(error.detail))
+    text = str(error.detail)
+    if text == HTTPStatus(error.status_code).phrase:
+        # Starlette's own word, which the heading says already.
+        text = _PLAIN.get(error.status_code, text)
+    response = _error(request, error.status_code, text)
     response.headers.update(error.headers or {})
     return response
 
@@ -102,12 +108,3 @@ def _error(request: Request, status: int, text: str, param: str | None = None) -
     if request.url.path.startswith("/api/") or "text/html" not in request.headers.get("accept", ""):
         return JSONResponse({"error": text}, status)
     return pages.error_page(request, status, text)
-
-
-class _Static(StaticFiles):
-    """Styles, scripts and vendored files; browsers revalidate them."""
-
-    def file_response(self, *arguments: Any, **options: Any) -> Response:
-        response = super().file_response(*arguments, **options)
-        response.headers["cache-control"] = "no-cache"
-        return response

@@ -52,6 +52,7 @@ WHO = "the board"
 _ESTIMATE_S = 15.0
 """How long an estimate is cached; it reads every queued job."""
 _QUEUES_S = 1.0
+_MODELS_S = 2.0
 _COUNTS_S = 5.0
 _MOST_CACHED = 1000
 _ID_LENGTH = 16
@@ -230,8 +231,11 @@ class Board:
     def model_names(self) -> list[str]:
         """The models that a request may name: those that the farm has by name, and those of earlier images.
 
-        Raises `StoreError`.
+        At most some seconds old, since it reads a record of each model from the store. Raises `StoreError`.
         """
+        return self._cached("models", _MODELS_S, self._model_names)
+
+    def _model_names(self) -> list[str]:
         catalog = ModelCatalog(self.store())
         added = catalog.models()
         with self.farm.database.read() as connection:

@@ -29,10 +29,11 @@ from jobs.db.nodes import set_draining
 from jobs.db.queries import Filter, job_ids, show_job
 from jobs.db.queues import set_queue
 from jobs.db.reviews import Named, Review, record_review, review_counts, review_rows
-from jobs.db.submission import JobOptions, parse_moment
+from jobs.db.submission import JobOptions
 from jobs.formatting import plural
 from jobs.intake.open_table import ENDINGS
 from jobs.intake.options import is_random, parse_options
+from jobs.moments import parse_moment
 from jobs.ranks import parse_ranks
 from jobs.renditions.farm import wanted_channels
 from jobs.review.reroll import Changes

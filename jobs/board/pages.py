@@ -316,8 +316,8 @@ def node_list(board: Board, request: Request) -> dict[str, Any]:
 
 
 @router.get("/submit")
-def submit_form(request: Request, job: str = "") -> Response:
-    """The form; filled with the spec of `job` and the next seed for a variation."""
+def submit_form(request: Request, job: str = "", part: str = "image") -> Response:
+    """The form; filled with the spec of `job` and the next seed for a variation, or open at the `batch`."""
     board: Board = request.app.state.board
     values: dict[str, Any] = {}
     if job:
@@ -326,7 +326,7 @@ def submit_form(request: Request, job: str = "") -> Response:
         values = known["spec"] | {"queue": known["queue"], "of": known["id"]}
         values["seed"] = (values["seed"] + 1) % 2**63
         values["size"] = f"{values['width']}x{values['height']}"
-    return form_page(request, values, None)
+    return form_page(request, {} if part == "batch" else values, None, part)
 
 
 def _model_names(board: Board) -> list[str]:

@@ -17,6 +17,7 @@ from jobs.board.access import is_person
 from jobs.board.board import Board
 from jobs.board.format import FILTERS
 from jobs.board.images import thumbnail
+from jobs.board.static_files import static_url
 from jobs.formatting import printable
 
 
@@ -34,7 +35,7 @@ _environment = Environment(
     lstrip_blocks=True,
 )
 _environment.filters.update(FILTERS)
-_environment.globals["thumbnail"] = thumbnail
+_environment.globals.update(thumbnail=thumbnail, static=static_url)
 
 
 def page(request: Request, template: str, values: dict[str, Any], status: int = 200) -> HTMLResponse:

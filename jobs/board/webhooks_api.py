@@ -40,10 +40,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 router = APIRouter(prefix="/api/v1", responses=_ERRORS, tags=["webhooks"])
 
 
-def check_operator(request: Request) -> None:
+def check_operator(request: Request, what: str = "webhooks") -> None:
     """Raise `HTTPException` 403 for others: who is told what is not their business."""
     if request.state.role != "operator":
-        raise HTTPException(403, "webhooks are for operators; log in with an operator's token")
+        raise HTTPException(403, f"{what} are for operators; log in with an operator's token")
 
 
 @router.get("/webhooks")

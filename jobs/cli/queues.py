@@ -17,8 +17,8 @@ from jobs.db.queues import check_exists, delete_queue, list_queues, set_queue
 from jobs.db.time_window import TimeWindow, has_zone
 from jobs.farm import Farm
 from jobs.formatting import age, counts_by_state, plural
+from jobs.queue_rules import parse_limit, parse_shares
 from jobs.results import write_results
-from render.errors import BadInput
 
 
 @click.command(
@@ -77,29 +77,12 @@ def _rules(
     rules: dict[str, Any] = {"priority": priority, "paused": paused}
     rules = {name: value for name, value in rules.items() if value is not None}
     if limit is not None:
-        rules["group_limit"] = None if limit == "none" else _whole("limit", limit)
+        rules["group_limit"] = None if limit == "none" else parse_limit(limit)
     if window is not None:
         rules["time_window"] = None if window == "none" else window
     if shares:
-        rules["shares"] = dict(_share(text) for text in shares)
+        rules["shares"] = parse_shares(shares)
     return rules
-
-
-def _whole(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text[:9]) > 0 and len(text) < 9):
-        raise BadInput(name, text, "is not a positive whole number; use one, or none")
-    return int(text)
-
-
-def _share(text: str) -> tuple[str, float]:
-    owner, equals, weight = text.partition("=")
-    try:
-        value = float(weight)
-    except ValueError:
-        value = 0.0
-    if not (owner and equals and 0 < value < float("inf")):
-        raise BadInput("share", text, "is not OWNER=WEIGHT with a positive weight; use e.g. anna=2")
-    return owner, value
 
 
 def _row(queue: dict[str, Any]) -> tuple[Any, ...]:

@@ -19,7 +19,7 @@ from jobs.db.names import longest
 ACTIONS = (
     "cancel", "pause", "resume", "retry", "priority", "set queue", "delete queue", "drain", "undrain",
     "delete files", "log in", "re-roll", "add model", "remove model", "generate", "edit", "add webhook",
-    "remove webhook", "test webhook", "renditions",
+    "remove webhook", "test webhook", "renditions", "move",
 )  # fmt: skip
 _SESSIONS = "board sessions"
 _LONGEST_TARGET = 500

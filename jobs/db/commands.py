@@ -64,3 +64,11 @@ def apply_to_all(database: Database, verb: str, chosen: Iterable[str], who: str)
 def set_priority(connection: Connection, job: str, priority: int) -> None:
     """Set a job's own priority, 0 to 100, which replaces its queue's."""
     connection.execute(update(jobs).where(jobs.c.id == job).values(priority=priority))
+
+
+def move_to_queue(connection: Connection, job: str, queue: str) -> bool:
+    """Move a job to another queue, whose priority it has unless it has its own. False for a job that holds
+    slots, or has its image: it stays."""
+    movable = jobs.c.state.in_(("queued", "paused", "failed", "cancelled"))
+    moved = update(jobs).where(jobs.c.id == job, movable).values(queue=queue)
+    return connection.execute(moved).rowcount == 1

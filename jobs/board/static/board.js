@@ -12,7 +12,8 @@ function merge(html) {
     callbacks: {
       // So does a form that is being filled in.
       beforeNodeMorphed: (old) => !(old.nodeType === 1 && old.matches("details[open] > form")),
-      beforeAttributeUpdated: (name, node) => !(name === "open" && node.tagName === "DETAILS"),
+      // And a selection.
+      beforeAttributeUpdated: (name, node) => name !== "checked" && !(name === "open" && node.tagName === "DETAILS"),
     },
   });
 }
@@ -38,7 +39,14 @@ addEventListener("submit", (event) => {
   if (question && !confirm(question)) event.preventDefault();
 });
 
+function countSelected() {
+  const shown = document.querySelector("[data-selected]");
+  const count = document.querySelectorAll(".pick:checked").length;
+  if (shown) shown.textContent = `${count} selected`;
+}
+
 addEventListener("change", (event) => {
+  if (event.target.matches(".pick")) countSelected();
   if ("autosubmit" in event.target.dataset) event.target.form.requestSubmit();
 });
 

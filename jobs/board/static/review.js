@@ -110,7 +110,7 @@ function loadViewer() {
     new Promise((done, failed) => {
       document.head.append(Object.assign(document.createElement("script"), { src: address, onload: done, onerror: failed }));
     });
-  parts = parts || load("/static/vendor/openseadragon/openseadragon.min.js").then(() => load("/static/viewer.js"));
+  parts = parts || load(dialog.dataset.openseadragon).then(() => load(dialog.dataset.viewer));
   return parts;
 }
 

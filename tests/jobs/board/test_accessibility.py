@@ -44,6 +44,7 @@ class Shown:
             "batch": f"/batches/{self.batch}",
             "review": f"/batches/{self.batch}#review",
             "nodes": "/nodes",
+            "queue": "/queues/default",
             "webhooks": "/webhooks",
             "submit": "/submit",
             "API": "/api",

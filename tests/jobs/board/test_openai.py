@@ -119,10 +119,15 @@ def test_a_request_that_does_not_wait_is_told_where_to_look(client: OpenAI, smal
 def test_models_are_listed(client: OpenAI, small_farm: SmallFarm) -> None:
     catalog = ModelCatalog(LocalStore(small_farm.board.log.parent / "chorale" / "images"))
     brand = catalog.add("brand", resolve_model("builtin"), "builtin", "anna")
-    assert {"builtin", "brand"} <= {model.id for model in client.models.list().data}
+
+    def listed() -> set[str]:
+        return {model.id for model in client.models.list().data}
+
+    # The board looks again after some seconds.
+    wait_until(lambda: {"builtin", "brand"} <= listed(), 60)
     assert client.models.retrieve("brand").id == "brand"
     catalog.forget(brand, catalog.models())
-    assert "brand" not in [model.id for model in client.models.list().data]
+    wait_until(lambda: "brand" not in listed(), 60)
     assert client.models.retrieve("builtin").owned_by == "chorale"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-image-1")
