@@ -342,7 +342,7 @@ def one_batch(
     after: Annotated[int, Query(ge=-1, le=2**31 - 1)] = -1,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
-    """A batch and its rows after `after`."""
+    """Show a batch with a page of its rows. `after` is the last row of the page before."""
     with board.farm.database.read() as connection:
         return show_batch(connection, batch) | {"rows": batch_rows(connection, batch, limit, after)}
 

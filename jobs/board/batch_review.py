@@ -87,9 +87,10 @@ def show_reviews(
     after: Annotated[int, Query(ge=-1, le=2**31 - 1)] = -1,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
-    """The images of a batch after row `after`: verdict, votes, stars, and the flaws that the gate has found.
+    """List a page of a batch's images: verdict, votes, stars, and the flaws that the quality gate has found.
 
-    `counts` is how many finished images each verdict has; `next` is the `after` of the next page, or null.
+    `after` is the last row of the page before. `counts` is how many finished images each verdict has; `next`
+    is the `after` of the next page, or null.
     """
     with board.farm.database.read() as connection:
         counts = review_counts(connection, batch)

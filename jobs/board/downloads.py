@@ -119,7 +119,7 @@ def download_all(
 
 @router.get("/api/v1/batches/{batch}/renditions/{channel}/{file}", response_class=Response)
 def download_one(board: Here, batch: str, channel: ChannelName, file: FileName) -> Response:
-    """One of them."""
+    """One file of a channel."""
     with board.farm.database.read() as connection:
         show_batch(connection, batch)
         rows = list_renditions(connection, batch, channel)

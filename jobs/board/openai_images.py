@@ -86,7 +86,7 @@ def list_models(board: Here) -> dict[str, Any]:
 
 @router.get("/models/{model:path}")
 def one_model(board: Here, model: str) -> dict[str, Any]:
-    """One of them."""
+    """Show one model."""
     if model not in board.model_names():
         raise BadInput("model", model[:120], "is unknown to this farm; /v1/models lists the known ones")
     return _model(model)
