@@ -17,7 +17,7 @@ _SLOWER = 4.5
 
 
 def rows() -> list[Row]:
-    """A long night with native-size images, the 200 jobs of one evening, and 1,000 nodes."""
+    """A long night with native-size images, the 200 jobs of one evening, 1,000 nodes, and one node alone."""
     night = read_scenario(_NIGHT)
     long, evening = from_scenario(night).run(), from_scenario(_evening(night, 1)).run()
     many = from_scenario(_evening(night, 125, nodes=1000)).run()
@@ -26,6 +26,8 @@ def rows() -> list[Row]:
         *_busy("200 jobs of 1024 to 8192 on 8 nodes of 8", evening),
         *_busy("25,000 such jobs on 1,000 nodes of 8", many),
         Row("1,000 nodes: slowest round of placement, seconds", many.slowest_round_s, "<= 1"),
+        Row("one 4096x4096 alone on 8 slots: busy share", _large(night, 1).busy_share, ">= 0.80"),
+        Row("ten of them on 8 slots: busy share", _large(night, 10).busy_share, ">= 0.95"),
     ]
 
 
@@ -38,6 +40,19 @@ def _busy(what: str, outcome: Outcome) -> list[Row]:
 
 def _over(outcome: Outcome) -> float:
     return outcome.makespan_s / outcome.lower_bound_s
+
+
+def _large(night: Scenario, count: int) -> Outcome:
+    """So many 4096x4096 images on one node whose groups have loaded the model."""
+    job = {"model": "sdxl", "count": count, "size": "4096x4096", "steps": 25, "owner": "studio"}
+    loaded = night.models["sdxl"].model_copy(update={"start_s": 0.0})
+    parts = night.model_dump() | {
+        "jobs": [job],
+        "nodes": [{"slots": 8}],
+        "models": {"sdxl": loaded},
+        "faults": None,
+    }
+    return from_scenario(Scenario.model_validate(parts)).run()
 
 
 def _evening(night: Scenario, times: int, nodes: int = 8) -> Scenario:

@@ -102,6 +102,8 @@ jobs = Table(
     Column("words", Text),
     Index(None, "state", "queue", "created"),
     Index(None, "state", "queue", "owner", "priority", "created"),
+    # The longest queued ones.
+    Index(None, "state", "queue", "owner", "priority", "work"),
     Index(None, "created"),
     # What has ended since some moment.
     Index(None, "ended"),

@@ -13,7 +13,8 @@ from jobs.db.dependencies import hopeless
 from jobs.db.state_machine import ENDED
 from jobs.db.tables import jobs
 from jobs.scheduler.dispatcher import nodes_up, pending_job
-from jobs.scheduler.placement import GroupSize, Node, PendingJob, fits
+from jobs.scheduler.pending_jobs import GroupSize, PendingJob
+from jobs.scheduler.placement import Node, fits
 
 _CHUNK = 500
 

@@ -7,24 +7,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, exists, select
+from sqlalchemy import Connection, exists, func, select
 
 from infra.database import Database, now
 from jobs.db.claims import slots_held
 from jobs.db.dependencies import is_free, release
-from jobs.db.leases import DISPATCHER, hold_lease
+from jobs.db.leases import DISPATCHER, hold_lease, lock_placement
 from jobs.db.outcomes import sweep, unreliable_nodes
 from jobs.db.queues import DEFAULT_PRIORITY, queue_rules, stop_closed
 from jobs.db.rates import Rates, read_rates, slot_seconds_left
 from jobs.db.records import QueueRules
 from jobs.db.reservations import reserve
+from jobs.db.state_machine import change_states
 from jobs.db.tables import attempts, jobs, nodes, queues
-from jobs.scheduler.placement import AGEING_S, Decision, Node, PendingJob, RunningGroup, place
+from jobs.scheduler.pending_jobs import PendingJob
+from jobs.scheduler.placement import AGEING_S, Decision, Node, RunningGroup, place
+from jobs.scheduler.regrouping import jobs_to_regroup
 
 LEASE_S = 5.0
 Notification = tuple[str, str, int]
 """(node, attempt, fence)"""
 _PER_OWNER, _MAX_CANDIDATES = 64, 500
+_LONGEST = 8
+_COUNTED = 5_000
+"""Queued jobs whose slot seconds are added up. If there are more, some long jobs start before they must."""
 
 
 def most_of_an_owner(free: int) -> int:
@@ -35,6 +41,11 @@ def most_of_an_owner(free: int) -> int:
 def most_candidates(free: int) -> int:
     """Queued jobs that a round considers, with so many free slots."""
     return max(_MAX_CANDIDATES, 2 * free)
+
+
+def most_of_the_longest(free: int) -> int:
+    """Queued jobs of one queue, owner and priority that a round considers for their length alone."""
+    return free + _LONGEST
 
 
 def dispatch(
@@ -59,9 +70,24 @@ def dispatch(
                 on_lost(node)
         stop_closed(connection, moment)
         release(connection)
-        groups = decide(connection, moment).placed
+        farm = read_surroundings(connection, moment)
+        decision = farm.place()
+        groups = decision.placed
         taken = reserve(connection, groups, lambda group: f"placed on {', '.join(group.slots)}")
+        if not groups and decision.reserved_for is None:
+            _regroup(connection, farm)
         return [(node, *taken[group.job]) for group in groups if group.job in taken for node in group.slots]
+
+
+def _regroup(connection: Connection, farm: Surroundings) -> None:
+    """Let jobs begin anew on slots that no job waits for."""
+    reasons = {
+        each.job: f"goes on with {each.ranks} ranks or more in place of {each.now}, since slots are free"
+        for each in jobs_to_regroup(farm.up, farm.running)
+    }
+    if reasons:
+        lock_placement(connection)
+        change_states(connection, reasons, "rendering", "queued")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +100,17 @@ class Surroundings:
     pending: list[PendingJob]
     """The most urgent queued jobs, the first one first."""
     rules: list[QueueRules]
+    queued_s: float
+    """Slot seconds of all queued jobs, as far as they are known."""
+
+    def place(self) -> Decision:
+        """Which of the pending jobs start now, and where."""
+        return place(self.up, self.running, self.pending, self.rules, self.queued_s)
 
 
 def decide(connection: Connection, moment: float | None = None) -> Decision:
     """Which queued jobs start now, and where."""
-    farm = read_surroundings(connection, moment)
-    return place(farm.up, farm.running, farm.pending, farm.rules) if farm.pending else Decision(placed=())
+    return read_surroundings(connection, moment).place()
 
 
 def read_surroundings(
@@ -93,10 +124,10 @@ def read_surroundings(
     free = max(0, sum(node.slots for node in up) - held) + (pending or 0)
     groups = Counter(group.queue for group in running)
     closed = [queue.name for queue in rules if not queue.accepts(groups[queue.name])]
-    waiting = _pending_jobs(connection, closed, up, rates, free) if free else []
-    if pending is not None:
-        waiting = waiting[:free]
-    return Surroundings(up=up, running=running, pending=waiting, rules=rules)
+    most = most_candidates(free) if pending is None else free
+    waiting = _pending_jobs(connection, closed, up, rates, free, most) if free else []
+    queued_s = _queued_seconds(connection, closed, rates) if waiting else 0.0
+    return Surroundings(up=up, running=running, pending=waiting, rules=rules, queued_s=queued_s)
 
 
 def nodes_up(connection: Connection, *, usable: bool = True) -> list[Node]:
@@ -123,7 +154,10 @@ def running_groups(connection: Connection, rates: Rates) -> list[RunningGroup]:
         select(
             attempts.c.id,
             attempts.c.job,
-            *(jobs.c[name] for name in ("owner", "queue", "model", "work", "progress")),
+            *(
+                jobs.c[name]
+                for name in ("owner", "queue", "model", "work", "progress", "state", "most_ranks")
+            ),
         )
         .join(jobs, jobs.c.id == attempts.c.job)
         .where(attempts.c.ended.is_(None))
@@ -139,16 +173,17 @@ def running_groups(connection: Connection, rates: Rates) -> list[RunningGroup]:
                 queue=row.queue,
                 slots=held,
                 ends_in=None if left is None else left / max(1, sum(held.values())),
+                most=row.most_ranks if row.state == "rendering" else 0,
             )
         )
     return found
 
 
 def _pending_jobs(
-    connection: Connection, closed: list[str], up: list[Node], rates: Rates, free: int
+    connection: Connection, closed: list[str], up: list[Node], rates: Rates, free: int, most: int
 ) -> list[PendingJob]:
-    """The most urgent queued jobs of queues that are open."""
-    rows = _most_urgent(connection, closed, free)
+    """The `most` most urgent queued jobs of queues that are open, and the longest ones."""
+    rows = _considered(connection, closed, free, most)
     avoid = unreliable_nodes(connection, [row.id for row, _, _ in rows])
     return [
         pending_job(
@@ -176,11 +211,14 @@ def pending_job(row: Any, **more: Any) -> PendingJob:
     )
 
 
-def _most_urgent(connection: Connection, closed: list[str], free: int) -> list[tuple[Any, int, float]]:
-    """(job, its priority, seconds of waiting), most urgent first.
+def _considered(
+    connection: Connection, closed: list[str], free: int, most: int
+) -> list[tuple[Any, int, float]]:
+    """(job, its priority, seconds of waiting): the `most` most urgent first, then the longest.
 
     Only a few for each queue, owner and priority (but enough for all free slots), so that the fifty thousand
-    jobs of one owner do not hide all others, and so that the index alone finds them, however many are queued.
+    jobs of one owner do not hide all others, and so that indexes alone find them, however many are queued.
+    The longest are those that may start before their turn (`long_jobs_first`).
     """
     moment: float = connection.execute(select(now())).scalar_one()
     priorities = dict(connection.execute(select(queues.c.name, queues.c.priority)).all())
@@ -192,18 +230,33 @@ def _most_urgent(connection: Connection, closed: list[str], free: int) -> list[t
     ready &= is_free()
     # A group that is still writing its checkpoint ends first.
     stopping = exists().where(attempts.c.job == jobs.c.id, attempts.c.ended.is_(None))
-    found: list[tuple[Any, int, float]] = []
+    oldest: list[tuple[Any, int, float]] = []
+    longest: list[tuple[Any, int, float]] = []
     for source in connection.execute(sources).all():
         among = (jobs.c.state == "queued") & (jobs.c.queue == source.queue) & (jobs.c.owner == source.owner)
         same = jobs.c.priority.is_(None) if source.priority is None else jobs.c.priority == source.priority
-        first = select(*columns).where(among, same, ready, ~stopping)
-        first = first.order_by(jobs.c.created, jobs.c.id).limit(most_of_an_owner(free))
+        own = select(*columns).where(among, same, ready, ~stopping)
+        first = own.order_by(jobs.c.created, jobs.c.id).limit(most_of_an_owner(free))
+        long = own.where(jobs.c.work.is_not(None)).order_by(jobs.c.work.desc())
+        long = long.limit(most_of_the_longest(free))
         priority = source.priority
         if priority is None:
             priority = priorities.get(source.queue, DEFAULT_PRIORITY)
-        found += [(row, priority, max(0.0, moment - row.created)) for row in connection.execute(first).all()]
-    found.sort(key=lambda each: (-each[1] - each[2] / AGEING_S, each[0].id))
-    return found[: most_candidates(free)]
+        for found, statement in ((oldest, first), (longest, long)):
+            rows = connection.execute(statement).all()
+            found += [(row, priority, max(0.0, moment - row.created)) for row in rows]
+    oldest.sort(key=lambda each: (-each[1] - each[2] / AGEING_S, each[0].id))
+    oldest = oldest[:most]
+    known = {row.id for row, _, _ in oldest}
+    return [*oldest, *(each for each in longest if each[0].id not in known)]
+
+
+def _queued_seconds(connection: Connection, closed: list[str], rates: Rates) -> float:
+    """Slot seconds of the queued jobs of open queues whose rate is known."""
+    columns = select(jobs.c.model, (jobs.c.work * (1 - jobs.c.progress)).label("work"))
+    counted = columns.where(jobs.c.state == "queued", jobs.c.queue.not_in(closed)).limit(_COUNTED).subquery()
+    by_model = select(counted.c.model, func.sum(counted.c.work)).group_by(counted.c.model)
+    return sum(rates.get(model, 0.0) * (work or 0.0) for model, work in connection.execute(by_model))
 
 
 def _estimated_seconds(row: Any, rates: Rates) -> float | None:

@@ -18,7 +18,7 @@ from jobs.db.records import Assignment, PlacedGroup
 from jobs.db.reservations import reserve
 from jobs.db.tables import attempts, jobs, members
 from jobs.scheduler.dispatcher import Surroundings, read_surroundings
-from jobs.scheduler.placement import RunningGroup, place
+from jobs.scheduler.placement import RunningGroup
 from jobs.scheduler.warm_reuse import begin_at_once
 
 _LOOKED_AT = 4
@@ -73,11 +73,11 @@ def _jobs_to_join(
     """The jobs whose turn it is, most urgent first."""
     pending = {job.job: job for job in farm.pending}
     running = list(farm.running)
-    for group in place(farm.up, running, pending.values(), farm.rules).placed:
+    for group in farm.place().placed:
         job = pending.pop(group.job)
         running.append(RunningGroup(job=job.job, owner=job.owner, queue=job.queue, slots=group.slots))
     able = alike(connection, [job.job for job in pending.values() if job.least == 1])
     waiting = [replace(job, most=1) if job.job in able else job for job in pending.values()]
     nodes = [replace(each, slots=each.slots + room) if each.name == node else each for each in farm.up]
-    placed = place(nodes, running, waiting, farm.rules).placed
+    placed = replace(farm, up=nodes, running=running, pending=waiting).place().placed
     return [group.job for group in placed if group.job in able and node in group.slots][:room]

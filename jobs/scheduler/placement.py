@@ -14,8 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jobs.db.records import PlacedGroup, QueueRules
+from jobs.scheduler.free_slots import FreeSlots
+from jobs.scheduler.pending_jobs import GroupSize, PendingJob, WaitingJobs, long_jobs_first
 
 SPREAD_S = 5.0
 """What it costs to form a group across nodes: a job whose time is known spreads where it gains more."""
@@ -49,54 +52,8 @@ class RunningGroup:
     queue: str
     slots: dict[str, int]
     ends_in: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PendingJob:
-    """A queued job. Any number of ranks from `least` to `most` gives the same image."""
-
-    job: str
-    owner: str = ""
-    queue: str = "default"
-    priority: int = 50
-    waited: float = 0.0
-    least: int = 1
-    most: int = 1
-    memory: tuple[tuple[int, int], ...] = ()
-    """(ranks, bytes), ascending: bytes per rank for so many ranks or more, loaded model included. Empty if
-    unknown, then nothing is refused."""
-    estimated_seconds: float | None = None
-    """On `least` ranks."""
-    work: float = 1.0
-    """What is left to do, in any unit that all jobs share."""
-    avoid: frozenset[str] = frozenset()
-    """Nodes on which this job has failed too often."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.least <= self.most:
-            raise ValueError(f"job {self.job}: {self.least} to {self.most} ranks is not a range")
-
-    @property
-    def sizes(self) -> list[GroupSize]:
-        """The possible group sizes as ranges of equal memory per rank, largest first."""
-        known = self.memory or ((self.least, None),)
-        begins = [(max(ranks, self.least), bytes_) for ranks, bytes_ in known if ranks <= self.most]
-        ends = [*(least - 1 for least, _ in begins[1:]), self.most]
-        sizes = [
-            GroupSize(least=least, most=most, memory_bytes=bytes_)
-            for (least, bytes_), most in zip(begins, ends, strict=True)
-            if least <= most
-        ]
-        return sizes[::-1]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupSize:
-    """`least` to `most` ranks that need `memory_bytes` each (None: unknown)."""
-
-    least: int
-    most: int
-    memory_bytes: int | None
+    most: int = 0
+    """The ranks that it may have if it begins anew; 0 if it must not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,22 +75,26 @@ def place(
     running: Iterable[RunningGroup],
     pending: Iterable[PendingJob],
     queues: Iterable[QueueRules],
+    queued_s: float = 0.0,
 ) -> Decision:
-    """Decide once, for the current state of the farm."""
+    """Decide once, for the current state of the farm.
+
+    `pending` are the queued jobs that are considered; `queued_s` are the slot seconds of all queued ones, if
+    there are more.
+    """
     state = _FarmState(nodes, list(running), {queue.name: queue for queue in queues})
-    per_owner = state.by_owner(pending)
+    candidates = list(pending)
+    queued_s = max(queued_s, sum(job.slot_seconds or 0.0 for job in candidates))
+    candidates = long_jobs_first(candidates, queued_s + state.running_s, state.slots)
+    waiting = WaitingJobs(candidates, state.order)
     placed: list[PlacedGroup] = []
     reserved_for: str | None = None
     reserved: frozenset[str] = frozenset()
-    while per_owner and (state.any_free or reserved_for is None):
-        # Sorted again each time: every placement raises its owner's share, so another owner may be next.
-        candidates = min(per_owner, key=lambda candidates: state.order(candidates[-1]))
-        job = candidates.pop()
-        if not candidates:
-            per_owner.remove(candidates)
+    while waiting and (state.any_free or reserved_for is None):
+        job = waiting.pop()
         if not state.may_start(job):
             continue
-        slots = state.fit(job, state.share(job, per_owner), reserved=reserved)
+        slots = state.fit(job, state.share(job, waiting), reserved=reserved)
         if slots is not None:
             state.take(job, slots)
             placed.append(PlacedGroup(job=job.job, slots=slots))
@@ -152,12 +113,15 @@ class _FarmState:
         self._running = running
         self._queues = queues
         self._free = {node.name: node.slots for node in nodes}
+        self._total_free = self.slots
         self._used: dict[tuple[str, str], int] = {}
         self._groups: dict[str, int] = {}
-        for group in running:
-            self._account(group.queue, group.owner, group.slots)
+        self._by_need: dict[Any, list[tuple[FreeSlots, frozenset[str], GroupSize]]] = {}
+        """Of jobs that need the same: the free slots of each choice of nodes, kept up to date by `take`."""
         self._wait: dict[str, float | None] = {}
         """Seconds until a reserved node is needed; None if unknown."""
+        for group in running:
+            self._account(group.queue, group.owner, group.slots)
 
     def order(self, job: PendingJob) -> tuple[float, float, float, str]:
         """Sort key: priority with ageing, then the owner with the least weighted use, then waiting time."""
@@ -166,17 +130,18 @@ class _FarmState:
         points = job.priority + job.waited // AGEING_S
         return -points, share, -job.waited, job.job
 
-    def by_owner(self, pending: Iterable[PendingJob]) -> list[list[PendingJob]]:
-        """The jobs of each owner in each queue, the next one last. The order within a list is fixed: all its
-        jobs have the same share."""
-        found: dict[tuple[str, str], list[PendingJob]] = {}
-        for job in sorted(pending, key=self.order, reverse=True):
-            found.setdefault((job.queue, job.owner), []).append(job)
-        return list(found.values())
+    @property
+    def slots(self) -> int:
+        return sum(node.slots for node in self._nodes.values())
+
+    @property
+    def running_s(self) -> float:
+        """Slot seconds that the running groups still need, as far as they are known."""
+        return sum((group.ends_in or 0.0) * sum(group.slots.values()) for group in self._running)
 
     @property
     def any_free(self) -> bool:
-        return any(count > 0 for count in self._free.values())
+        return self._total_free > 0
 
     def may_start(self, job: PendingJob) -> bool:
         """True if the queue is open and below its limit."""
@@ -186,83 +151,84 @@ class _FarmState:
         """True if it fits while nothing else runs."""
         return any(self._is_large_enough(*each) for each in self._eligible(job, job.sizes))
 
-    def share(self, job: PendingJob, waiting: Sequence[Sequence[PendingJob]]) -> int:
+    def share(self, job: PendingJob, waiting: WaitingJobs) -> int:
         """The ranks that a job may have: all free slots if nobody waits, else its share by work, but never
-        fewer than `least`. Of the `waiting` jobs (the next one of each list is its last) those of a lower
-        priority do not count."""
+        fewer than `least`. Of the `waiting` jobs those of a lower priority do not count, and no more of a
+        queue than its limit allows."""
         if job.least == job.most:
             return job.most
-        free = sum(count for count in self._free.values() if count > 0)
-        others = self._startable(job, waiting, free)
-        total = job.work + sum(other.work for other in others)
-        taken = sum(min(other.most, free * other.work / total) for other in others)
+        free = self._total_free
+        others = waiting.startable(job.priority, free, self._room_beside(job))
+        total = job.work + sum(other.work * count for other, count in others)
+        taken = sum(min(other.most, free * other.work / total) * count for other, count in others)
         return max(job.least, min(job.most, int(free - taken + 1e-9)))
 
-    def _startable(
-        self, job: PendingJob, waiting: Sequence[Sequence[PendingJob]], free: int
-    ) -> list[PendingJob]:
-        """The other jobs that could start on the free slots, as far as the limits of their queues allow."""
+    def _room_beside(self, job: PendingJob) -> dict[str, int]:
+        """How many groups each queue with a limit, or a closed one, may start beside this job's."""
         groups = self._groups | {job.queue: self._groups.get(job.queue, 0) + 1}
-        found = []
-        for candidates in waiting:
-            for other in reversed(candidates):
-                if other.priority < job.priority or other.least > free:
-                    continue
-                count = groups.get(other.queue, 0)
-                if self._queue(other).accepts(count):
-                    groups[other.queue] = count + 1
-                    found.append(other)
-        return found
+        return {
+            name: 0 if not queue.open or queue.limit is None else max(0, queue.limit - groups.get(name, 0))
+            for name, queue in self._queues.items()
+            if not queue.open or queue.limit is not None
+        }
 
     def fit(self, job: PendingJob, share: int, reserved: frozenset[str]) -> dict[str, int] | None:
         """Free slots for the whole group of up to `share` ranks on as few nodes as possible, or None. More
         than `share` only where memory asks for it."""
-        eligible = self._eligible(job, job.sizes)
-        for names, size in eligible:
-            if size.least <= share and (slots := self._fit_on(job, size, share, names, reserved)):
+        eligible = self._free_slots(job)
+        for free, size in eligible:
+            if size.least <= share and (slots := self._fit_on(job, size, share, free, reserved)):
                 return slots
-        for names, size in reversed(eligible):
-            if size.least > share and (slots := self._fit_on(job, size, size.least, names, reserved)):
+        for free, size in reversed(eligible):
+            if size.least > share and (slots := self._fit_on(job, size, size.least, free, reserved)):
                 return slots
         return None
 
-    def _may_use(self, job: PendingJob, name: str, reserved: frozenset[str]) -> bool:
-        return self._free[name] > 0 and (name not in reserved or self._ends_in_time(job, name))
+    def _free_slots(self, job: PendingJob) -> list[tuple[FreeSlots, GroupSize]]:
+        """The free slots of the candidate nodes; those of jobs that need the same are looked up once."""
+        key = (job.least, job.most, job.memory, job.avoid)
+        if key not in self._by_need:
+            self._by_need[key] = [
+                (FreeSlots({name: self._free[name] for name in names}), frozenset(names), size)
+                for names, size in self._eligible(job, job.sizes)
+            ]
+        return [(free, size) for free, _, size in self._by_need[key]]
 
     def _fit_on(
-        self, job: PendingJob, size: GroupSize, share: int, among: list[str], reserved: frozenset[str]
+        self, job: PendingJob, size: GroupSize, share: int, free: FreeSlots, reserved: frozenset[str]
     ) -> dict[str, int] | None:
-        names = [name for name in among if self._may_use(job, name, reserved)]
-        free = sum(self._free[name] for name in names)
-        if free < size.least:
-            return None
+        def may_use(name: str) -> bool:
+            return name not in reserved or self._ends_in_time(job, name)
+
         wanted = min(size.most, share)
         # Best is one node that holds all, with the fewest free slots; else the emptiest nodes, so the fewest.
-        single = [name for name in names if self._free[name] >= wanted]
-        if single:
-            return {min(single, key=lambda name: (self._free[name], name)): wanted}
-        emptiest = sorted(names, key=lambda name: (-self._free[name], name))
-        alone = self._free[emptiest[0]]
-        if alone >= size.least and not _spreading_pays(job, alone, min(wanted, free)):
-            return {emptiest[0]: alone}
+        single = free.smallest(wanted, may_use)
+        if single is not None:
+            return {single: wanted}
         slots: dict[str, int] = {}
-        left = wanted
-        for name in emptiest:
-            if left == 0:
+        for name, count in free.emptiest_first(may_use):
+            slots[name] = min(count, wanted - sum(slots.values()))
+            if sum(slots.values()) == wanted:
                 break
-            slots[name] = min(left, self._free[name])
-            left -= slots[name]
+        ranks = sum(slots.values())
+        if ranks < size.least:
+            return None
+        emptiest = next(iter(slots))
+        alone = slots[emptiest]
+        if alone >= size.least and not _spreading_pays(job, alone, ranks):
+            return {emptiest: alone}
         return slots
 
     def reserve(self, job: PendingJob) -> frozenset[str]:
         """The nodes to reserve for a job that does not fit: those that become free first."""
         fewest_first = self._eligible(job, job.sizes[::-1])
         large, size = next(each for each in fewest_first if self._is_large_enough(*each))
-        soonest = sorted(large, key=lambda name: (self._free_in(name), name))
+        free_in = self._free_in()
+        soonest = sorted(large, key=lambda name: (free_in[name], name))
         chosen: list[str] = []
         while sum(self._nodes[name].slots for name in chosen) < size.least:
             chosen.append(soonest[len(chosen)])
-        until = max(self._free_in(name) for name in chosen)
+        until = max(free_in[name] for name in chosen)
         self._wait = dict.fromkeys(chosen, None if until == float("inf") else until)
         return frozenset(chosen)
 
@@ -277,9 +243,17 @@ class _FarmState:
     def _account(self, queue: str, owner: str, slots: dict[str, int]) -> None:
         for name, count in slots.items():
             if name in self._free:
-                self._free[name] -= count
+                self._set_free(name, self._free[name] - count)
         self._used[queue, owner] = self._used.get((queue, owner), 0) + sum(slots.values())
         self._groups[queue] = self._groups.get(queue, 0) + 1
+
+    def _set_free(self, name: str, count: int) -> None:
+        for choices in self._by_need.values():
+            for free, names, _ in choices:
+                if name in names:
+                    free.change(name, self._free[name], count)
+        self._total_free += max(0, count) - max(0, self._free[name])
+        self._free[name] = count
 
     def _queue(self, job: PendingJob) -> QueueRules:
         return self._queues.get(job.queue) or QueueRules(name=job.queue)
@@ -300,10 +274,15 @@ class _FarmState:
     def _is_large_enough(self, names: list[str], size: GroupSize) -> bool:
         return sum(self._nodes[name].slots for name in names) >= size.least
 
-    def _free_in(self, name: str) -> float:
-        """Seconds until all of the node's slots are free."""
-        ends = [group.ends_in for group in self._running if group.slots.get(name)]
-        return max((float("inf") if end is None else end for end in ends), default=0.0)
+    def _free_in(self) -> dict[str, float]:
+        """Seconds until all slots of each node are free."""
+        found = dict.fromkeys(self._nodes, 0.0)
+        for group in self._running:
+            ends_in = float("inf") if group.ends_in is None else group.ends_in
+            for name, count in group.slots.items():
+                if count and name in found:
+                    found[name] = max(found[name], ends_in)
+        return found
 
     def _ends_in_time(self, job: PendingJob, name: str) -> bool:
         until = self._wait[name]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from bisect import insort
-from collections import Counter
+from bisect import bisect_left, insort
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from jobs.db.records import QueueRules
 from jobs.db.time_window import TimeWindow
-from jobs.scheduler.dispatcher import most_candidates, most_of_an_owner
-from jobs.scheduler.placement import AGEING_S, Decision, Node, PendingJob, RunningGroup, place
+from jobs.scheduler.dispatcher import most_candidates, most_of_an_owner, most_of_the_longest
+from jobs.scheduler.pending_jobs import PendingJob
+from jobs.scheduler.placement import AGEING_S, Decision, Node, RunningGroup, place
+from jobs.scheduler.regrouping import jobs_to_regroup
 from jobs.simulation.workload import Workload
 
 
@@ -67,6 +69,28 @@ class Queue:
         return replace(self.rules, open=is_open)
 
 
+class QueuedJobs:
+    """The queued jobs of one queue, owner and priority, in two orders; there may be a hundred thousand."""
+
+    def __init__(self) -> None:
+        self._oldest: list[tuple[float, str, Job]] = []
+        self._longest: list[tuple[float, str, Job]] = []
+
+    def add(self, job: Job) -> None:
+        insort(self._oldest, (job.created, job.name, job))
+        insort(self._longest, (-job.remaining_s(1), job.name, job))
+
+    def remove(self, job: Job) -> None:
+        del self._oldest[bisect_left(self._oldest, (job.created, job.name, job))]
+        del self._longest[bisect_left(self._longest, (-job.remaining_s(1), job.name, job))]
+
+    def oldest(self, most: int) -> list[Job]:
+        return [job for _, _, job in self._oldest[:most]]
+
+    def longest(self, most: int) -> list[Job]:
+        return [job for _, _, job in self._longest[:most]]
+
+
 @dataclass(kw_only=True)
 class SimulatedFarm:
     """The state between two events."""
@@ -78,18 +102,22 @@ class SimulatedFarm:
     """By job name; changed by `begin` and `end`."""
     _held: Counter[str] = field(default_factory=Counter)
     """Slots of each node that groups hold, kept up to date: a farm may have thousands of groups."""
-    _pending: dict[tuple[str, str, int], list[tuple[float, str, Job]]] = field(default_factory=dict)
-    """By queue, owner and priority; the oldest first."""
+    _queued: dict[tuple[str, str, int], QueuedJobs] = field(default_factory=dict)
+    """By queue, owner and priority."""
+    _queued_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Slot seconds of the queued jobs, by queue."""
 
     def add(self, job: Job) -> None:
         """Queue a job, for the first time or again."""
-        insort(
-            self._pending.setdefault((job.queue, job.owner, job.priority), []), (job.created, job.name, job)
-        )
+        self._queued.setdefault((job.queue, job.owner, job.priority), QueuedJobs()).add(job)
+        self._queued_s[job.queue] += job.remaining_s(1)
 
     def begin(self, group: Group) -> None:
-        """A group takes its slots."""
-        self.groups[group.job.name] = group
+        """A group of a queued job takes its slots."""
+        job = group.job
+        self._queued[job.queue, job.owner, job.priority].remove(job)
+        self._queued_s[job.queue] -= job.remaining_s(1)
+        self.groups[job.name] = group
         self._held.update(group.slots)
 
     def end(self, group: Group) -> None:
@@ -102,22 +130,21 @@ class SimulatedFarm:
         return {name: self.nodes[name].slots - self._held[name] for name in nodes}
 
     def place(self, moment: float) -> Decision:
-        """A round of the scheduler. Takes the placed jobs out of the pending ones."""
+        """A round of the scheduler: which queued jobs begin now."""
         up = [node for node in self.nodes.values() if node.name not in self.down]
         free = sum(self.free_slots(node.name for node in up).values())
         if free == 0:
             return Decision(placed=())
         rules = [queue.rules_at(moment) for queue in self.queues.values()]
-        decision = place(up, self._running(moment), self._candidates(moment, rules, free), rules)
-        self._take({group.job for group in decision.placed}, most_of_an_owner(free))
-        return decision
+        groups = Counter(group.job.queue for group in self.groups.values())
+        closed = {queue.name for queue in rules if not queue.accepts(groups[queue.name])}
+        queued_s = sum(seconds for name, seconds in self._queued_s.items() if name not in closed)
+        return place(up, self._running(moment), self._candidates(moment, closed, free), rules, queued_s)
 
-    def _take(self, names: set[str], most: int) -> None:
-        """Remove jobs that are among the first `most` of their lists; the rest may be many."""
-        for key, found in self._pending.items():
-            head = [each for each in found[:most] if each[1] not in names]
-            if len(head) < min(len(found), most):
-                self._pending[key] = head + found[most:]
+    def regroup(self, moment: float) -> list[Group]:
+        """The groups that end so that their jobs begin anew on more slots."""
+        up = [node for node in self.nodes.values() if node.name not in self.down]
+        return [self.groups[each.job] for each in jobs_to_regroup(up, self._running(moment))]
 
     def _running(self, moment: float) -> Iterable[RunningGroup]:
         return [
@@ -127,21 +154,20 @@ class SimulatedFarm:
                 queue=group.job.queue,
                 slots=group.slots,
                 ends_in=group.ends - moment,
+                most=group.job.most if group.begins <= moment < group.ends and not group.lost else 0,
             )
             for name, group in self.groups.items()
         ]
 
-    def _candidates(self, moment: float, rules: list[QueueRules], free: int) -> list[PendingJob]:
-        groups = Counter(group.job.queue for group in self.groups.values())
-        closed = {queue.name for queue in rules if not queue.accepts(groups[queue.name])}
-        found = [
-            job
-            for (queue, _, _), jobs in self._pending.items()
-            if queue not in closed
-            for _, _, job in jobs[: most_of_an_owner(free)]
-        ]
-        found.sort(key=lambda job: (-job.priority - (moment - job.created) / AGEING_S, job.name))
-        return [_pending_job(job, moment) for job in found[: most_candidates(free)]]
+    def _candidates(self, moment: float, closed: set[str], free: int) -> list[PendingJob]:
+        """What the dispatcher would consider."""
+        open_ = [jobs for (queue, _, _), jobs in self._queued.items() if queue not in closed]
+        oldest = [job for jobs in open_ for job in jobs.oldest(most_of_an_owner(free))]
+        oldest.sort(key=lambda job: (-job.priority - (moment - job.created) / AGEING_S, job.name))
+        found = {job.name: job for job in oldest[: most_candidates(free)]}
+        for jobs in open_:
+            found |= {job.name: job for job in jobs.longest(most_of_the_longest(free))}
+        return [_pending_job(job, moment) for job in found.values()]
 
 
 def _pending_job(job: Job, moment: float) -> PendingJob:

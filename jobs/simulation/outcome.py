@@ -29,7 +29,7 @@ class Outcome:
     slots: int
     makespan_s: float
     useful_slot_s: float
-    """Evaluations and decoding alone."""
+    """What one rank would need for the images: its model calls and decoding, without starts and waiting."""
     held_slot_s: float
     """Slots that groups held, ranks that waited for others included."""
     lost_slot_s: float

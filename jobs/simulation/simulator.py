@@ -59,6 +59,8 @@ class Simulator:
             self._rounds.append(time.perf_counter() - round_began)
             for placed in decision.placed:
                 self._begin(by_name[placed.job], placed)
+            if not decision.placed and decision.reserved_for is None:
+                self._regroup()
             on_progress(self._done, len(self.jobs))
         return self._outcome(time.perf_counter() - began)
 
@@ -106,6 +108,12 @@ class Simulator:
         self._lost_slot_s += (rendered - kept) * group.ranks
         self._release(group)
         self.farm.add(group.job)
+
+    def _regroup(self) -> None:
+        """Jobs that begin anew on more slots are placed in the next round."""
+        for group in self.farm.regroup(self._now):
+            self._stop(group)
+            self._at(self._now + self.round_s, lambda: None)
 
     def _release(self, group: Group) -> None:
         self._held_slot_s += (self._now - group.placed) * group.ranks

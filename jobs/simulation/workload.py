@@ -47,7 +47,7 @@ class Workload(Protocol):
     model: str
 
     def useful_s(self) -> float:
-        """Slot seconds of evaluations and decoding alone, however many ranks share them."""
+        """Slot seconds of one rank: its evaluations, its model calls and decoding."""
         ...
 
     def seconds(self, ranks: int) -> float:
@@ -63,11 +63,11 @@ class PlannedWorkload:
         self._seconds: dict[int, float] = {}
 
     def useful_s(self) -> float:
-        plan = self._plan(1)
-        evaluations = sum(
-            _window_share(stage.work, self._times) for stage in plan.stages
-        )  # `work` counts the latents of all evaluations of all steps
-        return evaluations * self._times.evaluation_s + self._decode_s()
+        stages = self._plan(1).stages
+        # `work` counts the latents of all evaluations of all steps.
+        evaluations = sum(_window_share(stage.work, self._times) for stage in stages)
+        calls = sum(stage.model_calls for stage in stages)
+        return evaluations * self._times.evaluation_s + calls * self._times.call_s + self._decode_s()
 
     def seconds(self, ranks: int) -> float:
         if ranks not in self._seconds:

@@ -13,7 +13,8 @@ from jobs.db.state_machine import change_state
 from jobs.db.submission import BatchItem, JobOptions, submit
 from jobs.db.tables import jobs
 from jobs.scheduler.dispatcher import dispatch
-from jobs.scheduler.placement import Node, PendingJob, place
+from jobs.scheduler.pending_jobs import PendingJob
+from jobs.scheduler.placement import Node, place
 from jobs.scheduler.warm_reuse import finish_and_take_next
 from render.spec import Spec
 

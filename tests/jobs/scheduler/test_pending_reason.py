@@ -15,8 +15,9 @@ from jobs.db.tables import jobs, nodes
 from jobs.estimate import estimate
 from jobs.scheduler.capacity import cannot_run, find_impossible_jobs
 from jobs.scheduler.dispatcher import dispatch
+from jobs.scheduler.pending_jobs import PendingJob
 from jobs.scheduler.pending_reason import pending_reason
-from jobs.scheduler.placement import Node, PendingJob, place
+from jobs.scheduler.placement import Node, place
 from render.spec import Spec
 
 

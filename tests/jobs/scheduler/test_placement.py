@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.db.records import QueueRules
-from jobs.scheduler.placement import Decision, Node, PendingJob, RunningGroup, fits, place
+from jobs.scheduler.pending_jobs import PendingJob
+from jobs.scheduler.placement import Decision, Node, RunningGroup, fits, place
 
 TWO = [Node(name="a", slots=2), Node(name="b", slots=2)]
 

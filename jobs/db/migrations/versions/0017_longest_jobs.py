@@ -1,0 +1,18 @@
+"""An index that finds the longest queued jobs"""
+
+from alembic import op
+
+revision = "0017"
+down_revision = "0016"
+branch_labels = None
+depends_on = None
+
+_NAME, _COLUMNS = "ix_jobs_state_queue_owner_priority_work", ["state", "queue", "owner", "priority", "work"]
+
+
+def upgrade() -> None:
+    op.create_index(_NAME, "jobs", _COLUMNS)
+
+
+def downgrade() -> None:
+    op.drop_index(_NAME, "jobs")
