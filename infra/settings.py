@@ -91,6 +91,8 @@ class Settings(BaseSettings):
     """Largest size of a node's cache of the farm's models, in GiB."""
     text_encoder: str = "auto"
     """Where text encoders are between two prompts: gpu, cpu, free or auto (`jobs.text_encoder`)."""
+    regroup_gain_s: Seconds = 60.0
+    """Seconds by which a running job must end sooner to begin anew on more slots."""
     warm_s: Seconds = 20.0
     """Seconds for which an idle group keeps its model loaded."""
     stop_s: Seconds = 15.0

@@ -249,7 +249,8 @@ class Agent:
         # Right after the database was away all leases look old; their holders get the time to renew them.
         steady = started - self._steady_since > LEASE_S
         lost = self.metrics.count_lost
-        placed = dispatch(self.farm.database, self.name, sweeping=steady, on_lost=lost)
+        gain = self.farm.settings.regroup_gain_s
+        placed = dispatch(self.farm.database, self.name, sweeping=steady, on_lost=lost, regroup_gain_s=gain)
         ended = time.monotonic()
         # Counted from the end: on a slow machine the others, who renew leases, get at the database too.
         self._dispatch_at = ended + _ROUND_S

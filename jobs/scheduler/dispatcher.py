@@ -22,14 +22,14 @@ from jobs.db.state_machine import change_states
 from jobs.db.tables import attempts, jobs, nodes, queues
 from jobs.scheduler.pending_jobs import PendingJob
 from jobs.scheduler.placement import AGEING_S, Decision, Node, RunningGroup, place
-from jobs.scheduler.regrouping import jobs_to_regroup
+from jobs.scheduler.regrouping import REGROUP_GAIN_S, jobs_to_regroup
 
 LEASE_S = 5.0
 Notification = tuple[str, str, int]
 """(node, attempt, fence)"""
 _PER_OWNER, _MAX_CANDIDATES = 64, 500
 _LONGEST = 8
-_COUNTED = 5_000
+_COUNTED = 1_000
 """Queued jobs whose slot seconds are added up. If there are more, some long jobs start before they must."""
 
 
@@ -55,12 +55,14 @@ def dispatch(
     sweeping: bool = True,
     moment: float | None = None,
     on_lost: Callable[[str], None] = lambda node: None,
+    regroup_gain_s: float = REGROUP_GAIN_S,
 ) -> list[Notification]:
     """One round, if `holder` has or gets the dispatcher's lease. Returns the notifications to send.
 
     Without `sweeping` no attempt is declared lost: right after a database outage all leases look expired.
     `moment` is the time at which the queues' time windows are evaluated, in seconds since the epoch; default
-    now. `on_lost` is called with the name of the node of each lost attempt.
+    now. `on_lost` is called with the name of the node of each lost attempt. A running job that would end
+    `regroup_gain_s` sooner on more slots may begin anew.
     """
     with database.write() as connection:
         if not hold_lease(connection, DISPATCHER, holder, LEASE_S):
@@ -75,15 +77,15 @@ def dispatch(
         groups = decision.placed
         taken = reserve(connection, groups, lambda group: f"placed on {', '.join(group.slots)}")
         if not groups and decision.reserved_for is None:
-            _regroup(connection, farm)
+            _regroup(connection, farm, regroup_gain_s)
         return [(node, *taken[group.job]) for group in groups if group.job in taken for node in group.slots]
 
 
-def _regroup(connection: Connection, farm: Surroundings) -> None:
+def _regroup(connection: Connection, farm: Surroundings, gain_s: float) -> None:
     """Let jobs begin anew on slots that no job waits for."""
     reasons = {
         each.job: f"goes on with {each.ranks} ranks or more in place of {each.now}, since slots are free"
-        for each in jobs_to_regroup(farm.up, farm.running)
+        for each in jobs_to_regroup(farm.up, farm.running, gain_s)
     }
     if reasons:
         lock_placement(connection)

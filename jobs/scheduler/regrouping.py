@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from jobs.scheduler.placement import Node, RunningGroup
 
-LEAST_GAIN_S = 60.0
-"""A job begins anew where it ends so much sooner; the start of a group takes part of it."""
+REGROUP_GAIN_S = 60.0
+"""A job begins anew where it ends so much sooner; the start of its new group takes part of it."""
 _EFFICIENCY = 0.7
 """Of added ranks: windows do not divide evenly among them."""
 
@@ -28,8 +28,10 @@ class Regrouping:
     now: int
 
 
-def jobs_to_regroup(nodes: Sequence[Node], running: Iterable[RunningGroup]) -> list[Regrouping]:
-    """The running jobs that gain from more of the free slots, those that end last first.
+def jobs_to_regroup(
+    nodes: Sequence[Node], running: Iterable[RunningGroup], gain_s: float = REGROUP_GAIN_S
+) -> list[Regrouping]:
+    """The running jobs that end `gain_s` sooner on more of the free slots, those that end last first.
 
     Each at least doubles its ranks, so that a job begins anew a few times at most.
     """
@@ -49,7 +51,7 @@ def jobs_to_regroup(nodes: Sequence[Node], running: Iterable[RunningGroup]) -> l
         if kind is None or not ranks:
             continue
         wanted = min(group.most, ranks + free[kind])
-        if wanted >= 2 * ranks and _gain(group, ranks, wanted) >= LEAST_GAIN_S:
+        if wanted >= 2 * ranks and _gain(group, ranks, wanted) >= gain_s:
             free[kind] -= ranks
             found.append(Regrouping(job=group.job, ranks=2 * ranks, now=ranks))
     return found

@@ -18,7 +18,7 @@ from jobs.db.submission import BatchItem, JobOptions, submit
 from jobs.db.tables import jobs
 from jobs.scheduler.dispatcher import dispatch
 from jobs.scheduler.placement import Node, RunningGroup
-from jobs.scheduler.regrouping import LEAST_GAIN_S, jobs_to_regroup
+from jobs.scheduler.regrouping import REGROUP_GAIN_S, jobs_to_regroup
 from render.spec import Spec
 
 NODES = [Node(name="a", slots=4), Node(name="b", slots=4)]
@@ -43,7 +43,7 @@ def test_the_job_that_ends_last_gets_what_is_free() -> None:
 
 
 def test_a_job_that_gains_nothing_stays() -> None:
-    assert chosen(group("ends soon", {"a": 1}, LEAST_GAIN_S)) == {}
+    assert chosen(group("ends soon", {"a": 1}, REGROUP_GAIN_S)) == {}
     assert chosen(group("no estimate", {"a": 1}, None)) == {}
     assert chosen(group("fixed, or not rendering", {"a": 1}, 1000, most=0)) == {}
     assert chosen(group("as many as it can use", {"a": 2}, 1000, most=3)) == {}
