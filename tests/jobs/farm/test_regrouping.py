@@ -15,7 +15,7 @@ from tests.support.cli import wait_until
 from tests.support.machines import Machines
 from tests.support.oracle import roots_of
 
-SPEC = {"prompt": "a vase", "seed": 3, "width": 256, "height": 256, "steps": 300, "dtype": "float32"}
+SPEC = {"prompt": "a vase", "seed": 3, "width": 256, "height": 256, "steps": 150, "dtype": "float32"}
 
 
 @pytest.mark.slow
