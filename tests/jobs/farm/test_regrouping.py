@@ -31,8 +31,8 @@ def test_a_running_job_goes_on_with_the_slots_of_another_node(tmp_path: Path) ->
             work = connection.execute(select(jobs.c.work)).scalar_one()
             record_rate(connection, "builtin", "cpu", work, 3600.0)
         farm.boot("n2")
-        wait_until(lambda: _ranks(database) == [1, 2], 120)
-        assert farm.wait("done", 300)["root"] == roots_of({job: SPEC}, tmp_path)[job]
+        wait_until(lambda: _ranks(database) == [1, 2], 300)
+        assert farm.wait("done", 600)["root"] == roots_of({job: SPEC}, tmp_path)[job]
         row = farm.job()
         assert (row["attempts"], row["losses"]) == (0, 0), "a regrouping is no failure"
     finally:
