@@ -84,7 +84,7 @@ def dispatch(
 def _regroup(connection: Connection, farm: Surroundings, gain_s: float) -> None:
     """Let jobs begin anew on slots that no job waits for."""
     reasons = {
-        each.job: f"goes on with {each.ranks} ranks or more in place of {each.now}, since slots are free"
+        each.job: f"goes on with {each.ranks} ranks in place of {each.now}, since slots are free"
         for each in jobs_to_regroup(farm.up, farm.running, gain_s)
     }
     if reasons:
@@ -152,33 +152,44 @@ def nodes_up(connection: Connection, *, usable: bool = True) -> list[Node]:
 
 def running_groups(connection: Connection, rates: Rates) -> list[RunningGroup]:
     """The groups that hold slots now. Of images that share a slot, all but the first hold none."""
+    names = (
+        "id",
+        "owner",
+        "queue",
+        "least_ranks",
+        "most_ranks",
+        "memory",
+        "model",
+        "work",
+        "progress",
+        "state",
+    )
     statement = (
-        select(
-            attempts.c.id,
-            attempts.c.job,
-            *(
-                jobs.c[name]
-                for name in ("owner", "queue", "model", "work", "progress", "state", "most_ranks")
-            ),
-        )
+        select(attempts.c.id.label("attempt"), *(jobs.c[name] for name in names))
         .join(jobs, jobs.c.id == attempts.c.job)
         .where(attempts.c.ended.is_(None))
     )
     slots, found = slots_held(connection), []
     for row in connection.execute(statement):
         left = slot_seconds_left(rates, row.model, row.work, row.progress)
-        held = {node: len(own) for node, own in slots.get(row.id, {}).items()}
+        held = {node: len(own) for node, own in slots.get(row.attempt, {}).items()}
         found.append(
             RunningGroup(
-                job=row.job,
+                job=row.id,
                 owner=row.owner,
                 queue=row.queue,
                 slots=held,
                 ends_in=None if left is None else left / max(1, sum(held.values())),
-                most=row.most_ranks if row.state == "rendering" else 0,
+                anew=_anew(row, left) if row.state == "rendering" else None,
             )
         )
     return found
+
+
+def _anew(row: Any, left: float | None) -> PendingJob:
+    """What is left of a job that has rendered, as a queued one."""
+    seconds = None if left is None else left / int(row.least_ranks)
+    return pending_job(row, estimated_seconds=seconds, work=(row.work or 1.0) * (1 - row.progress))
 
 
 def _pending_jobs(

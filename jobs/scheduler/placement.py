@@ -52,8 +52,8 @@ class RunningGroup:
     queue: str
     slots: dict[str, int]
     ends_in: float | None = None
-    most: int = 0
-    """The ranks that it may have if it begins anew; 0 if it must not."""
+    anew: PendingJob | None = None
+    """What is left of its job if the group ends; None if it must not end now."""
 
 
 @dataclass(frozen=True, kw_only=True)

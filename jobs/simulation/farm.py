@@ -144,7 +144,10 @@ class SimulatedFarm:
     def regroup(self, moment: float) -> list[Group]:
         """The groups that end so that their jobs begin anew on more slots."""
         up = [node for node in self.nodes.values() if node.name not in self.down]
-        return [self.groups[each.job] for each in jobs_to_regroup(up, self._running(moment))]
+        running = [
+            replace(each, anew=self._anew(self.groups[each.job], moment)) for each in self._running(moment)
+        ]
+        return [self.groups[each.job] for each in jobs_to_regroup(up, running)]
 
     def _running(self, moment: float) -> Iterable[RunningGroup]:
         return [
@@ -154,10 +157,13 @@ class SimulatedFarm:
                 queue=group.job.queue,
                 slots=group.slots,
                 ends_in=group.ends - moment,
-                most=group.job.most if group.begins <= moment < group.ends and not group.lost else 0,
             )
             for name, group in self.groups.items()
         ]
+
+    def _anew(self, group: Group, moment: float) -> PendingJob | None:
+        rendering = group.begins <= moment < group.ends and not group.lost
+        return _pending_job(group.job, moment) if rendering else None
 
     def _candidates(self, moment: float, closed: set[str], free: int) -> list[PendingJob]:
         """What the dispatcher would consider."""

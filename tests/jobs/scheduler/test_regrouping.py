@@ -17,6 +17,7 @@ from jobs.db.state_machine import change_state
 from jobs.db.submission import BatchItem, JobOptions, submit
 from jobs.db.tables import jobs
 from jobs.scheduler.dispatcher import dispatch
+from jobs.scheduler.pending_jobs import PendingJob
 from jobs.scheduler.placement import Node, RunningGroup
 from jobs.scheduler.regrouping import REGROUP_GAIN_S, jobs_to_regroup
 from render.spec import Spec
@@ -25,7 +26,9 @@ NODES = [Node(name="a", slots=4), Node(name="b", slots=4)]
 
 
 def group(name: str, slots: dict[str, int], ends_in: float | None, most: int = 8) -> RunningGroup:
-    return RunningGroup(job=name, owner="", queue="default", slots=slots, ends_in=ends_in, most=most)
+    left = None if ends_in is None else ends_in * sum(slots.values())
+    anew = PendingJob(job=name, most=most, estimated_seconds=left) if most else None
+    return RunningGroup(job=name, owner="", queue="default", slots=slots, ends_in=ends_in, anew=anew)
 
 
 def chosen(*groups: RunningGroup, nodes: list[Node] = NODES) -> dict[str, int]:
@@ -47,12 +50,14 @@ def test_a_job_that_gains_nothing_stays() -> None:
     assert chosen(group("no estimate", {"a": 1}, None)) == {}
     assert chosen(group("fixed, or not rendering", {"a": 1}, 1000, most=0)) == {}
     assert chosen(group("as many as it can use", {"a": 2}, 1000, most=3)) == {}
+    soon = group("would not be spread over nodes", {"a": 4}, 4)
+    assert jobs_to_regroup(NODES, [soon], gain_s=1) == []
 
 
 def test_slots_of_another_kind_are_no_use() -> None:
     nodes = [NODES[0], replace(NODES[1], device="cuda")]
     assert chosen(group("x", {"a": 3}, 1000), nodes=nodes) == {}
-    assert chosen(group("x", {"a": 2}, 1000), nodes=nodes) == {"x": 4}
+    assert chosen(group("x", {"b": 2}, 1000), nodes=nodes) == {"x": 4}
 
 
 @given(
@@ -66,7 +71,7 @@ def test_no_more_is_promised_than_is_free(drawn: list[tuple[int, int, float, int
     found = jobs_to_regroup(nodes, groups)
     free = 32 - sum(sum(each.slots.values()) for each in groups)
     assert sum(each.ranks - each.now for each in found) <= free
-    assert all(each.ranks <= groups[int(each.job)].most for each in found)
+    assert all(2 * each.now <= each.ranks <= drawn[int(each.job)][3] for each in found)
 
 
 def test_a_job_of_a_farm_stops_and_goes_on_with_all_slots(database: Database) -> None:
@@ -85,7 +90,7 @@ def test_a_job_of_a_farm_stops_and_goes_on_with_all_slots(database: Database) ->
         record_rate(connection, model, "cpu", 1.0, 1.0)
     assert dispatch(database, "a") == []
     row = _row(database)
-    assert row.state == "queued" and row.reason.startswith("goes on with 2 ranks or more in place of 1")
+    assert row.state == "queued" and row.reason.startswith("goes on with 4 ranks in place of 1")
     assert dispatch(database, "a") == [], "its group is writing its checkpoint"
     with database.write() as connection:
         release(connection, part)
