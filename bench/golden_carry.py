@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from bench.golden_specs import golden_specs
 from bench.golden_tree import CommandFailed, Tree, end
 
@@ -84,17 +86,22 @@ def _image_checks(old: Tree, new: Tree, specs: dict[str, Any], folder: Path) -> 
         ours, theirs = (
             _exported(tree, image, tree.scratch / f"export-{name}", target) for tree in (old, new)
         )
-        detail = f"{', '.join(sorted(theirs))} as the old version writes it"
+        detail = f"{', '.join(sorted(theirs))} with the pixels of the old version"
         yield Check(f"image {name}: export", ours == theirs != {}, detail)
         again = new.call("render", "--spec", str(spec), "--ranks", "1", "--out", str(image))
         kept = again["already"] is True and again["root"] == before["root"] and _files(image) == written
         yield Check(f"image {name}: rendered again", kept, "says that it is done, touches no file")
 
 
-def _exported(tree: Tree, image: Path, folder: Path, target: str) -> dict[str, bytes]:
+def _exported(tree: Tree, image: Path, folder: Path, target: str) -> dict[str, tuple[Any, ...]]:
+    """Mode, size and pixels of each file: what is written beside them, as the prompt, is up to the version."""
     folder.mkdir()
     tree.run("export", str(image), str(folder / target))
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    found = {}
+    for file in folder.iterdir():
+        with Image.open(file) as picture:
+            found[file.name] = (picture.mode, picture.size, picture.tobytes())
+    return found
 
 
 def _step_checks(
