@@ -94,7 +94,7 @@ def _image_checks(old: Tree, new: Tree, specs: dict[str, Any], folder: Path) -> 
 
 
 def _exported(tree: Tree, image: Path, folder: Path, target: str) -> dict[str, tuple[Any, ...]]:
-    """Mode, size and pixels of each file: what is written beside them, as the prompt, is up to the version."""
+    """Mode, size and pixels of each file; what is written beside them, as the prompt, may change."""
     folder.mkdir()
     tree.run("export", str(image), str(folder / target))
     found = {}
