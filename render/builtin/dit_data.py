@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -128,11 +128,15 @@ class Encoder:
                 return padded
 
 
+_encoder = cache(Encoder)
+"""One for each process."""
+
+
 def draw_shard(out: Path, count: int, seed: int, shard: int) -> int:
     """Draw and encode `count` photographs, and write them grouped by size; a shard that is there is kept."""
     if list(out.glob(f"shard{shard:04d}_*.npz")):
         return shard
-    encoder, draw = Encoder(), np.random.default_rng([seed, shard])
+    encoder, draw = _encoder(), np.random.default_rng([seed, shard])
     groups: dict[tuple[int, ...], list[Row]] = {}
     for _ in range(count):
         row = encoder.row(draw, random_scene(draw))
