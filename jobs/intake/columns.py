@@ -86,8 +86,9 @@ class Columns:
             for name in unused
             for match in _near(fold(_UNIT.sub("", name)), self._known())
         ]
+        shown = [name or "one without a name" for name in unused]
         count = f"{len(unused)} columns" if len(unused) > 1 else "1 column"
-        note = f"ignored {count} that neither the template nor the spec uses: {_listed(unused)}"
+        note = f"ignored {count} that neither the template nor the spec uses: {_listed(shown)}"
         return "; ".join([note, *near[:3]])
 
     def _check_named(self, names: tuple[str, ...], folded: list[str]) -> None:

@@ -16,7 +16,7 @@ from jobs.intake.raw_rows import RawRow, Reading, Table, cells_to_values, header
 from render.errors import BadInput
 
 _SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
-_SEP_LINE = re.compile(r'"?sep=(.)"?[,;\t]*\s*', re.IGNORECASE)
+_SEP_LINE = re.compile(r'"?sep=(\\t|.)"?[,;\t]*\s*', re.IGNORECASE)
 _SAMPLE_LINES = 30
 _KEPT_TEXT = re.compile('="((?:[^"]|"")*)"')
 _GUARDS = ("=", "'")
@@ -75,7 +75,7 @@ def _told_separator(lines: _Lines) -> str | None:
     match = _SEP_LINE.fullmatch(first)
     if match is None:
         lines.give_back(0)
-    return match and match[1]
+    return match and match[1].replace("\\t", "\t")
 
 
 def _find_separator(lines: _Lines, path: Path) -> str:
@@ -130,6 +130,9 @@ def _rows(
             yield line, BadInput("quotes", None, f"open a cell that takes in the next lines; {_QUOTES}")
             continue
         texts = [_meant(text) if text[:1] in _GUARDS else text for text in texts]
+        if len(lines.taken) > 1:
+            # Whatever ends the lines of the file.
+            texts = [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
         if is_header(columns, texts):
             yield line, BadInput("row", None, "repeats the header; delete it")
             continue

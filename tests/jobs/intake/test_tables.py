@@ -51,6 +51,15 @@ def test_a_first_line_names_the_separator(tmp_path: Path, first: str) -> None:
     assert bad == [] and [(row.line, row.spec.prompt) for row in good] == [(3, "a red vase, tall")]
 
 
+def test_a_tab_may_be_named_as_programs_write_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "b.csv", "sep=\\t\nproduct\tcolor\t\nvase\tred\tx\n")
+    good, bad, notes = read_file(path, template=TEMPLATE)
+    assert len(bad) == 1 and good == [] and "columns: 3" in bad[0]
+    path = write(tmp_path / "b.csv", "sep=\\t\n\tproduct\tcolor\nx\tvase\tred\n")
+    good, bad, notes = read_file(path, template=TEMPLATE)
+    assert prompts(good) == ["a red vase"] and bad == [] and "one without a name" in notes[-1]
+
+
 def test_the_separator_is_the_one_that_fits_the_lines(tmp_path: Path) -> None:
     text = 'Product, with details;Color\nvase, red, tall;white\n"mug; old";blue\n'
     good, bad, _ = read_file(write(tmp_path / "b.csv", text), template="{Color} {Product, with details}")
@@ -127,6 +136,9 @@ def test_cells_of_several_lines_are_cells(tmp_path: Path) -> None:
     path = write(tmp_path / "b.csv", 'product,color\n"vase,\ntall\n\nand thin",red\nmug,blue\n')
     good, bad, _ = read_file(path, template=TEMPLATE)
     assert bad == [] and prompts(good) == ["a red vase,\ntall\n\nand thin", "a blue mug"]
+    for end in ("\r", "\r\n"):
+        path = write(tmp_path / "b.csv", f'product,color{end}"vase{end}tall",red{end}')
+        assert prompts(read_file(path, template=TEMPLATE)[0]) == ["a red vase\ntall"]
 
 
 @settings(max_examples=60, deadline=None)
