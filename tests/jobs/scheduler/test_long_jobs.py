@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 
-from infra.database import Database
+from infra.database import Database, now
 from jobs.db.nodes import register
 from jobs.db.rates import record_rate
 from jobs.db.submission import BatchItem, JobOptions, submit
-from jobs.db.tables import jobs
+from jobs.db.tables import jobs, nodes
 from jobs.scheduler.dispatcher import dispatch, most_of_an_owner, read_surroundings
 from jobs.scheduler.pending_jobs import HEAD_START_S, PendingJob, WaitingJobs, long_jobs_first
 from jobs.scheduler.placement import Node, place
@@ -90,6 +90,7 @@ def test_the_longest_job_is_found_behind_a_thousand(database: Database) -> None:
     with database.write() as connection:
         for name in ("a", "b"):
             register(connection, name, address="127.0.0.1", slots=1, device="cpu", vram_bytes=None)
+        connection.execute(update(nodes).values(lease_until=now() + 3600))
     count = 2 * most_of_an_owner(2)
     specs = [Spec(prompt="a vase", seed=n, width=128, height=128) for n in range(count)]
     items = [BatchItem(row=n, custom_id=str(n), spec=spec) for n, spec in enumerate(specs)]

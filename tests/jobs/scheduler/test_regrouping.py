@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select, update
 
-from infra.database import Database
+from infra.database import Database, now
 from jobs.db.claims import claim, make_ready, release
 from jobs.db.nodes import register
 from jobs.db.rates import record_rate
 from jobs.db.state_machine import change_state
 from jobs.db.submission import BatchItem, JobOptions, submit
-from jobs.db.tables import jobs
+from jobs.db.tables import jobs, nodes
 from jobs.scheduler.dispatcher import dispatch
 from jobs.scheduler.pending_jobs import PendingJob
 from jobs.scheduler.placement import Node, RunningGroup
@@ -77,6 +77,7 @@ def test_no_more_is_promised_than_is_free(drawn: list[tuple[int, int, float, int
 def test_a_job_of_a_farm_stops_and_goes_on_with_all_slots(database: Database) -> None:
     with database.write() as connection:
         register(connection, "a", address="127.0.0.1", slots=4, device="cpu", vram_bytes=None)
+        connection.execute(update(nodes).values(lease_until=now() + 3600))
     spec = Spec(prompt="a vase", seed=1, width=512, height=512)
     submit(database, [BatchItem(row=0, custom_id="0", spec=spec)], "test", JobOptions(owner="me", ranks=1))
     ((_, attempt, _),) = dispatch(database, "a")
