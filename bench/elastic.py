@@ -1,4 +1,8 @@
-"""Ranks of one node's group are killed at random steps: what each death costs, and whether the bits stay."""
+"""Ranks of one node's group are killed at random steps: what each death costs, and whether the bits stay.
+
+`python -m bench.elastic` measures groups of two nodes as well (`bench.elastic_nodes`, as root); it prints the
+section that `make bench ARGS="elastic"` writes.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from bench.table import Row
+import click
+
+from bench import elastic_nodes
+from bench.elastic_image import SPEC, published_root, request_for, root_of
+from bench.table import Row, as_markdown
 from render.events import EpochBegan, Event, RankStarted, StepDone
 from render.launch.rank_group import RankGroup
-from render.launch.request import Request
-from render.models.folder import read_model_info, resolve_model
-from render.models.model_paths import ModelPaths
-from render.output.manifest import KEY, parse_manifest
-from render.spec import Spec
 
 RANKS, DEATHS = 4, 30
-_SPEC = Spec(prompt="a red vase", width=512, height=512, steps=24, strength=1.0, seed=11)
 
 
 @dataclass
@@ -61,22 +63,27 @@ class _Killer:
 
 
 def rows() -> list[Row]:
-    """Images one after another in a warm group, until so many ranks have died."""
-    return list(_rows())
+    """Images one after another in a warm group, until so many ranks have died; then groups of two nodes."""
+    return [*_rows(), *elastic_nodes.rows()]
 
 
-def _rows() -> Iterator[Row]:
+@click.command()
+@click.option("--deaths", default=DEATHS, show_default=True, help="Ranks that die in a group of one node.")
+@click.option("--images", default=15, show_default=True, help="Images of groups of two nodes.")
+def main(deaths: int, images: int) -> None:
+    """Print the figures."""
+    found = [*(_rows(deaths) if deaths else ()), *(elastic_nodes.rows(images) if images else ())]
+    click.echo(as_markdown("Groups that lose ranks", "python -m bench.elastic", found))
+
+
+def _rows(deaths: int = DEATHS) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="elastic-") as name:
         folder = Path(name)
-        alone = RankGroup(1)
-        try:
-            wanted = _root(alone, folder / "alone", None)
-        finally:
-            alone.close()
+        wanted = root_of(SPEC, folder / "alone")
         killer, roots, images = _Killer(random.Random(7), {}), set[str](), 0
         group = RankGroup(RANKS)
         try:
-            while killer.deaths < DEATHS:
+            while killer.deaths < deaths:
                 images += 1
                 roots.add(_root(group, folder / str(images), killer))
         finally:
@@ -87,15 +94,10 @@ def _rows() -> Iterator[Row]:
     yield Row("... the slowest", max(killer.seconds), "<= 3")
 
 
-def _root(group: RankGroup, out: Path, killer: _Killer | None) -> str:
-    model = resolve_model("builtin")
-    request = Request(
-        spec=_SPEC.to_dict(),
-        folders=ModelPaths(model=model),
-        info=read_model_info(model),
-        device="cpu",
-        out=str(out),
-        last=killer is None,
-    )
-    group.render(request, killer or (lambda event: None))
-    return parse_manifest((out / KEY).read_bytes(), "bench").root
+def _root(group: RankGroup, out: Path, killer: _Killer) -> str:
+    group.render(request_for(SPEC, str(out), last=False), killer)
+    return published_root(out)
+
+
+if __name__ == "__main__":
+    main()

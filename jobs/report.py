@@ -110,7 +110,7 @@ def _jobs(connection: Connection, scope: Scope) -> dict[str, Any]:
 
 def _spent(connection: Connection, since: float, moment: float) -> dict[str, _TimeSpent]:
     statement = (
-        select(attempts, members.c.node, members.c.slots)
+        select(attempts, members.c.node, members.c.slots, members.c.left_at)
         .join(members, members.c.attempt == attempts.c.id)
         .where((attempts.c.ended.is_(None)) | (attempts.c.ended >= since))
         .order_by(attempts.c.created)
@@ -119,6 +119,7 @@ def _spent(connection: Connection, since: float, moment: float) -> dict[str, _Ti
     found: dict[str, _TimeSpent] = defaultdict(_TimeSpent)
     for row in rows:
         begin, end = max(since, row.created), moment if row.ended is None else row.ended
+        end = end if row.left_at is None else min(end, row.left_at)
         found[row.job].stays += [
             Stay(attempt=row.id, slot=(row.node, slot), begin=min(begin, end), end=end) for slot in row.slots
         ]

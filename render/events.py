@@ -51,6 +51,23 @@ class EpochBegan(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodeLost(Event):
+    """A node of the group is gone with all its ranks; the others go on. The group's first node sends it."""
+
+    kind: ClassVar[str] = "node_lost"
+    node: int
+    """Its number in the group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstNodeLost(Event):
+    """This node has lost the group's first node, and with it the store and who decides who renders together.
+    Its ranks wait to be told of another first node, and end without one."""
+
+    kind: ClassVar[str] = "first_node_lost"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelLoaded(Event):
     """The ranks of a node have a model in memory that they did not have before."""
 
@@ -170,6 +187,8 @@ _CLASSES: dict[str, type[Event]] = {
     for each in (
         RankStarted,
         EpochBegan,
+        NodeLost,
+        FirstNodeLost,
         ModelLoaded,
         StageStarted,
         StepDone,

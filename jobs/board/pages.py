@@ -30,6 +30,7 @@ from jobs.db.board_queries import (
     newest_done,
     page_jobs,
 )
+from jobs.db.claims import is_there
 from jobs.db.commands import VERBS
 from jobs.db.custom_ids import base_of
 from jobs.db.dependencies import waits_for
@@ -304,7 +305,7 @@ def node_list(board: Board, request: Request) -> dict[str, Any]:
         )
         .join(attempts, attempts.c.id == members.c.attempt)
         .join(jobs, jobs.c.id == attempts.c.job)
-        .where(attempts.c.ended.is_(None))
+        .where(attempts.c.ended.is_(None), is_there())
     )
     with board.farm.database.read() as connection:
         nodes = list_nodes(connection)

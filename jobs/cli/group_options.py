@@ -6,7 +6,7 @@ import ipaddress
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ PEERS_S = JOIN_S
 """A node waits so long for the first one's name, and torchrun then for the others."""
 OWN_NAME_S = 60.0
 """The first machine waits so long until its name means one of its own addresses."""
+_LOOK_S = 2.0
 MANIFEST_S = 300.0
 """A node whose ranks are done waits so long for the first one to publish the manifest."""
 
@@ -121,6 +122,27 @@ def await_manifest(finished: Callable[[], Manifest | None]) -> Manifest:
             raise PeersLost("the ranks here are done, but the first machine has not published the manifest")
         time.sleep(0.2)
     return manifest
+
+
+class FinishedWithout(Exception):
+    """The other machines have made the image before this one has joined them."""
+
+
+@dataclass
+class Joining:
+    """A machine that is not the first one waits for the others: they may be done without it."""
+
+    finished: Callable[[], Manifest | None]
+    over: bool = False
+    _look_at: float = field(default_factory=lambda: time.monotonic() + _LOOK_S)
+
+    def look(self) -> None:
+        """Raise `FinishedWithout` if the image is there; looks every few seconds while it is not `over`."""
+        if self.over or time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + _LOOK_S
+        if self.finished() is not None:
+            raise FinishedWithout
 
 
 def _resolve(rendezvous: Rendezvous) -> tuple[Any, ...]:

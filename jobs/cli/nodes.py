@@ -159,7 +159,8 @@ def nodes(farm: Farm, as_json: bool) -> None:
 )
 @farm_options
 def drain(farm: Farm, as_json: bool, node: str | None, wait_s: int) -> None:
-    """Start no more jobs on a node. Running jobs go on. NODE defaults to CHORALE_NODE."""
+    """Start no more jobs on a node. Running jobs go on; one that other nodes render too goes on without this
+    one where the others have the memory. NODE defaults to CHORALE_NODE."""
     node = node or farm.settings.node
     if not node:
         raise click.UsageError("Name the node to drain; chorale nodes lists them")

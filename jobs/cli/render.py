@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,14 @@ from infra.settings import read_settings
 from infra.store.base import Store
 from infra.store.local import LocalStore
 from infra.store.open import open_store
-from jobs.cli.group_options import await_manifest, group_options, resolve_host, take_rendezvous
+from jobs.cli.group_options import (
+    FinishedWithout,
+    Joining,
+    await_manifest,
+    group_options,
+    resolve_host,
+    take_rendezvous,
+)
 from jobs.cli.help import examples
 from jobs.cli.progress import RenderProgress
 from jobs.cli.spec_options import spec_options, take_spec
@@ -92,7 +101,8 @@ def render(
 
     The same spec gives the same bits, whatever the number of ranks. A finished image is not rendered again.
     SIGTERM lets the ranks save a checkpoint after their step (exit 4). Several machines render one image
-    together with --nnodes; when one goes away, the others end too (exit 6), and all can start again.
+    together with --nnodes; when one goes away, the others go on without it. When the first one does, the
+    others end (exit 6), and all can start again.
     """
     spec, folders, info = take_spec(options, device)
     result = render_here(
@@ -182,7 +192,8 @@ def render_here(
     with progress as on_event:
         claim(target, digest, spec.canonical_json(info.digest), numerics)
         try:
-            image = _render(request, wanted, rendezvous, stall, timeout, on_event)
+            finished = partial(finished_image, target, digest)
+            image = _render(request, wanted, rendezvous, stall, timeout, on_event, finished)
         except GroupFailed as exc:
             if exc.code == BAD_INPUT:
                 disclaim(target)
@@ -201,22 +212,31 @@ def _render(
     stall: float,
     timeout: float | None,
     on_event: OnEvent,
+    finished: Callable[[], Manifest | None],
 ) -> ImageDone | None:
-    """The group's last event; None on a machine that does not hold rank 0."""
+    """The group's last event; None on a machine that is not the first one, also when `finished` tells that
+    the others have made the image before this one has joined them."""
     signals = ShutdownSignals()
+    joining = Joining(finished if rendezvous is not None and not rendezvous.holds_first else lambda: None)
 
     def forward(event: Event) -> None:
+        joining.over = True
         signals.on_event(event)
         on_event(event)
 
-    with signals.installed():
+    def poll() -> bool:
+        joining.look()
+        return signals.poll()
+
+    with signals.installed(), suppress(FinishedWithout):
         if rendezvous is not None:
-            rendezvous = resolve_host(rendezvous, signals.poll)
+            rendezvous = resolve_host(rendezvous, poll)
         group = RankGroup(ranks, rendezvous=rendezvous, hung_s=stall)
         try:
-            return group.render(request, forward, timeout=timeout, on_tick=signals.poll)
+            return group.render(request, forward, timeout=timeout, on_tick=poll)
         finally:
             group.close()
+    return None
 
 
 def _result(target: Store, manifest: Manifest, seconds: float, already: bool = False) -> dict[str, Any]:

@@ -110,11 +110,17 @@ def active_jobs(connection: Connection, limit: int) -> list[dict[str, Any]]:
     found = _rows(
         connection, wanted.on(select(*SUMMARY), connection).order_by(jobs.c.started, jobs.c.id).limit(limit)
     )
+    group = members.alias()
+    first = (
+        select(func.min(group.c.place))
+        .where(group.c.attempt == members.c.attempt, group.c.left_at.is_(None))
+        .scalar_subquery()
+    )
     snapshots = (
         select(attempts.c.job, members.c.live)
         .join(members, members.c.attempt == attempts.c.id)
         .where(attempts.c.job.in_([row["id"] for row in found]), attempts.c.ended.is_(None))
-        .where(members.c.place == 0)
+        .where(members.c.place == first)
     )
     live = {row.job: complete(row.live) for row in connection.execute(snapshots)}
     return [row | {"live": live.get(row["id"])} for row in found]
@@ -130,7 +136,7 @@ def complete(live: dict[str, Any] | None) -> dict[str, Any] | None:
 def attempts_of(connection: Connection, job: str) -> list[dict[str, Any]]:
     """All attempts at a job in order, each with its nodes, their slots and their progress snapshots."""
     statement = (
-        select(attempts, members.c.node, members.c.slots, members.c.live)
+        select(attempts, members.c.node, members.c.slots, members.c.live, members.c.left_at)
         .join(members, members.c.attempt == attempts.c.id)
         .where(attempts.c.job == job)
         .order_by(attempts.c.fence, members.c.place)
@@ -141,7 +147,8 @@ def attempts_of(connection: Connection, job: str) -> list[dict[str, Any]]:
             name: row._mapping[name] for name in ("fence", "created", "ended", "reason", "failed_node")
         }
         attempt = found.setdefault(row.fence, columns | {"members": []})
-        attempt["members"].append({"node": row.node, "slots": row.slots, "live": complete(row.live)})
+        live, left = complete(row.live), row.left_at
+        attempt["members"].append({"node": row.node, "slots": row.slots, "live": live, "left": left})
     return list(found.values())
 
 

@@ -27,7 +27,7 @@ def unclaimed(connection: Connection, node: str) -> dict[str, tuple[int, ...]]:
     statement = (
         select(members.c.attempt, members.c.slots)
         .join(attempts, attempts.c.id == members.c.attempt)
-        .where(members.c.node == node, without_supervisor(), attempts.c.ended.is_(None))
+        .where(members.c.node == node, without_supervisor(), attempts.c.ended.is_(None), is_there())
         .order_by(attempts.c.created)
     )
     return {row.attempt: tuple(row.slots) for row in connection.execute(statement)}
@@ -148,7 +148,7 @@ def next_offer(connection: Connection, last: Assignment) -> tuple[str | None, bo
     holding = (
         select(members.c.attempt, members.c.slots, members.c.claimed_by)
         .join(attempts, attempts.c.id == members.c.attempt)
-        .where(members.c.node == last.node, attempts.c.ended.is_(None))
+        .where(members.c.node == last.node, attempts.c.ended.is_(None), is_there())
     )
     for row in connection.execute(holding):
         if not set(row.slots) & set(last.slots):
@@ -216,7 +216,7 @@ def slots_held(connection: Connection) -> dict[str, dict[str, tuple[int, ...]]]:
     holding = (
         select(members.c.attempt, members.c.node, members.c.slots)
         .join(attempts, attempts.c.id == members.c.attempt)
-        .where(attempts.c.ended.is_(None))
+        .where(attempts.c.ended.is_(None), is_there())
         .order_by(attempts.c.created, attempts.c.id)
     )
     counted = set[tuple[str, int]]()
@@ -229,8 +229,16 @@ def slots_held(connection: Connection) -> dict[str, dict[str, tuple[int, ...]]]:
 
 
 def is_held(assignment: Assignment) -> ColumnElement[bool]:
-    """Condition on `members`: the row of this assignment, still claimed by its supervisor."""
-    return _member(assignment.attempt, assignment.node) & (members.c.claimed_by == assignment.supervisor)
+    """Condition on `members`: the row of this assignment, still claimed by its supervisor, of a node that is
+    part of the group."""
+    own = members.c.claimed_by == assignment.supervisor
+    return _member(assignment.attempt, assignment.node) & own & is_there()
+
+
+def is_there() -> ColumnElement[bool]:
+    """Condition on `members`: the group has not gone on without this node."""
+    there: ColumnElement[bool] = members.c.left_at.is_(None)
+    return there
 
 
 def is_active(attempt: Any) -> ColumnElement[bool]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, exists, func, select, update
+from sqlalchemy import ColumnElement, Connection, case, exists, func, select, update
 
 from infra.database import built_once, now
-from jobs.db.claims import LAUNCHING, without_supervisor
+from jobs.db.claims import LAUNCHING, is_there, without_supervisor
 from jobs.db.rates import record_rate
 from jobs.db.records import Assignment
 from jobs.db.state_machine import HOLDING, change_state
 from jobs.db.tables import attempts, jobs, members, nodes
+from jobs.errors import LostRace
 
 MAX_ATTEMPTS = 4
 """A job fails after so many failed attempts, with the last reason, so that it never blocks its queue."""
@@ -23,6 +24,8 @@ MAX_LOSSES = 12
 """A job fails after so many attempts that were lost with their node: it is probably what kills the nodes."""
 START_S = 60.0
 """A group that is not complete after so long is released."""
+SHRINK_S = 40.0
+"""A group has so long to go on without a node, or the node's supervisor to reach the database again."""
 _BACKOFF_S = 2.0
 """Delay before the next attempt; doubles with each attempt."""
 _MAX_DOUBLINGS = 5
@@ -54,6 +57,9 @@ def finish(
     """
     job, fence = assignment.job, assignment.fence
     found = connection.execute(*_attempt_and_job(attempt=assignment.attempt)).all()
+    there = sum(member.left_at is None for member in found) or assignment.nodes
+    if any(member.node == assignment.node and member.left_at is not None for member in found):
+        raise LostRace(f"the group of attempt {assignment.attempt} has gone on without this node")
     if found and found[0].state == "rendering":
         change_state(connection, job, "rendering", "publishing", "all steps done", expected_fence=fence)
     change_state(
@@ -61,7 +67,7 @@ def finish(
         job,
         "publishing",
         "done",
-        f"rendered by {assignment.nodes} node{'' if assignment.nodes == 1 else 's'}",
+        f"rendered by {there} node{'' if there == 1 else 's'}",
         expected_fence=fence,
         root=root,
         folder=found[0].folder if found else None,
@@ -71,7 +77,7 @@ def finish(
     # Only an attempt that did all of the work gives a rate.
     if fence == 1 and found[0].work:
         if slot_seconds is None:
-            slot_seconds = found[0].age * sum(len(member.slots) for member in found)
+            slot_seconds = sum(member.age * len(member.slots) for member in found)
         record_rate(connection, found[0].model, found[0].device, found[0].work, slot_seconds)
     _end(connection, assignment.attempt, "done", None)
 
@@ -79,10 +85,11 @@ def finish(
 @built_once
 def _attempt_and_job(attempt: Any) -> Any:
     """One row for each member of an attempt, with its job, which is locked."""
-    age = (now() - attempts.c.created).label("age")
+    age = (func.coalesce(members.c.left_at, now()) - attempts.c.created).label("age")
     names = ("state", "model", "work", "model_seconds")
     return (
-        select(*(jobs.c[name] for name in names), age, attempts.c.folder, members.c.slots, nodes.c.device)
+        select(*(jobs.c[name] for name in names), age, attempts.c.folder, nodes.c.device)
+        .add_columns(members.c.slots, members.c.node, members.c.left_at)
         .join(attempts, attempts.c.job == jobs.c.id)
         .join(members, members.c.attempt == attempts.c.id)
         .join(nodes, nodes.c.name == members.c.node)
@@ -154,9 +161,10 @@ def sweep(connection: Connection) -> list[str]:
         _end(connection, row.id, f"the job is {row.state}", None)
     silent = (
         select(attempts.c.id, members.c.node, members.c.claimed_by, _expired().label("expired"))
+        .join(jobs, jobs.c.id == attempts.c.job)
         .join(members, members.c.attempt == attempts.c.id)
         .join(nodes, nodes.c.name == members.c.node)
-        .where(attempts.c.ended.is_(None), _expired() | _overdue())
+        .where(attempts.c.ended.is_(None), is_there(), _expired() | _overdue())
         .order_by(attempts.c.job, _expired().desc(), members.c.place)
     )
     lost = list(connection.execute(silent))
@@ -184,9 +192,19 @@ def unreliable_nodes(
 
 
 def _expired() -> ColumnElement[bool]:
-    """A member whose supervisor's lease has expired, or one without a supervisor whose node's lease has."""
+    """A member whose supervisor's lease has expired, or one without a supervisor whose node's lease has.
+
+    A group that renders goes on without a node that it has lost (`jobs.db.shrinking`), so one that is not
+    the first may be silent for longer: its supervisor has lost the database, or the group's has.
+    """
     waits = without_supervisor()
-    return (~waits & (members.c.lease_until < now())) | (waits & (nodes.c.lease_until < now()))
+    before = members.alias()
+    earlier = exists().where(
+        before.c.attempt == members.c.attempt, before.c.place < members.c.place, before.c.left_at.is_(None)
+    )
+    goes_on = earlier & jobs.c.state.in_(("rendering", "publishing"))
+    silent_since = case((goes_on, now() - SHRINK_S), else_=now())
+    return (~waits & (members.c.lease_until < silent_since)) | (waits & (nodes.c.lease_until < now()))
 
 
 def _overdue() -> ColumnElement[bool]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from sqlalchemy import Connection, insert, select
 
 from infra.database import now
+from jobs.db.claims import is_there
 from jobs.db.records import PlacedGroup
 from jobs.db.state_machine import change_states
 from jobs.db.tables import attempts, jobs, members, nodes
@@ -67,7 +68,7 @@ def _free_slots(connection: Connection, names: set[str]) -> dict[str, list[int]]
     holding = (
         select(members.c.node, members.c.slots)
         .join(attempts, attempts.c.id == members.c.attempt)
-        .where(members.c.node.in_(names), attempts.c.ended.is_(None))
+        .where(members.c.node.in_(names), attempts.c.ended.is_(None), is_there())
     )
     taken: dict[str, set[int]] = {name: set() for name in names}
     for row in connection.execute(holding):

@@ -266,6 +266,8 @@ members = Table(
     Column("ready", Boolean, nullable=False, default=False),
     Column("claimed_by", String(64)),
     Column("lease_until", Double),
+    # When the group went on without this node; None for one that is (or was until the end) part of it.
+    Column("left_at", Double),
     # Progress snapshot: stage, step, seconds by rank and phase. For display only, never for decisions.
     Column("live", JSON),
 )

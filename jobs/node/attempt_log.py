@@ -15,7 +15,9 @@ from render.events import (
     CheckpointSaved,
     EpochBegan,
     Event,
+    FirstNodeLost,
     ModelLoaded,
+    NodeLost,
     RankFailed,
     RankStopped,
     StageStarted,
@@ -70,6 +72,10 @@ def _line(event: Event) -> str | None:
         case EpochBegan():
             ranks = plural(event.ranks, "rank")
             return f"the group formed again in {event.seconds:.1f} s and continues with {ranks}"
+        case FirstNodeLost():
+            return "this node does not reach the first node of the group"
+        case NodeLost():
+            return f"node {event.node} of the group is lost; the others go on"
         case RankFailed() | RankStopped():
             return f"rank {event.rank}: {event.text}"
         case _:

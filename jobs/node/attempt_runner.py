@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Connection
+
 from infra.errors import ServiceError, StoreError
 from infra.store.base import Store
 from jobs.db.claims import LEASE_S, attempt_folder, make_ready, record_folder, release, rendezvous_endpoint
 from jobs.db.folders import attempted_folders
 from jobs.db.outcomes import Tally, fail, finish
 from jobs.db.records import Assignment
+from jobs.db.shrinking import FirstNode, has_left, take_over
 from jobs.db.state_machine import change_state
 from jobs.errors import JobError, LostRace
 from jobs.farm import Farm, open_images
@@ -33,10 +36,10 @@ from jobs.numerics import local_numerics
 from jobs.scheduler.warm_reuse import finish_and_take_next
 from jobs.text_encoder import node_text_encoder
 from render.errors import BadInput, GroupFailed, GroupLost, Stopped
-from render.events import Event, ImageDone, StageStarted, StepDone, TilesWritten
+from render.events import Event, FirstNodeLost, ImageDone, NodeLost, StageStarted, StepDone, TilesWritten
 from render.launch.gpus import visible_gpus
 from render.launch.rank_group import RankGroup
-from render.launch.rendezvous_config import Rendezvous
+from render.launch.rendezvous_config import Move, Rendezvous
 from render.launch.request import Request
 from render.launch.shared_group import SharedGroup, SharedGroupLost
 from render.models.model_paths import find_model_paths, model_info
@@ -46,11 +49,18 @@ from render.spec import Spec
 _PEER_REPORT_S = LEASE_S + 2.0
 """A lost group waits so long for the node that knows the reason to report it first. If that one is dead, its
 lease is over by then, and the job resumes at once."""
+_TURN_S = 3.0
+"""When the first node of a group is lost, the one that is next has so long to take its place."""
+_AS_PLACED = FirstNode(place=0, endpoint="", places=())
 _log = logging.getLogger(__name__)
 
 
 class Superseded(JobError):
     """This supervisor no longer holds the attempt."""
+
+
+class TooFewRanks(JobError):
+    """The group has lost a node, and those that are left cannot render the image."""
 
 
 class WrongModel(JobError):
@@ -87,6 +97,13 @@ class AttemptRunner:
     _has_events: bool = False
     """Whether the ranks have sent any event for this request."""
     _model_seconds: float = 0.0
+    _shrunk: bool = False
+    """Whether the group has gone on without one of its nodes."""
+    _first: FirstNode = _AS_PLACED
+    """The group's first node; another one than that of place 0 when that was lost."""
+    _first_lost_at: float | None = None
+    """When the first node was lost, while there is no other; monotonic."""
+    _rendering: RankGroup | None = None
 
     def __post_init__(self) -> None:
         self._heartbeat = Heartbeat(self.farm.database, self.claimed)
@@ -102,6 +119,8 @@ class AttemptRunner:
             return self._render(self._join_rendezvous())
         except (Superseded, LostRace) as exc:
             self._log.write(f"left: {exc}")
+        except TooFewRanks as exc:
+            self._fail(exc, str(exc), None, "losses")
         except Stopped as exc:
             why = f", since node {self.claimed.node} ends" if self.stopping() else ""
             self._fail(exc, f"{exc}{why}", None, None)
@@ -156,10 +175,13 @@ class AttemptRunner:
                 "outages",
             )
         self._log.write(f"ended: {reason}")
-        with_retry(
-            self.farm.database,
-            lambda connection: fail(connection, self.claimed.attempt, reason, node, tally),
-        )
+
+        def end(connection: Connection) -> None:
+            # A node that the group has gone on without ends nothing but its own ranks.
+            if not has_left(connection, self.claimed):
+                fail(connection, self.claimed.attempt, reason, node, tally)
+
+        with_retry(self.farm.database, end)
 
     def _join_rendezvous(self) -> Rendezvous | None:
         """Report this node as ready; returns the rendezvous once all nodes are."""
@@ -180,6 +202,7 @@ class AttemptRunner:
             return None
         if part.secret is None:
             raise GroupLost("the attempt was placed by an older version of chorale, without a secret")
+        self._first = FirstNode(place=0, endpoint=endpoint, places=())
         host, _, port = endpoint.rpartition(":")
         return Rendezvous(
             nodes=part.nodes,
@@ -188,6 +211,7 @@ class AttemptRunner:
             port=int(port),
             interface=interface_of(part.address),
             secret=part.secret,
+            moves=True,
         )
 
     def _endpoint(self) -> str | None:
@@ -242,10 +266,14 @@ class AttemptRunner:
                 self._log.write(f"taken over after {time.monotonic() - self.idle_since:.3f} s")
             done = self._rendered_by(group, request)
             self.ended = time.monotonic()
-            if part.place == 0:
+            if self._leads:
                 assert done is not None
-                self._finish(done.root, stays=True)
-            self._finished = stays = True
+                self._finish(done.root, stays=not self._shrunk)
+            self._finished, stays = True, not self._shrunk
+        except (Superseded, LostRace):
+            # The attempt may go on with the other nodes.
+            group.leave()
+            raise
         finally:
             if not stays:
                 group.close()
@@ -284,6 +312,7 @@ class AttemptRunner:
 
     def _rendered_by(self, group: RankGroup, request: Request) -> ImageDone | None:
         """Render; where a warm group turns out to be dead before it has begun, with new processes."""
+        self._rendering = group
         was_warm = group.alive()
         if not was_warm:
             self._metrics.on_start()
@@ -322,10 +351,15 @@ class AttemptRunner:
                 self._stages = event.stages
             case StepDone():
                 self._model_seconds += event.phases["model"]
-                if self.claimed.place == 0:
+                if self._leads:
                     self._heartbeat.progress = self._progress(event)
-            case TilesWritten() if self.claimed.place == 0:
+            case TilesWritten() if self._leads:
                 self._heartbeat.publishing = True
+            case NodeLost() if self._leads:
+                self._shrunk = True
+                self._heartbeat.gone.add(event.node)
+            case FirstNodeLost():
+                self._first_lost_at = time.monotonic()
         self._heartbeat.live = self._snapshot.update(event, self._heartbeat.progress)
 
     def _progress(self, event: StepDone) -> float:
@@ -343,7 +377,37 @@ class AttemptRunner:
         """Whether the ranks should stop after their step. Raises `Superseded` when the attempt is over."""
         if self._heartbeat.lost is not None:
             raise Superseded(self._heartbeat.lost)
+        if self._heartbeat.too_small is not None:
+            raise TooFewRanks(self._heartbeat.too_small)
+        if self._first_lost_at is not None:
+            self._find_first(self._first_lost_at)
         return self._heartbeat.stopping or self.stopping()
+
+    @property
+    def _leads(self) -> bool:
+        """Whether this node is the group's first one."""
+        return self.claimed.place == self._first.place
+
+    def _find_first(self, since: float) -> None:
+        """The group has lost its first node: take its place, or go on with whoever has."""
+        part = self.claimed
+        endpoint, patient = f"{part.address}:{_free_port(part.address)}", time.monotonic() - since < _TURN_S
+        try:
+            with self.farm.database.write() as connection:
+                found = take_over(connection, part, self._first, endpoint, patient=patient)
+        except ServiceError:
+            # The ranks wait for a while; the heartbeat knows when to give up.
+            return
+        if found is None:
+            return
+        if found.problem is not None:
+            raise TooFewRanks(found.problem)
+        self._first_lost_at, self._first, self._shrunk = None, found, True
+        own = "this one" if self._leads else f"number {found.place}"
+        self._log.write(f"the first node of the group is lost; {own} takes its place")
+        host, _, port = found.endpoint.rpartition(":")
+        assert self._rendering is not None, "it has sent an event"
+        self._rendering.move(Move(first=found.place, host=host, port=int(port), nodes=found.places))
 
     def _begin(self) -> None:
         part = self.claimed

@@ -17,6 +17,7 @@ from infra.errors import ServiceError
 from jobs.db.heartbeats import Verdict, heartbeat
 from jobs.db.outcomes import publish
 from jobs.db.records import Assignment
+from jobs.db.shrinking import depart, leave
 from jobs.errors import JobError
 
 HEARTBEAT_S = 1.0
@@ -57,6 +58,10 @@ class Heartbeat:
     """All steps are done; written with the next heartbeat."""
     stopping: bool = False
     """The job was paused or its queue closed: save a checkpoint and stop."""
+    gone: set[int] = field(default_factory=set)
+    """The places of nodes that the group goes on without; recorded with the next heartbeat."""
+    too_small: str | None = None
+    """Why what is left of the group cannot render the image, once that is so."""
     lost: str | None = None
     """Why this supervisor no longer holds the attempt, once that is so."""
     _stopped: threading.Event = field(default_factory=threading.Event)
@@ -87,10 +92,17 @@ class Heartbeat:
                 self._take(verdict)
 
     def _beat(self) -> Verdict:
+        gone = set(self.gone)
         with self.database.write() as connection:
+            problem = leave(connection, self.part, gone) if gone else None
+            departs = self.part.nodes > 1 and depart(connection, self.part)
             verdict = heartbeat(connection, self.part, self.progress, self.live)
             if self.publishing and verdict == "continue":
                 publish(connection, self.part)
+        self.gone -= gone
+        self.too_small = self.too_small or problem
+        if departs:
+            self.lost = f"node {self.part.node} is draining, and the others go on without it"
         return verdict
 
     def _take(self, verdict: Verdict) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, exists, func, select, update
 
-from jobs.db.claims import claim, make_ready
+from jobs.db.claims import claim, is_there, make_ready
 from jobs.db.leases import lock_placement
 from jobs.db.outcomes import finish
 from jobs.db.records import Assignment, PlacedGroup
@@ -104,7 +104,9 @@ def next_for_group(connection: Connection, last: Assignment) -> Assignment | Non
 def shape_of(connection: Connection, attempt: str) -> Shape:
     """The nodes and slots of an attempt's group."""
     rows = (
-        select(members.c.node, members.c.slots).where(members.c.attempt == attempt).order_by(members.c.place)
+        select(members.c.node, members.c.slots)
+        .where(members.c.attempt == attempt, is_there())
+        .order_by(members.c.place)
     )
     return tuple((row.node, tuple(row.slots)) for row in connection.execute(rows))
 
@@ -131,7 +133,8 @@ def _holding(last: Assignment) -> Any:
     return (
         select(members.c.attempt)
         .join(attempts, attempts.c.id == members.c.attempt)
-        .where(members.c.node == last.node, attempts.c.ended.is_(None), attempts.c.id != last.attempt)
+        .where(members.c.node == last.node, is_there())
+        .where(attempts.c.ended.is_(None), attempts.c.id != last.attempt)
     )
 
 

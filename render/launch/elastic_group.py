@@ -1,4 +1,4 @@
-"""The group of a rank whose ranks all live on one node: it forms anew when a rank dies or joins."""
+"""The group of a rank, on one node or on several: it forms anew when a rank dies, joins or is cut off."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from render.denoise.replica import Replicas
 from render.distributed import Group, abandon, join_epoch
-from render.errors import GroupChanges, RanksLost, RenderFailed
+from render.errors import GroupChanges, RanksLost, RenderFailed, first_line
 from render.events import EpochBegan, Event
 from render.launch.epoch_client import MOST_EPOCHS, EpochClient, ServerLost
 
@@ -27,17 +27,28 @@ class ElasticGroup:
     def __init__(self, directory: Path, send: Callable[[Event], None]) -> None:
         """`send` passes an event on to whoever has started the group."""
         self._rank, self._send = int(os.environ["RANK"]), send
+        first = self._rank - int(os.environ["LOCAL_RANK"])
+        self._own = range(first, first + int(os.environ["LOCAL_WORLD_SIZE"]))
+        self.spans_nodes = len(self._own) < int(os.environ["WORLD_SIZE"])
+        self.first_of_node = False
+        """Whether this rank is the first one of its node in the running epoch."""
         self._client = EpochClient(directory, self._rank)
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        self._store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=_STORE_S))
+        self._store: TCPStore | None = None
+        self._first_node = 0
+        """The node that has the store."""
         self._group: Group | None = None
         self._replicas = Replicas()
         self._request = 0
+        self._lost = False
+        """Whether this rank has left its last epoch because it did not reach the others."""
 
     @property
-    def broken(self) -> bool:
-        """Whether a rank of the running epoch has died."""
-        return self._group is not None and self._client.broken()
+    def changes_while_idle(self) -> bool:
+        """Whether a rank of the running epoch has died. On several nodes also whether one waits to join: its
+        node may not know yet that the image is done."""
+        if self._group is None:
+            return False
+        return self._client.broken() or (self.spans_nodes and self._client.joining())
 
     def joining(self) -> bool:
         """Whether another rank waits to be in the next epoch."""
@@ -49,7 +60,8 @@ class ElasticGroup:
         device: torch.device,
         render: Callable[[Group, Replicas], None],
     ) -> bool:
-        """Render a request in as many epochs as it takes. False if the others are at a later request.
+        """Render a request in as many epochs as it takes. False if the others have finished it without this
+        rank.
 
         `request` is its number. `render` raises `RanksLost` or `GroupChanges` when the epoch has ended; what
         else it raises ends the group. Raises `RenderFailed` when there is no end of epochs.
@@ -59,17 +71,18 @@ class ElasticGroup:
         for _ in range(MOST_EPOCHS):
             try:
                 if self._group is None or self._client.broken():
-                    self._group = self._form(device)
-                if not self._agree(self._group, request):
+                    self._group = self._form(device, request)
+                if self._group is None or not self._agree(self._group, request):
                     return False
                 render(self._group, self._replicas)
                 # What rank 0 has published counts when everybody knows that it is there.
                 self._group.all_gather_bytes(b"")
-                self._client.done()
+                self._client.done(request)
                 return True
             except ServerLost:
                 raise
-            except (RanksLost, GroupChanges):
+            except (RanksLost, GroupChanges) as exc:
+                self._lost = isinstance(exc, RanksLost)
                 self._leave()
         raise RenderFailed(f"the group has formed anew {MOST_EPOCHS} times, and the image is not finished")
 
@@ -80,7 +93,7 @@ class ElasticGroup:
         """
 
         def render(group: Group, replicas: Replicas) -> None:
-            self._client.work_apart()
+            self._client.work_apart(request)
             work(group.rank, group.world_size)
 
         self.run(request, device, render)
@@ -101,10 +114,18 @@ class ElasticGroup:
             if len(numbers) == 1:
                 return True
 
-    def _form(self, device: torch.device) -> Group:
+    def _form(self, device: torch.device, request: int) -> Group | None:
+        """The group of the next epoch; None if the request is finished."""
         self._leave()
         started = time.perf_counter()
-        epoch = self._client.begin()
+        epoch = self._client.begin(request, lost=self._lost)
+        if epoch is None:
+            return None
+        self._lost = False
+        if self._store is None or epoch.first_node != self._first_node:
+            # The node that had the store may be lost; then another one has a new store.
+            self._store, self._first_node = _connect(), epoch.first_node
+        self.first_of_node = self._rank == min(rank for rank in epoch.ranks if rank in self._own)
         group = join_epoch(
             device,
             self._store,
@@ -113,7 +134,7 @@ class ElasticGroup:
             epoch=epoch.number,
             broken=self._client.broken,
         )
-        if epoch.number > 1 and group.rank == 0:
+        if epoch.number > 1 and self.first_of_node:
             seconds = time.perf_counter() - started
             self._send(EpochBegan(epoch=epoch.number, ranks=len(epoch.ranks), seconds=seconds))
         return group
@@ -122,3 +143,12 @@ class ElasticGroup:
         if self._group is not None:
             self._group = None
             abandon()
+
+
+def _connect() -> TCPStore:
+    """A connection to the group's store, which each node reaches on its own loopback. Raises `RanksLost`."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=_STORE_S))
+    except DistError as exc:
+        raise RanksLost(f"the group's store cannot be reached ({first_line(exc, None)})") from exc

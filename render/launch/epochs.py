@@ -1,12 +1,14 @@
-"""Which ranks of a node render together, epoch after epoch. Pure: no process, no socket, no clock.
+"""Which ranks of a group render together, epoch after epoch. Pure: no process, no socket, no clock.
 
-The first epoch begins when all ranks are ready. A rank that dies breaks the epoch: the others come back, and
-the next one begins with them at once. The dead rank's successor joins between two steps when it has loaded
-its model: it is ready, the running ranks are told, and the next epoch begins when they have come back.
+The first epoch begins when all ranks are ready. A rank that dies breaks the epoch, and so does one that no
+longer reaches the others: all come back, and the next epoch begins with those that live at once. The dead
+rank's successor joins between two steps when it has loaded its model: it is ready, the running ranks are
+told, and the next epoch begins when they have come back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -16,18 +18,23 @@ class Epoch:
 
     number: int
     ranks: tuple[int, ...]
+    first_node: int = 0
+    """The node that has the group's store."""
 
 
 class Epochs:
-    """The epochs of a group whose ranks all live on one node. Ranks are those that torchrun has numbered."""
+    """The epochs of a group, on one node or several. Ranks are those that torchrun has numbered."""
 
-    def __init__(self, ranks: int) -> None:
-        self.ranks = ranks
+    def __init__(self, ranks: int = 0, after: int = 0) -> None:
+        """`ranks` are the first ones that the first epoch waits for; its number is that after `after`."""
+        self._after = after
         self.current: Epoch | None = None
         self.broken = False
-        """A rank of the current epoch has died."""
+        """A rank of the current epoch has died, or does not reach the others."""
         self.members: set[int] = set()
         """The ranks of the current epoch that live; the successor of one that died is none of them."""
+        self._awaited = set(range(ranks))
+        """The ranks that the first epoch waits for."""
         self._alive: set[int] = set()
         self._ready: set[int] = set()
 
@@ -36,13 +43,23 @@ class Epochs:
         """Whether a rank outside of the current epoch waits to be in the next."""
         return self.current is not None and bool(self._ready - self.members)
 
+    def expect(self, ranks: Iterable[int]) -> None:
+        """The first epoch waits for these ranks too."""
+        self._awaited |= set(ranks)
+
     def start(self, rank: int) -> None:
         """A process of this rank begins; it is in no epoch yet."""
         self._alive.add(rank)
 
-    def ready(self, rank: int) -> None:
-        """The rank waits for the next epoch; its part in the current one has ended."""
+    def ready(self, rank: int, *, lost: bool = False) -> None:
+        """The rank waits for the next epoch; its part in the current one has ended. `lost` means that it did
+        not reach the others any more."""
         self._ready.add(rank)
+        self.broken |= lost and rank in self.members
+
+    def forget(self, rank: int) -> None:
+        """The rank waits no more, since it has nothing left to do."""
+        self._ready.discard(rank)
 
     def end(self, rank: int, *, died: bool) -> None:
         """The rank's process has ended: it died, or it has done its work."""
@@ -51,6 +68,11 @@ class Epochs:
         if rank in self.members:
             self.members.discard(rank)
             self.broken |= died
+
+    def give_up(self, rank: int) -> None:
+        """The rank is gone with its node, and no successor comes."""
+        self._awaited.discard(rank)
+        self.end(rank, died=True)
 
     @property
     def over(self) -> bool:
@@ -63,13 +85,10 @@ class Epochs:
 
     def next(self) -> Epoch | None:
         """Begin the next epoch if everybody who has to be in it is ready; None otherwise."""
-        if self.current is None:
-            complete = len(self._ready) == self.ranks
-        else:
-            complete = bool(self.members) and self.members <= self._ready
-        if not complete:
+        wanted = self._awaited if self.current is None else self.members
+        if not wanted or not wanted <= self._ready:
             return None
-        number = 1 if self.current is None else self.current.number + 1
+        number = 1 + (self._after if self.current is None else self.current.number)
         self.current = Epoch(number=number, ranks=tuple(sorted(self._ready)))
         self.members = set(self._ready)
         self._ready.clear()

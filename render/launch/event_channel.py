@@ -54,6 +54,9 @@ class EventSender:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
 
+    def close(self) -> None:
+        self._socket.close()
+
     def send(self, event: Event) -> None:
         """Send an event with the sender's rank; drop it when the socket is full."""
         with contextlib.suppress(OSError):

@@ -80,7 +80,10 @@ class _Rank:
     proxy: socket.socket
     pid: int = 0
     proxy_ended: bool = False
-    needed: bool = True
+    code: int = 0
+    """Of the process that has ended."""
+    code_instead: int | None = None
+    """With which the proxy ends where the group has ended the rank."""
 
     @property
     def number(self) -> int:
@@ -98,6 +101,8 @@ class ForkServer:
         self._server, self._directory, self._run_rank = server, directory, run_rank
         self._ranks: dict[int, _Rank] = {}
         """By pid."""
+        self._ended: dict[int, _Rank] = {}
+        """By number: the ranks of which it is not decided yet whether they are replaced."""
         self._epochs: EpochServer | None = None
         self._selector = selectors.DefaultSelector()
 
@@ -112,8 +117,11 @@ class ForkServer:
         self._selector.register(self._server, selectors.EVENT_READ, self._accept)
         self._selector.register(woken, selectors.EVENT_READ, lambda: self._reap(woken))
         while True:
-            for key, _ in self._selector.select():
+            tick_s = None if self._epochs is None else self._epochs.tick_s
+            for key, _ in self._selector.select(tick_s):
                 key.data()
+            if self._epochs is not None and tick_s is not None:
+                self._epochs.tick()
 
     def _accept(self) -> None:
         proxy, _ = self._server.accept()
@@ -124,8 +132,7 @@ class ForkServer:
             return
         rank = _Rank(json.loads(line), proxy)
         if self._epochs is None and has_epochs(rank.environment):
-            count = int(rank.environment["WORLD_SIZE"])
-            self._epochs = EpochServer.open(self._directory, count, self._selector)
+            self._epochs = EpochServer.open(self._directory, rank.environment, self._selector, self)
         # A proxy sends nothing after its environment: it is readable when it has ended.
         self._selector.register(proxy, selectors.EVENT_READ, lambda: self._end(rank))
         self._fork(rank)
@@ -147,7 +154,7 @@ class ForkServer:
             os.setsid()
             die_with_parent(parent)
             # A proxy must see the server's end of its connection close, whichever rank is still there.
-            for each in [rank, *self._ranks.values()]:
+            for each in [rank, *self._ranks.values(), *self._ended.values()]:
                 each.proxy.close()
             self._server.close()
             if self._epochs is not None:
@@ -167,8 +174,9 @@ class ForkServer:
         """End the rank of a proxy that has ended."""
         self._selector.unregister(rank.proxy)
         rank.proxy_ended = True
-        # It is not reaped yet, so the pid is still that of the rank.
-        os.kill(rank.pid, signal.SIGKILL)
+        # While it is not reaped, the pid is still that of the rank.
+        if rank.pid in self._ranks:
+            os.kill(rank.pid, signal.SIGKILL)
 
     def _reap(self, woken: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -180,19 +188,35 @@ class ForkServer:
 
     def _take_end(self, rank: _Rank, code: int) -> None:
         """Replace a rank that has ended, or end its proxy."""
-        wanted = not rank.proxy_ended
-        if self._epochs is not None and self._epochs.end(rank.number, code, replaceable=wanted):
-            self._fork(rank)
-            return
-        if self._epochs is not None and self._epochs.epochs.over:
-            # A rank that was to replace another has come too late.
-            for late in self._ranks.values():
-                late.needed = False
-                os.kill(late.pid, signal.SIGKILL)
-        if not rank.proxy_ended:
-            self._selector.unregister(rank.proxy)
-        with rank.proxy, contextlib.suppress(OSError):
-            rank.proxy.sendall(str(code if rank.needed else 0).encode())
+        rank.code = code
+        self._ended[rank.number] = rank
+        if self._epochs is None:
+            self.release(rank.number)
+        else:
+            self._epochs.end(rank.number, code, replaceable=not rank.proxy_ended)
+
+    def replace(self, rank: int) -> None:
+        """Fork the successor of a rank that has ended."""
+        if self._ended[rank].proxy_ended:
+            # torchrun has ended it meanwhile.
+            self.release(rank)
+        else:
+            self._fork(self._ended.pop(rank))
+
+    def release(self, rank: int) -> None:
+        """End the proxy of a rank that has ended."""
+        ended = self._ended.pop(rank)
+        if not ended.proxy_ended:
+            self._selector.unregister(ended.proxy)
+        code = ended.code if ended.code_instead is None else ended.code_instead
+        with ended.proxy, contextlib.suppress(OSError):
+            ended.proxy.sendall(str(code).encode())
+
+    def end_all(self, code: int) -> None:
+        """End the ranks that are left, since the group has ended; their proxies end with this code."""
+        for rank in self._ranks.values():
+            rank.code_instead = code
+            os.kill(rank.pid, signal.SIGKILL)
 
 
 def _run_rank() -> int:

@@ -72,6 +72,26 @@ def epoch_socket_path(directory: Path) -> Path:
     return directory / "epochs"
 
 
+def uplink_path(directory: Path) -> Path:
+    """The socket of a node's launcher that leads to the epochs of the group's first node."""
+    return directory / "uplink"
+
+
+def leave_path(directory: Path) -> Path:
+    """A file that is there when the other nodes of the group are to go on without this one."""
+    return directory / "leave"
+
+
+def move_path(directory: Path) -> Path:
+    """Which node is the group's first one from now on, until the launcher has switched to it ..."""
+    return directory / "move.json"
+
+
+def moved_path(directory: Path) -> Path:
+    """... and then."""
+    return directory / "moved.json"
+
+
 def log_path(directory: Path) -> Path:
     """What torchrun prints, and the ranks until a request names a log."""
     return directory / "log"

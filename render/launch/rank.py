@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from render.errors import GroupChanges, RanksLost, RenderError, RenderFailed, Stopped, exit_code
-from render.events import RankStarted, RankStopped
+from render.events import ImageDone, RankStarted, RankStopped
 from render.launch.epoch_client import has_epochs
 from render.launch.event_channel import EventSender
 from render.launch.forward_events import ForwardEvents
@@ -84,7 +84,7 @@ def _serve(rank: _Rank, directory: Path) -> None:
     while True:
         request = _read_request(directory, number)
         if request is None:
-            if last is not None and not (last.more or is_done(directory, number - 1)) and rank.epoch_ended:
+            if last is not None and not (last.more or is_done(directory, number - 1)) and rank.group_changes:
                 # Whether the others know that the image is published is not certain: do its end again.
                 rank.render(last, number - 1)
             time.sleep(_POLL_S)
@@ -146,9 +146,9 @@ class _Rank:
     _group: Group | None = None
 
     @property
-    def epoch_ended(self) -> bool:
-        """Whether a rank of the group has died since the last image was done."""
-        return self.elastic is not None and self.elastic.broken
+    def group_changes(self) -> bool:
+        """Whether the group has changed, or has to, since the last image was done."""
+        return self.elastic is not None and self.elastic.changes_while_idle
 
     def render(self, request: Request, number: int) -> None:
         """Render one image with the other ranks: the group's request of this number."""
@@ -278,12 +278,28 @@ class _Rank:
         tries: list[ForwardEvents] = []
 
         def render(group: Group, replicas: Replicas) -> None:
-            first = group.rank == 0
+            first = elastic.first_of_node
             tries.append(ForwardEvents(self.events, work.observer, work.number, group.rank, first))
             self._render(work, work.images[0], tries[-1], group, replicas=replicas)
 
         if elastic.run(work.number, work.device, render):
             tries[-1].finish()
+        elif elastic.spans_nodes:
+            self._tell_finished(work)
+
+    def _tell_finished(self, work: _Work) -> None:
+        """Send that the others have finished an image: all ranks of this node may have been away then."""
+        from render.distributed import SingleRankGroup
+        from render.output.manifest import read_published
+        from render.spec import Spec
+
+        request, root = work.request, ""
+        digest = Spec.from_mapping(request.spec).digest(request.info.digest)
+        if request.output == "image":
+            sink = open_sink(request.out, patience_s=request.patience_s, observer=work.observer.on_sink_call)
+            published = read_published(sink, digest, SingleRankGroup())
+            root = "" if published is None else published.root
+        self.events.send_reliable(ImageDone(digest=digest, root=root, seconds=0.0, request=work.number))
 
     def _render_alone(self, work: _Work, image: FurtherImage, number: int, calls: ModelCalls) -> None:
         """Render an image by this rank alone, in calls that others share; its events carry its number."""

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from render.errors import BadInput, GroupFailed, GroupLost, PeersLost, RenderTimedOut, Stopped
@@ -19,14 +20,16 @@ from render.launch.gpus import VISIBLE
 from render.launch.group_directory import (
     GroupDirectory,
     events_path,
+    leave_path,
     log_path,
     mark_done,
+    move_path,
     rendezvous_path,
     request_path,
     stop_path,
 )
 from render.launch.rank_environment import PEERS_LOST, RANK_ENVIRONMENT
-from render.launch.rendezvous_config import SECRET_VARIABLE, Rendezvous
+from render.launch.rendezvous_config import SECRET_VARIABLE, Move, Rendezvous
 from render.launch.request import Request
 
 GRACE_S = 5.0
@@ -112,9 +115,22 @@ class RankGroup:
         if self._running is not None:
             stop_path(self._running.directory, number).touch()
 
+    def move(self, move: Move) -> None:
+        """Go on with another first node, since the one so far is lost; for groups with `Rendezvous.moves`
+        that have sent `FirstNodeLost`."""
+        self._rendezvous = replace(self._rendezvous, first=move.first)
+        if self._running is not None:
+            self._running.move(move)
+
     def alive(self) -> bool:
         """Whether its processes are still there."""
         return self._running is not None and self._running.alive()
+
+    def leave(self) -> None:
+        """Have the other nodes go on when this one's processes are ended next, as if it were lost. Otherwise
+        they end too."""
+        if self._running is not None:
+            leave_path(self._running.directory).touch()
 
     def close(self) -> None:
         """End all processes of the group; harmless when there are none."""
@@ -173,6 +189,10 @@ class _RunningGroup:
 
     def alive(self) -> bool:
         return self._process.poll() is None
+
+    def move(self, move: Move) -> None:
+        self._rendezvous = replace(self._rendezvous, first=move.first)
+        move.write(move_path(self.directory))
 
     def until_done(
         self,

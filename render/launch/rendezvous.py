@@ -5,22 +5,28 @@ pickle in that store, which every node loads (torch.distributed.elastic.rendezvo
 the store listens on the loopback only, nodes join over mutual TLS (see `store_relay`), and all messages are
 lines of JSON:
 
-    {"kind": "join", "node": 1}   ->   {"rank": 1, "nodes": 2}   when the group starts
-                                  or   {"refused": "one sentence"}
+    {"kind": "join", "node": 1, "epochs": true}   ->   {"rank": 1, "nodes": 2}   when the group starts
+                                                  or   {"refused": "one sentence"}
 
 The host, node 0, decides in memory who belongs to the group (see `membership`). A node that dies while it
-waits closes its connection and is forgotten. Once the group has started nobody joins it any more.
+waits closes its connection and is forgotten. Once the group has started nobody joins it any more; what
+becomes of its ranks then is decided by the epochs (see `epoch_coordinator`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import threading
+import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.agent.server.api import _TERMINAL_STATE_SYNC_ID
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
     RendezvousHandler,
@@ -30,14 +36,16 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
     RendezvousTimeoutError,
 )
+from torch.distributed.elastic.utils.store import _barrier_nonblocking
 
-from render.launch.membership import JoinRefused, Membership
-from render.launch.rendezvous_config import BACKEND, LOOPBACK, Rendezvous
+from render.launch.forwarders import EpochForwarder, StoreForwarder
+from render.launch.gathering import Gathering, keep_alive
+from render.launch.group_directory import epoch_socket_path, move_path, moved_path, uplink_path
+from render.launch.rendezvous_config import BACKEND, LOOPBACK, Move, Rendezvous
 from render.launch.store_relay import (
     RETRY_S,
     RelayLoop,
     RelayServer,
-    StoreForwarder,
     WrongSecret,
     connect,
     end,
@@ -50,6 +58,8 @@ if TYPE_CHECKING:
 
 _AFTER_HOST_S = 5.0
 """A node that joins waits so much longer than the host."""
+_LOOK_S = 0.05
+"""Between two looks whether there is another first node."""
 _DRAIN_S = 2.0
 """The host, done, waits so long until the others have closed their connections to the store."""
 
@@ -66,13 +76,17 @@ class GroupRendezvous(RendezvousHandler):
     """One rendezvous, for one start of the ranks: torchrun's agent takes the store and this node's rank."""
 
     def __init__(self, config: Rendezvous, run_id: str, folder: Path | None = None) -> None:
-        """Opens nothing. `folder` is private; see `GroupTls`."""
+        """Opens nothing. `folder` is private, the directory of the group; without it there are no epochs."""
         self._config, self._run_id, self._folder = config, run_id, folder
         self._closed = False
         self._loop: RelayLoop | None = None
         self._relay: RelayServer | None = None
         # The store's server lives as long as this.
         self._store: TCPStore | None = None
+        self._nodes = 1
+        self._forwarders: tuple[StoreForwarder, EpochForwarder] | None = None
+        # That of a group whose first node is lost.
+        self._next_store: TCPStore | None = None
 
     def get_backend(self) -> str:
         return BACKEND
@@ -132,12 +146,52 @@ class GroupRendezvous(RendezvousHandler):
         config = self._config
         listening = _listen(config.host, config.port)
         self._store = _serve_store(config.join_s)
-        gathering = _Gathering(config)
+        gathering = Gathering(config)
         tls = self._tls()
-        self._relay = RelayServer(listening, tls.server, self._store.port, gathering.on_join)
+        self._relay = RelayServer(
+            listening,
+            tls.server,
+            self._store.port,
+            gathering.on_join,
+            epochs=None if self._folder is None else epoch_socket_path(self._folder),
+            on_left=lambda: threading.Thread(target=self._stand_in, daemon=True).start(),
+        )
         self._loop = RelayLoop()
         self._loop.start(self._relay.serve())
-        return self._loop.run(gathering.complete())
+        rank, self._nodes = self._loop.run(gathering.complete())
+        return rank, self._nodes
+
+    def _watch_moves(self, folder: Path, tls: GroupTls) -> None:
+        """Switch to another first node whenever whoever has started the group says so."""
+        while True:
+            if move_path(folder).exists():
+                self._switch(Move.read(move_path(folder)), folder, tls)
+                move_path(folder).rename(moved_path(folder))
+            time.sleep(_LOOK_S)
+
+    def _switch(self, move: Move, folder: Path, tls: GroupTls) -> None:
+        assert self._forwarders is not None and self._loop is not None
+        store, epochs = self._forwarders
+        if move.first != self._config.place:
+            store.lead_to(move.host, move.port)
+            epochs.lead_to(move.host, move.port)
+            return
+        listening = _listen(move.host, move.port)
+        self._next_store = _serve_store(self._config.join_s)
+        store.lead_to_own(self._next_store.port)
+        self._relay = RelayServer(
+            listening, tls.server, self._next_store.port, _refuse, epochs=epoch_socket_path(folder)
+        )
+        self._loop.start(self._relay.serve())
+
+    def _stand_in(self) -> None:
+        """Pass torchrun's last barrier for a node that has left: nobody has to wait for one that is lost. If
+        it has passed by itself, this changes nothing."""
+        assert self._store is not None
+        # A client of its own: the other one may be waiting at the barrier.
+        with contextlib.suppress(DistError):
+            own = TCPStore(LOOPBACK, self._store.port, is_master=False, timeout=timedelta(seconds=_DRAIN_S))
+            _barrier_nonblocking(PrefixStore(self._run_id, own), self._nodes, _TERMINAL_STATE_SYNC_ID)
 
     def _join(self) -> tuple[int, int]:
         config = self._config
@@ -146,6 +200,13 @@ class GroupRendezvous(RendezvousHandler):
         rank, nodes = self._loop.run(_join(config, tls))
         forwarder = StoreForwarder(config.host, config.port, tls.client)
         self._loop.start(forwarder.serve())
+        if self._folder is not None:
+            epochs = EpochForwarder(config.host, config.port, tls.client, uplink_path(self._folder))
+            self._loop.start(epochs.serve())
+            self._forwarders = forwarder, epochs
+        if config.moves and self._folder is not None:
+            watch = partial(self._watch_moves, self._folder, tls)
+            threading.Thread(target=watch, name="moves", daemon=True).start()
         self._store = TCPStore(
             LOOPBACK, forwarder.port, is_master=False, timeout=timedelta(seconds=config.join_s)
         )
@@ -166,57 +227,9 @@ def register(config: Rendezvous, folder: Path) -> None:
     rendezvous_handler_registry.register(BACKEND, create)
 
 
-class _Gathering:
-    """The host's view of a group that forms: who waits on which connection."""
-
-    def __init__(self, config: Rendezvous) -> None:
-        self._config = config
-        self._membership = Membership(config.fewest, config.nodes, config.last_call_s)
-        self._waiting: dict[int, asyncio.StreamWriter] = {}
-        self._changed = asyncio.Event()
-
-    async def complete(self) -> tuple[int, int]:
-        """(rank, nodes) of the host, once the group has started."""
-        loop = asyncio.get_running_loop()
-        self._membership.join(0, loop.time())
-        try:
-            async with asyncio.timeout(self._config.join_s):
-                while (due := self._membership.due_in(loop.time())) != 0.0:
-                    await _within(self._changed.wait(), due)
-                    self._changed.clear()
-        except TimeoutError:
-            raise RendezvousTimeoutError(
-                f"{self._membership.missing} of the group did not join in {self._config.join_s:g} s"
-            ) from None
-        members = self._membership.start()
-        for rank, node in enumerate(members):
-            if node in self._waiting:
-                self._waiting[node].write(line({"rank": rank, "nodes": len(members)}))
-        return members.index(0), len(members)
-
-    async def on_join(
-        self, request: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        """Hold a node's connection until it closes it."""
-        node = request.get("node")
-        try:
-            if type(node) is not int:
-                raise JoinRefused(f"node: {node!r} is not a whole number")
-            self._membership.join(node, asyncio.get_running_loop().time())
-        except JoinRefused as exc:
-            writer.write(line({"refused": str(exc)}))
-            await writer.drain()
-            return
-        _keep_alive(writer)
-        self._waiting[node] = writer
-        self._changed.set()
-        try:
-            # Nothing more comes on this connection but its end.
-            await reader.read(1)
-        finally:
-            self._membership.leave(node)
-            del self._waiting[node]
-            self._changed.set()
+async def _refuse(request: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(line({"refused": "the group has started"}))
+    await writer.drain()
 
 
 async def _join(config: Rendezvous, tls: GroupTls) -> tuple[int, int]:
@@ -244,8 +257,8 @@ async def _join(config: Rendezvous, tls: GroupTls) -> tuple[int, int]:
 async def _ask_to_join(config: Rendezvous, tls: GroupTls) -> tuple[int, int]:
     reader, writer = await connect(config.host, config.port, tls.client)
     try:
-        _keep_alive(writer)
-        writer.write(line({"kind": "join", "node": config.place}))
+        keep_alive(writer)
+        writer.write(line({"kind": "join", "node": config.place, "epochs": True}))
         answer = parse_line(await reader.readline())
     except ValueError as exc:
         raise ConnectionResetError("the host has closed the connection") from exc
@@ -254,13 +267,6 @@ async def _ask_to_join(config: Rendezvous, tls: GroupTls) -> tuple[int, int]:
     if "refused" in answer:
         raise NotAdmitted(str(answer["refused"]))
     return int(answer["rank"]), int(answer["nodes"])
-
-
-async def _within(work: Any, seconds: float | None) -> None:
-    try:
-        await asyncio.wait_for(work, seconds)
-    except TimeoutError:
-        return
 
 
 def _serve_store(timeout_s: float) -> TCPStore:
@@ -285,12 +291,3 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=socket.SOMAXCONN)
     except OSError as exc:
         raise Misconfigured(f"this node cannot listen on {host}:{port}, the group's address ({exc})") from exc
-
-
-def _keep_alive(writer: asyncio.StreamWriter) -> None:
-    """Notice within 20 s that the other machine has vanished: nothing else is sent on this connection."""
-    connection = writer.get_extra_info("socket")
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

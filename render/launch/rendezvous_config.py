@@ -23,6 +23,8 @@ SECRET_VARIABLE = "CHORALE_GROUP_SECRET"
 SECRET_LENGTH = 32
 """Fewest characters of a secret; see `group_tls` for why it has to be random."""
 LOOPBACK = "127.0.0.1"
+MOVES = "CHORALE_GROUP_MOVES"
+"""Environment variable of the ranks: see `Rendezvous.moves`."""
 _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 
@@ -34,6 +36,8 @@ class Rendezvous:
     nodes: int = 1
     place: int = 0
     """Number of this node. Node 0 is the host: it decides who belongs to the group, and has rank 0."""
+    first: int = 0
+    """The node that decides who renders together and publishes; another one than 0 after a `Move`."""
     host: str = LOOPBACK
     """Address of the host for the group. The host listens on it, and on no other."""
     port: int = 0
@@ -43,13 +47,16 @@ class Rendezvous:
     """The network interface between the nodes; what a host's name resolves to is often the loopback."""
     secret: str = field(default="", repr=False)
     """What all nodes know and nobody else does; a group of one node needs none."""
+    moves: bool = False
+    """Whether another node may become the first one when that is lost: whoever has started the group decides
+    which one, and tells it with a `Move`."""
     join_s: float = JOIN_S
     last_call_s: float = LAST_CALL_S
 
     @property
     def holds_first(self) -> bool:
-        """Whether rank 0 is on this node."""
-        return self.place == 0
+        """Whether this node is the group's first one."""
+        return self.place == self.first
 
     @property
     def fewest(self) -> int:
@@ -65,7 +72,7 @@ class Rendezvous:
     def environment(self) -> dict[str, str]:
         """Which interface gloo and NCCL listen on: the loopback in a group of one node, whatever is set."""
         # NCCL's service for status queries listens too, and asks nobody who they are.
-        ras = {"NCCL_RAS_ENABLE": os.environ.get("NCCL_RAS_ENABLE", "0")}
+        ras = {"NCCL_RAS_ENABLE": os.environ.get("NCCL_RAS_ENABLE", "0"), MOVES: "1" if self.moves else "0"}
         if self.nodes == 1:
             # NCCL takes a name without "=" for a prefix.
             interfaces = (_LOOPBACK_INTERFACE, f"={_LOOPBACK_INTERFACE}")
@@ -85,6 +92,31 @@ class Rendezvous:
         rendezvous = cls(**json.loads(path.read_text(encoding="utf-8")))
         path.unlink()
         return rendezvous
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """Another node is the first one of a group from now on."""
+
+    first: int
+    """Its number."""
+    host: str
+    """The address that it listens on for the group."""
+    port: int
+    nodes: tuple[int, ...]
+    """The nodes that are left, with the first one."""
+
+    def write(self, path: Path) -> None:
+        """Write the file atomically: others are watching for it."""
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        part.rename(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Move:
+        """What `write` has left."""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**values | {"nodes": tuple(values["nodes"])})
 
 
 def check_secret(field_name: str, secret: str | None) -> str:

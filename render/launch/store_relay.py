@@ -1,14 +1,17 @@
-"""How the nodes of a group reach the store of its first node, and nobody else does.
+"""How the nodes of a group reach the store and the epochs of its first node, and nobody else does.
 
 torch's TCPStore has no authentication, so it listens on the loopback of the first node, the host, alone:
 
     rank --- loopback --- StoreForwarder ===== mutual TLS ===== RelayServer --- loopback --- TCPStore
              (other nodes' launchers)                           (the host's launcher)
 
+The epochs (see `epoch_server`) are a unix socket of the host's fork server, reached in the same way through
+one in the directory of the other node's group.
+
 The relay listens on the group's own address only. Bytes reach the store after a handshake that proves that
 the peer holds the group's secret (see `group_tls`). A peer that cannot prove it is disconnected within
 seconds, and the number of such connections is bounded. The first line of an accepted connection says what it
-is for: to join the group (see `rendezvous`), or to use the store.
+is for: to join the group (see `rendezvous`), to use the store, or to take part in the epochs.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import ssl
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 HANDSHAKE_S = 5.0
@@ -32,8 +36,8 @@ HANDSHAKES_PER_ADDRESS = 64
 """... and from one address, so that one stranger cannot keep the others out."""
 RETRY_S = 0.1
 """Between two tries to reach the host."""
-STORE_S = 30.0
-"""A forwarder tries for so long to reach the host for one connection."""
+EPOCHS_S = 300.0
+"""The process that ranks are forked from has so long to import what they need."""
 _LINE = 2**16
 _CLOSE_S = 1.0
 _LOGGED = 20
@@ -88,9 +92,14 @@ class RelayServer:
         store_port: int,
         on_join: OnJoin,
         *,
+        epochs: Path | None = None,
+        on_left: Callable[[], None] = lambda: None,
         handshake_s: float = HANDSHAKE_S,
     ) -> None:
+        """`epochs` is the socket of the host's epochs; `on_left` is called when a node does not use it any
+        more."""
         listening.setblocking(False)
+        self._epochs, self._on_left = epochs, on_left
         self._listening, self._context, self._store_port = listening, context, store_port
         self._on_join, self._handshake_s = on_join, handshake_s
         self._handshakes: Counter[str] = Counter()
@@ -145,6 +154,10 @@ class RelayServer:
             elif request.get("kind") == "store":
                 store = await asyncio.open_connection("127.0.0.1", self._store_port)
                 await pipe((reader, writer), store)
+            elif request.get("kind") == "epochs" and self._epochs is not None:
+                with contextlib.suppress(OSError):
+                    await pipe((reader, writer), await _reach_socket(self._epochs))
+                self._on_left()
         except OSError as exc:
             _logger.warning("a connection from %s ended: %s", peer, exc)
         finally:
@@ -158,49 +171,17 @@ class RelayServer:
             _logger.warning("further refusals are not logged")
 
 
-class StoreForwarder:
-    """The end of another node: a port on its loopback that leads to the host's store."""
-
-    def __init__(self, host: str, port: int, context: ssl.SSLContext) -> None:
-        self._host, self._port, self._context = host, port, context
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self._listening.setblocking(False)
-        self.port: int = self._listening.getsockname()[1]
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def serve(self) -> None:
-        """Forward connections until cancelled."""
-        loop = asyncio.get_running_loop()
+async def _reach_socket(path: Path) -> Streams:
+    """A connection to a unix socket of this machine, which is there as soon as the ranks are started. Raises
+    `OSError`."""
+    end = asyncio.get_running_loop().time() + EPOCHS_S
+    while True:
         try:
-            while True:
-                connection, _ = await loop.sock_accept(self._listening)
-                task = asyncio.create_task(self._forward(connection))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-        finally:
-            self._listening.close()
-
-    async def _forward(self, connection: socket.socket) -> None:
-        local = await asyncio.open_connection(sock=connection)
-        try:
-            async with asyncio.timeout(STORE_S):
-                host = await self._reach()
-        except (OSError, TimeoutError, WrongSecret) as exc:
-            _logger.error("the group's store at %s:%d cannot be reached: %s", self._host, self._port, exc)
-            await end(local[1])
-            return
-        with contextlib.suppress(OSError):
-            await pipe(local, host)
-
-    async def _reach(self) -> Streams:
-        while True:
-            try:
-                streams = await connect(self._host, self._port, self._context)
-            except OSError:
-                await asyncio.sleep(RETRY_S)
-                continue
-            streams[1].write(line({"kind": "store"}))
-            return streams
+            return await asyncio.open_unix_connection(str(path), limit=_LINE)
+        except OSError:
+            if asyncio.get_running_loop().time() > end:
+                raise
+        await asyncio.sleep(RETRY_S)
 
 
 async def connect(host: str, port: int, context: ssl.SSLContext) -> Streams:

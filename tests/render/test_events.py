@@ -8,8 +8,10 @@ from render.events import (
     CheckpointSaved,
     EpochBegan,
     Event,
+    FirstNodeLost,
     ImageDone,
     ModelLoaded,
+    NodeLost,
     RankFailed,
     RankStarted,
     RankStopped,
@@ -24,6 +26,8 @@ PHASES = {"model": 0.5, "wait": 0.25}
 EVENTS = (
     RankStarted(rank=1, pid=7),
     EpochBegan(epoch=2, ranks=3, seconds=0.1),
+    NodeLost(node=1),
+    FirstNodeLost(),
     ModelLoaded(seconds=1.5),
     StageStarted(stage=0, stages=2, width=512, height=256, steps=20),
     StepDone(

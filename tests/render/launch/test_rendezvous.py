@@ -58,7 +58,7 @@ class Nodes:
                 with contextlib.suppress(ConnectionRefusedError):
                     tls = GroupTls(self.config.secret)
                     streams = await connect(ADDRESS, self.config.port, tls.client)
-                    streams[1].write(line({"kind": "join", "node": node}))
+                    streams[1].write(line({"kind": "join", "node": node, "epochs": True}))
                     await streams[1].drain()
                     return streams
 

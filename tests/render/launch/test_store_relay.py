@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 from torch.distributed import DistError, TCPStore
 
 from render.launch import store_relay
+from render.launch.forwarders import EpochForwarder, StoreForwarder
 from render.launch.group_tls import GroupTls
-from render.launch.store_relay import RelayLoop, RelayServer, StoreForwarder, WrongSecret, connect, line
+from render.launch.store_relay import RelayLoop, RelayServer, WrongSecret, connect, line
 
 SECRET = secrets.token_hex(32)
 TLS = GroupTls(SECRET)
@@ -60,12 +61,14 @@ def _echo(connection: socket.socket) -> None:
 class Relay:
     """A relay on a loop of its own, before an echo store."""
 
-    def __init__(self, handshake_s: float = 5.0) -> None:
+    def __init__(self, handshake_s: float = 5.0, **more: Any) -> None:
         self.store = EchoStore()
         listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = listening.getsockname()[1]
         self.loop = RelayLoop()
-        self.server = RelayServer(listening, TLS.server, self.store.port, self._join, handshake_s=handshake_s)
+        self.server = RelayServer(
+            listening, TLS.server, self.store.port, self._join, handshake_s=handshake_s, **more
+        )
         self.loop.start(self.server.serve())
 
     async def _join(self, *_: Any) -> None:
@@ -111,6 +114,35 @@ def test_the_forwarder_listens_on_the_loopback_only() -> None:
     forwarder = StoreForwarder("192.0.2.1", 1, TLS.client)
     assert forwarder._listening.getsockname()[0] == "127.0.0.1"
     forwarder._listening.close()
+
+
+def test_the_epochs_are_reached_with_the_secret_alone(tmp_path: Path) -> None:
+    left = threading.Event()
+    made = Relay(epochs=tmp_path / "epochs", on_left=left.set)
+    try:
+        for name, tls in (("link", TLS), ("stranger", GroupTls(secrets.token_hex(32)))):
+            made.loop.start(EpochForwarder("127.0.0.1", made.port, tls.client, tmp_path / name).serve())
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.connect(str(tmp_path / "stranger"))
+            stranger.sendall(b"let me in")
+            assert closed(stranger)
+        with socket.socket(socket.AF_UNIX) as link, socket.socket(socket.AF_UNIX) as server:
+            link.connect(str(tmp_path / "link"))
+            link.sendall(b"hello")
+            # The ranks of the first node are started after its launcher listens.
+            server.bind(str(tmp_path / "epochs"))
+            server.listen()
+            connection, _ = server.accept()
+            threading.Thread(target=_echo, args=(connection,), daemon=True).start()
+            link.settimeout(20)
+            assert link.recv(5) == b"hello" and not left.is_set()
+            # Nobody else has come as far.
+            server.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                server.accept()
+        assert left.wait(20)
+    finally:
+        made.close()
 
 
 def test_all_nodes_derive_one_certificate(tmp_path: Path) -> None:

@@ -1,0 +1,175 @@
+"""Decides the epochs of a group: the first node's fork server's part in `epochs.py`. No socket, no clock.
+
+It takes messages of the nodes' servers (`epoch_server.py`), its own node's among them, and answers:
+
+    {"start": 2}                                      a process of rank 2 begins
+    {"ready": 2, "lost": false, "request": 1}         it waits for the next epoch, to render a request
+        ->  {"epoch": 2, "ranks": [0, 2], "first": 0} which begins with these ranks, on node 0
+        ->  {"finished": 1, "rank": 2}                the request is finished: there is nothing to wait for
+    {"end": 2, "died": true, "crashed": true}         it has ended
+        ->  {"again": 2}  or  {"gone": 2}             whether it is started again
+    {"apart": 1}                                      each rank renders request 1 without the others
+    {"done": 1}                                       all ranks are done with it
+        ->  {"broken": 1, "members": [0, 1]}          these have to come back: a rank of their epoch has died
+        ->  {"joining": 1, "members": [0, 1]}         a rank waits to join them
+        ->  {"over": 0}                               the group has ended; what is left ends with this code
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from render.launch.epochs import Epochs
+from render.launch.rank_environment import PEERS_LOST
+
+MOST_DEATHS = 10
+"""The most ranks that are replaced in one request; then the group fails."""
+Message = dict[str, Any]
+
+
+class EpochCoordinator:
+    """The epochs of one group. In one thread."""
+
+    def __init__(
+        self,
+        nodes: Iterable[int],
+        send: Callable[[int, Message], None],
+        requested: Callable[[int], bool],
+        finished: Callable[[int], bool],
+        node_lost: Callable[[int], None] = lambda node: None,
+        node: int = 0,
+        after: int = 0,
+    ) -> None:
+        """The first epoch waits for all `nodes` to join; its number is the one after `after`. `node` is the
+        coordinator's own.
+
+        `send` takes a node and a message for it; it may call `take` for a rank that it starts again.
+        `requested` tells whether there is a request of a number, `finished` whether whoever has started the
+        group knows that it is finished. `node_lost` is called when the group goes on without a node.
+        """
+        self.epochs = Epochs(after=after)
+        self.missing = set(nodes)
+        """The nodes that have not joined yet."""
+        self._node = node
+        self._send, self._node_lost = send, node_lost
+        self._requested, self._finished = requested, finished
+        self._nodes: dict[int, set[int]] = {}
+        """The ranks of each node that is there."""
+        self._requests: dict[int, int] = {}
+        """The request of each rank that waits."""
+        self._told: Message | None = None
+        self._ended = False
+        self._done = self._apart = self._deaths = 0
+        """The requests that all ranks are done with, and that they render without each other; and how many
+        ranks have been replaced since."""
+
+    @property
+    def nodes(self) -> set[int]:
+        """The nodes that are there."""
+        return set(self._nodes)
+
+    @property
+    def _works_apart(self) -> bool:
+        return self._apart > self._done
+
+    def join(self, node: int, ranks: Iterable[int]) -> None:
+        """A node is there, with these ranks."""
+        self._nodes[node] = set(ranks)
+        self.missing.discard(node)
+        self.epochs.expect(self._nodes[node])
+
+    def take(self, node: int, message: Message) -> None:
+        """A message of a node that has joined. What is none of the messages above is passed over."""
+        own = self._nodes[node]
+        match message:
+            case {"start": int(rank)} if rank in own:
+                self.epochs.start(rank)
+            case {"ready": int(rank), "lost": bool(lost), "request": int(request)} if rank in own:
+                self._requests[rank] = request
+                self.epochs.ready(rank, lost=lost)
+                self.tick()
+            case {"end": int(rank), "died": bool(died), "crashed": bool(crashed)} if rank in own:
+                self._end(node, rank, died=died, crashed=crashed)
+            case {"apart": int(request)}:
+                self._apart = max(self._apart, request)
+            case {"done": int(request)} if request > self._done:
+                self._done, self._deaths = request, 0
+        self._announce()
+
+    def lose(self, node: int) -> None:
+        """A node is gone: its server has ended, or does not answer."""
+        self.missing.discard(node)
+        ranks = self._nodes.pop(node, set())
+        for rank in ranks:
+            self._requests.pop(rank, None)
+            self.epochs.give_up(rank)
+        if self._ended:
+            return
+        idle = not self._requested(self._done + 1)
+        if idle or self._works_apart or not self.epochs.survive(min(ranks, default=-1)):
+            self.fail()
+            return
+        self._node_lost(node)
+        self._announce()
+
+    def fail(self) -> None:
+        """End the group on all nodes."""
+        self._end_on(self._nodes, PEERS_LOST)
+
+    def tick(self) -> None:
+        """Look whether ranks wait to render what is finished; to be called now and then."""
+        for rank, request in list(self._requests.items()):
+            if self._finished(request):
+                del self._requests[rank]
+                self.epochs.forget(rank)
+                self._send(self._node_of(rank), {"finished": request, "rank": rank})
+
+    def _end(self, node: int, rank: int, *, died: bool, crashed: bool) -> None:
+        self._requests.pop(rank, None)
+        self.epochs.end(rank, died=died)
+        again = crashed and not self._ended and not self._works_apart and self._deaths < MOST_DEATHS
+        if again and self.epochs.survive(rank):
+            self._deaths += 1
+            self._send(node, {"again": rank})
+            return
+        self._send(node, {"gone": rank})
+        if died:
+            # On its own node torchrun ends the others.
+            self._end_on(self.nodes - {node}, PEERS_LOST)
+        elif self.epochs.over:
+            # A rank that was to replace another has come too late.
+            self._end_on(self._nodes, 0)
+
+    def _end_on(self, nodes: Iterable[int], code: int) -> None:
+        if not self._ended:
+            self._ended = True
+            for node in list(nodes):
+                self._send(node, {"over": code})
+
+    def _announce(self) -> None:
+        """Begin an epoch that is due; else tell the running one what has become of it."""
+        if self._ended or self.missing:
+            return
+        began = self.epochs.next()
+        current = self.epochs.current
+        if began is not None:
+            for rank in began.ranks:
+                self._requests.pop(rank, None)
+            message = {"epoch": began.number, "ranks": list(began.ranks), "first": self._node}
+            self._tell(message, began.ranks)
+        elif current is not None and self.epochs.broken:
+            members = sorted(self.epochs.members)
+            self._tell({"broken": current.number, "members": members}, members)
+        elif current is not None and self.epochs.joining:
+            members = sorted(self.epochs.members)
+            self._tell({"joining": current.number, "members": members}, members)
+
+    def _tell(self, message: Message, ranks: Iterable[int]) -> None:
+        if message != self._told:
+            self._told = message
+            for node in {self._node_of(rank) for rank in ranks}:
+                self._send(node, message)
+
+    def _node_of(self, rank: int) -> int:
+        return next(node for node, ranks in self._nodes.items() if rank in ranks)
