@@ -20,6 +20,7 @@ from jobs.board.live_pages import live_page
 from jobs.board.regions import regions_of
 from jobs.board.spec_form import form_groups, kept_labels
 from jobs.board.templating import page
+from jobs.board.webhooks_api import check_operator
 from jobs.db.board_queries import (
     Cursor,
     active_jobs,
@@ -319,6 +320,7 @@ def node_list(board: Board, request: Request) -> dict[str, Any]:
 @router.get("/submit")
 def submit_form(request: Request, job: str = "", part: str = "image") -> Response:
     """The form; filled with the spec of `job` and the next seed for a variation, or open at the `batch`."""
+    check_operator(request, "new images")
     board: Board = request.app.state.board
     values: dict[str, Any] = {}
     if job:

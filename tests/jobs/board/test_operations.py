@@ -165,4 +165,6 @@ def test_rules_are_for_operators(tmp_path: Path, operator: Operator) -> None:
     viewer = {"authorization": "Bearer correct-horse-battery-viewer", "accept": "text/html"}
     assert ask(app, "/queues/day", headers=viewer).status == 403
     assert ask(app, "/queues", headers=viewer).status == 403
+    refused = ask(app, "/submit", headers=viewer)
+    assert refused.status == 403 and b"new images are for operators" in refused.body
     assert b'class="pick"' not in ask(app, "/jobs", headers=viewer).body
