@@ -7,7 +7,8 @@ down_revision = "0016"
 branch_labels = None
 depends_on = None
 
-_NAME, _COLUMNS = "ix_jobs_state_queue_owner_priority_work", ["state", "queue", "owner", "priority", "work"]
+_NAME = "ix_jobs_state_jobs_queue_jobs_owner_jobs_priority_jobs_work"
+_COLUMNS = ["state", "queue", "owner", "priority", "work"]
 
 
 def upgrade() -> None:
