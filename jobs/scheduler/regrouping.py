@@ -7,19 +7,17 @@ on from the checkpoint. Which ranks render what changes no bit of an image.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from jobs.scheduler.pending_jobs import PendingJob
 from jobs.scheduler.placement import Node, RunningGroup, place
 
 REGROUP_GAIN_S = 60.0
 """A job begins anew where it ends so much sooner; the start of its new group takes part of it."""
 _EFFICIENCY = 0.7
 """Of added ranks: windows do not divide evenly among them."""
-
-
-_MOST_AT_ONCE = 16
-"""Jobs that begin anew in one round of the dispatcher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,41 +32,54 @@ class Regrouping:
 def jobs_to_regroup(
     nodes: Sequence[Node], running: Iterable[RunningGroup], gain_s: float = REGROUP_GAIN_S
 ) -> list[Regrouping]:
-    """The running jobs that end `gain_s` sooner on more of the free slots, those that end last first.
+    """The running jobs that end `gain_s` sooner on more of the free slots.
 
     Each at least doubles its ranks, so that a job begins anew a few times at most; what placement would give
-    it is asked of placement itself.
+    them all is asked of placement itself.
     """
-    groups = list(running)
-    found: list[Regrouping] = []
-    for group in _candidates(nodes, groups, gain_s):
-        assert group.anew is not None, "a candidate may begin anew"
-        now = sum(group.slots.values())
-        others = [each for each in groups if each is not group]
-        placed = place(nodes, others, [group.anew], []).placed
-        ranks = placed[0].ranks if placed else 0
-        if ranks >= 2 * now and _gain(group, now, ranks) >= gain_s:
-            groups = [*others, replace(group, slots=placed[0].slots)]
-            found.append(Regrouping(job=group.job, ranks=ranks, now=now))
+    groups = {group.job: group for group in running}
+    chosen = _candidates(nodes, list(groups.values()), gain_s)
+    while chosen:
+        others = [group for job, group in groups.items() if job not in chosen]
+        placed = place(nodes, others, list(chosen.values()), []).placed
+        found = [Regrouping(job=each.job, ranks=each.ranks, now=_ranks(groups[each.job])) for each in placed]
+        found = [each for each in found if _gains(groups[each.job], each.ranks, gain_s)]
+        if len(found) == len(chosen):
+            return found
+        # The others stay where they are, so that the slots are dealt out anew.
+        chosen = {each.job: chosen[each.job] for each in found}
+    return []
+
+
+def _candidates(
+    nodes: Sequence[Node], groups: Sequence[RunningGroup], gain_s: float
+) -> dict[str, PendingJob]:
+    """The jobs that may gain, those that end last first, as long as free slots of their kind double them."""
+    kinds = {node.name: (node.device, node.numerics) for node in nodes}
+    free = Counter[tuple[str, str]]()
+    for node in nodes:
+        free[kinds[node.name]] += node.slots
+    for group in groups:
+        for name, count in group.slots.items():
+            if name in kinds:
+                free[kinds[name]] -= count
+    found = {}
+    for group in sorted(groups, key=lambda group: (-(group.ends_in or 0.0), group.job)):
+        now, kind = _ranks(group), kinds.get(next(iter(group.slots), ""))
+        if kind is None or group.anew is None or not 0 < now <= free[kind]:
+            continue
+        if _gains(group, min(group.anew.most, now + free[kind]), gain_s):
+            free[kind] -= now
+            found[group.job] = group.anew
     return found
 
 
-def _candidates(nodes: Sequence[Node], groups: Sequence[RunningGroup], gain_s: float) -> list[RunningGroup]:
-    """The few groups that end last, of those that may gain if all free slots are of use to them."""
-    up = {node.name for node in nodes}
-    held = sum(count for group in groups for name, count in group.slots.items() if name in up)
-    free = sum(node.slots for node in nodes) - held
-    found = [
-        group
-        for group in groups
-        if group.anew is not None
-        and (now := sum(group.slots.values())) <= free
-        and group.anew.most >= 2 * now > 0
-        and _gain(group, now, min(group.anew.most, now + free)) >= gain_s
-    ]
-    return sorted(found, key=lambda group: (-(group.ends_in or 0.0), group.job))[:_MOST_AT_ONCE]
+def _ranks(group: RunningGroup) -> int:
+    return sum(group.slots.values())
 
 
-def _gain(group: RunningGroup, now: int, ranks: int) -> float:
-    """Seconds by which it ends sooner."""
-    return (group.ends_in or 0.0) * (1 - now / (now + _EFFICIENCY * (ranks - now)))
+def _gains(group: RunningGroup, ranks: int, gain_s: float) -> bool:
+    """Whether a group ends so much sooner on so many ranks, twice its own or more."""
+    now = _ranks(group)
+    sooner = (group.ends_in or 0.0) * (1 - now / (now + _EFFICIENCY * (ranks - now)))
+    return ranks >= 2 * now and sooner >= gain_s
