@@ -54,6 +54,47 @@ _READ_ONLY = "25006"
 """SQLSTATE of a server that only reads: one that is being replaced, or a replica."""
 _STOPPED = frozenset({"57014", "55P03"})
 """SQLSTATEs of a statement that took too long, by itself or for the locks of others."""
+_BUSY = ("took too long for a query", "it is slow or busy, try again later")
+_DIAGNOSES: tuple[tuple[str, str, frozenset[str], frozenset[int], tuple[str, ...]], ...] = (
+    (*_BUSY, _STOPPED, frozenset({sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_BUSY}), ()),
+    (
+        "was asked for the same rows by others at once",
+        "try again",
+        frozenset({"40P01", "40001"}),
+        frozenset(),
+        (),
+    ),
+    (
+        "has no space on its disk",
+        "free some",
+        frozenset({"53100"}),
+        frozenset({sqlite3.SQLITE_FULL}),
+        ("No space left on device",),
+    ),
+    (
+        "has no connection left",
+        "raise its max_connections, or the limit of the role",
+        frozenset({"53300"}),
+        frozenset(),
+        ("too many clients", "remaining connection slots", "too many connections"),
+    ),
+    (
+        "only reads",
+        "it may be a replica, or about to be replaced; if it stays so, check CHORALE_DATABASE_URL",
+        frozenset({_READ_ONLY}),
+        frozenset({sqlite3.SQLITE_READONLY}),
+        (),
+    ),
+    (
+        "is damaged",
+        "restore a backup of it",
+        frozenset({"XX001", "XX002"}),
+        frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}),
+        (),
+    ),
+)
+"""What can be the matter with a database, and what to do: by SQLSTATE, by SQLite's code, or by the text of an
+error, as of connections that are refused, which have no SQLSTATE."""
 _LOOK_INSTRUCTIONS = 100_000
 """SQLite looks at the clock after so many instructions of its machine, some milliseconds."""
 _ABSENT = frozenset({"42501", "42P01", "3D000", "3F000", "42703"})
@@ -267,9 +308,16 @@ def _translated(database: Database) -> Iterator[None]:
 
 def _unreachable(database: Database, cause: BaseException | None) -> DatabaseUnreachable:
     reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-    where = database.shown_url
-    stopped = getattr(cause, "sqlstate", None) in _STOPPED
-    if stopped or getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
-        fix = "it is slow or busy, try again later"
-        return DatabaseUnreachable(f"the database {where} took too long for a query ({reason}); {fix}")
-    return DatabaseUnreachable(f"the database {where} does not answer ({reason}); check CHORALE_DATABASE_URL")
+    problem, fix = _diagnosis(cause)
+    return DatabaseUnreachable(f"the database {database.shown_url} {problem} ({reason}); {fix}")
+
+
+def _diagnosis(cause: BaseException | None) -> tuple[str, str]:
+    """What is the matter with a database, and what to do about it."""
+    state, code = getattr(cause, "sqlstate", None), getattr(cause, "sqlite_errorcode", None)
+    # Extended codes of SQLite hold the plain one in their lowest byte.
+    code = None if code is None else code & 0xFF
+    for problem, fix, states, codes, texts in _DIAGNOSES:
+        if state in states or code in codes or any(text in str(cause) for text in texts):
+            return problem, fix
+    return "does not answer", "check CHORALE_DATABASE_URL"

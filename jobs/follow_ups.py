@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from infra.errors import ServiceError
-from jobs.db.follow_ups import FollowUp, begin, end, extend, fail, kind_of
+from jobs.db.follow_ups import LONGEST_LEASE_S, FollowUp, begin, end, extend, fail, kind_of
 from jobs.farm import Farm
 from jobs.renditions import farm as renditions
 from jobs.renditions.farm import RENDITION
@@ -38,7 +38,7 @@ KINDS = {
     WEBHOOK: Kind(run=webhooks.deliver, lease_s=60.0),
     MAIL: Kind(run=webhooks.deliver, lease_s=120.0),
     RENDITION: Kind(run=renditions.make, lease_s=6.0, renewed=True),
-    GC: Kind(run=delete_unneeded, lease_s=6 * 3600.0),
+    GC: Kind(run=delete_unneeded, lease_s=LONGEST_LEASE_S),
 }
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from infra.errors import StoreMissing
 from infra.store.base import Store
+from infra.store.decorator import local_folder
+from infra.store.parts import remove_abandoned_parts
 from render.errors import BadInput
 from render.numerics import Numerics
 from render.output.manifest import KEY, Manifest, parse_manifest
@@ -30,6 +32,9 @@ def claim(store: Store, digest: str, canonical_spec: str, numerics: Numerics) ->
         "numerics": {"identity": numerics.identity} | asdict(numerics),
     }
     text = json.dumps(marker, indent=1, sort_keys=True)
+    if (folder := local_folder(store)) is not None:
+        # Of an attempt that was killed, long ago.
+        remove_abandoned_parts(folder)
     store.put(MARKER, text.encode(), "application/json")
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from infra.errors import StoreMissing
 from infra.store.base import Store
+from infra.store.parts import part_of
 from jobs.db.submission import BatchItem
 from render.errors import BadInput
 from render.spec import Spec
@@ -79,14 +79,17 @@ def _downloaded(asset: Asset, images: Store, home: Path) -> Asset:
     path = home / _key(asset)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".part-{uuid.uuid4().hex}")
         try:
             data = images.get(_key(asset))
         except StoreMissing as exc:
             fix = f"is not in the farm's store any more ({_key(asset)}); submit the image again"
             raise BadInput(asset.part_of, asset.path, fix) from exc
-        part.write_bytes(data)
-        os.replace(part, path)
+        part = part_of(path)
+        try:
+            part.write_bytes(data)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
     return asset.with_changes(path=str(path))
 
 

@@ -8,12 +8,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from sqlalchemy import Connection, Text, cast, select
 
 from infra.settings import default_home
 from infra.store.base import Entry, Store
+from infra.store.decorator import local_folder
 from infra.store.local import LocalStore
+from infra.store.parts import abandoned_parts
 from jobs.db.folders import digest_of
 from jobs.db.follow_ups import FollowUp
 from jobs.db.leases import lock_inputs
@@ -51,7 +54,8 @@ class Unneeded:
 def find_unneeded(farm: Farm, older_than_days: float) -> list[Unneeded]:
     """All such files of at least that age, in the farm's store and in this machine's home."""
     before = time.time() - older_than_days * 86_400
-    return [each for each in [*_work(farm), *_logs(farm), *_inputs(farm)] if each.modified < before]
+    found = [*_work(farm), *_logs(farm), *_inputs(farm), *_parts(farm)]
+    return [each for each in found if each.modified < before]
 
 
 def delete_unneeded(farm: Farm, follow_up: FollowUp) -> str:
@@ -88,6 +92,27 @@ def _work(farm: Farm) -> list[Unneeded]:
         others = (LOGS, INPUTS, MODELS, RENDITIONS)
         found = pool.map(work_of, (name for name in images.folders() if name not in others))
         return [each for each in found if each is not None]
+
+
+def _parts(farm: Farm) -> list[Unneeded]:
+    """What processes that were killed have left of the files that they were writing."""
+    home, images = default_home(), local_folder(open_images(farm.settings))
+    folders = [home] if images is None or _is_within(images, home) else [home, images]
+    return [
+        Unneeded(
+            str(each.path),
+            "a part of a file whose writer has ended",
+            each.bytes,
+            each.modified,
+            partial(LocalStore(folder).delete, each.path.relative_to(folder).as_posix()),
+        )
+        for folder in folders
+        for each in abandoned_parts(folder)
+    ]
+
+
+def _is_within(folder: Path, other: Path) -> bool:
+    return folder.resolve().is_relative_to(other.resolve())
 
 
 def _logs(farm: Farm) -> list[Unneeded]:

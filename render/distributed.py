@@ -20,6 +20,7 @@ from torch.distributed import PrefixStore, Store, distributed_c10d  # type: igno
 from torch.nn import functional
 
 from render.errors import BadInput, RanksLost, first_line
+from render.memory import lacks_memory
 
 
 class AllGatherHandle(Protocol):
@@ -156,9 +157,9 @@ def _translated() -> Iterator[None]:
     """Translates the errors of a lost peer: gloo raises RuntimeError, NCCL and the store subclasses of it."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as exc:
+        if lacks_memory(exc):
+            raise
         raise RanksLost(f"other ranks of the group are gone ({first_line(exc, None)})") from exc
 
 

@@ -6,17 +6,16 @@ import contextlib
 import errno
 import os
 import stat
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from infra.errors import StoreDenied, StoreError, StoreMissing, StorePermanent, StoreRetryable
 from infra.store.base import Entry, checked_key
+from infra.store.parts import PART, part_of
 
-_PART = ".part-"
-"""Prefix of files that are being written. A crash may leave some; they are never listed."""
-
+_TRIES = 3
+"""Of a write whose folder or part another process has removed."""
 
 _TEMPORARY = frozenset(
     getattr(errno, name)
@@ -36,20 +35,16 @@ class LocalStore:
 
     def put(self, key: str, data: bytes, content_type: str, immutable: bool = False) -> None:
         with _translated(key):
-            path = self._path(key)
-            os.replace(self._written(path, data), path)
+            _place(self._path(key), data, os.replace)
 
     def put_if_absent(self, key: str, data: bytes, content_type: str) -> bool:
         with _translated(key):
             path = self._path(key)
-            part = self._written(path, data)
             try:
                 # A hard link fails where the name exists, which a rename would silently replace.
-                os.link(part, path)
+                _place(path, data, _link)
             except FileExistsError:
                 return path.read_bytes() == data
-            finally:
-                part.unlink()
             return True
 
     def get(self, key: str) -> bytes:
@@ -76,7 +71,7 @@ class LocalStore:
             path = self.folder / key
             with contextlib.suppress(FileNotFoundError):
                 state = path.stat()
-                if stat.S_ISREG(state.st_mode) and not path.name.startswith(_PART):
+                if stat.S_ISREG(state.st_mode) and not path.name.startswith(PART):
                     yield Entry(key=key, size=state.st_size, modified=state.st_mtime)
 
     def folders(self) -> Iterator[str]:
@@ -107,18 +102,38 @@ class LocalStore:
     def _path(self, key: str) -> Path:
         return self.folder / checked_key(key)
 
-    def _written(self, path: Path, data: bytes) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{_PART}{uuid.uuid4().hex}")
+
+def _place(path: Path, data: bytes, place: Callable[[Path, Path], None]) -> None:
+    """Write a file under a name of its own, then `place` it at its path. Makes the folder if it is missing.
+
+    Another process may take away the folder, if this was to be the first file in it, or the part, if its
+    clock is far ahead: then all begins anew.
+    """
+    for left in reversed(range(_TRIES)):
+        part = part_of(path)
         try:
-            with part.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            _write(part, data)
+            place(part, path)
+            return
+        except FileNotFoundError:
+            if left == 0:
+                raise
+        except BaseException:
             part.unlink(missing_ok=True)
             raise
-        return part
+
+
+def _write(part: Path, data: bytes) -> None:
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _link(part: Path, path: Path) -> None:
+    os.link(part, path)
+    part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -134,7 +149,9 @@ def _translated(key: str) -> Iterator[None]:
         raise StoreDenied(f"{key}: no permission in the store's folder; check its owner and mode") from exc
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorePermanent(f"{key}: the disk is full; free some space and render again") from exc
+            raise StorePermanent(
+                f"{key}: the disk is full or has no inodes left; free some and render again"
+            ) from exc
         if exc.errno in _TEMPORARY:
             raise StoreRetryable(f"{key}: {exc.strerror}; try again") from exc
         raise StorePermanent(f"{key}: {exc.strerror}") from exc

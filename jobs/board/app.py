@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
@@ -32,6 +35,7 @@ from jobs.board.static_files import StaticAssets
 from jobs.errors import KNOWN, IllegalChange, LostRace, UnknownJob
 from render.errors import BadInput
 
+_log = logging.getLogger(__name__)
 _PLAIN = {404: "there is nothing at this address", 405: "this address does not take such a request"}
 _DESCRIPTION = "The farm's commands over HTTP. An error response has one sentence in `error`."
 
@@ -52,6 +56,9 @@ def make_app(board: Board) -> SecurityMiddleware:
         app.add_exception_handler(kind, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(OSError, _disk_error)
+    app.add_exception_handler(DataError, _value_error)
+    app.add_exception_handler(UnicodeEncodeError, _value_error)
     return SecurityMiddleware(app, board)
 
 
@@ -98,6 +105,22 @@ def _http_error(request: Request, error: Exception) -> Response:
     response = _error(request, error.status_code, text)
     response.headers.update(error.headers or {})
     return response
+
+
+def _value_error(request: Request, error: Exception) -> Response:
+    """A value that no check has refused and no database takes: null bytes, halves of surrogate pairs, numbers
+    beyond a column."""
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _error(request, 400, "a value of the request is no text or number that the database takes")
+
+
+def _disk_error(request: Request, error: Exception) -> Response:
+    """The board's own files: what is uploaded lies in its temporary folder for a while."""
+    assert isinstance(error, OSError)
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    reason = "has no space for it" if full else f"cannot read or write a file ({error.strerror or error})"
+    return _error(request, 507 if full else 503, f"the board's machine {reason}; tell its administrator")
 
 
 def _error(request: Request, status: int, text: str, param: str | None = None) -> Response:

@@ -17,6 +17,7 @@ from pathlib import Path
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from jobs.board.temporary_folder import TemporaryFolder
 from jobs.intake.named_files import MOST_FILES
 from render.errors import BadInput
 
@@ -52,7 +53,7 @@ def check_digest(digest: str) -> None:
 class SentFiles:
     """Some files for an hour, in a temporary folder that goes with the process. Opens nothing until used."""
 
-    _folder: tempfile.TemporaryDirectory[str] | None = None
+    _folder: TemporaryFolder = field(default_factory=lambda: TemporaryFolder(_SENT))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     async def take(self, digest: str, body: AsyncIterator[bytes], limit: int) -> int:
@@ -63,7 +64,8 @@ class SentFiles:
         """
         check_digest(digest)
         found, size = hashlib.sha256(), 0
-        part = self._home() / f".part-{os.urandom(8).hex()}"
+        home = self._folder.path()
+        part = home / f".part-{os.urandom(8).hex()}"
         try:
             with part.open("wb") as file:
                 async for chunk in body:
@@ -75,7 +77,7 @@ class SentFiles:
             if found.hexdigest() != digest:
                 fix = f"is not the SHA-256 of the {size} bytes that arrived; send the file again"
                 raise BadInput("digest", digest, fix)
-            part.replace(self._home() / digest)
+            part.replace(home / digest)
         finally:
             part.unlink(missing_ok=True)
         await run_in_threadpool(self._drop_old)
@@ -84,7 +86,7 @@ class SentFiles:
     def size(self, digest: str) -> int | None:
         """Bytes of a file that is here, and stays for another hour; None for one that is not."""
         check_digest(digest)
-        path = self._home() / digest
+        path = self._folder.path() / digest
         try:
             os.utime(path)
             return path.stat().st_size
@@ -101,7 +103,7 @@ class SentFiles:
         if not names:
             yield {}
             return
-        with tempfile.TemporaryDirectory(prefix="batch-", dir=self._home()) as folder:
+        with tempfile.TemporaryDirectory(prefix="batch-", dir=self._folder.path()) as folder:
             places = ((Path(folder) / str(number), each) for number, each in enumerate(names.items()))
             yield {name: self._linked(place, name, digest) for place, (name, digest) in places}
 
@@ -111,27 +113,22 @@ class SentFiles:
         path = folder / own
         folder.mkdir()
         try:
-            os.link(self._home() / digest, path)
+            os.link(self._folder.path() / digest, path)
         except OSError as exc:
             fix = "was not sent, or more than an hour ago; send it to /api/v1/files first"
             raise BadInput("files", name[:200], fix) from exc
         return str(path)
 
-    def _home(self) -> Path:
-        with self._lock:
-            if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix=_SENT)
-            return Path(self._folder.name)
-
     def _drop_old(self) -> None:
         """Delete what nobody has asked for lately, and what is too much."""
+        home = self._folder.known()
+        if home is None:
+            return
         with self._lock:
-            if self._folder is None:
-                return
             known = sorted(
                 (
                     (found.stat().st_mtime, found.stat().st_size, found)
-                    for found in Path(self._folder.name).iterdir()
+                    for found in home.iterdir()
                     if _DIGEST.fullmatch(found.name)
                 ),
                 reverse=True,

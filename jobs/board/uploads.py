@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
+
+from jobs.board.temporary_folder import TemporaryFolder
 
 _MAX_KEPT = 16
 _KEPT_S = 3600.0
@@ -30,20 +31,21 @@ class Uploads:
     """Some files for an hour, in a temporary folder that goes with the process. Opens nothing until used."""
 
     _kept: dict[str, Upload] = field(default_factory=dict)
-    _folder: tempfile.TemporaryDirectory[str] | None = None
+    _folder: TemporaryFolder = field(default_factory=lambda: TemporaryFolder("chorale-uploads-"))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def keep(self, name: str, file: BinaryIO) -> Upload:
-        """Keep a file; the oldest ones make room for it."""
+        """Keep a file; the oldest ones make room for it. Raises `OSError`, and keeps nothing then."""
         token = secrets.token_urlsafe(16)
-        with self._lock:
-            if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="chorale-uploads-")
-            folder = Path(self._folder.name) / token
-            folder.mkdir()
+        folder = self._folder.path() / token
+        folder.mkdir()
         path = folder / f"batch{Path(name).suffix.lower()}"
-        with path.open("wb") as target:
-            shutil.copyfileobj(file, target)
+        try:
+            with path.open("wb") as target:
+                shutil.copyfileobj(file, target)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         upload = Upload(token=token, name=name, path=path, moment=time.monotonic())
         with self._lock:
             self._kept[token] = upload
@@ -54,7 +56,8 @@ class Uploads:
         """The file of a token; None if it is gone."""
         with self._lock:
             self._drop_old()
-            return self._kept.get(token)
+            upload = self._kept.get(token)
+        return upload if upload is not None and upload.path.exists() else None
 
     def drop(self, upload: Upload) -> None:
         """Remove a file that is not needed any more."""

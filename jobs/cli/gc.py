@@ -30,9 +30,10 @@ from jobs.unneeded import GC, find_unneeded
 def gc(farm: Farm, as_json: bool, older_than: float, yes: bool, detach: bool) -> None:
     """List, or delete with --yes, files that no job needs any more.
 
-    These are old logs, unfinished work of images that are finished or whose jobs have ended, and init
-    images and LoRA of jobs that are done; none of these while a batch is being submitted. Finished images and
-    the work of unfinished jobs are never deleted.
+    These are old logs, unfinished work of images that are finished or whose jobs have ended, init images
+    and LoRA of jobs that are done, none of these while a batch is being submitted, and parts of files whose
+    writer was killed, at least an hour old. Finished images and the work of unfinished jobs are never
+    deleted.
     """
     if detach:
         _detach(farm, as_json, older_than, yes)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, cast, exists, func, or_, select
+from sqlalchemy.dialects.postgresql import JSONB
 
 from infra.database import now
+from jobs.db.names import is_storable
 from jobs.db.queries import Filter, shown_batch
 from jobs.db.state_machine import HOLDING
 from jobs.db.tables import attempts, batches, entries, jobs, members, rates
@@ -230,8 +232,14 @@ def is_known_model(connection: Connection, model: str) -> bool:
 
 
 def is_known_folder(connection: Connection, field: str, path: str) -> bool:
-    """Whether any image was ever submitted with this folder in a field with several parts."""
-    there = jobs.c.spec[field][0]["path"].as_string() == path
+    """Whether any image was ever submitted with this folder as a part of a field with several parts."""
+    if not is_storable(path):
+        return False
+    if connection.dialect.name == "postgresql":
+        there: ColumnElement[bool] = cast(jobs.c.spec, JSONB).contains({field: [{"path": path}]})
+    else:
+        parts = func.json_each(jobs.c.spec, f"$.{field}").table_valued("value")
+        there = exists().select_from(parts).where(func.json_extract(parts.c.value, "$.path") == path)
     return connection.execute(select(jobs.c.id).where(there).limit(1)).first() is not None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, select, update
 
 from infra.database import insert_unless_there, now
+from jobs.db.leases import CLOCK_SLACK_S, is_current
 from jobs.db.tables import follow_ups
 
 MAX_TRIES = 8
@@ -21,6 +22,8 @@ _ANNOUNCED_S = 60.0
 _BACKOFF_S, _MAX_BACKOFF_S = 5.0, 240.0
 """Delay before the second try, doubled before each next one; less than Redis waits for an acknowledgement."""
 _MOST = 100
+LONGEST_LEASE_S = 6 * 3600.0
+"""Of a worker on a follow-up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,7 @@ def take_due(connection: Connection, kinds: Collection[str]) -> list[str]:
 
 def begin(connection: Connection, id: str, lease_s: float) -> FollowUp | None:
     """Claim a follow-up for this worker. None if it has ended, or another worker is at it."""
-    free = follow_ups.c.claimed_until.is_(None) | (follow_ups.c.claimed_until < now())
+    free = follow_ups.c.claimed_until.is_(None) | ~is_current(follow_ups.c.claimed_until, lease_s)
     mine = (follow_ups.c.id == id) & follow_ups.c.ended.is_(None) & free
     if connection.execute(update(follow_ups).where(mine).values(claimed_until=now() + lease_s)).rowcount != 1:
         return None
@@ -100,5 +103,9 @@ def fail(connection: Connection, id: str, reason: str) -> float | None:
 
 
 def _is_due() -> ColumnElement[bool]:
-    idle = follow_ups.c.claimed_until.is_(None) | (follow_ups.c.claimed_until < now())
-    return follow_ups.c.ended.is_(None) & (follow_ups.c.due <= now()) & idle
+    claimed = follow_ups.c.claimed_until
+    idle = claimed.is_(None) | ~is_current(claimed, LONGEST_LEASE_S)
+    # None is due later than after the longest delay, unless the database's clock was set back.
+    longest = max(_ANNOUNCED_S, _MAX_BACKOFF_S) + CLOCK_SLACK_S
+    waits = (follow_ups.c.due > now()) & (follow_ups.c.due < now() + longest)
+    return follow_ups.c.ended.is_(None) & ~waits & idle

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, func, select, update
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, func, select, update
 
 from infra.database import insert_unless_there, now
-from jobs.db.tables import leases
+from jobs.db.tables import leases, nodes
 
 DISPATCHER = "dispatcher"
+NODE_LEASE_S = 6.0
+"""Nothing is placed on a node that has not renewed its lease for so long."""
+CLOCK_SLACK_S = 2.0
+"""How much longer than a lease one may still run: clocks are set by less than this all the time."""
+
+
+def is_current(until: ColumnElement[Any], seconds: float) -> ColumnElement[bool]:
+    """Condition: a lease of `seconds` at most has not ended.
+
+    One that would run longer was given before the database's clock was set back. Its holder, if there still
+    is one, has renewed it a second later; without this, a dead one would hold it for as long as the clock was
+    set back by.
+    """
+    return until.between(now(), now() + seconds + CLOCK_SLACK_S)
+
+
+def node_is_up() -> ColumnElement[bool]:
+    """Condition on `nodes`: its agent holds its lease."""
+    return is_current(nodes.c.lease_until, NODE_LEASE_S)
 
 
 def hold_lease(connection: Connection, name: str, holder: str, seconds: float) -> bool:
     """Take a lease that is free or expired, or renew one's own. Locks the row until the transaction ends."""
     moment = now()
-    free = (leases.c.holder == holder) | (leases.c.until < moment)
+    free = (leases.c.holder == holder) | ~is_current(leases.c.until, seconds)
     taken = connection.execute(
         update(leases).where(leases.c.name == name, free).values(holder=holder, until=moment + seconds)
     )

@@ -15,6 +15,11 @@ def longest(column: Column[Any]) -> int:
     return column.type.length
 
 
+def is_storable(text: str) -> bool:
+    """Whether every database takes a text: it has no null byte and no half of a surrogate pair."""
+    return not any(sign == "\0" or 0xD800 <= ord(sign) <= 0xDFFF for sign in text)
+
+
 def check_name(field: str, value: str, column: Column[Any]) -> None:
     """Raise `BadInput` for a name that SQLite may take and PostgreSQL may not, or that no terminal shows."""
     if not value.strip():

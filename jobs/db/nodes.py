@@ -10,13 +10,11 @@ from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from infra.database import Database, built_once, insert_unless_there, now
 from jobs.db.claims import slots_held
+from jobs.db.leases import NODE_LEASE_S, node_is_up
 from jobs.db.tables import nodes
 from jobs.db.uptimes import end_uptime, up_since
 from render.errors import BadInput
 from render.launch.gpus import local_bfloat16
-
-LEASE_S = 6.0
-"""Nothing is placed on a node that has not renewed its lease for so long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,7 @@ class Holder:
 def register(connection: Connection, name: str, **info: Any) -> None:
     """Insert or update a node: address, slots, device, numerics, vram_bytes, agent, problems. Starts its
     lease, whoever holds it."""
-    values = info | {"lease_until": now() + LEASE_S, "up_since": up_since(connection, name)}
+    values = info | {"lease_until": now() + NODE_LEASE_S, "up_since": up_since(connection, name)}
     if connection.execute(update(nodes).where(nodes.c.name == name).values(**values)).rowcount == 0:
         connection.execute(insert(nodes).values(name=name, **values))
 
@@ -50,8 +48,8 @@ def farm_bfloat16(database: Database) -> bool | None:
 def take_lease(connection: Connection, name: str, agent: str, **info: Any) -> Holder | None:
     """Register a node, unless another agent of this name holds its lease. Returns that one."""
     began = up_since(connection, name)
-    values = info | {"agent": agent, "lease_until": now() + LEASE_S, "up_since": began}
-    free = (nodes.c.agent == agent) | (nodes.c.lease_until < now())
+    values = info | {"agent": agent, "lease_until": now() + NODE_LEASE_S, "up_since": began}
+    free = (nodes.c.agent == agent) | ~node_is_up()
     if connection.execute(update(nodes).where(nodes.c.name == name, free).values(**values)).rowcount == 1:
         return None
     row = {"name": name, "draining": False} | values
@@ -64,21 +62,32 @@ def take_lease(connection: Connection, name: str, agent: str, **info: Any) -> Ho
     return Holder(agent=held.agent, address=held.address, lease_until=held.lease_until)
 
 
-def renew(connection: Connection, name: str, agent: str, problems: list[dict[str, str]]) -> bool | None:
-    """Renew the lease of the node, and record its problems. Returns whether it is draining.
+@dataclass(frozen=True, kw_only=True)
+class Renewal:
+    """What a node learns when it renews its lease."""
+
+    draining: bool
+    moment: float
+    """The database's clock, in seconds since the epoch."""
+
+
+def renew(connection: Connection, name: str, agent: str, problems: list[dict[str, str]]) -> Renewal | None:
+    """Renew the lease of the node, and record its problems.
 
     None if the node's row is gone or another agent holds its lease.
     """
     row = connection.execute(*_renewed(name=name, agent=agent, problems=problems)).one_or_none()
-    return None if row is None else bool(row.draining)
+    if row is None:
+        return None
+    return Renewal(draining=bool(row.draining), moment=row.lease_until - NODE_LEASE_S)
 
 
 @built_once
 def _renewed(name: Any, agent: Any, problems: Any) -> Any:
-    ours = (nodes.c.agent == agent) | nodes.c.agent.is_(None) | (nodes.c.lease_until < now())
+    ours = (nodes.c.agent == agent) | nodes.c.agent.is_(None) | ~node_is_up()
     renewed = update(nodes).where(nodes.c.name == name, ours)
-    values = {"lease_until": now() + LEASE_S, "agent": agent, "problems": problems}
-    return renewed.values(**values).returning(nodes.c.draining)
+    values = {"lease_until": now() + NODE_LEASE_S, "agent": agent, "problems": problems}
+    return renewed.values(**values).returning(nodes.c.draining, nodes.c.lease_until)
 
 
 def sign_off(connection: Connection, name: str, agent: str) -> None:
@@ -110,9 +119,7 @@ def list_nodes(connection: Connection) -> list[dict[str, Any]]:
         for name, slots in by_node.items():
             used[name] += len(slots)
     columns = [column for column in nodes.c if column.name not in ("agent", "up_since")]
-    found = connection.execute(
-        select(*columns, (nodes.c.lease_until > now()).label("up")).order_by(nodes.c.name)
-    )
+    found = connection.execute(select(*columns, node_is_up().label("up")).order_by(nodes.c.name))
     return [_node(row, used[row.name]) for row in found]
 
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, case, exists, func, select, update
 
 from infra.database import built_once, now
-from jobs.db.claims import LAUNCHING, is_there, without_supervisor
+from jobs.db.claims import LAUNCHING, LEASE_S, is_there, without_supervisor
+from jobs.db.leases import CLOCK_SLACK_S, is_current, node_is_up
 from jobs.db.rates import record_rate
 from jobs.db.records import Assignment
 from jobs.db.state_machine import HOLDING, change_state
@@ -29,6 +30,7 @@ SHRINK_S = 40.0
 _BACKOFF_S = 2.0
 """Delay before the next attempt; doubles with each attempt."""
 _MAX_DOUBLINGS = 5
+LONGEST_BACKOFF_S = _BACKOFF_S * 2**_MAX_DOUBLINGS
 
 Tally = Literal["attempts", "losses", "outages", "node", "permanent"]
 """What a failed attempt counts as, see `fail`."""
@@ -78,7 +80,9 @@ def finish(
     if fence == 1 and found[0].work:
         if slot_seconds is None:
             slot_seconds = sum(member.age * len(member.slots) for member in found)
-        record_rate(connection, found[0].model, found[0].device, found[0].work, slot_seconds)
+        # The database's clock may have been set back meanwhile.
+        if slot_seconds > 0:
+            record_rate(connection, found[0].model, found[0].device, found[0].work, slot_seconds)
     _end(connection, assignment.attempt, "done", None)
 
 
@@ -151,7 +155,7 @@ def _other_nodes(connection: Connection, row: Any, node: str | None) -> bool:
     """Whether a node is up on which a job has not failed since it was submitted or tried again."""
     failed = select(attempts.c.failed_node).where(attempts.c.job == row.id, attempts.c.fence < row.fence)
     recent = connection.execute(failed.order_by(attempts.c.fence.desc()).limit(row.attempts))
-    up = select(nodes.c.name).where(nodes.c.lease_until > now(), nodes.c.draining.is_(False))
+    up = select(nodes.c.name).where(node_is_up(), nodes.c.draining.is_(False))
     return bool(set(connection.execute(up).scalars()) - set(recent.scalars()) - {node})
 
 
@@ -204,19 +208,23 @@ def _expired() -> ColumnElement[bool]:
     )
     goes_on = earlier & jobs.c.state.in_(("rendering", "publishing"))
     silent_since = case((goes_on, now() - SHRINK_S), else_=now())
-    return (~waits & (members.c.lease_until < silent_since)) | (waits & (nodes.c.lease_until < now()))
+    # One that would run longer was given before the database's clock was set back, see `is_current`.
+    lives = members.c.lease_until.between(silent_since, now() + LEASE_S + CLOCK_SLACK_S)
+    return (~waits & ~lives) | (waits & ~node_is_up())
 
 
 def _overdue() -> ColumnElement[bool]:
     """A member of a group that takes too long to become complete."""
-    return members.c.ready.is_(False) & (attempts.c.created + START_S < now())
+    # One that was created later than now was before the database's clock was set back.
+    age = now() - attempts.c.created
+    return members.c.ready.is_(False) & ~age.between(-CLOCK_SLACK_S, START_S)
 
 
 def _orphaned() -> Any:
     """Active attempts whose job is no longer theirs (cancelled, paused, under a newer fence) and whose ranks
     are gone too: until then their slots are not free."""
     moved_on = jobs.c.state.not_in(HOLDING) | (jobs.c.fence != attempts.c.fence)
-    working = exists().where(members.c.attempt == attempts.c.id, members.c.lease_until > now())
+    working = exists().where(members.c.attempt == attempts.c.id, is_current(members.c.lease_until, LEASE_S))
     return (
         select(attempts.c.id, jobs.c.state)
         .join(jobs, jobs.c.id == attempts.c.job)

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select, update
 
 from infra.database import insert_unless_there, now
+from jobs.db.leases import node_is_up
 from jobs.db.tables import nodes, uptimes
 
 
@@ -66,9 +67,8 @@ def uptimes_between(connection: Connection, since: float, until: float, unknown:
 
 def _present(connection: Connection, name: str) -> Any:
     columns = (nodes.c.name, nodes.c.slots, nodes.c.up_since, nodes.c.lease_until)
-    up = (nodes.c.lease_until > now()).label("up")
     return connection.execute(
-        select(*columns, up).where(nodes.c.name == name).with_for_update()
+        select(*columns, node_is_up().label("up")).where(nodes.c.name == name).with_for_update()
     ).one_or_none()
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.intake.raw_rows import Reading
+from jobs.intake.workbook_size import SheetSize
 from render.errors import BadInput
 
 _NEVER_CALCULATED = re.compile(
@@ -79,12 +80,14 @@ def hidden_note(lines: Sequence[int]) -> str:
 
 
 def read_layout(reading: Reading, part_name: str) -> SheetLayout:
-    """Search a sheet's part; raises `BadInput` for a formula without a value and too many merged cells."""
+    """Search a sheet's part; raises `BadInput` for a formula without a value, too many merged cells, and a
+    sheet that is too large."""
     hidden: set[int] = set()
     merged: dict[bytes, Merged] = {}
     with zipfile.ZipFile(reading.path) as package, package.open(part_name) as part:
-        rest = b""
+        rest, sizes = b"", SheetSize(reading)
         while chunk := part.read(1 << 20):
+            sizes.feed(chunk)
             text = rest + chunk
             if (formula := _NEVER_CALCULATED.search(text)) is not None:
                 fix = (

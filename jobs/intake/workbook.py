@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import date, datetime, time
@@ -13,12 +15,20 @@ from typing import Any
 from jobs.intake.number_text import DateText, NumberText, number_text
 from jobs.intake.raw_rows import RawRow, Reading, Table, cells_to_values, header, is_header
 from jobs.intake.sheet_layout import MergedCells, SheetLayout, hidden_note, read_layout
+from jobs.intake.workbook_size import check_parts
 from render.errors import BadInput
 
-_MAX_UNPACKED = 400 << 20
-"""Bytes of a workbook's parts, unpacked; a few kilobytes can be packed from more than any memory holds."""
-_MAX_STRINGS = 60 << 20
-"""Bytes of its shared texts, which are held in memory."""
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ValueError,
+    OverflowError,
+    NotImplementedError,
+    RuntimeError,
+)
+"""What zipfile raises for a package that is damaged, or whose parts have a password."""
 _MAX_COLUMNS = 2000
 _OLE = b"\xd0\xcf\x11\xe0"
 """How files begin that are .xls workbooks, or .xlsx with a password."""
@@ -37,14 +47,17 @@ def open_workbook(reading: Reading, files: ExitStack) -> Table:
     # Of extensions that it does not read, such as lists of allowed values; a user can do nothing about them.
     warnings.filterwarnings("ignore", category=UserWarning, module="openpyxl")
     try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True, keep_links=False)
     except OSError:
         raise
     except Exception as exc:  # openpyxl passes on whatever the broken part made its parsers raise.
         raise _broken(reading, exc) from exc
     files.callback(book.close)
     sheet, notes = _sheet(book, reading)
-    layout = read_layout(reading, sheet._worksheet_path)
+    try:
+        layout = read_layout(reading, sheet._worksheet_path)
+    except (*_DAMAGED, KeyError) as exc:
+        raise _broken(reading, exc) from exc
     lines = _lines(reading, sheet)
     found = next(((line, cells) for line, cells in lines if any(_text(cell) for cell in cells)), None)
     if found is None:
@@ -71,17 +84,14 @@ def _check_package(reading: Reading) -> None:
             raise BadInput("batch", str(reading.path), fix)
     try:
         with zipfile.ZipFile(reading.path) as package:
-            parts = package.infolist()
+            check_parts(reading, package)
             if "xl/workbook.xml" in package.namelist():
                 with package.open("xl/workbook.xml") as part:
                     if _STRICT in part.read(4096):
                         fix = "is a Strict Open XML workbook; save it as an ordinary Excel workbook (.xlsx)"
                         raise BadInput("batch", str(reading.path), fix)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as exc:
+    except _DAMAGED as exc:
         raise _broken(reading, exc) from exc
-    strings = sum(part.file_size for part in parts if "sharedStrings" in part.filename)
-    if strings > _MAX_STRINGS or sum(part.file_size for part in parts) > _MAX_UNPACKED:
-        raise BadInput("batch", str(reading.path), "is too large for a workbook; save it as CSV")
 
 
 def _broken(reading: Reading, exc: Exception) -> BadInput:

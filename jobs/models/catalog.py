@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, NonNegativeInt, validate_call
 
 from infra.errors import StoreMissing
 from infra.store.base import Store
-from render.errors import BadInput
+from render.errors import BadInput, ModelNotUsable
 from render.models.base_folder import base_files, join_base
 from render.models.folder import model_files, read_model_info
 from render.models.packaged import packaged_models
@@ -31,6 +34,8 @@ PIECE = 64 * 2**20
 """Bytes of a file in one object of the store."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _POINTED = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})@(?P<digest>[0-9a-f]{16})")
+_log = logging.getLogger(__name__)
+_DAMAGED = "has a damaged record in the farm's store; add the model again with --replace"
 _JSON, _BYTES = "application/json", "application/octet-stream"
 
 
@@ -118,7 +123,7 @@ class ModelCatalog:
             files=files,
             has_base=base is not None,
         )
-        known = self.find(name)
+        known = self._whole_record(name)
         if known is not None and known.digest != model.digest and not replace:
             fix = f"is the name of another model ({known.digest[:16]}); choose a name, or add --replace"
             raise BadInput("name", name, fix)
@@ -130,20 +135,31 @@ class ModelCatalog:
         return model
 
     def find(self, name: str) -> StoredModel | None:
-        """The model of a name, or of a name with its digest; None if there is none."""
+        """The model of a name, or of a name with its digest; None if there is none.
+
+        Raises `ModelNotUsable` for a damaged record.
+        """
         if (pointed := _POINTED.fullmatch(name)) is not None:
             record = self._record(pointed["digest"])
             return None if record is None else _renamed(record, pointed["name"])
         if not _NAME.fullmatch(name):
             return None
         pointer = self._json(f"names/{name}.json")
-        record = None if pointer is None else self._record(str(pointer["digest"]))
+        record = None if pointer is None else self._record(str(pointer.get("digest")))
         return None if record is None else _renamed(record, name)
 
     def models(self) -> list[StoredModel]:
-        """All models, by name."""
+        """All models, by name, but for those whose records are damaged."""
         names = [entry.key[len("names/") : -len(".json")] for entry in self._store.entries("names/")]
-        return [model for name in names if (model := self.find(name)) is not None]
+        return [model for name in names if (model := self._whole_record(name)) is not None]
+
+    def _whole_record(self, name: str) -> StoredModel | None:
+        """As `find`, but a damaged record is logged, and counts as none."""
+        try:
+            return self.find(name)
+        except ModelNotUsable as exc:
+            _log.warning("%s: %s", name, exc)
+            return None
 
     def forget(self, model: StoredModel, stored: Iterable[StoredModel]) -> None:
         """Remove a name, and what is known of its model unless another name stands for it too.
@@ -206,20 +222,67 @@ class ModelCatalog:
 
     def _record(self, digest: str) -> StoredModel | None:
         document = self._json(f"records/{digest}.json")
-        if document is None:
-            return None
-        files = tuple(StoredFile(**file) for file in document.pop("files"))
-        return StoredModel(**document, files=files)
+        return None if document is None else _parsed_record(document, digest)
 
     def _put(self, key: str, document: dict[str, Any]) -> None:
         self._store.put(key, json.dumps(document, sort_keys=True).encode(), _JSON)
 
     def _json(self, key: str) -> dict[str, Any] | None:
         try:
-            document: dict[str, Any] = json.loads(self._store.get(key))
+            document = json.loads(self._store.get(key))
         except StoreMissing:
             return None
+        except (ValueError, RecursionError):
+            document = None
+        if not isinstance(document, dict):
+            raise ModelNotUsable("model", key, _DAMAGED)
         return document
+
+
+def _parsed_record(document: dict[str, Any], digest: str) -> StoredModel:
+    """Nodes write files by a record's paths: whoever can write to the store must not choose other places.
+
+    Raises `ModelNotUsable`.
+    """
+    try:
+        files = tuple(_file_record(**file) for file in document["files"])
+        model = _model_record(**document | {"files": files})
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ModelNotUsable("model", digest[:80], _DAMAGED) from exc
+    if not model.digest.startswith(digest):
+        raise ModelNotUsable("model", digest[:80], _DAMAGED)
+    return model
+
+
+def _check_path(path: str) -> str:
+    if "\0" in path or "\\" in path or any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError("is no path below a folder")
+    return path
+
+
+_Path = Annotated[str, AfterValidator(_check_path)]
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@validate_call
+def _file_record(*, path: _Path, bytes: NonNegativeInt, sha256: _Sha256) -> StoredFile:
+    return StoredFile(path=path, bytes=bytes, sha256=sha256)
+
+
+@validate_call
+def _model_record(
+    *,
+    name: str,
+    digest: _Sha256,
+    family: str,
+    source: str,
+    by: str,
+    added: float,
+    is_file: bool,
+    files: Annotated[tuple[StoredFile, ...], Field(min_length=1)],
+    has_base: bool = False,
+) -> StoredModel:
+    return StoredModel(**locals())
 
 
 def _places(path: Path, base: Path | None) -> dict[str, Path]:

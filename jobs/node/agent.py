@@ -20,10 +20,12 @@ from typing import Any
 from celery import Celery
 
 from infra.errors import ServiceError, StoreError
-from jobs.db.claims import LEASE_S
+from infra.store.parts import remove_abandoned_parts
 from jobs.db.nodes import set_draining
 from jobs.farm import Farm, restore_embedded
+from jobs.input_assets import INPUTS
 from jobs.node.agent_socket import ANSWER_S, AgentSocket, socket_path
+from jobs.node.clock_watch import ClockWatch
 from jobs.node.follow_up_rounds import FollowUpRounds
 from jobs.node.health import NodeHealth
 from jobs.node.health_checks import EVERY_S, node_checks
@@ -81,7 +83,7 @@ class Agent:
     _swept: float = float("-inf")
     _sweep_by: float = 0.0
     """A sweep is due at this time at the latest."""
-    _steady_since: float = field(default_factory=time.monotonic)
+    _clock: ClockWatch = field(default_factory=ClockWatch)
     _worker: Worker | None = None
     _app: Celery | None = None
     _taken: NameTaken | None = None
@@ -111,6 +113,7 @@ class Agent:
         with contextlib.suppress(OSError):
             self.home.mkdir(parents=True, exist_ok=True)
         remove_stale_group_directories()
+        remove_abandoned_parts(self.home.parent / INPUTS)
         # Metrics end last, so that they count how the supervisors ended.
         with self.metrics:
             environment = {"CHORALE_DATABASE_URL": self.farm.url} | self.metrics.environment
@@ -203,7 +206,7 @@ class Agent:
             self._ended.set()
         except Exception as exc:
             # The leases run out by themselves; the farm goes on when its database is back.
-            self._steady_since = time.monotonic()
+            self._clock.disturb()
             # What was to be launched in this round is still there.
             self._sweep_by = 0.0
             if isinstance(exc, ServiceError):
@@ -220,7 +223,8 @@ class Agent:
             self._logger.warning("the embedded database could not be made again (%s)", exc)
 
     def _work(self) -> None:
-        self._lease.renew(self._health.problems())
+        if (moment := self._lease.renew(self._health.problems())) is not None:
+            self._clock.look(moment)
         if self._worker is not None and not self._worker.keep():
             self._consuming = False
         self._launch_announced()
@@ -246,11 +250,10 @@ class Agent:
         if started < (self._dispatch_again_at if self._jobs_queued.is_set() else self._dispatch_at):
             return
         self._jobs_queued.clear()
-        # Right after the database was away all leases look old; their holders get the time to renew them.
-        steady = started - self._steady_since > LEASE_S
         lost = self.metrics.count_lost
         gain = self.farm.settings.regroup_gain_s
-        placed = dispatch(self.farm.database, self.name, sweeping=steady, on_lost=lost, regroup_gain_s=gain)
+        steady = self._clock.is_steady
+        placed = dispatch(self.farm.database, self.name, is_steady=steady, on_lost=lost, regroup_gain_s=gain)
         ended = time.monotonic()
         # Counted from the end: on a slow machine the others, who renew leases, get at the database too.
         self._dispatch_at = ended + _ROUND_S

@@ -29,6 +29,8 @@ HOME_BYTES = 64 * 2**20
 """Free space that the home folder needs for logs and inputs."""
 TEMPORARY_BYTES = 4 * 2**20
 """Free space that the temporary folder needs for requests and sockets."""
+INODES = 64
+"""Free inodes that both need; a disk of very many small files runs out of these first."""
 MEMORY_BYTES = 256 * 2**20
 """Available memory below which nothing is started."""
 MAX_SKEW_S = 30.0
@@ -78,14 +80,11 @@ def check_home(home: Path) -> str | None:
     try:
         home.mkdir(parents=True, exist_ok=True)
         _write(home)
-        free = shutil.disk_usage(home).free
     except OSError as exc:
         if exc.errno not in _FULL:
             return f"home: {home} cannot be written ({exc.strerror}); correct it or set XDG_DATA_HOME"
-        free = 0
-    if free < HOME_BYTES:
-        return f"home: {home} has {size(free)} free; make room for at least {size(HOME_BYTES)}"
-    return None
+        return _room_problem("home", home, HOME_BYTES) or f"home: {home} is full; make room"
+    return _room_problem("home", home, HOME_BYTES)
 
 
 def check_temporary() -> str | None:
@@ -94,15 +93,27 @@ def check_temporary() -> str | None:
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         _write(folder)
-        free = shutil.disk_usage(folder).free
         if (problem := _socket_problem(folder)) is not None:
             return problem
     except OSError as exc:
         if exc.errno not in _FULL:
             return f"temporary: {folder} cannot be written ({exc.strerror}); correct it or set TMPDIR"
-        free = 0
-    if free < TEMPORARY_BYTES:
-        return f"temporary: {folder} has {size(free)} free; make room for at least {size(TEMPORARY_BYTES)}"
+        return (
+            _room_problem("temporary", folder, TEMPORARY_BYTES) or f"temporary: {folder} is full; make room"
+        )
+    return _room_problem("temporary", folder, TEMPORARY_BYTES)
+
+
+def _room_problem(check: str, folder: Path, least: int) -> str | None:
+    """Bytes, and names of files, that a folder's disk has left. Raises `OSError`."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free, disk = shutil.disk_usage(there).free, os.statvfs(there)
+    if free < least:
+        return f"{check}: {folder} has {size(free)} free; make room for at least {size(least)}"
+    # Some file systems have no fixed number of them, and tell none.
+    if disk.f_files and disk.f_favail < INODES:
+        fix = f"delete files on its disk, it needs {INODES}"
+        return f"{check}: {folder} has {disk.f_favail} inodes free; {fix}"
     return None
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from infra.database import Database
-from jobs.db.nodes import LEASE_S, renew, sign_off, take_lease
+from jobs.db.leases import NODE_LEASE_S
+from jobs.db.nodes import renew, sign_off, take_lease
 from jobs.errors import JobError
 from jobs.node.health import Problem, as_rows
 from render.errors import BadInput
@@ -44,7 +45,7 @@ class NodeLease:
         off; raises `BadInput` if that one renews it. False when `stopping` (called with seconds to wait)
         returns True before."""
         first: float | None = None
-        end = time.monotonic() + LEASE_S + _MARGIN_S
+        end = time.monotonic() + NODE_LEASE_S + _MARGIN_S
         while True:
             with self.database.write() as connection:
                 holder = take_lease(
@@ -64,18 +65,22 @@ class NodeLease:
             if stopping(_LOOK_S):
                 return False
 
-    def renew(self, problems: list[Problem]) -> None:
-        """Renew the lease if it is time, or if the problems are others than before. Raises `NameTaken`."""
+    def renew(self, problems: list[Problem]) -> float | None:
+        """Renew the lease if it is time, or if the problems are others than before. Raises `NameTaken`.
+
+        Returns the database's clock, in seconds since the epoch, if it has told it.
+        """
         rows = as_rows(problems)
         if time.monotonic() - self._renewed <= RENEW_S and rows == self._told:
-            return
+            return None
         with self.database.write() as connection:
-            draining = renew(connection, self.name, self.agent, rows)
-            if draining is None:
+            renewal = renew(connection, self.name, self.agent, rows)
+            if renewal is None:
                 self._register_again(connection, rows)
             else:
-                self._draining = draining
+                self._draining = renewal.draining
         self._renewed, self._told = time.monotonic(), rows
+        return None if renewal is None else renewal.moment
 
     def release(self) -> None:
         """Nothing more is placed here."""

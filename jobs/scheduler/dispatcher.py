@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, exists, func, select
+from sqlalchemy import ColumnElement, Connection, exists, func, select
 
 from infra.database import Database, now
 from jobs.db.claims import slots_held
 from jobs.db.dependencies import is_free, release
-from jobs.db.leases import DISPATCHER, hold_lease, lock_placement
-from jobs.db.outcomes import sweep, unreliable_nodes
+from jobs.db.leases import CLOCK_SLACK_S, DISPATCHER, hold_lease, lock_placement, node_is_up
+from jobs.db.outcomes import LONGEST_BACKOFF_S, sweep, unreliable_nodes
 from jobs.db.queues import DEFAULT_PRIORITY, queue_rules, stop_closed
 from jobs.db.rates import Rates, read_rates, slot_seconds_left
 from jobs.db.records import QueueRules
@@ -52,14 +52,15 @@ def dispatch(
     database: Database,
     holder: str,
     *,
-    sweeping: bool = True,
+    is_steady: Callable[[float], bool] = lambda clock: True,
     moment: float | None = None,
     on_lost: Callable[[str], None] = lambda node: None,
     regroup_gain_s: float = REGROUP_GAIN_S,
 ) -> list[Notification]:
     """One round, if `holder` has or gets the dispatcher's lease. Returns the notifications to send.
 
-    Without `sweeping` no attempt is declared lost: right after a database outage all leases look expired.
+    `is_steady` is given the database's clock; where it is False no attempt is declared lost: right after an
+    outage of the database, or a change of its clock, all leases look expired.
     `moment` is the time at which the queues' time windows are evaluated, in seconds since the epoch; default
     now. `on_lost` is called with the name of the node of each lost attempt. A running job that would end
     `regroup_gain_s` sooner on more slots may begin anew.
@@ -67,7 +68,7 @@ def dispatch(
     with database.write() as connection:
         if not hold_lease(connection, DISPATCHER, holder, LEASE_S):
             return []
-        if sweeping:
+        if is_steady(connection.execute(select(now())).scalar_one()):
             for node in sweep(connection):
                 on_lost(node)
         stop_closed(connection, moment)
@@ -134,7 +135,7 @@ def read_surroundings(
 
 def nodes_up(connection: Connection, *, usable: bool = True) -> list[Node]:
     """The nodes that are up; with `usable` without those that are draining or unhealthy."""
-    up = select(nodes).where(nodes.c.lease_until > now()).order_by(nodes.c.name)
+    up = select(nodes).where(node_is_up()).order_by(nodes.c.name)
     if usable:
         up = up.where(nodes.c.draining.is_(False))
     return [
@@ -239,7 +240,7 @@ def _considered(
     sources = select(jobs.c.queue, jobs.c.owner, jobs.c.priority).where(queued).distinct()
     names = ("id", "owner", "queue", "least_ranks", "most_ranks", "memory", "model", "work", "progress")
     columns = [jobs.c[name] for name in (*names, "created")]
-    ready = (jobs.c.not_before.is_(None)) | (jobs.c.not_before <= moment)
+    ready = (jobs.c.not_before.is_(None)) | (jobs.c.not_before <= moment) | _waits_too_long(moment)
     ready &= is_free()
     # A group that is still writing its checkpoint ends first.
     stopping = exists().where(attempts.c.job == jobs.c.id, attempts.c.ended.is_(None))
@@ -270,6 +271,14 @@ def _queued_seconds(connection: Connection, closed: list[str], rates: Rates) -> 
     counted = columns.where(jobs.c.state == "queued", jobs.c.queue.not_in(closed)).limit(_COUNTED).subquery()
     by_model = select(counted.c.model, func.sum(counted.c.work)).group_by(counted.c.model)
     return sum(rates.get(model, 0.0) * (work or 0.0) for model, work in connection.execute(by_model))
+
+
+def _waits_too_long(moment: float) -> ColumnElement[bool]:
+    """Condition on `jobs`: a job waits for its next try longer than any does, since the database's clock was
+    set back."""
+    tried = (jobs.c.attempts > 0) | (jobs.c.losses > 0)
+    late: ColumnElement[bool] = jobs.c.not_before > moment + LONGEST_BACKOFF_S + CLOCK_SLACK_S
+    return tried & late
 
 
 def _estimated_seconds(row: Any, rates: Rates) -> float | None:

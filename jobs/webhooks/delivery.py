@@ -100,7 +100,11 @@ def _post(settings: Settings, row: Any, id: str, body: bytes) -> None:
     place = shown_url(row.url)
     try:
         # No redirects: messages go to the address that was given, and to no place that its server names.
-        answer = pool.request("POST", row.url, body=body, headers=headers, redirect=False)
+        # Only its status matters: what follows may have no end.
+        answer = pool.request(
+            "POST", row.url, body=body, headers=headers, redirect=False, preload_content=False
+        )
+        answer.close()
     except ForbiddenAddress as exc:
         fix = "name its network in CHORALE_WEBHOOK_HOSTS too, if that is meant"
         raise NotifyFailed(f"{place} is in a private network; {fix}") from exc

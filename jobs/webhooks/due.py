@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, up
 
 from infra.database import now
 from jobs.db.follow_ups import add
+from jobs.db.leases import CLOCK_SLACK_S
 from jobs.db.queues import queue_rules
 from jobs.db.state_machine import ENDED
 from jobs.db.tables import batches, entries, jobs, webhooks
@@ -36,11 +37,19 @@ def note_due(farm: Farm, moment: float | None = None) -> list[str]:
             return []
     with farm.database.write() as connection:
         until: float = connection.execute(select(now())).scalar_one()
+        _follow_clock(connection, until)
         rows = list(connection.execute(select(webhooks).order_by(webhooks.c.id).with_for_update()))
         found = {row.id: _due(connection, row, until, moment) for row in rows}
         return [
             _note(connection, row, until, found[row.id] or []) for row in rows if found[row.id] is not None
         ]
+
+
+def _follow_clock(connection: Connection, until: float) -> None:
+    """Where the database's clock was set back, tell of what ends from now on: some twice, rather than none
+    until the clock is where it was."""
+    ahead = webhooks.c.told > until + CLOCK_SLACK_S
+    connection.execute(update(webhooks).where(ahead).values(told=until))
 
 
 def scope_of(row: Any) -> ColumnElement[bool]:

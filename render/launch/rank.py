@@ -100,11 +100,15 @@ def _serve(rank: _Rank, directory: Path) -> None:
 @contextmanager
 def _memory_errors(device: torch.device) -> Iterator[None]:
     """Raise `RenderFailed` where the device has not enough memory."""
-    import torch
+    from render.memory import lacks_memory
 
     try:
         yield
-    except torch.OutOfMemoryError as exc:
+    except RenderError:
+        raise
+    except Exception as exc:
+        if not lacks_memory(exc):
+            raise
         raise RenderFailed(
             f"rank {os.environ['RANK']} has not enough memory on {device}; use more ranks, a smaller "
             "window_batch or --text-encoder cpu"

@@ -10,10 +10,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from render.errors import BadInput, ModelNotUsable, first_line
+from render.errors import BadInput, ModelNotUsable
 from render.models.adapter import Adapter
 from render.models.controlnet_folder import CONTROL_CLASSES, UNION, network_config
-from render.models.loading import LOAD_ERRORS, load_network, quiet
+from render.models.load_errors import load_errors
+from render.models.loading import load_network, quiet
 from render.spec.control import ControlNetwork
 
 
@@ -145,13 +146,12 @@ def _load(network: ControlNetwork, device: torch.device, dtype: str) -> Any:
     if ControlNetwork.open(path).digest != network.digest:
         raise BadInput("controlnet", network.path, "has changed since the job was submitted; restore it")
     kind = "diffusers", str(network_config(network)["_class_name"])
+
+    def refuse(reason: str) -> BadInput:
+        return BadInput("controlnet", network.path, f"does not load ({reason}); download it again")
+
     try:
-        with quiet():
+        with load_errors(refuse, None), quiet():
             return load_network(path.parent, path.name, kind, dtype).to(device)
-    except torch.OutOfMemoryError:
-        raise
     except ModelNotUsable as exc:
         raise BadInput("controlnet", network.path, exc.fix) from exc
-    except LOAD_ERRORS as exc:
-        reason = first_line(exc, None)
-        raise BadInput("controlnet", network.path, f"does not load ({reason}); download it again") from exc

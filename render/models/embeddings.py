@@ -14,7 +14,8 @@ from weakref import WeakKeyDictionary
 from safetensors.torch import load_file
 from torch import Tensor
 
-from render.errors import BadInput, first_line
+from render.errors import BadInput
+from render.models.load_errors import load_errors
 from render.models.loading import quiet
 from render.models.skeletons import is_skeleton
 from render.spec.embedding import Embedding
@@ -45,7 +46,13 @@ def set_embeddings(pipeline: Any, embeddings: Sequence[Embedding]) -> None:
 
 
 def _load(pipeline: Any, embedding: Embedding) -> None:
-    tensors = load_file(embedding.path)
+    def refuse(reason: str) -> BadInput:
+        return BadInput(
+            "embedding", embedding.path, f"does not fit the model ({reason}); use one made for it"
+        )
+
+    with load_errors(refuse):
+        tensors = load_file(embedding.path)
     for part, tokenizer, encoder in _encoders(pipeline):
         name = embedding.tensor_for(part)
         if name is None:
@@ -60,15 +67,10 @@ def _load(pipeline: Any, embedding: Embedding) -> None:
             # Another rank encodes; here the tokenizer tells which words of a prompt are dropped.
             tokenizer.add_tokens(_tokens(embedding.word, tensors[name]))
             continue
-        try:
-            with quiet():
-                pipeline.load_textual_inversion(
-                    tensors[name], token=embedding.word, tokenizer=tokenizer, text_encoder=encoder
-                )
-        except (ValueError, RuntimeError, KeyError) as exc:
-            reason = first_line(exc)
-            fix = f"does not fit the model ({reason}); use one made for it"
-            raise BadInput("embedding", embedding.path, fix) from exc
+        with load_errors(refuse), quiet():
+            pipeline.load_textual_inversion(
+                tensors[name], token=embedding.word, tokenizer=tokenizer, text_encoder=encoder
+            )
 
 
 def _tokens(word: str, vectors: Tensor) -> list[str]:

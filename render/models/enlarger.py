@@ -18,19 +18,17 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from render.errors import BadInput, first_line
+from render.errors import BadInput
+from render.models.load_errors import load_errors
 from render.safetensors_file import file_sha256
 from render.spec.enlarger import EnlargerFile
 
 _TORCHVISION = "torchvision.transforms.functional"
 _PROBE = 64
 """Side in pixels of the picture that a network is tried with."""
-_ERRORS = (RuntimeError, ValueError, KeyError, TypeError, IndexError, AssertionError, SafetensorError)
-"""What spandrel's networks raise for weights that are not quite theirs."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +68,19 @@ def open_enlarger(file: EnlargerFile, device: torch.device) -> Enlarger:
 @lru_cache(maxsize=1)
 def _opened(path: str, digest: str, device: torch.device) -> Enlarger:
     spandrel = _spandrel(path)
-    try:
+
+    def refuse(reason: str) -> BadInput:
+        return BadInput("enlarger", path, f"does not load ({reason}); download it again")
+
+    # Its networks are their authors' code, some of it written for older versions of torch.
+    with warnings.catch_warnings(), load_errors(refuse, 120):
+        warnings.simplefilter("ignore")
         weights = spandrel.canonicalize_state_dict(load_file(path))
-        with warnings.catch_warnings():
-            # Its networks are their authors' code, some of it written for older versions of torch.
-            warnings.simplefilter("ignore")
+        try:
             network = spandrel.ModelLoader(device).load_from_state_dict(weights)
-    except spandrel.UnsupportedModelError as exc:
-        fix = "is no network that spandrel knows; use a super-resolution network, e.g. ESRGAN or SwinIR"
-        raise BadInput("enlarger", path, fix) from exc
-    except _ERRORS as exc:
-        reason = first_line(exc, 120)
-        raise BadInput("enlarger", path, f"does not load ({reason}); download it again") from exc
+        except spandrel.UnsupportedModelError as exc:
+            fix = "is no network that spandrel knows; use a super-resolution network, e.g. ESRGAN or SwinIR"
+            raise BadInput("enlarger", path, fix) from exc
     network = network.eval().float()
     _check(path, network)
     return Enlarger(network)

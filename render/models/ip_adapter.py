@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from render.errors import BadInput, ModelNotUsable, first_line
-from render.models.loading import LOAD_ERRORS, load_network, quiet
+from render.errors import BadInput, ModelNotUsable
+from render.models.load_errors import load_errors
+from render.models.loading import load_network, quiet
 from render.models.unet import UNetAdapter
 from render.spec.ip_adapter import ENCODER, IpAdapter
 
@@ -31,16 +32,17 @@ def set_ip_adapter(adapter: Any, wanted: IpAdapter | None, device: torch.device,
             raise BadInput("ip_adapter", wanted.path, "does not go with this model; leave it out")
         if IpAdapter.open(Path(wanted.path)).digest != wanted.digest:
             raise BadInput("ip_adapter", wanted.path, "has changed since the job was submitted; restore it")
+
+        def refuse(reason: str) -> BadInput:
+            return BadInput(
+                "ip_adapter", wanted.path, f"does not fit the model ({reason}); use one made for it"
+            )
+
         try:
-            _load(pipeline, wanted, device, dtype)
-        except torch.OutOfMemoryError:
-            raise
+            with load_errors(refuse):
+                _load(pipeline, wanted, device, dtype)
         except ModelNotUsable as exc:
             raise BadInput("ip_adapter", wanted.path, exc.fix) from exc
-        except LOAD_ERRORS as exc:
-            reason = first_line(exc)
-            fix = f"does not fit the model ({reason}); use one made for it"
-            raise BadInput("ip_adapter", wanted.path, fix) from exc
 
 
 def _load(pipeline: Any, wanted: IpAdapter, device: torch.device, dtype: str) -> None:

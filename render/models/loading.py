@@ -12,14 +12,14 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from safetensors import SafetensorError
 
-from render.errors import ModelNotUsable, first_line
+from render.errors import ModelNotUsable
 from render.gguf_file import is_gguf
 from render.models.autoencoders import open_autoencoder
 from render.models.base_folder import original_file
 from render.models.config_files import unusable
 from render.models.folder import LIBRARIES, absent_parts, networks_of, text_parts
+from render.models.load_errors import load_errors
 from render.models.quantization import is_quantized, quantize
 from render.models.skeletons import put_skeletons, text_encoders_are_apart
 from render.models.vae_folder import read_vae_info
@@ -27,17 +27,6 @@ from render.models.weights import loadable, weight_files
 from render.safetensors_file import dtype_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LOAD_ERRORS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    SafetensorError,
-)
-"""What libraries raise for a folder that does not load."""
 _HAS_ACCELERATE = importlib.util.find_spec("accelerate") is not None
 """With accelerate, diffusers loads weights in place (`low_cpu_mem_usage`); without it, that option
 has to be off or diffusers warns."""
@@ -54,7 +43,6 @@ def load_pipeline(class_name: str, path: Path, device: torch.device, dtype: str,
         parts |= dict.fromkeys(text_parts(path))
     with loading(path):
         pipeline = _pipeline(class_name, path, dtype, parts)
-    # Not among the errors of a folder: there may be no memory.
     pipeline.to(device)
     if apart:
         with loading(path):
@@ -83,25 +71,26 @@ def _pipeline(class_name: str, path: Path, dtype: str, parts: dict[str, Any]) ->
 @contextmanager
 def loading(path: Path) -> Iterator[None]:
     """Quietly, and with what the libraries raise for a model as `ModelNotUsable`."""
-    try:
-        with quiet():
-            yield
-    except LOAD_ERRORS as exc:
-        reason = first_line(exc, None)
-        raise unusable(path, f"does not load ({reason}); download it again") from exc
+
+    def refuse(reason: str) -> ModelNotUsable:
+        return unusable(path, f"does not load ({reason}); download it again")
+
+    with load_errors(refuse, None), quiet():
+        yield
 
 
 def replace_autoencoder(adapter: Any, path: Path, device: torch.device, dtype: str) -> None:
     """Give a loaded model the autoencoder of another folder; raises `ModelNotUsable` if it does not load."""
     kind = "diffusers", read_vae_info(path).class_name
+
+    def refuse(reason: str) -> ModelNotUsable:
+        return ModelNotUsable("vae", str(path), f"does not load ({reason}); download it again")
+
     try:
-        with quiet():
+        with load_errors(refuse, None), quiet():
             network = load_network(path.parent, path.name, kind, dtype).to(device)
     except ModelNotUsable as exc:
         raise ModelNotUsable("vae", str(path), exc.fix) from exc
-    except LOAD_ERRORS as exc:
-        reason = first_line(exc, None)
-        raise ModelNotUsable("vae", str(path), f"does not load ({reason}); download it again") from exc
     if dtype == "float16" and network.config.get("force_upcast"):
         network.to(torch.float32)
     adapter.pipeline.register_modules(vae=network)

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import nn
 
-from render.errors import BadInput, first_line
+from render.errors import BadInput
 from render.models.folder import is_text_part
+from render.models.load_errors import load_errors
 from render.models.loading import quiet
 from render.models.skeletons import has_skeletons, is_skeleton
 from render.spec.lora import Lora
@@ -66,13 +66,14 @@ def _load(pipeline: Any, lora: Lora, name: str) -> int:
     config = getattr(getattr(pipeline, "unet", None), "config", None)
     if config is not None:
         options["unet_config"] = config
-    try:
+
+    def refuse(reason: str) -> BadInput:
+        return BadInput("lora", lora.path, f"does not fit the model ({reason}); use one made for it")
+
+    with load_errors(refuse):
         found = pipeline.lora_state_dict(lora.path, **options)
         state = found[0] if isinstance(found, tuple) else found
         pipeline.load_lora_weights(lora.path, adapter_name=name, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, IndexError, SafetensorError) as exc:
-        reason = first_line(exc)
-        raise BadInput("lora", lora.path, f"does not fit the model ({reason}); use one made for it") from exc
     keys = [key for key in state if "lora" in key and not key.endswith("alpha")]
     if has_skeletons(pipeline):
         left_out = [key for key in keys if is_text_part(key)]

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from render.errors import ModelNotUsable, first_line
+from render.errors import ModelNotUsable
 from render.models.adapter import WindowPlace
 from render.models.cross_window_attention import BatchContext
 from render.models.folder import TRAINED_ATTENTION, trained_attention_folder
+from render.models.load_errors import load_errors
 
 _OCTAVES = 4
 FEATURES = 4 * _OCTAVES + 2
@@ -102,17 +102,17 @@ def load_trained_attention(
 ) -> TrainedCrossWindowAttention:
     """The trained attention of a model's folder; raises `ModelNotUsable` when it does not load."""
     part = trained_attention_folder(folder) or folder / TRAINED_ATTENTION
-    try:
+
+    def refuse(reason: str) -> ModelNotUsable:
+        fix = f"has a {part.name} that does not load ({reason}); download it again"
+        return ModelNotUsable("model", str(folder), fix)
+
+    with load_errors(refuse, None):
         config = json.loads((part / _CONFIG).read_text())
         attention = TrainedCrossWindowAttention(config["channels"], config["heads"])
         names = {saved: name for name, saved in _SAVED_NAMES.items()}
         weights = load_file(part / _WEIGHTS)
         attention.load_state_dict({_renamed(name, names): value for name, value in weights.items()})
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError, SafetensorError) as exc:
-        reason = first_line(exc, None)
-        raise ModelNotUsable(
-            "model", str(folder), f"has a {part.name} that does not load ({reason}); download it again"
-        ) from exc
     return attention.to(device, dtype).eval()
 
 

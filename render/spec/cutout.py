@@ -114,8 +114,11 @@ def _write(path: Path, weight: NDArray[np.float64], init: InitImage) -> None:
     small = vips().Image.new_from_memory(gray.tobytes(), width, height, 1, "uchar")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".part-{uuid.uuid4().hex}.png")
-    resized(small, init.width, init.height).write_to_file(str(part))
-    os.replace(part, path)
+    try:
+        resized(small, init.width, init.height).write_to_file(str(part))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _cache() -> Path:

@@ -22,6 +22,7 @@ from jobs.db.tables import batches, entries
 from jobs.farm import open_farm
 from tests.fuzz import values
 from tests.fuzz.campaign import Result, run
+from tests.support.services import postgres_server
 
 _NAMES = (
     "queue", "owner", "priority", "ranks", "not_before", "deadline", "verb", "draining", "paused",
@@ -176,13 +177,20 @@ def _body(random: Random) -> bytes:
         return b"{}"
 
 
-@pytest.fixture
-def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+@pytest.fixture(scope="module")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with postgres_server(tmp_path_factory.mktemp("server")) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def api(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
     loop = asyncio.new_event_loop()
-    with open_farm(read_settings({})) as farm:
+    url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else None
+    with open_farm(read_settings({"database_url": url})) as farm:
         board = Board(farm, Access())
         app = make_app(board)
         found = []

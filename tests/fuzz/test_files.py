@@ -8,9 +8,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
+import openpyxl
 import pytest
+from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 from PIL import Image
 from safetensors.numpy import save
 
@@ -42,7 +45,7 @@ def damaged(random: Random, data: bytes) -> bytes:
 
 def batch_file(random: Random) -> tuple[str, bytes]:
     """(ending, bytes) of a few rows."""
-    ending = random.choice((".csv", ".jsonl", ".yaml"))
+    ending = random.choice((".csv", ".jsonl", ".yaml", ".xlsx"))
     rows = [values.as_json(values.spec_values(random)) for _ in range(random.randrange(1, 5))]
     rows = [row if isinstance(row, dict) else {"prompt": "a vase"} for row in rows]
     try:
@@ -51,6 +54,8 @@ def batch_file(random: Random) -> tuple[str, bytes]:
             lines = [",".join(json.dumps(name) for name in names)]
             lines += [",".join(json.dumps(str(row.get(name, ""))[:200]) for name in names) for row in rows]
             text = "\n".join(lines)
+        elif ending == ".xlsx":
+            return ending, damaged(random, workbook(rows)) if random.random() < 0.7 else workbook(rows)
         elif ending == ".jsonl":
             text = "\n".join(json.dumps(row) for row in rows)
         else:
@@ -59,6 +64,19 @@ def batch_file(random: Random) -> tuple[str, bytes]:
         text = "prompt\na vase\n"
     data = text.encode(errors="surrogatepass")
     return ending, damaged(random, data) if random.random() < 0.5 else data
+
+
+def workbook(rows: list[dict[str, Any]]) -> bytes:
+    """The rows as a program would write them, without what no sheet can hold."""
+    book, names = openpyxl.Workbook(), sorted({str(name)[:50] for row in rows for name in row})
+    sheet: Any = book.active
+    for texts in [names, *([str(row.get(name, ""))[:200] for name in names] for row in rows)]:
+        sheet.append(
+            [ILLEGAL_CHARACTERS_RE.sub("", text).encode(errors="replace").decode() for text in texts]
+        )
+    target = io.BytesIO()
+    book.save(target)
+    return target.getvalue()
 
 
 def _judge_batch(folder: Path) -> Callable[[tuple[str, bytes]], str]:

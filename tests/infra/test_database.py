@@ -133,3 +133,45 @@ def test_a_file_that_is_replaced_is_opened_anew(tmp_path: Path) -> None:
         other.execute("create table new (x)")
     assert names() == ["new"]
     database.close()
+
+
+@pytest.mark.parametrize(
+    ("state", "text", "sentence"),
+    [
+        ("53100", "could not extend file: No space left on device", "has no space on its disk .*; free some"),
+        ("53300", "too many connections for role", "has no connection left .*; raise its max_connections"),
+        (None, "FATAL:  sorry, too many clients already", "has no connection left"),
+        ("25006", "cannot execute UPDATE in a read-only transaction", "only reads .* may be a replica"),
+        ("55P03", "canceling statement due to lock timeout", "took too long for a query"),
+        ("40P01", "deadlock detected", "for the same rows by others at once .*; try again"),
+        ("XX001", "invalid page in block 0", "is damaged .* restore a backup"),
+        ("57P03", "the database system is starting up", "does not answer .*; check CHORALE_DATABASE_URL"),
+        (None, "failed to resolve host 'db.example'", "does not answer"),
+    ],
+)
+def test_what_is_the_matter_is_told_with_its_fix(state: str | None, text: str, sentence: str) -> None:
+    error = psycopg.OperationalError(text)
+    error.sqlstate = state
+    with pytest.raises(DatabaseUnreachable, match=sentence), Database("sqlite://").read():
+        raise DBAPIError.instance("select", {}, error, psycopg.Error)
+
+
+def test_sqlite_s_own_errors_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "farm.db"
+    database = Database(f"sqlite:///{path}")
+
+    def fill() -> None:
+        with database.write() as connection:
+            connection.execute(text("pragma max_page_count = 3"))
+            for _ in range(100):
+                connection.execute(text("insert into one values (zeroblob(4096))"))
+
+    with database.write() as connection:
+        connection.execute(text("create table one (x)"))
+    with pytest.raises(DatabaseUnreachable, match="has no space on its disk"):
+        fill()
+    database.close()
+    path.write_bytes(b"no database at all, but long enough to be looked at" * 100)
+    with pytest.raises(DatabaseUnreachable, match=r"is damaged .* restore a backup"), database.write():
+        pass
+    database.close()

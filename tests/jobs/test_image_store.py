@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from infra.store.base import Store
 from infra.store.decorator import StoreDecorator
 from infra.store.local import LocalStore
+from infra.store.parts import part_of
 from jobs.image_store import (
     MARKER,
     adopt_checkpoint,
@@ -121,3 +123,15 @@ def test_a_checkpoint_is_copied_where_there_is_none(tmp_path: Path) -> None:
     images.put(f"{OURS}-one/{key}", b"newer", "application/octet-stream")
     assert not adopt_checkpoint(images, OURS, f"{OURS}-one")
     assert (images.get(f"{OURS}/{key}"), images.get(f"{OURS}-one/{key}")) == (b"old", b"newer")
+
+
+def test_a_claim_removes_what_an_attempt_that_was_killed_long_ago_has_left(tmp_path: Path) -> None:
+    place = LocalStore(tmp_path)
+    place.put("image_files/0/0_0.png", b"a tile", "image/png")
+    old, new = (part_of(tmp_path / "image_files" / "0" / "0_0.png") for _ in range(2))
+    for path in (old, new):
+        path.write_bytes(b"half a ti")
+    os.utime(old, (0, 0))
+    claim(place, OURS, "{}", NUMERICS)
+    assert not old.exists() and new.exists()
+    assert place.get("image_files/0/0_0.png") == b"a tile"

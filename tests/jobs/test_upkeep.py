@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from infra.database import Database
+from infra.store.parts import part_of
 from jobs.cli.main import cli
 from jobs.db.state_machine import change_state
 from tests.support.buckets import Bucket, credentials
@@ -72,6 +73,28 @@ def test_gc_deletes_unfinished_folders_of_other_numerics_once_their_job_has_ende
     assert sorted(listed["paths"]) == sorted([str(finished), str(abandoned.parent)])
     assert [path.exists() for path in (needed, finished, tile)] == [True, False, False]
     assert (finished.parent / "manifest.json").exists()
+
+
+def test_gc_deletes_parts_of_files_whose_writer_was_killed(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHORALE_STORE_URL", str(tmp_path / "store"))
+    digest = submitted("a living one")["digest"]
+    places = [tmp_path / "store" / digest / "image_files" / "3", home / "inputs", home / "models" / "x"]
+    parts = []
+    for place in places:
+        place.mkdir(parents=True)
+        parts.append(part_of(place / "0_0.png"))
+        parts[-1].write_bytes(b"x" * 10)
+        os.utime(parts[-1], (0, 0))
+    new = part_of(places[0] / "0_0.png")
+    new.write_bytes(b"x")
+    listed = chorale("gc", "--older-than", "0")
+    assert sorted(listed["paths"]) == sorted(map(str, parts)) and listed["bytes"] == 30
+    assert all(part.exists() for part in parts)
+    chorale("gc", "--older-than", "0", "--yes")
+    assert not any(part.exists() for part in parts) and new.exists(), "somebody may be writing it now"
+    assert chorale("gc", "--older-than", "0")["paths"] == []
 
 
 def test_gc_looks_into_a_bucket_too(moto: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

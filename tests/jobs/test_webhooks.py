@@ -41,6 +41,8 @@ class Inbox:
     def __init__(self) -> None:
         self.got: list[tuple[dict[str, str], bytes]] = []
         self.status = 204
+        self.endless, self.left = False, threading.Event()
+        """Whether its answer has no end, and whether the sender has left it."""
         inbox = self
 
         class Hook(BaseHTTPRequestHandler):
@@ -51,6 +53,15 @@ class Inbox:
                 if inbox.status == 302:
                     self.send_header("location", "http://127.0.0.1:9/elsewhere")
                 self.end_headers()
+                if inbox.endless:
+                    self._write_on()
+
+            def _write_on(self) -> None:
+                try:
+                    while True:
+                        self.wfile.write(bytes(1 << 16))
+                except OSError:
+                    inbox.left.set()
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
@@ -196,6 +207,14 @@ def test_a_receiver_that_refuses_is_told_again(farm: Farm, inbox: Inbox, status:
     assert [headers["webhook-id"] for headers, _ in inbox.got] == [id, id]
     with farm.database.read() as connection:
         assert connection.execute(select(follow_ups.c.ended)).scalar() is not None
+
+
+def test_an_answer_without_an_end_is_not_read(farm: Farm, inbox: Inbox) -> None:
+    add(farm, inbox.url, per="job")
+    end(farm, submit_seeds(farm, 1), 0)
+    inbox.status, inbox.endless = 200, True
+    assert tell(farm) == 1 and len(inbox.got) == 1
+    assert inbox.left.wait(60)
 
 
 def test_one_that_was_removed_is_told_nothing(farm: Farm, inbox: Inbox) -> None:

@@ -65,6 +65,14 @@ SLIPS = (
         "spec podMetricsEndpoints",
         key="endpoints",
     ),
+    slip("value that KEDA refuses", "overlays/keda", KEDA, "spec pollingInterval", to=0),
+    slip(
+        "value that the Prometheus operator refuses",
+        "overlays/monitoring",
+        "PodMonitor/chorale",
+        "spec podMetricsEndpoints 0 interval",
+        to="often",
+    ),
     slip("unknown kind", "base", "Service/chorale-board", "kind", to="Servise"),
     slip(
         "version that is gone",

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,13 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psycopg
-from sqlalchemy import delete, select
+from sqlalchemy import select
 
 from infra.database import Database
 from jobs.db.folders import digest_of
-from jobs.db.tables import attempts, jobs, leases, members, nodes
+from jobs.db.tables import attempts, jobs, leases, members
 from jobs.node.tasks import LAUNCH, make_app, queue_of
+from tests.support.chaos_findings import Findings
 from tests.support.cli import processes_with
 from tests.support.machines import Machines
 from tests.support.network import Network, network
@@ -74,8 +73,8 @@ def run_chaos(
     once before any strikes again.
     """
     specs = _specs(jobs)
-    with network(NODES) as hosts, _store(folder / "store") as store:
-        database, broker = Postgres(folder, hosts.gateway), Redis(folder, hosts.gateway)
+    with network(NODES) as hosts, _disk(folder / "store") as store, _disk(folder / "disk") as disk:
+        database, broker = Postgres(disk, hosts.gateway), Redis(folder, hosts.gateway)
         database.start()
         broker.start()
         farm = Machines(
@@ -85,7 +84,7 @@ def run_chaos(
             CHORALE_STORE_URL=f"file://{store}",
             CHORALE_CHECKPOINT_S="2",
         )
-        chaos = _Chaos(farm, hosts, database, broker, store, random.Random(seed), log)
+        chaos = _Chaos(farm, hosts, database, broker, store, disk, random.Random(seed), log)
         chaos.kinds = ("fault_", "finding_") if findings else ("fault_",)
         try:
             for number in range(NODES):
@@ -136,8 +135,8 @@ def _submit(farm: Machines, folder: Path, specs: list[dict[str, Any]]) -> None:
 
 
 @contextlib.contextmanager
-def _store(folder: Path) -> Iterator[Path]:
-    """A small disk of its own, so that it can be taken away."""
+def _disk(folder: Path) -> Iterator[Path]:
+    """A small disk of its own, so that it can be taken away, or filled."""
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512m", "tmpfs", str(folder)], check=True)
     try:
@@ -147,7 +146,7 @@ def _store(folder: Path) -> Iterator[Path]:
 
 
 @dataclass
-class _Chaos:
+class _Chaos(Findings):
     """The faults. Each is over when its method returns, or is undone by a later `_mend`."""
 
     farm: Machines
@@ -155,6 +154,8 @@ class _Chaos:
     postgres: Postgres
     redis: Redis
     store: Path
+    disk: Path
+    """The database's."""
     draw: random.Random
     log: Callable[[str], None]
     struck: Counter[str] = field(default_factory=Counter)
@@ -307,41 +308,6 @@ class _Chaos:
         )
         return True
 
-    def finding_database_only_reads_for_12_s(self) -> bool:
-        """As while a replica is promoted. Before, it ended the heartbeats, and two ranks ran on one slot."""
-        self._only_reads("on")
-        self._pass(12)
-        self._only_reads("off")
-        return True
-
-    def finding_row_of_an_idle_node_deleted(self) -> bool:
-        """As when an older snapshot is restored. Before, the node never registered again."""
-        running = select(members.c.node).join(attempts, attempts.c.id == members.c.attempt)
-        idle = nodes.c.name.not_in(running.where(attempts.c.ended.is_(None)))
-        with self._write() as connection:
-            name = connection.execute(select(nodes.c.name).where(idle)).scalar()
-            connection.execute(delete(members).where(members.c.node == name))
-            connection.execute(delete(nodes).where(nodes.c.name == name))
-        return name is not None
-
-    def finding_home_deleted(self) -> bool:
-        """Before, a node whose home was gone stayed up and swallowed jobs."""
-        shutil.rmtree(self.farm.home / "chorale", ignore_errors=True)
-        return True
-
-    def finding_database_stops_to_answer_for_8_s(self) -> bool:
-        """Its processes stand still, and its connections stay open."""
-        self.postgres.freeze()
-        self._pass(8)
-        self.postgres.freeze(off=True)
-        return True
-
-    def _only_reads(self, switch: str) -> None:
-        with psycopg.connect(self.postgres.url, autocommit=True) as connection:
-            connection.execute("set default_transaction_read_only = off")
-            connection.execute(f"alter system set default_transaction_read_only = {switch}")
-            connection.execute("select pg_reload_conf()")
-
     def _kill(self, command: str, but: str = "\0") -> bool:
         """SIGKILL to any process with such a command line."""
         listed = processes_with(self.farm.mark).items()
@@ -408,15 +374,6 @@ class _Chaos:
         with self._read() as connection:
             states = set(connection.execute(select(jobs.c.state).distinct()).scalars())
         return states <= {"done", "failed", "cancelled"}
-
-    @contextlib.contextmanager
-    def _write(self) -> Iterator[Any]:
-        database = Database(self.postgres.url)
-        try:
-            with database.write() as connection:
-                yield connection
-        finally:
-            database.close()
 
     @contextlib.contextmanager
     def _read(self) -> Iterator[Any]:

@@ -65,13 +65,18 @@ class Postgres:
 
     def start(self) -> None:
         options = f"-p {self._port} -c listen_addresses={self._address}"
-        options += f" -c unix_socket_directories={self._data} -c fsync=off"
+        options += f" -c unix_socket_directories={self._data} -c fsync=off -c max_wal_size=128MB"
         log = str(self._data / "log")
         self._call("pg_ctl", "-D", str(self._data), "-l", log, "-o", options, "-w", "start")
 
     def stop(self) -> None:
         """At once, as when its machine fails."""
         self._call("pg_ctl", "-D", str(self._data), "-m", "immediate", "-w", "stop")
+
+    def running(self) -> bool:
+        """Whether its first process is there. A server whose disk is full ends by itself."""
+        words = [str(self._binaries / "pg_ctl"), "-D", str(self._data), "status"]
+        return subprocess.run(words, capture_output=True, user=self._user, cwd=self._data).returncode == 0
 
     def freeze(self, off: bool = False) -> None:
         """Stop all its processes where they are, or let them go on."""

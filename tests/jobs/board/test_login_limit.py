@@ -36,3 +36,13 @@ def test_a_board_refuses_to_look_at_more_tokens_for_a_while(tmp_path: Path) -> N
         assert statuses == [401] * MOST_WRONG + [429]
         assert ask(OPERATOR) == 429, "not even a right one, or guessing would go on"
         assert board.ask("/healthz").status == 200
+
+
+def test_all_addresses_of_an_ipv6_network_count_as_one() -> None:
+    limit = LoginLimit(lambda: 100.0)
+    for number in range(MOST_WRONG):
+        limit.count_wrong(f"2001:db8:1:2::{number:x}")
+    assert limit.wait_s("2001:db8:1:2:ffff::1") > 0 and limit.wait_s("2001:db8:1:3::1") == 0
+    for number in range(MOST_WRONG):
+        limit.count_wrong("::ffff:192.0.2.7" if number % 2 else "192.0.2.7")
+    assert limit.wait_s("192.0.2.7") > 0 and limit.wait_s("192.0.2.8") == 0 and limit.wait_s("") == 0

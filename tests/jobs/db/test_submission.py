@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from infra.database import Database
+from jobs.db.board_queries import is_known_folder
 from jobs.db.state_machine import change_state
 from jobs.db.submission import BatchItem, JobOptions, Receipt, submit
 from jobs.db.tables import entries, events, jobs
@@ -120,3 +121,19 @@ def test_submitters_who_start_together_on_a_new_farm_count_each_image_once(datab
         receipts = list(pool.map(submit_together, range(4)))
     assert sorted(receipt.new for receipt in receipts) == [0, 0, 0, 50]
     assert sum(receipt.known for receipt in receipts) == 150
+
+
+def test_a_folder_is_known_whichever_part_of_a_job_it_was(database: Database, tmp_path: Path) -> None:
+    folders = [str(tmp_path / name) for name in ("edges", "depth", 'a "folder"')]
+    networks = [{"path": path, "digest": str(number) * 64} for number, path in enumerate(folders)]
+    submit_items(database, items(3))
+    with database.write() as connection:
+        job, spec = connection.execute(select(jobs.c.id, jobs.c.spec).limit(1)).one()
+        changed = update(jobs).where(jobs.c.id == job)
+        connection.execute(changed.values(spec=spec | {"controlnet": networks}))
+    with database.read() as connection:
+        assert all(is_known_folder(connection, "controlnet", path) for path in folders)
+        # Another folder, one of another field, a beginning, and what no database takes.
+        for path in (str(tmp_path), f"{folders[0]}/x", "edges", "", "a\0b", "caf\udce9", "%", '"]}'):
+            assert not is_known_folder(connection, "controlnet", path)
+        assert not is_known_folder(connection, "lora", folders[0])

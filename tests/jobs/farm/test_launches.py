@@ -24,6 +24,7 @@ from infra.broker import check_broker_url, embedded_redis
 from infra.database import Database
 from infra.errors import BadSetting, DatabaseUnreachable
 from infra.settings import Settings
+from jobs.db import leases
 from jobs.db.claims import claim
 from jobs.db.leases import DISPATCHER, hold_lease
 from jobs.db.outcomes import fail
@@ -112,13 +113,19 @@ class Node:
 
     def place(self) -> list[Notification]:
         """As the dispatcher does, but what it places is announced by nobody."""
-        placed = dispatch(self.farm.database, TESTER, sweeping=False)
+        placed = dispatch(self.farm.database, TESTER, is_steady=lambda clock: False)
         self.keep_dispatching()
         return placed
 
     def keep_dispatching(self, seconds: float = FOREVER) -> None:
         with self.farm.database.write() as connection:
             assert hold_lease(connection, DISPATCHER, TESTER, seconds)
+
+
+@pytest.fixture(autouse=True)
+def _leases_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No dispatcher's lease is as long as the one that the test keeps."""
+    monkeypatch.setattr(leases, "CLOCK_SLACK_S", 2 * FOREVER)
 
 
 @pytest.fixture

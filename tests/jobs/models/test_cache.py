@@ -260,3 +260,43 @@ def test_a_damaged_model_is_not_added(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelNotUsable, match="of a kind that is not read"):
         added(store, tmp_path / "a.safetensors")
     assert not (tmp_path / "store").exists()
+
+
+ODD_FILES: tuple[dict[str, object], ...] = (
+    {"path": "../../outside.txt"},
+    {"path": "/tmp/outside.txt"},
+    {"path": "unet/../../outside.txt"},
+    {"path": "unet//x"},
+    {"path": "a\0b"},
+    {"path": "..\\outside.txt"},
+    {"path": 7},
+    {"bytes": -1},
+    {"bytes": "many"},
+    {"sha256": "../" * 20},
+    {"sha256": "0" * 63},
+    {"more": 1},
+)
+
+
+def test_a_record_leads_to_no_other_place(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever can write to the store must not make nodes write elsewhere."""
+    store = LocalStore(tmp_path / "store")
+    model, other = added(store, folder), added(store, changed(folder, tmp_path / "other"), "other")
+    catalog = ModelCatalog(store)
+    place = tmp_path / "store" / MODELS / "records" / f"{model.digest[:16]}.json"
+    record = json.loads(place.read_text())
+    odd = [record | {"files": [record["files"][0] | change, *record["files"][1:]]} for change in ODD_FILES]
+    odd += [record | {"digest": other.digest}, record | {"files": []}, {}]
+    for text in ("[]", "{", *map(json.dumps, odd)):
+        place.write_text(text)
+        with pytest.raises(ModelNotUsable, match="has a damaged record in the farm's store; add the model"):
+            catalog.find("mine")
+        with pytest.raises(ModelNotUsable):
+            catalog.find(model.pointed_name)
+        assert [each.name for each in catalog.models()] == ["other"]
+    assert "mine: model:" in caplog.text
+    again = added(store, folder)
+    assert again.digest == model.digest, "it is mended by adding the model again"
+    assert catalog.find("mine") == catalog.find(model.pointed_name) == again

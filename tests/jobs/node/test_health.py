@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from infra.store.local import LocalStore
 from jobs.node import health, health_checks
 from jobs.node.health import NodeHealth
 from jobs.node.health_checks import (
+    INODES,
     StoreCheck,
     check_clock,
     check_gpus,
@@ -56,6 +58,31 @@ def test_a_disk_without_any_room_is_told(small_disk: Path) -> None:
     with (small_disk / "ballast").open("wb") as file, pytest.raises(OSError, match="No space"):
         file.write(bytes(90 * 2**20))
     assert "free; make room" in (check_home(small_disk) or "") or "No space" in (check_home(small_disk) or "")
+
+
+def touch(folder: Path, numbers: Iterable[int]) -> None:
+    for number in numbers:
+        (folder / str(number)).touch()
+
+
+def test_a_disk_without_inodes_is_told_before_and_when_none_is_left(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = small_disk / "chorale" / "logs"
+    remount = ["mount", "-o", f"remount,size=80m,nr_inodes={INODES + 20}", str(small_disk)]
+    subprocess.run(remount, check=True)
+    monkeypatch.setenv("TMPDIR", str(small_disk))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert check_home(home) is None
+    touch(small_disk, range(20))
+    told = re.compile(r"(home|temporary): .* has \d+ inodes free; delete files on its disk, it needs \d+")
+    assert told.fullmatch(check_home(home) or "") and told.fullmatch(check_temporary() or "")
+    with pytest.raises(OSError, match="No space"):
+        touch(small_disk, range(20, 200))
+    assert told.fullmatch(check_home(home) or "") and told.fullmatch(check_temporary() or "")
+    shutil.rmtree(small_disk / "chorale")
+    touch(small_disk, range(300, 302))
+    assert told.fullmatch(check_home(home) or ""), "where it has to be made again, too"
 
 
 def test_a_home_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class Node:
         self.sent: list[Notification] = []
 
     def place(self) -> None:
-        self.sent += dispatch(self.database, "n", sweeping=False)
+        self.sent += dispatch(self.database, "n", is_steady=lambda clock: False)
 
     def take_over(self, attempt: str) -> bool:
         """As a supervisor does at its start."""

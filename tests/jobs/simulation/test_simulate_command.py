@@ -1,8 +1,9 @@
 """`chorale simulate`, on a file and on a farm."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-from sqlalchemy import update
 
 from infra.database import Database
 from jobs.db.nodes import register
@@ -10,7 +11,6 @@ from jobs.db.queues import set_queue
 from jobs.db.rates import record_rate
 from jobs.db.schema import upgrade
 from jobs.db.submission import BatchItem, JobOptions, submit
-from jobs.db.tables import nodes
 from jobs.simulation.setup import from_farm
 from render.spec import Spec
 from tests.support.cli import chorale, last_json
@@ -25,10 +25,27 @@ def farm_of_four_jobs(database: Database, slots: int = 1) -> None:
     submit(database, items, "test", JobOptions(owner="me", ranks=1))
     with database.write() as connection:
         register(connection, "n", address="127.0.0.1", slots=slots, device="cpu", vram_bytes=None)
-        # No agent renews its lease while the command starts.
-        connection.execute(update(nodes).values(lease_until=4102444800.0))
         work = connection.exec_driver_sql("select max(work) from jobs").scalar_one()
         record_rate(connection, "builtin", "cpu", float(work), 100.0)
+
+
+@contextmanager
+def kept_up(database: Database) -> Iterator[None]:
+    """Renews the node's lease, as its agent would, while a command starts."""
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(0.5):
+            with database.write() as connection:
+                register(connection, "n", address="127.0.0.1", slots=1, device="cpu", vram_bytes=None)
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_the_farm_as_it_is_and_with_more_nodes(database: Database) -> None:
@@ -53,9 +70,11 @@ def test_the_command_reads_a_farm_and_answers(tmp_path: Path) -> None:
     database = Database(url)
     upgrade(database)
     farm_of_four_jobs(database)
-    said = last_json(chorale("simulate", "--database-url", url, "--by", "2100-01-01T00:00", "--json").stdout)
+    words = ("simulate", "--database-url", url, "--json", "--by")
+    with kept_up(database):
+        said = last_json(chorale(*words, "2100-01-01T00:00").stdout)
+        late = last_json(chorale(*words, "2001-01-01T00:00").stdout)
     assert (said["jobs"], said["done"], said["on_time"]) == (4, 4, True)
-    late = last_json(chorale("simulate", "--database-url", url, "--by", "2001-01-01T00:00", "--json").stdout)
     assert late["on_time"] is False
     database.close()
 

@@ -22,6 +22,7 @@ from render.denoise.network_enlarging import NetworkEnlarging
 from render.distributed import Group
 from render.engine import render_image
 from render.errors import BadInput
+from render.models import enlarger as enlarger_module
 from render.models.enlarger import Enlarger, check_enlarger, open_enlarger
 from render.plan.enlarge_layout import NETWORK_ALIGNMENT, EnlargeLayout, network_scale
 from render.plan.plan import make_plan
@@ -257,3 +258,17 @@ def test_without_spandrel_one_sentence_says_what_to_install(
     monkeypatch.setitem(sys.modules, "spandrel", None)
     with pytest.raises(BadInput, match=r"needs spandrel; run pip install 'chorale\[enlarger\]'"):
         check_enlarger(EnlargerFile.open(copy))
+
+
+def test_a_full_gpu_is_no_fault_of_the_network(
+    networks: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import spandrel
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(spandrel.ModelLoader, "load_from_state_dict", full)
+    enlarger_module._opened.cache_clear()
+    with pytest.raises(torch.OutOfMemoryError):
+        opened(networks["compact"])

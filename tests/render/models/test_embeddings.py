@@ -154,3 +154,16 @@ def test_one_for_another_model_is_refused_when_planned(
     adapter: Any = load_adapter(model_folders["sd-v"], CPU, "float32")
     with pytest.raises(BadInput, match="which the model knows already"):
         set_embeddings(adapter.pipeline, [Embedding.open(Path(sd.path), "a</w>")])
+
+
+def test_a_full_gpu_is_no_fault_of_the_word(
+    model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter: Any = load_adapter(model_folders["sd-v"], CPU, "float32")
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(adapter.pipeline), "load_textual_inversion", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        set_embeddings(adapter.pipeline, [Embedding.open(saved(tmp_path / "x.safetensors", **SD), "vase")])

@@ -222,3 +222,16 @@ def test_transformer_families_take_a_lora_in_every_tensor_and_give_it_back(name:
     after = network.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_a_full_gpu_is_no_fault_of_the_lora(
+    model_folders: dict[str, Path], files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter: Any = load_adapter(model_folders["sdxl"], CPU, "float32")
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(adapter.pipeline), "load_lora_weights", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        set_loras(adapter.pipeline, [Lora.open(files["unet"])])

@@ -11,6 +11,7 @@ import torch
 from render.errors import ModelNotUsable
 from render.models import find_model_paths, load_models, model_info
 from render.models.autoencoders import open_autoencoder
+from render.models.loading import replace_autoencoder
 from render.spec import Spec
 from tests.render.models.autoencoders.tiny_networks import network
 
@@ -71,3 +72,15 @@ def test_a_folder_without_one_is_refused(model_folders: dict[str, Path], tmp_pat
     with pytest.raises(ModelNotUsable, match="whole set of safetensors") as refused:
         model_info(find_model_paths(model, None, str(folder)))
     assert refused.value.field == "vae"
+
+
+def test_a_full_gpu_is_no_fault_of_the_autoencoder(
+    model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    folder = Path(saved(tmp_path / "vae", "tiny"))
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        replace_autoencoder(None, folder, CPU, "float32")
