@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select, update
 
 from infra.database import Database, now
+from jobs.db import leases
 from jobs.db.claims import claim, make_ready, release
 from jobs.db.nodes import register
 from jobs.db.rates import record_rate
@@ -74,7 +76,11 @@ def test_no_more_is_promised_than_is_free(drawn: list[tuple[int, int, float, int
     assert all(2 * each.now <= each.ranks <= drawn[int(each.job)][3] for each in found)
 
 
-def test_a_job_of_a_farm_stops_and_goes_on_with_all_slots(database: Database) -> None:
+def test_a_job_of_a_farm_stops_and_goes_on_with_all_slots(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that a lease of an hour is none from before the clock was set back.
+    monkeypatch.setattr(leases, "CLOCK_SLACK_S", 3600.0)
     with database.write() as connection:
         register(connection, "a", address="127.0.0.1", slots=4, device="cpu", vram_bytes=None)
         connection.execute(update(nodes).values(lease_until=now() + 3600))
