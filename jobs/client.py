@@ -207,9 +207,9 @@ class Farm:
             found = page | {"images": found["images"] + page["images"]}
         return found
 
-    def review(self, batch: str, images: Sequence[str], **said: Any) -> None:
+    def review(self, batch: str, images: Sequence[str], **reply: Any) -> None:
         """Say something of images, by custom ids: `verdict`, `reason`, `note`, `starred`, `reviewer`."""
-        given = {name: value for name, value in said.items() if value is not None}
+        given = {name: value for name, value in reply.items() if value is not None}
         for start in range(0, len(images), _PAGE):
             body = {"images": list(images[start : start + _PAGE]), **given}
             self._json("POST", f"/api/v1/batches/{_part(batch)}/review", json=body)

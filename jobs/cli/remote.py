@@ -186,8 +186,13 @@ def _review(
     for action, chosen in (resolve_all(rows, given) if given else {}).items():
         if action == "reroll" or not chosen:
             continue
-        said = said_of(action, reason, note)
-        words = {"verdict": said.verdict, "reason": said.reason, "note": said.note, "starred": said.starred}
+        reply = said_of(action, reason, note)
+        words = {
+            "verdict": reply.verdict,
+            "reason": reply.reason,
+            "note": reply.note,
+            "starred": reply.starred,
+        }
         farm.review(batch, chosen, reviewer=reviewer or whoami(), **words)
         changed[action] = chosen
     if "reroll" in given:

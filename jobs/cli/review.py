@@ -251,9 +251,9 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 
 def _remarks(row: Mapping[str, Any]) -> str:
-    said = [f"{flaw['check']}: {flaw['text']}" for flaw in row["flaws"]]
+    answer = [f"{flaw['check']}: {flaw['text']}" for flaw in row["flaws"]]
     for vote in row["votes"]:
         texts = [text for text in (vote["reason"], vote["note"]) if text]
         if texts:
-            said.append(f"{vote['reviewer']}: {'; '.join(texts)}")
-    return " | ".join(said)
+            answer.append(f"{vote['reviewer']}: {'; '.join(texts)}")
+    return " | ".join(answer)

@@ -152,8 +152,8 @@ def _subject(scene: Scene, draw: np.random.Generator, colored: bool) -> str:
     adjective = _one(_ADJECTIVES, draw) if draw.random() < 0.15 else ""
     if color and draw.random() < 0.12:
         words = [adjective, material, noun]
-        said = (" in", ",", " that is" if scene.count == 1 else " that are", " colored")
-        after = f"{_one(said, draw)} {color}{after}"
+        phrases = (" in", ",", " that is" if scene.count == 1 else " that are", " colored")
+        after = f"{_one(phrases, draw)} {color}{after}"
     else:
         words = [adjective, color, material, noun]
     phrase = " ".join(word for word in words if word) + after

@@ -90,7 +90,7 @@ class EpochServer:
     """The process of each living rank."""
     _signals: dict[int, str] = field(default_factory=dict)
     """What ended the ranks that may be replaced."""
-    _heard: dict[int, float] = field(default_factory=dict)
+    _last_seen: dict[int, float] = field(default_factory=dict)
     """When each node at the other end of a link has sent something; monotonic."""
     _meet_by: float = field(default_factory=lambda: time.monotonic() + MEET_S)
     _alive_at: float = 0.0
@@ -173,7 +173,9 @@ class EpochServer:
         if moment >= self._alive_at:
             self._alive_at = moment + ALIVE_S
             self._say_alive()
-        for node in [node for node, heard in self._heard.items() if moment - heard > SILENCE_S]:
+        for node in [
+            node for node, moment_seen in self._last_seen.items() if moment - moment_seen > SILENCE_S
+        ]:
             sys.stderr.write(f"node {node} of the group has not answered for {SILENCE_S:g} s\n")
             self._drop(node)
         if self.coordinator is not None:
@@ -211,12 +213,12 @@ class EpochServer:
             case {"node": int(node), "ranks": list(ranks)} if self._may_link(node):
                 assert self.coordinator is not None
                 peer.node = node
-                self._heard[node] = time.monotonic()
+                self._last_seen[node] = time.monotonic()
                 self.coordinator.join(node, [rank for rank in ranks if type(rank) is int])
             case {"rank": int(rank), "pid": int(pid)}:
                 peer.rank, peer.pid = rank, pid
             case _ if peer.node > 0:
-                self._heard[peer.node] = time.monotonic()
+                self._last_seen[peer.node] = time.monotonic()
                 if self.coordinator is not None and "alive" not in message:
                     self.coordinator.take(peer.node, message)
             case {"ready": True, "lost": lost, "request": request} if self._lives(peer):
@@ -268,7 +270,7 @@ class EpochServer:
 
     def _drop(self, node: int) -> None:
         """Give up the node at the other end of a link."""
-        del self._heard[node]
+        del self._last_seen[node]
         if self.coordinator is None:
             self._lose_first()
             return
@@ -294,7 +296,7 @@ class EpochServer:
         """Link to the first node, which gives its first sign of life within this time."""
         self.uplink = LineSocket.connect(uplink_path(self.directory))
         self.uplink.send({"node": self.node, "ranks": list(self.own)})
-        self._heard[0] = time.monotonic() + patience_s
+        self._last_seen[0] = time.monotonic() + patience_s
         self.selector.register(self.uplink, selectors.EVENT_READ, self._read_uplink)
 
     def _read_uplink(self) -> None:
@@ -305,7 +307,7 @@ class EpochServer:
         except OSError:
             self._drop(0)
             return
-        self._heard[0] = time.monotonic()
+        self._last_seen[0] = time.monotonic()
         for message in messages:
             self._take_answer(message)
 
@@ -373,7 +375,7 @@ class EpochServer:
         if self.uplink is not None:
             self._close_uplink(self.uplink)
         self.coordinator, self.moves = None, False
-        self._heard.clear()
+        self._last_seen.clear()
 
     def _report(self, message: Message) -> None:
         """Pass a message on to the coordinator, if this node reaches one."""

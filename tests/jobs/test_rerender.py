@@ -42,8 +42,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as ended:
         main(["rerender", *words])
-    said = capsys.readouterr()
-    return int(ended.value.code or 0), said.out, said.err
+    answer = capsys.readouterr()
+    return int(ended.value.code or 0), answer.out, answer.err
 
 
 def changed(rendered: Path, folder: Path, **values: Any) -> Path:

@@ -60,8 +60,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     batch = make_batch(folder, ("A-1", "A-1-s2", "B"), done=2)
     with running_board(folder, "serve", "--port", "0", **settings_of(folder)) as board:
         for image, verdict in (("A-1", "reject"), ("A-1-s2", "keep")):
-            said = {"images": [image], "verdict": verdict, "starred": verdict == "keep", "reason": "color"}
-            assert board.ask(f"/api/v1/batches/{batch}/review", "POST", said).status == 200
+            answer = {"images": [image], "verdict": verdict, "starred": verdict == "keep", "reason": "color"}
+            assert board.ask(f"/api/v1/batches/{batch}/review", "POST", answer).status == 200
         images = board.ask(f"/api/v1/batches/{batch}/review").json["images"]
         yield Shown(board, batch, tuple(image["job"] for image in images))
 

@@ -64,9 +64,9 @@ def farm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningBoa
 def run(capsys: pytest.CaptureFixture[str], words: list[str], batch: str) -> str:
     with pytest.raises(SystemExit) as ended:
         main([word.replace(BATCH, batch) for word in words])
-    said = capsys.readouterr()
-    assert not ended.value.code, said.err
-    return said.out
+    answer = capsys.readouterr()
+    assert not ended.value.code, answer.err
+    return answer.out
 
 
 def night(folder: Path) -> int:
@@ -96,8 +96,8 @@ def test_from_a_feed_to_files_of_two_channels(
     actions = len(before) + len(after)
     assert before[0][0] == "up", "which the fixture stands for"
     assert f"OK: {2 * products} images would be queued" in run(capsys, before[1], "")
-    said = run(capsys, before[2], "")
-    found = re.search(r"Batch (\w+) ", said)
+    answer = run(capsys, before[2], "")
+    found = re.search(r"Batch (\w+) ", answer)
     assert found is not None
     batch = found[1]
     assert night(tmp_path) == 2 * products
@@ -121,8 +121,8 @@ def test_from_a_feed_to_files_of_two_channels(
     assert night(tmp_path) == rejected
 
     for words in after:
-        said = run(capsys, words, batch)
-    assert "All rules kept" in said
+        answer = run(capsys, words, batch)
+    assert "All rules kept" in answer
     for channel, smallest in (("shopify", 2048), ("ebay", 500)):
         files = sorted(os.listdir(tmp_path / "out" / channel))
         assert len(files) == 2 * products

@@ -20,7 +20,7 @@ from render.errors import BadInput
 from tests.jobs.board.conftest import OPERATOR, VIEWER, SmallFarm
 from tests.support.board import RunningBoard
 
-Said = Callable[..., Any]
+Reply = Callable[..., Any]
 
 
 @pytest.fixture
@@ -30,7 +30,9 @@ def farm(small_farm: SmallFarm) -> Iterator[Farm]:
 
 
 @pytest.fixture
-def said(small_farm: SmallFarm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Said:
+def reply(
+    small_farm: SmallFarm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Reply:
     """What a command with --url prints as JSON, in a process that knows no database."""
     monkeypatch.setenv("CHORALE_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
 
@@ -130,28 +132,28 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
 
 
 def test_the_commands_say_what_those_on_the_database_say(
-    said: Said, small_farm: SmallFarm, tmp_path: Path
+    reply: Reply, small_farm: SmallFarm, tmp_path: Path
 ) -> None:
     first = small_farm.done[0]
-    assert first in {row["id"] for row in said("list", "--state", "done")["jobs"]}
-    assert said("show", first[:10])["id"] == first
-    assert said("wait", first) == {"counts": {"done": 1}}
+    assert first in {row["id"] for row in reply("list", "--state", "done")["jobs"]}
+    assert reply("show", first[:10])["id"] == first
+    assert reply("wait", first) == {"counts": {"done": 1}}
     words = ("--size", "320x192", "--steps", "2", "--spec", str(_spec(tmp_path)), "--channel", "ebay")
-    made = said("submit", "a red vase", "--seed", "1", "--seeds", "2", *words)
+    made = reply("submit", "a red vase", "--seed", "1", "--seeds", "2", *words)
     assert (made["new"], made["known"], made["done"]) == (0, 2, 2)
     batch = made["batch"]
-    dry = said("submit", "a vase", "--seed", "random:7", "--seeds", "3", "--dry-run")
+    dry = reply("submit", "a vase", "--seed", "random:7", "--seeds", "3", "--dry-run")
     assert (dry["rows"], dry["dry_run"]) == (3, True) and "random:7" in dry["notes"][0]
-    kept = said("review", batch, "--reject", "image-s2", "--reason", "blue", "--keep-rest")
+    kept = reply("review", batch, "--reject", "image-s2", "--reason", "blue", "--keep-rest")
     assert kept["counts"]["kept"] == kept["counts"]["rejected"] == 1
-    assert said("review", batch, "--verdict", "rejected")["images"][0]["votes"][0]["reason"] == "blue"
-    files = said("export", "--batch", batch, "--channel", "ebay", str(tmp_path / "out"))["files"]
+    assert reply("review", batch, "--verdict", "rejected")["images"][0]["votes"][0]["reason"] == "blue"
+    files = reply("export", "--batch", batch, "--channel", "ebay", str(tmp_path / "out"))["files"]
     assert len([each for each in files if each["file"].endswith(".jpg")]) == 1
-    said("export", "--batch", batch, "--channel", "ebay", str(tmp_path / "out"), code=2)
-    assert said("export", first, str(tmp_path / "one.png"))["files"][0]["bytes"] > 0
-    assert said("report", "--batch", batch)["receipts"]
-    held = said("submit", "later", *words[:4], "--not-before", "2100-01-01")["jobs"][0]["id"]
-    assert said("cancel", held)["jobs"] == 1
+    reply("export", "--batch", batch, "--channel", "ebay", str(tmp_path / "out"), code=2)
+    assert reply("export", first, str(tmp_path / "one.png"))["files"][0]["bytes"] > 0
+    assert reply("report", "--batch", batch)["receipts"]
+    held = reply("submit", "later", *words[:4], "--not-before", "2100-01-01")["jobs"][0]["id"]
+    assert reply("cancel", held)["jobs"] == 1
 
 
 def _spec(folder: Path) -> Path:
@@ -160,31 +162,31 @@ def _spec(folder: Path) -> Path:
     return path
 
 
-def test_mistakes_of_commands_are_bad_input(said: Said, tmp_path: Path) -> None:
-    assert "unknown job" in said("show", "ffff", code=2)["error"]
-    assert "init" in said("submit", "a vase", "--init", "a.png", code=2)["error"]
-    assert "database" in said("queues", code=2)["error"]
+def test_mistakes_of_commands_are_bad_input(reply: Reply, tmp_path: Path) -> None:
+    assert "unknown job" in reply("show", "ffff", code=2)["error"]
+    assert "init" in reply("submit", "a vase", "--init", "a.png", code=2)["error"]
+    assert "database" in reply("queues", code=2)["error"]
     bad = tmp_path / "bad.csv"
     bad.write_text("prompt,steps\na vase,0\n")
-    assert "bad row" in said("submit", str(bad), code=2)["error"]
-    assert "no answer" in said("list", code=6, url="http://127.0.0.1:9")["error"]
+    assert "bad row" in reply("submit", str(bad), code=2)["error"]
+    assert "no answer" in reply("list", code=6, url="http://127.0.0.1:9")["error"]
 
 
-def test_a_token_comes_from_a_file(locked: RunningBoard, said: Said, tmp_path: Path) -> None:
+def test_a_token_comes_from_a_file(locked: RunningBoard, reply: Reply, tmp_path: Path) -> None:
     good, viewer, wrong = tmp_path / "good", tmp_path / "viewer", tmp_path / "wrong"
     good.write_text(f"{OPERATOR}\n")
     viewer.write_text(VIEWER)
     wrong.write_text("")
-    assert "token is required" in said("list", code=2, url=locked.address)["error"]
-    assert said("list", url=locked.address, token=str(viewer))["jobs"] is not None
-    assert "viewers cannot" in said("submit", "x", code=2, url=locked.address, token=str(viewer))["error"]
-    made = said("submit", "x", "--size", "128x128", url=locked.address, token=str(good))
+    assert "token is required" in reply("list", code=2, url=locked.address)["error"]
+    assert reply("list", url=locked.address, token=str(viewer))["jobs"] is not None
+    assert "viewers cannot" in reply("submit", "x", code=2, url=locked.address, token=str(viewer))["error"]
+    made = reply("submit", "x", "--size", "128x128", url=locked.address, token=str(good))
     assert made["new"] == 1
-    assert "holds no token" in said("list", code=2, url=locked.address, token=str(wrong))["error"]
+    assert "holds no token" in reply("list", code=2, url=locked.address, token=str(wrong))["error"]
 
 
 def test_files_of_this_machine_are_sent_and_named(
-    said: Said, small_farm: SmallFarm, farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reply: Reply, small_farm: SmallFarm, farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An image by a flag; images and a mask beside a batch file, by its cells."""
     monkeypatch.chdir(tmp_path)
@@ -194,14 +196,14 @@ def test_files_of_this_machine_are_sent_and_named(
         Image.fromarray(each).save(tmp_path / "photos" / f"{name}.png")
     Image.fromarray(np.full((192, 320), 255, np.uint8)).save(tmp_path / "photos" / "all.png")
     quick = ("--steps", "2", "--strength", "0.5")
-    made = said("submit", "a vase", "--init", "photos/one.png", *quick)
+    made = reply("submit", "a vase", "--init", "photos/one.png", *quick)
     spec = farm.job(made["jobs"][0]["id"])["spec"]
     digest = hashlib.sha256((tmp_path / "photos" / "one.png").read_bytes()).hexdigest()
     assert spec["init"]["digest"] == digest and spec["source_type"]
     assert (spec["width"], spec["height"]) == (320, 192)
     feed = tmp_path / "feed.csv"
     feed.write_text("SKU,prompt,init,mask\nA,a vase,photos/one.png,\nB,a mug,photos/two.png,photos/all.png\n")
-    made = said("submit", str(feed), "--id-column", "SKU", *quick)
+    made = reply("submit", str(feed), "--id-column", "SKU", *quick)
     specs = {each["custom_id"]: farm.job(each["id"])["spec"] for each in made["jobs"]}
     assert specs["A"]["init"]["digest"] == digest and specs["A"].get("mask") is None
     assert (
@@ -210,11 +212,11 @@ def test_files_of_this_machine_are_sent_and_named(
     # The bytes are in the farm's store, so that any node gets them.
     stored = small_farm.board.log.parent / "chorale" / "images" / "inputs" / digest
     assert stored.read_bytes() == (tmp_path / "photos" / "one.png").read_bytes()
-    said("cancel", "--batch", made["batch"])
+    reply("cancel", "--batch", made["batch"])
 
 
 def test_files_that_are_missing_or_wrong_are_told_by_their_names(
-    said: Said, farm: Farm, small_farm: SmallFarm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    reply: Reply, farm: Farm, small_farm: SmallFarm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = farm.page_of_jobs()["counts"]
     wrong = tmp_path / "notes.png"

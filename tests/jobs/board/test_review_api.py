@@ -76,8 +76,8 @@ def test_reviewers_vote_under_their_own_name(ask: Ask, batch: str) -> None:
     assert before["counts"]["unreviewed"] == 2 and len(before["images"]) == 3
     vote = {"images": ["A-1"], "verdict": "reject", "reviewer": "somebody else"}
     assert ask(VIEWER, "POST", review, vote)[0] == 403
-    status, said = ask(REVIEWER, "POST", review, vote)
-    assert status == 200 and said["images"][0]["votes"][0]["reviewer"] == "anna"
+    status, answer = ask(REVIEWER, "POST", review, vote)
+    assert status == 200 and answer["images"][0]["votes"][0]["reviewer"] == "anna"
     assert ask(OPERATOR, "POST", review, vote | {"verdict": "keep"})[1]["images"][0]["verdict"] == "disputed"
     # Re-rolls cost slots: an operator orders them.
     reroll = f"/api/v1/batches/{batch}/reroll"
@@ -100,17 +100,17 @@ def test_what_is_refused(ask: Ask, batch: str) -> None:
         ({"images": ["A-1"], "verdict": "nice"}, 422, "verdict"),
         ({"images": [{"custom_id": "A-1", "job": job}], "verdict": "keep"}, 409, "re-rolled meanwhile"),
     ):
-        answered, said = ask(OPERATOR, "POST", review, body)
-        assert (answered, text in said["error"]) == (status, True), said
+        answered, answer = ask(OPERATOR, "POST", review, body)
+        assert (answered, text in answer["error"]) == (status, True), answer
     assert ask(OPERATOR, "POST", "/api/v1/batches/nosuch/review", {"images": ["A-1"], "note": "x"})[0] == 400
     assert ask(VIEWER, "GET", review)[1]["counts"]["unreviewed"] == 2
 
 
 def test_images_are_rolled_again_with_another_prompt(ask: Ask, batch: str) -> None:
     changes = {"images": ["A-1-s2"], "prompt": "{prompt}, from above"}
-    status, said = ask(OPERATOR, "POST", f"/api/v1/batches/{batch}/reroll", changes)
-    assert status == 200, said
-    _, job = ask(VIEWER, "GET", f"/api/v1/jobs/{said['images'][0]['job']}")
+    status, answer = ask(OPERATOR, "POST", f"/api/v1/batches/{batch}/reroll", changes)
+    assert status == 200, answer
+    _, job = ask(VIEWER, "GET", f"/api/v1/jobs/{answer['images'][0]['job']}")
     assert job["spec"]["prompt"] == "a vase, from above" and job["state"] == "queued"
     assert job["batches"] == [{"batch": batch, "custom_id": "A-1-s2"}]
 

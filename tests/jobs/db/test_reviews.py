@@ -29,9 +29,9 @@ def finished(database: Database) -> str:
     return receipt.batch
 
 
-def vote(database: Database, batch: str, who: str, image: str, **said: object) -> None:
+def vote(database: Database, batch: str, who: str, image: str, **answer: object) -> None:
     with database.write() as connection:
-        record_review(connection, batch, [Named(image)], who, Review(**said))  # type: ignore[arg-type]
+        record_review(connection, batch, [Named(image)], who, Review(**answer))  # type: ignore[arg-type]
 
 
 def verdicts(connection: Connection, batch: str) -> dict[str, str]:
@@ -100,19 +100,19 @@ def test_a_verdict_follows_from_each_ones_last_word(
         batch = connection.execute(select(entries.c.batch).limit(1)).scalar_one()
     with database.write() as connection:
         connection.execute(delete(reviews))
-    said: dict[tuple[str, str], str] = {}
+    answer: dict[tuple[str, str], str] = {}
     stars: dict[tuple[str, str], bool] = {}
     for who, image, verdict, starred in votes:
         if verdict is None and starred is None:
             continue
         vote(database, batch, who, image, verdict=verdict, starred=starred)
         if verdict is not None:
-            said[who, image] = verdict
+            answer[who, image] = verdict
         if starred is not None:
             stars[who, image] = starred
     expected = {}
     for image in IDS:
-        words = {word for (_, about), word in said.items() if about == image} - {""}
+        words = {word for (_, about), word in answer.items() if about == image} - {""}
         both = "disputed" if len(words) == 2 else None
         expected[image] = both or {"keep": "kept", "reject": "rejected"}.get("".join(words), "unreviewed")
     with database.read() as connection:
@@ -153,7 +153,7 @@ def test_a_vote_is_about_the_image_that_was_seen(database: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "said", "problem"),
+    ("image", "answer", "problem"),
     [
         ("C", {"verdict": "keep"}, "is no image of this batch"),
         ("A-1", {"verdict": "nice"}, "use keep or reject"),
@@ -162,11 +162,11 @@ def test_a_vote_is_about_the_image_that_was_seen(database: Database) -> None:
     ],
 )
 def test_bad_reviews_are_refused(
-    database: Database, image: str, said: dict[str, object], problem: str
+    database: Database, image: str, answer: dict[str, object], problem: str
 ) -> None:
     batch = finished(database)
     with pytest.raises(BadInput, match=problem):
-        vote(database, batch, "anna", image, **said)
+        vote(database, batch, "anna", image, **answer)
     with database.read() as connection:
         assert connection.execute(select(reviews)).all() == []
         with pytest.raises(BadInput, match="is unknown"):

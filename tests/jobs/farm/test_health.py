@@ -124,8 +124,8 @@ def test_a_temporary_folder_too_long_for_sockets_and_a_name_that_is_taken_are_to
     assert (job["state"], job["fence"]) == ("queued", 0)
 
     second = start("agent", "--name", "n1", "--slots", "1", **machines.environment)
-    _, said = second.communicate(timeout=60)
-    assert second.returncode == 2 and "is the name of a running agent at 127.0.0.2" in said
+    _, answer = second.communicate(timeout=60)
+    assert second.returncode == 2 and "is the name of a running agent at 127.0.0.2" in answer
     assert node(database)["up"]
 
 
@@ -148,8 +148,8 @@ def test_a_farm_whose_data_folder_is_deleted_takes_new_jobs_and_has_its_home_for
         database = Database(f"sqlite:///{path}")
         wait_until(lambda: answered(database) == "up")
         second = start("up", "--slots", "1", "--port", "0", **home)
-        _, said = second.communicate(timeout=60)
-        assert second.returncode == 2 and "in use by another chorale up" in said
+        _, answer = second.communicate(timeout=60)
+        assert second.returncode == 2 and "in use by another chorale up" in answer
         shutil.rmtree(tmp_path / "chorale")
         wait_until(lambda: answered(database) == "up")
         assert wait_done(database, submit(database, 1))["losses"] == 0

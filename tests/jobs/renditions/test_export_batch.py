@@ -29,8 +29,8 @@ def test_each_finished_image_becomes_a_file_under_its_name(
 ) -> None:
     target = str(tmp_path / "out" / "{base_id}_{n}.jpg")
     assert run("--batch", batch, target, "--size", "64x64", "--json") == 0
-    said = json.loads(capsys.readouterr().out)
-    assert (len(said["files"]), said["missing"], said["broken"]) == (2, 1, 0)
+    answer = json.loads(capsys.readouterr().out)
+    assert (len(answer["files"]), answer["missing"], answer["broken"]) == (2, 1, 0)
     made = sorted((tmp_path / "out").iterdir())
     assert [file.name for file in made] == ["Vase_rot_1.jpg", "Vase_rot_2.jpg"]
     for file in made:

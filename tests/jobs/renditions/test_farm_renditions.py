@@ -166,16 +166,16 @@ def test_the_command_asks_at_submission_and_later(
 ) -> None:
     batch = finished_batch(tmp_path, monkeypatch, ("A-1",), 1)
 
-    def said(*words: str) -> dict[str, Any]:
+    def answer(*words: str) -> dict[str, Any]:
         with pytest.raises(SystemExit) as ended:
             main([*words, "--json"])
         assert not ended.value.code
         found: dict[str, Any] = json.loads(capsys.readouterr().out)
         return found
 
-    assert said("export", "--batch", batch, "--channel", "tiny", "--detach")["channels"] == ["tiny"]
+    assert answer("export", "--batch", batch, "--channel", "tiny", "--detach")["channels"] == ["tiny"]
     words = ("submit", "a vase", "--seed", "1", "--size", "128x96", "--steps", "2", "--channel", "tiny")
-    own = said(*words, "--spec", str(_tiles(tmp_path)))
+    own = answer(*words, "--spec", str(_tiles(tmp_path)))
     assert (own["new"], own["done"]) == (0, 1)
     assert len(work_off(farm)) == 2
     assert set(files(tmp_path, batch)) == {"A-1.jpg"} and set(files(tmp_path, own["batch"])) == {"image.jpg"}

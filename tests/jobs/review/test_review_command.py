@@ -38,14 +38,14 @@ def run(capsys: pytest.CaptureFixture[str], *words: str, expected: int = 0) -> A
     return json.loads(out.strip().splitlines()[-1]) if expected == 0 else err + out
 
 
-def verdicts(said: dict[str, Any]) -> dict[str, str]:
-    return {image["custom_id"]: image["verdict"] for image in said["images"]}
+def verdicts(answer: dict[str, Any]) -> dict[str, str]:
+    return {image["custom_id"]: image["verdict"] for image in answer["images"]}
 
 
 def test_images_are_rejected_kept_and_exported(
     batch: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = run(
+    answer = run(
         capsys,
         "review",
         batch,
@@ -58,8 +58,12 @@ def test_images_are_rejected_kept_and_exported(
         "--as",
         "anna",
     )
-    assert said["changed"] == {"reject": ["A-1-s2"], "keep": ["A-1", "B,2"]}
-    assert (said["counts"]["kept"], said["counts"]["rejected"], said["counts"]["unreviewed"]) == (2, 1, 0)
+    assert answer["changed"] == {"reject": ["A-1-s2"], "keep": ["A-1", "B,2"]}
+    assert (answer["counts"]["kept"], answer["counts"]["rejected"], answer["counts"]["unreviewed"]) == (
+        2,
+        1,
+        0,
+    )
     listed = run(capsys, "review", batch)
     assert verdicts(listed) == {"A-1": "kept", "A-1-s2": "rejected", "B,2": "kept", "C": "unreviewed"}
     (rejected,) = run(capsys, "review", batch, "--verdict", "rejected")["images"]
@@ -74,8 +78,8 @@ def test_images_are_rejected_kept_and_exported(
 def test_positional_images_and_sets_mean_the_same(batch: str, capsys: pytest.CaptureFixture[str]) -> None:
     run(capsys, "review", batch, "--keep", "A-1", "B,2")
     run(capsys, "review", batch, "A-1", "--note", "for the front page")
-    said = run(capsys, "review", batch, "--star", "kept", "--as", "ben")
-    assert said["changed"] == {"star": ["A-1", "B,2"]} and said["counts"]["starred"] == 2
+    answer = run(capsys, "review", batch, "--star", "kept", "--as", "ben")
+    assert answer["changed"] == {"star": ["A-1", "B,2"]} and answer["counts"]["starred"] == 2
     run(capsys, "review", batch, "--clear", "B,2")
     assert verdicts(run(capsys, "review", batch))["B,2"] == "unreviewed"
     with pytest.raises(SystemExit):
@@ -107,15 +111,15 @@ def test_rejected_images_are_rendered_again_under_their_ids(
         connection.execute(update(batches).values(reported=1.0))
         connection.execute(update(jobs).values(queue="night", priority=70))
     run(capsys, "review", batch, "--reject", "A-1,A-1-s2")
-    said = run(capsys, "review", batch, "--reroll")
-    assert [each["custom_id"] for each in said["changed"]["reroll"]] == ["A-1", "A-1-s2"]
-    assert len({each["seed"] for each in said["changed"]["reroll"]}) == 2
+    answer = run(capsys, "review", batch, "--reroll")
+    assert [each["custom_id"] for each in answer["changed"]["reroll"]] == ["A-1", "A-1-s2"]
+    assert len({each["seed"] for each in answer["changed"]["reroll"]}) == 2
     with database.read() as connection:
         rows = {row["custom_id"]: row for row in review_rows(connection, batch)}
         new = connection.execute(select(jobs).where(jobs.c.id == rows["A-1"]["id"])).one()
         assert connection.execute(select(batches.c.reported)).scalar_one() is None
     assert (new.state, new.queue, new.priority, new.owner) == ("queued", "night", 70, "me")
-    assert new.spec["prompt"] == "a vase" and new.spec["seed"] == said["changed"]["reroll"][0]["seed"]
+    assert new.spec["prompt"] == "a vase" and new.spec["seed"] == answer["changed"]["reroll"][0]["seed"]
     assert rows["A-1"]["verdict"] == "unreviewed" and rows["A-1"]["votes"] == []
     # Nothing is rejected any more, so a second request does nothing.
     assert run(capsys, "review", batch, "--reroll")["changed"] == {"reroll": []}

@@ -72,9 +72,9 @@ def test_the_command_reads_a_farm_and_answers(tmp_path: Path) -> None:
     farm_of_four_jobs(database)
     words = ("simulate", "--database-url", url, "--json", "--by")
     with kept_up(database):
-        said = last_json(chorale(*words, "2100-01-01T00:00").stdout)
+        answer = last_json(chorale(*words, "2100-01-01T00:00").stdout)
         late = last_json(chorale(*words, "2001-01-01T00:00").stdout)
-    assert (said["jobs"], said["done"], said["on_time"]) == (4, 4, True)
+    assert (answer["jobs"], answer["done"], answer["on_time"]) == (4, 4, True)
     assert late["on_time"] is False
     database.close()
 

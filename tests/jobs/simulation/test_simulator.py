@@ -133,7 +133,7 @@ def test_every_night_ends_and_no_slot_is_held_twice(nodes: list[int], jobs: list
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "answer"),
     [
         ("nodes: []", "nodes"),
         ("[1, 2", "is not a scenario"),
@@ -149,10 +149,10 @@ def test_every_night_ends_and_no_slot_is_held_twice(nodes: list[int], jobs: list
         ),
     ],
 )
-def test_a_bad_scenario_is_refused_in_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+def test_a_bad_scenario_is_refused_in_one_sentence(tmp_path: Path, text: str, answer: str) -> None:
     file = tmp_path / "night.yaml"
     file.write_text(text)
     with pytest.raises(BadInput) as caught:
         read_scenario(file)
-    assert said in str(caught.value)
+    assert answer in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -37,7 +37,7 @@ class Farm:
     def end(self, rank: int, *, died: bool = True, crashed: bool = True) -> None:
         self.take(rank, end=rank, died=died, crashed=crashed)
 
-    def news(self) -> list[tuple[int, dict[str, Any]]]:
+    def newest(self) -> list[tuple[int, dict[str, Any]]]:
         """What was sent since the last look."""
         found, self.sent = self.sent, []
         return sorted(found, key=lambda each: each[0])
@@ -46,7 +46,7 @@ class Farm:
 def rendering() -> Farm:
     farm = Farm()
     farm.ready(0, 1, 2, 3)
-    assert farm.news() == [(node, {"epoch": 1, "ranks": [0, 1, 2, 3], "first": 0}) for node in (0, 1)]
+    assert farm.newest() == [(node, {"epoch": 1, "ranks": [0, 1, 2, 3], "first": 0}) for node in (0, 1)]
     return farm
 
 
@@ -54,38 +54,38 @@ def test_a_rank_of_another_node_dies_and_its_successor_joins() -> None:
     farm = rendering()
     farm.end(3)
     broken = {"broken": 1, "members": [0, 1, 2]}
-    assert farm.news() == [(0, broken), (1, {"again": 3}), (1, broken)]
+    assert farm.newest() == [(0, broken), (1, {"again": 3}), (1, broken)]
     farm.take(3, start=3)
     farm.ready(0, 1, 2)
-    assert farm.news() == [(node, {"epoch": 2, "ranks": [0, 1, 2], "first": 0}) for node in (0, 1)]
+    assert farm.newest() == [(node, {"epoch": 2, "ranks": [0, 1, 2], "first": 0}) for node in (0, 1)]
     farm.ready(3)
-    assert farm.news() == [(node, {"joining": 2, "members": [0, 1, 2]}) for node in (0, 1)]
+    assert farm.newest() == [(node, {"joining": 2, "members": [0, 1, 2]}) for node in (0, 1)]
     farm.ready(0, 1, 2)
-    assert farm.news() == [(node, {"epoch": 3, "ranks": [0, 1, 2, 3], "first": 0}) for node in (0, 1)]
+    assert farm.newest() == [(node, {"epoch": 3, "ranks": [0, 1, 2, 3], "first": 0}) for node in (0, 1)]
 
 
 def test_a_rank_that_does_not_reach_the_others_calls_all_back() -> None:
     farm = rendering()
     farm.ready(2, lost=True)
-    assert farm.news() == [(node, {"broken": 1, "members": [0, 1, 2, 3]}) for node in (0, 1)]
+    assert farm.newest() == [(node, {"broken": 1, "members": [0, 1, 2, 3]}) for node in (0, 1)]
     farm.ready(0, 1, 3)
-    assert farm.news() == [(node, {"epoch": 2, "ranks": [0, 1, 2, 3], "first": 0}) for node in (0, 1)]
+    assert farm.newest() == [(node, {"epoch": 2, "ranks": [0, 1, 2, 3], "first": 0}) for node in (0, 1)]
 
 
 def test_a_group_goes_on_without_a_node() -> None:
     farm = rendering()
     farm.coordinator.lose(1)
     assert farm.lost == [1]
-    assert farm.news() == [(0, {"broken": 1, "members": [0, 1]})]
+    assert farm.newest() == [(0, {"broken": 1, "members": [0, 1]})]
     farm.ready(0, 1)
-    assert farm.news() == [(0, {"epoch": 2, "ranks": [0, 1], "first": 0})]
+    assert farm.newest() == [(0, {"epoch": 2, "ranks": [0, 1], "first": 0})]
 
 
 def test_a_node_that_is_lost_before_the_first_epoch_is_not_waited_for() -> None:
     farm = Farm()
     farm.ready(0, 1, 2)
     farm.coordinator.lose(1)
-    assert farm.lost == [1] and farm.news() == [(0, {"epoch": 1, "ranks": [0, 1], "first": 0})]
+    assert farm.lost == [1] and farm.newest() == [(0, {"epoch": 1, "ranks": [0, 1], "first": 0})]
 
 
 def test_an_idle_group_and_one_that_works_apart_end_with_a_node() -> None:
@@ -93,25 +93,25 @@ def test_an_idle_group_and_one_that_works_apart_end_with_a_node() -> None:
         farm = rendering()
         farm.take(0, **message)
         farm.coordinator.lose(1)
-        assert farm.lost == [] and farm.news() == [(0, {"over": PEERS_LOST})]
+        assert farm.lost == [] and farm.newest() == [(0, {"over": PEERS_LOST})]
 
 
 def test_a_rank_that_ends_by_its_own_fault_ends_the_other_nodes() -> None:
     farm = rendering()
     farm.end(3, crashed=False)
-    assert farm.news() == [(0, {"over": PEERS_LOST}), (1, {"gone": 3})]
+    assert farm.newest() == [(0, {"over": PEERS_LOST}), (1, {"gone": 3})]
     farm.end(0)
-    assert farm.news() == [(0, {"gone": 0})]
+    assert farm.newest() == [(0, {"gone": 0})]
 
 
 def test_too_many_deaths_in_one_request_end_the_group() -> None:
     farm = rendering()
     for _ in range(MOST_DEATHS):
         farm.end(3)
-        assert (1, {"again": 3}) in farm.news()
+        assert (1, {"again": 3}) in farm.newest()
         farm.take(3, start=3)
     farm.end(3)
-    assert (0, {"over": PEERS_LOST}) in farm.news()
+    assert (0, {"over": PEERS_LOST}) in farm.newest()
 
 
 def test_who_waits_to_render_what_is_finished_is_told() -> None:
@@ -119,18 +119,18 @@ def test_who_waits_to_render_what_is_finished_is_told() -> None:
     farm.end(3)
     farm.take(3, start=3)
     farm.ready(0, 1, 2)
-    farm.news()
+    farm.newest()
     # All ranks of node 1 may have been away when the others finished.
     farm.ready(3)
-    farm.news()
+    farm.newest()
     farm.take(0, done=1)
     farm.finished.add(1)
     farm.coordinator.tick()
-    assert farm.news() == [(1, {"finished": 1, "rank": 3})]
+    assert farm.newest() == [(1, {"finished": 1, "rank": 3})]
     farm.coordinator.tick()
-    assert farm.news() == []
+    assert farm.newest() == []
     farm.ready(3)
-    assert farm.news() == [(1, {"finished": 1, "rank": 3})]
+    assert farm.newest() == [(1, {"finished": 1, "rank": 3})]
 
 
 def test_a_successor_that_comes_too_late_ends_with_the_others() -> None:
@@ -138,10 +138,10 @@ def test_a_successor_that_comes_too_late_ends_with_the_others() -> None:
     farm.end(3)
     farm.take(3, start=3)
     farm.ready(0, 1, 2)
-    farm.news()
+    farm.newest()
     for rank in (0, 1, 2):
         farm.end(rank, died=False, crashed=False)
-    assert [each for each in farm.news() if "over" in each[1]] == [(0, {"over": 0}), (1, {"over": 0})]
+    assert [each for each in farm.newest() if "over" in each[1]] == [(0, {"over": 0}), (1, {"over": 0})]
 
 
 def test_a_node_speaks_for_its_own_ranks_only() -> None:
@@ -156,4 +156,4 @@ def test_a_node_speaks_for_its_own_ranks_only() -> None:
         {},
     ):
         farm.coordinator.take(1, message)
-    assert farm.news() == []
+    assert farm.newest() == []

@@ -240,11 +240,11 @@ def test_a_node_that_leaves_is_lost_to_the_other(tmp_path: Path, number: int) ->
     pair = Pair(tmp_path, moves=True)
     try:
         pair.form(1)
-        leaving, other = pair.nodes[number], pair.nodes[1 - number]
-        leave_path(leaving.directory).touch()
+        ended, other = pair.nodes[number], pair.nodes[1 - number]
+        leave_path(ended.directory).touch()
         # Its ranks are ended, which would end the whole group.
-        leaving.server.end(number, -9, replaceable=False)
-        assert leaving.did == [("release", number)]
+        ended.server.end(number, -9, replaceable=False)
+        assert ended.did == [("release", number)]
         assert pair.told(1 - number) == {"broken": 1}
         event = pair.until(lambda: other.events.next(0.01))
         assert event == (NodeLost(node=1) if number else FirstNodeLost(rank=1))

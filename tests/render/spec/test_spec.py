@@ -79,8 +79,8 @@ def test_what_is_no_text_is_refused(text: str) -> None:
 def test_defaults_are_written_out() -> None:
     spec = Spec(prompt="a red vase")
     written = json.loads(spec.canonical_json("digest of the weights"))
-    early = {field.name for field in Spec.fields() if not field.shown.late}
-    assert set(written) == early | {"version"}
+    shown = {field.name for field in Spec.fields() if not field.shown.late}
+    assert set(written) == shown | {"version"}
     assert written["model"] == "digest of the weights"
 
 
