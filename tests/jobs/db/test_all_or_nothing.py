@@ -119,7 +119,7 @@ def test_a_database_that_goes_away_is_told_with_what_is_queued(
 ) -> None:
     items = [
         BatchItem(row=n, custom_id=str(n), spec=Spec(prompt="x", width=64, height=64, seed=n))
-        for n in range(900)
+        for n in range(1500)
     ]
     whole, calls = submission._submit_chunk, []
 
@@ -130,8 +130,8 @@ def test_a_database_that_goes_away_is_told_with_what_is_queued(
         whole(*arguments)
 
     monkeypatch.setattr(submission, "_submit_chunk", failing)
-    with pytest.raises(DatabaseUnreachable, match=r"400 of 900 images are queued in batch .* add the rest"):
+    with pytest.raises(DatabaseUnreachable, match=r"1,000 of 1,500 images are queued .* add the rest"):
         submit(database, items, "b", JobOptions(owner="me"))
     receipt = submit(database, items, "b", JobOptions(owner="me"))
-    assert (receipt.new, receipt.known) == (500, 400)
-    assert [custom_id for custom_id, _ in receipt.jobs] == [str(n) for n in range(900)]
+    assert (receipt.new, receipt.known) == (500, 1000)
+    assert [custom_id for custom_id, _ in receipt.jobs] == [str(n) for n in range(1500)]

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import select
 
 from infra.database import Database
-from jobs.db.nodes import LEASE_S
+from jobs.db.leases import NODE_LEASE_S
 from jobs.db.tables import attempts, jobs, members
 from tests.support.cli import wait_until
 from tests.support.machines import Machines
@@ -113,7 +113,7 @@ def kill_agent(machines: Machines, watch: Stopwatch, node: str) -> None:
     """A node that dies, and comes back some time after the farm has noticed it."""
     machines.agents[node].kill()
     # It has renewed its lease within the last second.
-    watch.down(node, noticed_s=LEASE_S - 0.5)
+    watch.down(node, noticed_s=NODE_LEASE_S - 0.5)
     machines.agents[node].communicate(timeout=60)
     wait_until(lambda: not up(machines, node), 60)
     time.sleep(4)

@@ -32,15 +32,16 @@ from tests.support.cli import wait_until
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk() -> Iterator[Path]:
     """A disk of 80 MiB."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount")
-    folder = tmp_path / "disk"
-    folder.mkdir()
+    # Directly in /tmp: pytest's own folder may be too long a path for sockets.
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(folder)], check=True)
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+    folder.rmdir()
 
 
 def test_a_full_home_is_told_and_a_missing_one_made_again(small_disk: Path) -> None:
