@@ -115,7 +115,7 @@ def test_every_night_ends_and_no_slot_is_held_twice(nodes: list[int], jobs: list
         NATIVE | {"size": size, "ranks": ranks, "count": count, "at_s": at, "owner": owner}
         for size, ranks, count, at, owner in jobs
     ]
-    parts: dict[str, Any] = {"faults": {"node_hours": 0.05, "down_s": 20}} if faulty else {}
+    parts: dict[str, Any] = {"faults": {"node_hours": 0.25, "down_s": 20}} if faulty else {}
     made = from_scenario(
         scenario(
             nodes=[{"slots": slots, "name": str(i)} for i, slots in enumerate(nodes)], jobs=entries, **parts
