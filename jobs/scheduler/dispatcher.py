@@ -27,6 +27,8 @@ from jobs.scheduler.regrouping import REGROUP_GAIN_S, jobs_to_regroup
 LEASE_S = 5.0
 Notification = tuple[str, str, int]
 """(node, attempt, fence)"""
+_COLUMNS = ("id", "owner", "queue", "least_ranks", "most_ranks", "memory", "model", "work", "progress")
+"""What placement needs to know of a job."""
 _PER_OWNER, _MAX_CANDIDATES = 64, 500
 _LONGEST = 8
 _COUNTED = 1_000
@@ -153,20 +155,8 @@ def nodes_up(connection: Connection, *, usable: bool = True) -> list[Node]:
 
 def running_groups(connection: Connection, rates: Rates) -> list[RunningGroup]:
     """The groups that hold slots now. Of images that share a slot, all but the first hold none."""
-    names = (
-        "id",
-        "owner",
-        "queue",
-        "least_ranks",
-        "most_ranks",
-        "memory",
-        "model",
-        "work",
-        "progress",
-        "state",
-    )
     statement = (
-        select(attempts.c.id.label("attempt"), *(jobs.c[name] for name in names))
+        select(attempts.c.id.label("attempt"), *(jobs.c[name] for name in (*_COLUMNS, "state")))
         .join(jobs, jobs.c.id == attempts.c.job)
         .where(attempts.c.ended.is_(None))
     )
@@ -181,16 +171,10 @@ def running_groups(connection: Connection, rates: Rates) -> list[RunningGroup]:
                 queue=row.queue,
                 slots=held,
                 ends_in=None if left is None else left / max(1, sum(held.values())),
-                anew=_anew(row, left) if row.state == "rendering" else None,
+                anew=_estimated_job(row, rates) if row.state == "rendering" else None,
             )
         )
     return found
-
-
-def _anew(row: Any, left: float | None) -> PendingJob:
-    """What is left of a job that has rendered, as a queued one."""
-    seconds = None if left is None else left / int(row.least_ranks)
-    return pending_job(row, estimated_seconds=seconds, work=(row.work or 1.0) * (1 - row.progress))
 
 
 def _pending_jobs(
@@ -200,12 +184,11 @@ def _pending_jobs(
     rows = _considered(connection, closed, free, most)
     avoid = unreliable_nodes(connection, [row.id for row, _, _ in rows])
     return [
-        pending_job(
+        _estimated_job(
             row,
+            rates,
             priority=priority,
             waited=waited,
-            estimated_seconds=_estimated_seconds(row, rates),
-            work=(row.work or 1.0) * (1 - row.progress),
             avoid=_nodes_to_avoid(avoid.get(row.id, frozenset()), row.least_ranks, up),
         )
         for row, priority, waited in rows
@@ -238,8 +221,7 @@ def _considered(
     priorities = dict(connection.execute(select(queues.c.name, queues.c.priority)).all())
     queued = (jobs.c.state == "queued") & jobs.c.queue.not_in(closed)
     sources = select(jobs.c.queue, jobs.c.owner, jobs.c.priority).where(queued).distinct()
-    names = ("id", "owner", "queue", "least_ranks", "most_ranks", "memory", "model", "work", "progress")
-    columns = [jobs.c[name] for name in (*names, "created")]
+    columns = [jobs.c[name] for name in (*_COLUMNS, "created")]
     ready = (jobs.c.not_before.is_(None)) | (jobs.c.not_before <= moment) | _waits_too_long(moment)
     ready &= is_free()
     # A group that is still writing its checkpoint ends first.
@@ -281,10 +263,11 @@ def _waits_too_long(moment: float) -> ColumnElement[bool]:
     return tried & late
 
 
-def _estimated_seconds(row: Any, rates: Rates) -> float | None:
-    """Remaining time on the smallest group, which is the longest."""
+def _estimated_job(row: Any, rates: Rates, **more: Any) -> PendingJob:
+    """What is left of a job, with its time on the smallest group, which is the longest."""
     left = slot_seconds_left(rates, row.model, row.work, row.progress)
-    return None if left is None else left / int(row.least_ranks)
+    seconds = None if left is None else left / int(row.least_ranks)
+    return pending_job(row, estimated_seconds=seconds, work=(row.work or 1.0) * (1 - row.progress), **more)
 
 
 def _nodes_to_avoid(unreliable: frozenset[str], ranks: int, up: list[Node]) -> frozenset[str]:

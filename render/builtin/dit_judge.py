@@ -26,7 +26,7 @@ from render.builtin.backdrops import PLAIN_BACKDROPS
 from render.builtin.data import NATIVE
 from render.builtin.dit_data import random_scene, scenes_of
 from render.builtin.dit_folder import GUIDANCE_SCALE, new_vae
-from render.builtin.judge import HELD_OUT, Judge, varied, write_sheet
+from render.builtin.judge import HELD_OUT, Judge, chosen_right, varied, write_sheet
 from render.builtin.studio import BACKDROPS, COLOURS, MOST_PRODUCTS, PRODUCTS, Scene
 from render.builtin.wording import wording
 
@@ -62,16 +62,7 @@ def load_judge() -> Judge:
 @torch.inference_mode()
 def is_correct(judge: Judge, pixels: Tensor, scenes: Sequence[Scene]) -> dict[str, NDArray[np.bool_]]:
     """Per head, for [B, 3, 128, 128] pixels in [0, 1]: whether each picture shows its scene's attribute."""
-    logits = judge(pixels)
-    return {
-        name: np.array(
-            [
-                words[int(choice)] == getattr(scene, name)
-                for choice, scene in zip(logits[name].argmax(1), scenes, strict=True)
-            ]
-        )
-        for name, words in HEADS.items()
-    }
+    return chosen_right(judge(pixels), HEADS, scenes)
 
 
 @torch.inference_mode()

@@ -60,7 +60,13 @@ def load_judge() -> Judge:
 @torch.inference_mode()
 def is_correct(judge: Judge, pixels: NDArray[np.uint8], scenes: list[Scene]) -> dict[str, NDArray[np.bool_]]:
     """Per head, for [B, 128, 128, 3] pixels: whether each image shows its scene's attribute."""
-    logits = judge(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
+    return chosen_right(judge(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255), HEADS, scenes)
+
+
+def chosen_right(
+    logits: Mapping[str, Tensor], heads: Mapping[str, Sequence[Any]], scenes: Sequence[Scene]
+) -> dict[str, NDArray[np.bool_]]:
+    """Per head: whether its largest logit, of [B, words], names each scene's attribute."""
     return {
         name: np.array(
             [
@@ -68,7 +74,7 @@ def is_correct(judge: Judge, pixels: NDArray[np.uint8], scenes: list[Scene]) -> 
                 for choice, scene in zip(logits[name].argmax(1), scenes, strict=True)
             ]
         )
-        for name, words in HEADS.items()
+        for name, words in heads.items()
     }
 
 
