@@ -77,7 +77,7 @@ class Image(SpecBody):  # type: ignore[misc, valid-type]
             not_before=parse_moment("not_before", self.not_before),
             deadline=parse_moment("deadline", self.deadline),
             after=find_predecessors(board.farm.database, self.after, self.after_any),
-            channels=wanted_channels(self.channel, files=False),
+            channels=wanted_channels(self.channel, files=False, settings=board.farm.settings),
         )
 
 
@@ -307,7 +307,7 @@ def submit_batch(
         not_before=parse_moment("not_before", not_before),
         deadline=parse_moment("deadline", deadline),
         after=find_predecessors(board.farm.database, [after], [after_any]),
-        channels=wanted_channels([channel], files=False),
+        channels=wanted_channels([channel], files=False, settings=board.farm.settings),
     )
     form = json_defaults(defaults) | {
         "template": template,

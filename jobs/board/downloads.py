@@ -23,6 +23,7 @@ from jobs.renditions.batch import choose_images, rendition_of
 from jobs.renditions.channel import CONTENT_TYPES, ENDINGS, Channel, Rendition
 from jobs.renditions.farm import ask_for, list_renditions, store_key, wanted_channels
 from jobs.renditions.names import safe
+from jobs.renditions.signing import open_signer
 from render.errors import BadInput
 from render.sink import UNFINISHED_PREVIEW
 
@@ -72,7 +73,8 @@ def download_image(
         fix = f"is larger than {MAX_PIXELS // 1_000_000} megapixels; use chorale export {found['id']} FILE"
         raise BadInput("image", f"{found['width']}x{found['height']}", fix)
     folder, _ = board.image_of(found["id"])
-    data, _ = rendition_of(board.store().within(folder), Rendition(format=format, quality=_QUALITY))
+    rendition = Rendition(format=format, quality=_QUALITY)
+    data, _ = rendition_of(board.store().within(folder), rendition, open_signer(board.farm.settings))
     return _file(data, format, f"{safe(name or found['id'])}.{ENDINGS[format]}")
 
 
@@ -132,7 +134,7 @@ def download_one(board: Here, batch: str, channel: ChannelName, file: FileName) 
 
 def ask(board: Board, request: Request, batch: str, names: Iterable[str]) -> list[str]:
     """Ask for renditions on behalf of a request; returns the names of the channels. Raises `BadInput`."""
-    wanted = wanted_channels(names, files=False)
+    wanted = wanted_channels(names, files=False, settings=board.farm.settings)
     with board.farm.database.write() as connection:
         ask_for(connection, batch, wanted)
         who: str = request.state.who

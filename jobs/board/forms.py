@@ -267,7 +267,7 @@ def _job_options(board: Board, form: dict[str, Any]) -> JobOptions:
         after=find_predecessors(
             board.farm.database, [form.get("after") or ""], [form.get("after_any") or ""]
         ),
-        channels=wanted_channels([form.get("channel") or ""], files=False),
+        channels=wanted_channels([form.get("channel") or ""], files=False, settings=board.farm.settings),
     )
 
 

@@ -20,6 +20,7 @@ from jobs.board.openai_errors import openai_error
 from jobs.db.board_queries import batch_rows
 from jobs.renditions.batch import rendition_of
 from jobs.renditions.channel import CONTENT_TYPES, Rendition
+from jobs.renditions.signing import open_signer
 from jobs.scheduler.dispatcher import nodes_up
 from render.errors import BadInput
 from render.spec import expand_size
@@ -184,4 +185,4 @@ def _image(board: Board, request: Request, row: dict[str, Any], wanted: Wanted) 
 def _bytes(board: Board, named: Named) -> bytes:
     folder, _ = board.image_of(named.job)
     rendition = Rendition(format=named.format, quality=named.quality)
-    return rendition_of(board.store().within(folder), rendition)[0]
+    return rendition_of(board.store().within(folder), rendition, open_signer(board.farm.settings))[0]

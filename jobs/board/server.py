@@ -17,6 +17,7 @@ from jobs.board.board import Board
 from jobs.board.deadlines import LimitedProtocol
 from jobs.db.audit import session_secret
 from jobs.farm import Farm
+from jobs.renditions.signing import check_signer
 
 _SHUTDOWN_S = 3
 """Maximum time for open event streams to end."""
@@ -27,8 +28,10 @@ _MOST_CONNECTIONS = 800
 def serve(farm: Farm, host: str, port: int, opened: str | None, report: Callable[[str], None]) -> None:
     """Serve the board until Ctrl-C. Port 0 takes a free port; `opened` is a path to open in a browser.
 
-    Raises `BadSetting` for an address that is in use, or that others can reach without tokens.
+    Raises `BadSetting` for an address that is in use, or that others can reach without tokens, and for a
+    certificate that cannot sign files.
     """
+    check_signer(farm.settings)
     board = _open_board(farm)
     check_address(host, board.access)
     bound = _bind(host, port)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -22,6 +23,10 @@ from jobs.image_store import READ_PATIENCE_S, published_image
 from jobs.renditions.channel import FORMATS, known_channels
 from jobs.renditions.options import read_wanted
 from render.output.export import export_image, export_targets
+from render.output.manifest import Manifest
+
+if TYPE_CHECKING:
+    from jobs.renditions.signed_files import FileSigning
 
 
 @click.command(
@@ -93,6 +98,9 @@ def export(
     TARGET is a template with {custom_id}; {base_id} and {n}, the id in the batch's file and the
     number of the image among those of that row; {row}, {job}, {seed} or {channel}. With --channel it may be a
     folder. Each rule of the channel is measured in the finished file; exit code 3: a file breaks a rule.
+
+    With CHORALE_C2PA_CERTIFICATE and CHORALE_C2PA_KEY, files are signed (C2PA); a .tif gets its claim in a
+    file beside it, which ends in .c2pa.
     """
     if list_channels:
         _print_channels(as_json)
@@ -122,9 +130,9 @@ def export(
     wanted = read_wanted(target, quality=quality, **options)
     if batch is None:
         assert image is not None, "checked above"
-        files = export_one(image, target, wanted, force, settings)
+        files = export_one(image, target, wanted, force, settings, publish_prompt)
     else:
-        files = export_batch(batch, target, wanted, force, settings, everything)
+        files = export_batch(batch, target, wanted, force, settings, everything, publish_prompt)
     print_files(files, report, as_json)
     if any(not made.passes for made in files.made):
         context.exit(FAILED)
@@ -136,8 +144,9 @@ def _ask_for(batch: str, channel: str, as_json: bool) -> None:
     from jobs.farm import open_farm
     from jobs.renditions.farm import ask_for, wanted_channels
 
-    wanted = wanted_channels([channel], files=True)
-    with open_farm(read_settings({})) as farm, farm.database.write() as connection:
+    settings = read_settings({})
+    wanted = wanted_channels([channel], files=True, settings=settings)
+    with open_farm(settings) as farm, farm.database.write() as connection:
         ask_for(connection, batch, wanted)
         record(connection, this_user(), "renditions", f"batch {batch}", channels=sorted(wanted))
     if as_json:
@@ -170,6 +179,7 @@ def _export_whole(
     store = open_image(image, settings)
     manifest = published_image(store)
     targets = export_targets(manifest, target, force)
+    signing = _signing(manifest, targets, publish_prompt, force, settings)
     retrying = open_image(image, settings, patience_s=READ_PATIENCE_S)
     with (
         Progress(transient=True, disable=as_json, console=Console(stderr=True)) as progress,
@@ -193,12 +203,30 @@ def _export_whole(
                 publish_prompt=publish_prompt,
                 force=force,
                 on_progress=done,
+                finish=None if signing is None else partial(signing.finish, target=each),
             )
+    written = [*targets, *(() if signing is None else signing.sidecars)]
     if as_json:
-        print_json({"files": [{"file": str(each), "bytes": each.stat().st_size} for each in targets]})
+        print_json({"files": [{"file": str(each), "bytes": each.stat().st_size} for each in written]})
         return
-    for each in targets:
+    for each in written:
         print_line(f"{each} ({size(each.stat().st_size)})")
+
+
+def _signing(
+    manifest: Manifest, targets: Iterable[Path], publish_prompt: bool, force: bool, settings: Settings
+) -> FileSigning | None:
+    """How the files are signed; None where no certificate is set. Raises `BadSetting`, `BadInput`."""
+    if not settings.c2pa_certificate:
+        return None
+    from jobs.renditions.signed_files import FileSigning
+    from jobs.renditions.signing import check_signer
+
+    signer = check_signer(settings)
+    assert signer is not None, "a certificate is set"
+    signing = FileSigning(signer=signer, manifest=manifest, publish_prompt=publish_prompt)
+    signing.check(targets, force)
+    return signing
 
 
 def _advance(progress: Progress, task: TaskID, before: int, per_cent: int) -> None:

@@ -19,9 +19,10 @@ from jobs.farm import open_farm, open_images
 from jobs.formatting import plural, size
 from jobs.image_source import open_image
 from jobs.image_store import READ_PATIENCE_S, published_image
-from jobs.renditions.batch import BatchImage, Made, choose_images, make_all, name_files
+from jobs.renditions.batch import BatchImage, Made, Output, choose_images, make_all, name_files
 from jobs.renditions.names import has_fields
 from jobs.renditions.options import Wanted
+from jobs.renditions.signing import check_signer
 from render.errors import BadInput
 
 _SHOWN = 20
@@ -39,20 +40,30 @@ class Files:
     """Finished images that reviewers have not kept."""
 
 
-def export_one(image: str, target: str, wanted: Wanted, force: bool, settings: Settings) -> Files:
+def export_one(
+    image: str, target: str, wanted: Wanted, force: bool, settings: Settings, publish_prompt: bool = False
+) -> Files:
     """One image, given as `jobs.image_source` takes it, as one file."""
+    output = _output(wanted, settings, publish_prompt)
     store = open_image(image, settings, patience_s=READ_PATIENCE_S)
     manifest = published_image(store)
     seed = manifest.spec.get("seed", 0)
     name = Path(image).name
     one = BatchImage(row=1, custom_id=name, base_id=name, n=1, job=manifest.digest[:16], seed=seed)
-    return _make([one], wanted.template(target), wanted, force, lambda _: store)
+    return _make([one], wanted.template(target), wanted, output, force, lambda _: store)
 
 
 def export_batch(
-    batch: str, target: str, wanted: Wanted, force: bool, settings: Settings, everything: bool = False
+    batch: str,
+    target: str,
+    wanted: Wanted,
+    force: bool,
+    settings: Settings,
+    everything: bool = False,
+    publish_prompt: bool = False,
 ) -> Files:
     """The images of a batch, one file each; once it has been reviewed, those that were kept."""
+    output = _output(wanted, settings, publish_prompt)
     with open_farm(settings) as farm, farm.database.read() as connection:
         chosen = choose_images(connection, batch, everything)
     images = chosen.images
@@ -66,14 +77,23 @@ def export_batch(
     if len(images) > 1 and not has_fields(template):
         raise BadInput("target", target, f"names one file for {len(images)} images; add e.g. {{custom_id}}")
     store = open_images(settings, patience_s=READ_PATIENCE_S)
-    made = _make(images, template, wanted, force, lambda image: store.within(image.folder))
+    made = _make(images, template, wanted, output, force, lambda image: store.within(image.folder))
     return Files(made=made.made, missing=chosen.missing, not_kept=chosen.not_kept)
+
+
+def _output(wanted: Wanted, settings: Settings, publish_prompt: bool) -> Output:
+    """Raises `BadSetting` before anything is written, where files are to be signed and cannot be."""
+    signer = check_signer(settings)
+    return Output(
+        rendition=wanted.rendition, rules=wanted.rules, signer=signer, publish_prompt=publish_prompt
+    )
 
 
 def _make(
     images: list[BatchImage],
     template: str,
     wanted: Wanted,
+    output: Output,
     force: bool,
     store_of: Callable[[BatchImage], Store],
 ) -> Files:
@@ -89,7 +109,7 @@ def _make(
             made.append(each)
             progress.advance(task)
 
-        make_all(targets, store_of, wanted.rendition, wanted.rules, on_done)
+        make_all(targets, store_of, output, on_done)
     return Files(made=made)
 
 

@@ -199,6 +199,10 @@ def _wait_until_idle(farm: Farm, node: str, seconds: float) -> None:
 def _agent(farm: Farm, slots: int | None, broker_url: str | None) -> Agent:
     settings, gpus = farm.settings, visible_gpus()
     _check(settings)
+    if settings.c2pa_certificate or settings.c2pa_key:
+        from jobs.renditions.signing import check_signer
+
+        check_signer(settings)
     name, address = settings.node or socket.gethostname(), settings.address or "127.0.0.1"
     check_name("name", name, tables.nodes.c.name)
     check_name("address", address, tables.nodes.c.address)

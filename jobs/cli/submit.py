@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from infra.settings import Settings
 from jobs.announcement import job_announcer
 from jobs.cli.farm_options import farm_options, whoami
 from jobs.cli.help import examples
@@ -153,17 +154,17 @@ def _job_options(farm: Farm, options: dict[str, Any]) -> JobOptions:
         not_before=parse_moment("not_before", options.pop("not_before")),
         deadline=parse_moment("deadline", options.pop("deadline")),
         after=find_predecessors(farm.database, options.pop("after"), options.pop("after_any")),
-        channels=_channels(options.pop("channel")),
+        channels=_channels(options.pop("channel"), farm.settings),
     )
 
 
-def _channels(names: tuple[str, ...]) -> dict[str, Any]:
+def _channels(names: tuple[str, ...], settings: Settings) -> dict[str, Any]:
     if not names:
         return {}
     # Its libraries take longer to import than most submissions to check.
     from jobs.renditions.farm import wanted_channels
 
-    return wanted_channels(names, files=True)
+    return wanted_channels(names, files=True, settings=settings)
 
 
 def _intake(options: dict[str, Any]) -> IntakeOptions:

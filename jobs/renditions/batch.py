@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import Connection, select
@@ -21,9 +22,12 @@ from jobs.download import local_tiles
 from jobs.image_store import published_image
 from jobs.renditions.channel import CONTENT_TYPES, ENDINGS, Rendition, Rules
 from jobs.renditions.check import RuleResult, check_rendition
-from jobs.renditions.maker import make_rendition
+from jobs.renditions.claim import changes_of, claim_of
+from jobs.renditions.maker import Sign, make_rendition
 from jobs.renditions.names import FIELDS, check_unique, file_name
+from jobs.renditions.signing import Signer
 from render.errors import BadInput
+from render.output.encode import published_parameters
 from render.output.export import in_srgb8, joined_image
 from render.output.manifest import Manifest
 from render.spec import TRAINED
@@ -58,6 +62,18 @@ class Made:
     def passes(self) -> bool:
         """Whether it keeps all rules of its channel."""
         return all(result.passes for result in self.results)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """How the files of an export are made."""
+
+    rendition: Rendition
+    rules: Rules
+    signer: Signer | None = None
+    """None leaves the files unsigned."""
+    publish_prompt: bool = False
+    """Whether the files hold the prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,15 +166,12 @@ def name_files(
 def make_all(
     targets: dict[Path, BatchImage],
     store_of: Callable[[BatchImage], Store],
-    wanted: Rendition,
-    rules: Rules,
+    output: Output,
     on_done: Callable[[Made], None],
 ) -> None:
     """Make every file, from the image in the store that `store_of` gives. Files are whole or not there."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        work = [
-            pool.submit(_make, file, image, store_of(image), wanted, rules) for file, image in targets.items()
-        ]
+        work = [pool.submit(_make, file, image, store_of(image), output) for file, image in targets.items()]
         try:
             for future in work:
                 on_done(future.result())
@@ -167,17 +180,37 @@ def make_all(
                 future.cancel()
 
 
-def rendition_of(image: Store, wanted: Rendition) -> tuple[bytes, Manifest]:
-    """A finished image as one file, and its manifest. Raises `BadInput`, `StoreError`, `RenderFailed`."""
+def rendition_of(
+    image: Store, wanted: Rendition, signer: Signer | None, *, publish_prompt: bool = False
+) -> tuple[bytes, Manifest]:
+    """A finished image as one file, signed if there is a signer, and its manifest.
+
+    The prompts are in the file only with `publish_prompt`. Raises `BadInput`, `StoreError`, `RenderFailed`,
+    and what `Signer.signed` does.
+    """
     manifest = published_image(image)
+    parameters = published_parameters(manifest.spec, prompt=True) if publish_prompt else None
     with local_tiles(image, manifest) as folder:
         whole = 0, 0, manifest.width, manifest.height
         source = in_srgb8(joined_image(folder, manifest, whole), manifest)
-        return make_rendition(source, wanted, manifest.spec.get("source_type", TRAINED)), manifest
+        sign = None if signer is None else _signing(signer, manifest, wanted, publish_prompt)
+        source_type = manifest.spec.get("source_type", TRAINED)
+        data = make_rendition(source, wanted, source_type, parameters=parameters, sign=sign)
+        return data, manifest
 
 
-def _make(file: Path, image: BatchImage, found: Store, wanted: Rendition, rules: Rules) -> Made:
-    data, manifest = rendition_of(found, wanted)
+def _signing(signer: Signer, manifest: Manifest, wanted: Rendition, publish_prompt: bool) -> Sign:
+    content_type = CONTENT_TYPES[wanted.format]
+    changes = changes_of(wanted, manifest.width, manifest.height)
+    claim = claim_of(manifest, format=content_type, publish_prompt=publish_prompt, changes=changes)
+    return partial(signer.signed, format=content_type, claim=claim)
+
+
+def _make(file: Path, image: BatchImage, found: Store, output: Output) -> Made:
+    data, manifest = rendition_of(
+        found, output.rendition, output.signer, publish_prompt=output.publish_prompt
+    )
+    wanted, rules = output.rendition, output.rules
     LocalStore(file.parent).put(file.name, data, CONTENT_TYPES[wanted.format])
     results = check_rendition(data, rules, (manifest.width, manifest.height))
     return Made(image=image, file=file, bytes=len(data), results=results)

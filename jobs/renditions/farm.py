@@ -2,7 +2,8 @@
 
 A batch asks for channels when it is submitted, or later. Each finished image of it becomes a row of the table
 `renditions` and a follow-up, which a worker of the queue `renditions` does. The file goes into the farm's
-store under a name of its own, whole or not at all, so that doing it twice makes the same file again.
+store under a name of its own, whole or not at all, so that doing it twice makes the same file again (with
+another signature, where files are signed).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, exists, select, update
 
 from infra.database import insert_or_change, now
+from infra.settings import Settings
 from jobs.db import follow_ups
 from jobs.db.folders import FINISHED_FOLDER
 from jobs.db.follow_ups import FollowUp
@@ -27,6 +29,7 @@ from jobs.renditions.batch import BatchImage, batch_images, rendition_of
 from jobs.renditions.channel import CONTENT_TYPES, ENDINGS, Channel, find_channel
 from jobs.renditions.check import check_rendition
 from jobs.renditions.names import FIELDS, file_name
+from jobs.renditions.signing import check_signer, open_signer
 from render.errors import BadInput
 
 RENDITION = "rendition"
@@ -40,10 +43,11 @@ _WITHOUT_END = ("done", "cancelled")
 """States after which a job makes no image any more; a failed one may be retried."""
 
 
-def wanted_channels(names: Iterable[str], *, files: bool) -> dict[str, Any]:
+def wanted_channels(names: Iterable[str], *, files: bool, settings: Settings | None = None) -> dict[str, Any]:
     """The channels of these names, as JSON has them; raises `BadInput`.
 
-    `files` allows the names of .yaml files, which are read on this machine.
+    `files` allows the names of .yaml files, which are read on this machine. With `settings` that name a
+    certificate, raises `BadSetting` where it cannot sign, before anything is asked for.
     """
     found: dict[str, Any] = {}
     for name in filter(None, (part.strip() for text in names for part in text.split(","))):
@@ -54,6 +58,8 @@ def wanted_channels(names: Iterable[str], *, files: bool) -> dict[str, Any]:
             fix = "is no name for files; use letters, digits, - and _ in the channel's file"
             raise BadInput("channel", channel.name[:80], fix)
         found[channel.name] = channel.model_dump(mode="json")
+    if found and settings is not None:
+        check_signer(settings)
     return found
 
 
@@ -132,7 +138,8 @@ def list_renditions(connection: Connection, batch: str, channel: str | None = No
 
 def _made(farm: Farm, folder: str, channel: Channel, key: str) -> dict[str, Any]:
     images = open_images(farm.settings, patience_s=farm.settings.store_patience_s)
-    data, manifest = rendition_of(images.within(folder), channel.rendition)
+    signer = open_signer(farm.settings)
+    data, manifest = rendition_of(images.within(folder), channel.rendition, signer)
     results = check_rendition(data, channel.rules, (manifest.width, manifest.height))
     images.put(key, data, CONTENT_TYPES[channel.rendition.format])
     broken = [asdict(result) for result in results if not result.passes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from jobs.renditions.channel import Rendition
@@ -13,14 +14,25 @@ _WORST_QUALITY = 30
 """Below this, block artifacts are worse than what any channel accepts."""
 _WHITE = (255, 255, 255)
 _INCH_MM = 25.4
+_SIGNED_TRIES = 4
+"""A signature takes nearly the same number of bytes each time, so the second try fits."""
+Sign = Callable[[bytes], bytes]
 
 
-def make_rendition(image: Any, wanted: Rendition, source_type: str = TRAINED) -> bytes:
+def make_rendition(
+    image: Any,
+    wanted: Rendition,
+    source_type: str = TRAINED,
+    *,
+    parameters: str | None = None,
+    sign: Sign | None = None,
+) -> bytes:
     """Encode a `pyvips.Image` of 3 or 4 sRGB bands as a rendition.
 
     The file is marked as sRGB and as made by a trained model (or, with the spec's source type, by one from a
-    picture), and it does not hold the prompt. Raises
-    `BadInput` when it cannot be made small enough.
+    picture). It holds the prompt only where `parameters` (see `render.output.encode.xmp`) has it. `sign`
+    makes the signed file of an encoded one; what it adds counts as bytes of the file. Raises `BadInput` when
+    the file cannot be made small enough, and what `sign` raises.
     """
     import pyvips
 
@@ -31,8 +43,8 @@ def make_rendition(image: Any, wanted: Rendition, source_type: str = TRAINED) ->
     # One decode, however many qualities are tried.
     marked = fitted.copy(xres=dots_per_mm, yres=dots_per_mm).copy_memory()
     marked.set_type(pyvips.GValue.blob_type, "icc-profile-data", srgb_profile())
-    marked.set_type(pyvips.GValue.blob_type, "xmp-data", xmp(None, source_type))
-    return _encoded(marked, wanted)
+    marked.set_type(pyvips.GValue.blob_type, "xmp-data", xmp(parameters, source_type))
+    return _encoded(marked, wanted) if sign is None else _signed(marked, wanted, sign)
 
 
 def _fitted(image: Any, wanted: Rendition) -> Any:
@@ -51,6 +63,26 @@ def _fitted(image: Any, wanted: Rendition) -> Any:
     if resized.hasalpha():
         background.append(255 if wanted.background is not None or wanted.format == "jpeg" else 0)
     return resized.gravity("centre", width, height, extend="background", background=background)
+
+
+def _signed(image: Any, wanted: Rendition, sign: Sign) -> bytes:
+    """A signed file within its bytes: what the signature takes is known once one was made."""
+    most, limited = wanted.max_bytes, wanted
+    signed, added = b"", 0
+    for _ in range(_SIGNED_TRIES):
+        try:
+            data = _encoded(image, limited)
+        except BadInput as exc:
+            raise (_too_large(wanted, len(signed)) if signed else exc) from exc.__cause__
+        signed = sign(data)
+        if most is None or len(signed) <= most:
+            return signed
+        # It differs by some bytes from one signature to the next.
+        added = max(added + 1, len(signed) - len(data))
+        if added >= most:
+            break
+        limited = wanted.model_copy(update={"max_bytes": most - added})
+    raise _too_large(wanted, len(signed))
 
 
 def _encoded(image: Any, wanted: Rendition) -> bytes:
@@ -72,10 +104,14 @@ def _encoded(image: Any, wanted: Rendition) -> bytes:
 
 def _within(data: bytes, wanted: Rendition) -> bytes:
     if wanted.max_bytes is not None and len(data) > wanted.max_bytes:
-        fix = "use a smaller size" if wanted.format in ("jpeg", "webp") else "use jpeg or webp"
-        problem = f"is less than the {len(data)} bytes that {wanted.format} needs at this size; {fix}"
-        raise BadInput("max_bytes", wanted.max_bytes, problem)
+        raise _too_large(wanted, len(data))
     return data
+
+
+def _too_large(wanted: Rendition, needed: int) -> BadInput:
+    fix = "use a smaller size" if wanted.format in ("jpeg", "webp") else "use jpeg or webp"
+    problem = f"is less than the {needed} bytes that {wanted.format} needs at this size; {fix}"
+    return BadInput("max_bytes", wanted.max_bytes, problem)
 
 
 def _buffer(image: Any, wanted: Rendition, quality: int) -> bytes:

@@ -40,10 +40,11 @@ P3_TO_SRGB = [
     [-0.0196375546, -0.0786360456, 1.0982736000],
 ]
 """Between linear light of both color spaces, whose white is the same (SMPTE EG 432-1, IEC 61966-2-1)."""
-_SOURCES = {
+SOURCE_TYPES = {
     TRAINED: "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia",
     COMPOSITE: "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia",
 }
+"""IPTC's terms for the spec's source types."""
 _PROMPTS = ("prompt", "negative_prompt")
 
 
@@ -103,7 +104,7 @@ def xmp(parameters: str | None = None, source_type: str = TRAINED) -> bytes:
         '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
         'xmlns:dc="http://purl.org/dc/elements/1.1/" '
         'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">'
-        f"<Iptc4xmpExt:DigitalSourceType>{_SOURCES[source_type]}</Iptc4xmpExt:DigitalSourceType>{description}"
+        f"<Iptc4xmpExt:DigitalSourceType>{SOURCE_TYPES[source_type]}</Iptc4xmpExt:DigitalSourceType>{description}"
         '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
     ).encode()
 

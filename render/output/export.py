@@ -56,12 +56,14 @@ def export_image(
     publish_prompt: bool = False,
     force: bool = False,
     on_progress: Callable[[int], None] = lambda percent: None,
+    finish: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a published image at full resolution, or a part of it, as one file (.png .tif .jpg .webp).
 
     A .tif is a pyramidal BigTIFF. PNG and TIFF files have the bits and the transparency of the tiles; other
     files have 8 bits, and a .jpg is on white. The file carries the parameters of its generation, the prompts
-    only with `publish_prompt`. The target is checked before any work.
+    only with `publish_prompt`. The target is checked before any work. `finish` is called with the written
+    file before it gets its name, and may change it.
     Raises `BadInput` for a target that cannot be written, `RenderFailed` when writing it fails.
     """
     part = part or (0, 0, manifest.width, manifest.height)
@@ -80,6 +82,8 @@ def export_image(
     unfinished = target.with_name(f".part-{uuid.uuid4().hex}{target.suffix.lower()}")
     try:
         image.write_to_file(str(unfinished), **_options(target.suffix.lower(), quality))
+        if finish is not None:
+            finish(unfinished)
         os.replace(unfinished, target)
     except (pyvips.Error, OSError) as exc:
         reason = first_line(exc, None)
