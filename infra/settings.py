@@ -64,6 +64,8 @@ class Settings(BaseSettings):
     """Seconds for which a render waits for a store that is unreachable."""
     model: str = ""
     node: str = ""
+    tags: str = ""
+    """Tags of this node, separated by commas."""
     address: str = ""
     metrics_address: str = ""
     """HOST:PORT of an agent's `/metrics`, or off."""

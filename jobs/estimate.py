@@ -17,6 +17,7 @@ from jobs.db.time_window import TimeWindow
 from jobs.formatting import plural
 from jobs.scheduler.capacity import count_impossible_jobs
 from jobs.scheduler.forecast import Load, forecast
+from jobs.tags import read_tags
 
 
 def estimate(connection: Connection) -> list[dict[str, Any]]:
@@ -24,26 +25,30 @@ def estimate(connection: Connection) -> list[dict[str, Any]]:
     with a reason, slot hours, the end, whether it fits into the time window, and the number of missed
     deadlines. Times are seconds since the epoch."""
     moment = connection.execute(select(now())).scalar_one()
-    slots = sum(node["slots"] for node in list_nodes(connection) if node["state"] == "up")
+    up = [node for node in list_nodes(connection) if node["state"] == "up"]
+    slots = sum(node["slots"] for node in up)
     known, tallies = read_rates(connection), defaultdict[str, _Tally](_Tally)
     # The database adds up: there may be a hundred thousand jobs.
     active = jobs.c.state.not_in((*ENDED, "paused"))
     work = select(
         jobs.c.queue,
         jobs.c.model,
+        jobs.c.require_tag,
         func.count().label("jobs"),
         func.count(jobs.c.work).label("planned"),
         func.sum(jobs.c.work * (1 - jobs.c.progress)).label("work"),
         func.max(jobs.c.most_ranks).label("most_ranks"),
     )
-    for row in connection.execute(work.where(active).group_by(jobs.c.queue, jobs.c.model)):
+    for row in connection.execute(
+        work.where(active).group_by(jobs.c.queue, jobs.c.model, jobs.c.require_tag)
+    ):
         tallies[row.queue].add(row, slot_seconds_left(known, row.model, row.work, 0.0))
     due = select(jobs.c.queue, jobs.c.deadline, func.count().label("jobs"))
     due = due.where(active, jobs.c.deadline.is_not(None)).group_by(jobs.c.queue, jobs.c.deadline)
     for row in connection.execute(due):
         tallies[row.queue].deadlines[row.deadline] = row.jobs
     rules = {queue["name"]: queue for queue in list_queues(connection)}
-    loads = [_load(name, tally, rules[name]) for name, tally in sorted(tallies.items())]
+    loads = [_load(name, tally, rules[name], up) for name, tally in sorted(tallies.items())]
     ends = forecast(loads, slots, moment)
     impossible = count_impossible_jobs(connection)
     return [
@@ -78,22 +83,31 @@ class _Tally:
         self.slot_seconds = 0.0
         self.deadlines: dict[float, int] = {}
         """Jobs by their deadline."""
+        self.tags: set[frozenset[str]] = set()
+        """What its jobs ask for."""
 
     def add(self, row: Any, slot_seconds: float | None) -> None:
         """Add the jobs of one model; those without a plan have an unknown duration."""
         self.jobs += row.jobs
+        self.tags.add(read_tags(row.require_tag))
         self.most_ranks = max(self.most_ranks, row.most_ranks)
         self.unknown += row.jobs if slot_seconds is None else row.jobs - row.planned
         self.slot_seconds += slot_seconds or 0.0
 
 
-def _load(name: str, tally: _Tally, rules: dict[str, Any]) -> Load:
+def _load(name: str, tally: _Tally, rules: dict[str, Any], up: list[dict[str, Any]]) -> Load:
     limit, window = rules["group_limit"], rules["time_window"]
+    most = None if limit is None else limit * tally.most_ranks
+    if frozenset() not in tally.tags:
+        # All its jobs need tags, so the slots of other nodes are of no use to them.
+        suitable = [node for node in up if any(tags <= set(node["tags"]) for tags in tally.tags)]
+        tagged = sum(node["slots"] for node in suitable)
+        most = tagged if most is None else min(most, tagged)
     return Load(
         queue=name,
         priority=rules["priority"],
         slot_seconds=tally.slot_seconds,
-        most_slots=None if limit is None else limit * tally.most_ranks,
+        most_slots=most,
         window=None if window is None else TimeWindow.parse(window),
         paused=rules["paused"],
     )

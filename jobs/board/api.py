@@ -20,7 +20,9 @@ from jobs.db.commands import VERBS, apply_command, apply_to_all, set_priority
 from jobs.db.dependencies import waits_for
 from jobs.db.find_predecessors import find_predecessors
 from jobs.db.leases import lock_placement
-from jobs.db.nodes import list_nodes, set_draining
+from jobs.db.node_changes import MOST_COMMENT
+from jobs.db.node_changes import change_node as change_node_of_farm
+from jobs.db.nodes import list_nodes
 from jobs.db.queries import Filter, count_jobs, job_ids, list_batches, show_job, with_names
 from jobs.db.queues import DEFAULT_PRIORITY, check_exists, set_queue
 from jobs.db.state_machine import STATES
@@ -35,6 +37,7 @@ from jobs.renditions.farm import wanted_channels
 from jobs.report import Scope, make_report
 from jobs.scheduler.capacity import find_impossible_jobs
 from jobs.scheduler.pending_reason import pending_reason
+from jobs.tags import MOST_TAGS, parse_tags
 from render.errors import BadInput
 from render.spec import Spec
 
@@ -42,6 +45,7 @@ State = Literal["queued", "placing", "rendering", "publishing", "done", "paused"
 Verb = Literal["cancel", "pause", "resume", "retry"]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w .@/+-]+$")]
 Id = Annotated[str, Field(min_length=1, max_length=32)]
+TagText = Annotated[str, Field(min_length=1, max_length=40, examples=["a100"])]
 assert set(State.__args__) == set(STATES) and set(Verb.__args__) == set(VERBS)  # type: ignore[attr-defined]
 
 
@@ -66,6 +70,9 @@ class Image(SpecBody):  # type: ignore[misc, valid-type]
     )
 
     channel: list[Id] = Field([], max_length=20, description="Channels that files are made for.")
+    require_tag: list[TagText] = Field(
+        [], max_length=MOST_TAGS, description="It starts only on nodes that have all these tags."
+    )
 
     def terms(self, board: Board) -> JobOptions:
         """How it is to be run; raises `BadInput`."""
@@ -77,6 +84,7 @@ class Image(SpecBody):  # type: ignore[misc, valid-type]
             not_before=parse_moment("not_before", self.not_before),
             deadline=parse_moment("deadline", self.deadline),
             after=find_predecessors(board.farm.database, self.after, self.after_any),
+            require_tag=parse_tags("require_tag", self.require_tag),
             channels=wanted_channels(self.channel, files=False, settings=board.farm.settings),
         )
 
@@ -103,8 +111,13 @@ class Priority(_Strict):
     priority: int = Field(ge=0, le=100)
 
 
-class Draining(_Strict):
-    draining: bool
+class NodeChange(_Strict):
+    """What changes of a node; omitted fields stay unchanged."""
+
+    draining: bool | None = None
+    comment: str | None = Field(None, max_length=MOST_COMMENT, description="Empty for none.")
+    add_tags: list[TagText] = Field([], max_length=MOST_TAGS)
+    remove_tags: list[TagText] = Field([], max_length=MOST_TAGS)
 
 
 class Rules(_Strict):
@@ -292,6 +305,7 @@ def submit_batch(
     after: Annotated[str, Form(description="Jobs and batches that have to be done, with commas.")] = "",
     after_any: Annotated[str, Form(description="Jobs and batches that have to end in any way.")] = "",
     channel: Annotated[str, Form(description="Channels that files are made for, with commas.")] = "",
+    require_tag: Annotated[str, Form(description="Tags that their nodes must have, with commas.")] = "",
     dry_run: Annotated[bool, Form(description="Check everything and queue nothing.")] = False,
 ) -> Any:
     """Submit a batch file: a row for each image, as with `chorale submit`. All rows are queued, or none is.
@@ -307,6 +321,7 @@ def submit_batch(
         not_before=parse_moment("not_before", not_before),
         deadline=parse_moment("deadline", deadline),
         after=find_predecessors(board.farm.database, [after], [after_any]),
+        require_tag=parse_tags("require_tag", [require_tag]),
         channels=wanted_channels([channel], files=False, settings=board.farm.settings),
     )
     form = json_defaults(defaults) | {
@@ -355,12 +370,10 @@ def nodes(board: Here) -> dict[str, Any]:
 
 
 @router.put("/nodes/{name}", tags=["farm"])
-def drain(board: Here, who: Who, name: str, wanted: Draining) -> dict[str, Any]:
-    """Drain a node (start no more jobs on it), or undrain it."""
+def change_node(board: Here, who: Who, name: str, wanted: NodeChange) -> dict[str, Any]:
+    """Drain a node (start no more jobs on it) or undrain it, comment on it, give it tags or take them."""
     with board.farm.database.write() as connection:
-        set_draining(connection, name, wanted.draining)
-        record(connection, who, "drain" if wanted.draining else "undrain", f"node {name}")
-    return {"node": name, "draining": wanted.draining}
+        return change_node_of_farm(connection, name, who, **wanted.model_dump())
 
 
 @router.get("/audit", tags=["farm"])

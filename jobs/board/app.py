@@ -22,6 +22,7 @@ from jobs.board import (
     forms,
     images,
     job_selection,
+    node_page,
     openai_images,
     pages,
     queue_page,
@@ -48,7 +49,8 @@ def make_app(board: Board) -> SecurityMiddleware:
     app.state.board = board
     # Images first: tiles are the most frequent requests.
     apis = (api, files_api, batch_review, webhooks_api, openai_images)
-    for part in (images, downloads, *apis, forms, job_selection, queue_page, webhooks_page, pages):
+    views = (forms, job_selection, queue_page, node_page, webhooks_page, pages)
+    for part in (images, downloads, *apis, *views):
         app.include_router(part.router)
     app.add_api_route("/healthz", _health, include_in_schema=False)
     app.mount("/static", StaticAssets())

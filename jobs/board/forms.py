@@ -25,7 +25,6 @@ from jobs.db.audit import record
 from jobs.db.commands import VERBS, apply_command, apply_to_all
 from jobs.db.find_predecessors import find_predecessors
 from jobs.db.leases import lock_placement
-from jobs.db.nodes import set_draining
 from jobs.db.queries import Filter, job_ids, show_job
 from jobs.db.queues import set_queue
 from jobs.db.reviews import Named, Review, record_review, review_counts, review_rows
@@ -37,6 +36,7 @@ from jobs.moments import parse_moment
 from jobs.ranks import parse_ranks
 from jobs.renditions.farm import wanted_channels
 from jobs.review.reroll import Changes
+from jobs.tags import parse_tags
 from render.errors import BadInput
 
 _NOTICE = 600
@@ -134,20 +134,6 @@ def _steer_queue(board: Board, request: Request, form: dict[str, Any]) -> Respon
         record(connection, request.state.who, "set queue", f"queue {name}", **rules)
     board.forget_queues()
     return redirect("/")
-
-
-@router.post("/nodes/{name}/do")
-async def drain(request: Request, name: str) -> Response:
-    """Drain or undrain a node."""
-    return await handle_form(request, _drain)
-
-
-def _drain(board: Board, request: Request, form: dict[str, Any]) -> Response:
-    with board.farm.database.write() as connection:
-        name, draining = request.path_params["name"], form.get("draining") == "yes"
-        set_draining(connection, name, draining)
-        record(connection, request.state.who, "drain" if draining else "undrain", f"node {name}")
-    return redirect("/nodes")
 
 
 @router.post("/submit")
@@ -267,6 +253,7 @@ def _job_options(board: Board, form: dict[str, Any]) -> JobOptions:
         after=find_predecessors(
             board.farm.database, [form.get("after") or ""], [form.get("after_any") or ""]
         ),
+        require_tag=parse_tags("require_tag", [form.get("require_tag") or ""]),
         channels=wanted_channels([form.get("channel") or ""], files=False, settings=board.farm.settings),
     )
 

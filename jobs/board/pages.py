@@ -7,7 +7,6 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Request
-from sqlalchemy import select
 from starlette.responses import Response
 
 from infra.errors import StoreError
@@ -31,7 +30,6 @@ from jobs.db.board_queries import (
     newest_done,
     page_jobs,
 )
-from jobs.db.claims import is_there
 from jobs.db.commands import VERBS
 from jobs.db.custom_ids import base_of
 from jobs.db.dependencies import waits_for
@@ -40,7 +38,6 @@ from jobs.db.queries import Filter, count_jobs, list_batches, show_job, shown_ba
 from jobs.db.queues import check_exists
 from jobs.db.reviews import review_rows
 from jobs.db.state_machine import HOLDING, STATES
-from jobs.db.tables import attempts, jobs, members
 from jobs.intake.batch import CheckedBatch
 from jobs.intake.error_report import error_lines
 from jobs.intake.open_table import ENDINGS
@@ -298,25 +295,6 @@ def contact_sheet(board: Board, request: Request) -> dict[str, Any]:
     }
 
 
-@live_page(router, "/nodes", "nodes.html")
-def node_list(board: Board, request: Request) -> dict[str, Any]:
-    held = (
-        select(
-            members.c.node, members.c.slots, attempts.c.job, jobs.c.spec["prompt"].as_string().label("prompt")
-        )
-        .join(attempts, attempts.c.id == members.c.attempt)
-        .join(jobs, jobs.c.id == attempts.c.job)
-        .where(attempts.c.ended.is_(None), is_there())
-    )
-    with board.farm.database.read() as connection:
-        nodes = list_nodes(connection)
-        work = [dict(row._mapping) for row in connection.execute(held)]
-    for node in nodes:
-        by_slot = {slot: each for each in work if each["node"] == node["name"] for slot in each["slots"]}
-        node["work"] = [by_slot.get(slot) for slot in range(node["slots"])]
-    return {"nodes": nodes}
-
-
 @router.get("/submit")
 def submit_form(request: Request, job: str = "", part: str = "image") -> Response:
     """The form; filled with the spec of `job` and the next seed for a variation, or open at the `batch`."""
@@ -327,6 +305,7 @@ def submit_form(request: Request, job: str = "", part: str = "image") -> Respons
         with board.farm.database.read() as connection:
             known = show_job(connection, board.job(job))
         values = known["spec"] | {"queue": known["queue"], "of": known["id"]}
+        values["require_tag"] = ", ".join(known["require_tag"])
         values["seed"] = (values["seed"] + 1) % 2**63
         values["size"] = f"{values['width']}x{values['height']}"
     return form_page(request, {} if part == "batch" else values, None, part)
@@ -378,6 +357,7 @@ _JOB_DEFAULTS: dict[str, Any] = {
     "after": "",
     "after_any": "",
     "channel": "",
+    "require_tag": "",
     "of": "",
     "upload": "",
     "upload_name": "",

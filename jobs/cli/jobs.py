@@ -21,6 +21,7 @@ from jobs.farm import Farm
 from jobs.formatting import age, counts_by_state, duration, percent, plural
 from jobs.scheduler.capacity import find_impossible_jobs
 from jobs.scheduler.pending_reason import pending_reason
+from jobs.tags import tags_text
 
 _PAST = {"cancel": "Cancelled", "pause": "Paused", "resume": "Resumed", "retry": "Queued"}
 _OPTIONAL = ("custom id", "node", "took", "reason")
@@ -139,6 +140,8 @@ def print_job(known: dict[str, Any], as_json: bool) -> None:
         print_line(known["cannot_run"])
     for name, label in _SHOWN.items():
         print_line(f"{label:<9} {known[name] if known[name] is not None else '-'}")
+    if known["require_tag"]:
+        print_line(f"{'needs':<9} {tags_text(known['require_tag'])}")
     for each in known["after"]:
         how = "has ended" if each["any"] else "is done"
         print_line(f"{'after':<9} {each['kind']} {each['id']} {how}{' (it is)' if each['met'] else ''}")

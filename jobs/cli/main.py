@@ -107,6 +107,7 @@ _COMMANDS = {
         "up": "jobs.cli.nodes:up",
         "agent": "jobs.cli.nodes:agent",
         "nodes": "jobs.cli.nodes:nodes",
+        "node": "jobs.cli.node:node",
         "drain": "jobs.cli.nodes:drain",
         "undrain": "jobs.cli.nodes:undrain",
         "serve": "jobs.cli.serve:serve",

@@ -23,14 +23,15 @@ from jobs.cli.help import examples
 from jobs.cli.serve import PORT, board_process
 from jobs.cli.terminal import print_json, print_line, print_table
 from jobs.db import tables
-from jobs.db.audit import record
 from jobs.db.names import check_name
-from jobs.db.nodes import list_nodes, set_draining
+from jobs.db.node_changes import change_node
+from jobs.db.nodes import list_nodes
 from jobs.farm import Farm, open_farm, open_images
 from jobs.formatting import plural
 from jobs.node.agent import Agent
 from jobs.node.metrics_server import MetricsServer
 from jobs.node.slot_images import parse_slot_images
+from jobs.tags import parse_tags
 from render.errors import BadInput
 from render.launch.gpus import processors, smallest_memory_bytes, visible_gpus
 
@@ -52,6 +53,14 @@ _slot_images_option = click.option(
 )
 
 
+_tag_option = click.option(
+    "--tag",
+    "tags",
+    multiple=True,
+    help="Tag of the node, such as a100, for jobs with --require-tag; may repeat. [CHORALE_TAGS]",
+)
+
+
 @click.command(epilog=examples("chorale agent --name n1 --slots 4 --address 10.0.0.11"))
 @click.option("--name", default=None, help="Name of the node. [CHORALE_NODE, else the host name]")
 @click.option(
@@ -63,6 +72,7 @@ _slot_images_option = click.option(
 @click.option(
     "--address", default=None, help="Address at which other nodes reach this one. [CHORALE_ADDRESS]"
 )
+@_tag_option
 @_slot_images_option
 @_metrics_option
 @click.option("--database-url", default=None, help="URL of the farm's database. [CHORALE_DATABASE_URL]")
@@ -71,13 +81,14 @@ def agent(
     name: str | None,
     slots: int | None,
     address: str | None,
+    tags: tuple[str, ...],
     slot_images: str | None,
     metrics_address: str | None,
     database_url: str | None,
     undrain: bool,
 ) -> None:
     """Run this machine as a node of the farm until Ctrl-C."""
-    flags = {"database_url": database_url, "node": name, "address": address}
+    flags = {"database_url": database_url, "node": name, "address": address, "tags": ",".join(tags)}
     settings = read_settings(flags | {"slot_images": slot_images, "metrics_address": metrics_address})
     with open_farm(settings) as farm:
         made = _agent(farm, slots, settings.broker_url.get_secret_value() or None)
@@ -99,16 +110,22 @@ def agent(
     "--port", type=click.IntRange(0, 65_535), default=PORT, show_default=True, help="Port of the board."
 )
 @click.option("--board/--no-board", default=True, show_default=True, help="Also serve the board.")
+@_tag_option
 @_slot_images_option
 @_metrics_option
 def up(
-    slots: int | None, port: int, board: bool, slot_images: str | None, metrics_address: str | None
+    slots: int | None,
+    port: int,
+    board: bool,
+    tags: tuple[str, ...],
+    slot_images: str | None,
+    metrics_address: str | None,
 ) -> None:
     """Run a whole farm on this machine until Ctrl-C.
 
     It consists of an embedded database and broker, one node and the board.
     """
-    flags = {"slot_images": slot_images, "metrics_address": metrics_address}
+    flags = {"slot_images": slot_images, "metrics_address": metrics_address, "tags": ",".join(tags)}
     settings = read_settings(flags).model_copy(update={"database_url": SecretStr("")})
     with (
         _only_one(default_home()),
@@ -128,7 +145,7 @@ def up(
 @click.command(epilog=examples("chorale nodes"))
 @farm_options
 def nodes(farm: Farm, as_json: bool) -> None:
-    """List the nodes: state, slots in use, device, and why an unhealthy one takes no jobs."""
+    """List the nodes: state, slots in use, device, tags, and why an unhealthy one takes no jobs."""
     with farm.database.read() as connection:
         known = list_nodes(connection)
     if as_json:
@@ -140,11 +157,13 @@ def nodes(farm: Farm, as_json: bool) -> None:
             node["state"],
             f"{node['used']}/{node['slots']}",
             node["device"],
+            " ".join(node["tags"]) or "-",
+            node["comment"] or "-",
             "; ".join(problem["text"] for problem in node["problems"]) or "-",
         )
         for node in known
     ]
-    print_table("nodes", ("node", "state", "slots", "device", "problem"), rows)
+    print_table("nodes", ("node", "state", "slots", "device", "tags", "comment", "problem"), rows)
 
 
 @click.command(epilog=examples("chorale drain n1", "chorale drain n1 --wait 3600"))
@@ -178,8 +197,7 @@ def undrain(farm: Farm, as_json: bool, node: str) -> None:
 
 def _drain(farm: Farm, as_json: bool, node: str, draining: bool) -> None:
     with farm.database.write() as connection:
-        set_draining(connection, node, draining)
-        record(connection, this_user(), "drain" if draining else "undrain", f"node {node}")
+        change_node(connection, node, this_user(), draining=draining)
     if as_json:
         print_json({"node": node, "draining": draining})
     else:
@@ -218,6 +236,7 @@ def _agent(farm: Farm, slots: int | None, broker_url: str | None) -> Agent:
         home=default_home() / "logs",
         metrics=MetricsServer(farm, name, device, settings.metrics_address),
         vram_bytes=smallest_memory_bytes() if gpus else None,
+        tags=parse_tags("tags", [settings.tags]),
         broker_url=broker_url,
     )
 

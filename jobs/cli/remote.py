@@ -155,7 +155,7 @@ def _intake(options: dict[str, Any]) -> IntakeOptions:
 def _form(options: dict[str, Any]) -> dict[str, Any]:
     """The other options as the API's form takes them."""
     lines = {"map": options.pop("column_map"), "grid": options.pop("grid")}
-    commas = {name: options.pop(name) for name in ("after", "after_any", "channel")}
+    commas = {name: options.pop(name) for name in ("after", "after_any", "channel", "require_tag")}
     form = {name: "\n".join(texts) for name, texts in lines.items()}
     form |= {name: ",".join(texts) for name, texts in commas.items()}
     return form | options | {"owner": options["owner"] or whoami(), "dry_run": options["dry_run"] or None}

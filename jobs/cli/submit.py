@@ -33,6 +33,7 @@ from jobs.intake.raw_rows import Reading
 from jobs.intake.row_images import RowImages
 from jobs.moments import parse_moment
 from jobs.ranks import parse_ranks
+from jobs.tags import parse_tags
 from render.errors import BadInput
 
 _SHOWN_JOBS = 10
@@ -101,6 +102,9 @@ def intake_options(command: Command) -> Command:
 @click.option(
     "--channel", multiple=True, help="Have the farm make files for this channel (see export); may repeat."
 )
+@click.option(
+    "--require-tag", multiple=True, metavar="TAG", help="Start only on nodes with this tag; may repeat."
+)
 @intake_options
 @click.option("--skip-bad", is_flag=True, help="Submit the valid rows of a batch that has invalid ones.")
 @click.option("--dry-run", is_flag=True, help="Check everything, show the first prompts and submit nothing.")
@@ -113,6 +117,9 @@ def submit_command(farm: Farm, as_json: bool, skip_bad: bool, dry_run: bool, **o
     was submitted before is not rendered again. If a row is invalid, nothing is submitted; with --skip-bad
     the valid rows are, and the invalid ones are written to FILE.errors.jsonl. docs/CATALOG.md goes from a
     product feed to queued jobs.
+
+    A job with --require-tag (or a column require_tag) starts only on nodes that have all these tags; chorale
+    nodes shows the tags of each.
 
     Jobs that wait (--after) for one that failed or was cancelled stay queued, and say so; they start when it
     was retried and is done.
@@ -154,6 +161,7 @@ def _job_options(farm: Farm, options: dict[str, Any]) -> JobOptions:
         not_before=parse_moment("not_before", options.pop("not_before")),
         deadline=parse_moment("deadline", options.pop("deadline")),
         after=find_predecessors(farm.database, options.pop("after"), options.pop("after_any")),
+        require_tag=parse_tags("require_tag", options.pop("require_tag")),
         channels=_channels(options.pop("channel"), farm.settings),
     )
 

@@ -13,6 +13,7 @@ from jobs.db.claims import slots_held
 from jobs.db.leases import NODE_LEASE_S, node_is_up
 from jobs.db.tables import nodes
 from jobs.db.uptimes import end_uptime, up_since
+from jobs.tags import read_tags
 from render.errors import BadInput
 from render.launch.gpus import local_bfloat16
 
@@ -107,13 +108,23 @@ def _held_by(name: str, agent: str) -> ColumnElement[bool]:
 
 def set_draining(connection: Connection, name: str, draining: bool) -> None:
     """Start or stop draining a node; raises `BadInput` for an unknown one."""
-    if connection.execute(update(nodes).where(nodes.c.name == name).values(draining=draining)).rowcount == 0:
-        raise BadInput("node", name, "is unknown; chorale nodes shows the known ones")
+    change_row(connection, name, draining=draining)
+
+
+def change_row(connection: Connection, name: str, **values: Any) -> None:
+    """Set columns of a node; raises `BadInput` for an unknown one."""
+    if connection.execute(update(nodes).where(nodes.c.name == name).values(**values)).rowcount == 0:
+        raise unknown_node(name)
+
+
+def unknown_node(name: str) -> BadInput:
+    """The error of a name that no node has."""
+    return BadInput("node", name, "is unknown; chorale nodes shows the known ones")
 
 
 def list_nodes(connection: Connection) -> list[dict[str, Any]]:
-    """All nodes by name, each with its slots in use, whether its lease is current (`up`), and its `state`:
-    up, draining, unhealthy (with `problems`) or down."""
+    """All nodes by name, each with its slots in use, its `tags` (`own_tags` are those of its agent's settings),
+    whether its lease is current (`up`), and its `state`: up, draining, unhealthy (with `problems`) or down."""
     used = Counter[str]()
     for by_node in slots_held(connection).values():
         for name, slots in by_node.items():
@@ -127,4 +138,7 @@ def _node(row: Any, used: int) -> dict[str, Any]:
     # What was wrong with a node that is down may be mended by now.
     problems = (row.problems or []) if row.up else []
     state = "down" if not row.up else "unhealthy" if problems else "draining" if row.draining else "up"
-    return dict(row._mapping) | {"up": bool(row.up), "problems": problems, "state": state, "used": used}
+    own = read_tags(row.own_tags)
+    tags = {"tags": sorted(read_tags(row.tags) | own), "own_tags": sorted(own)}
+    known = dict(row._mapping) | tags
+    return known | {"up": bool(row.up), "problems": problems, "state": state, "used": used}

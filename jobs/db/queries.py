@@ -14,6 +14,7 @@ from jobs.db.prompt_search import matching
 from jobs.db.state_machine import STATES
 from jobs.db.tables import attempts, batches, entries, events, jobs, members
 from jobs.errors import UnknownJob
+from jobs.tags import read_tags
 
 _COLUMNS = (
     "id",
@@ -124,9 +125,9 @@ def find_job(connection: Connection, prefix: str) -> str:
 
 
 def show_job(connection: Connection, job: str) -> dict[str, Any]:
-    """A job's row (without its search words), what it waits for, its batches and its events."""
-    columns = [column for column in jobs.c if column.name not in ("words", "dependency")]
-    waits = select(jobs.c.dependency).where(jobs.c.id == job)
+    """A job's row (without its search words), its tags, what it waits for, its batches and its events."""
+    columns = [column for column in jobs.c if column.name not in ("words", "dependency", "require_tag")]
+    asked = connection.execute(select(jobs.c.dependency, jobs.c.require_tag).where(jobs.c.id == job)).one()
     row = connection.execute(select(*columns).where(jobs.c.id == job)).one()
     history = connection.execute(select(events).where(events.c.job == job).order_by(events.c.number))
     member_of = connection.execute(
@@ -134,7 +135,8 @@ def show_job(connection: Connection, job: str) -> dict[str, Any]:
     )
     return dict(row._mapping) | {
         "folder": image_folder(connection, job),
-        "after": show_dependency(connection, connection.execute(waits).scalar()),
+        "after": show_dependency(connection, asked.dependency),
+        "require_tag": sorted(read_tags(asked.require_tag)),
         "batches": [dict(entry._mapping) for entry in member_of],
         "events": [dict(event._mapping) for event in history],
     }

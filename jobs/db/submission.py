@@ -27,6 +27,7 @@ from jobs.db.prompt_search import index_words, stored_words
 from jobs.db.state_machine import change_state
 from jobs.db.tables import batches, entries, events, jobs, rates
 from jobs.formatting import printable
+from jobs.tags import stored_tags
 from render.errors import BadInput
 from render.model_info import ModelInfo
 from render.models.known_names import is_still_known, lasting_name
@@ -65,6 +66,7 @@ _OPTION_COLUMNS = (
     "not_before",
     "deadline",
     "dependency",
+    "require_tag",
 )
 
 
@@ -80,6 +82,8 @@ class JobOptions:
     deadline: float | None = None
     after: tuple[Predecessor, ...] = ()
     """What has to end before the jobs start, see `jobs.db.find_predecessors`."""
+    require_tag: tuple[str, ...] = ()
+    """Tags that each of its nodes must have, see `jobs.tags.parse_tags`."""
     channels: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Channels that the batch's renditions are made for, see `jobs.renditions.farm.wanted_channels`."""
 
@@ -97,6 +101,8 @@ class BatchItem:
     row: int
     custom_id: str
     spec: Spec
+    require_tag: tuple[str, ...] | None = None
+    """In place of those of the options, where the row has its own."""
 
 
 @dataclass(kw_only=True)
@@ -353,6 +359,7 @@ def job_row(item: BatchItem, options: JobOptions, bfloat16: bool | None = None) 
         "state": "queued",
         "not_before": options.not_before,
         "deadline": options.deadline,
+        "require_tag": stored_tags(options.require_tag if item.require_tag is None else item.require_tag),
         # The submission sets it, since it has no id yet.
         "dependency": None,
     }

@@ -98,12 +98,14 @@ jobs = Table(
     Column("work", Double),
     # What it waits for before it is placed; None for a job that waits for no other one.
     Column("dependency", String(32)),
+    # The tags that each of its nodes must have, see `jobs.tags`.
+    Column("require_tag", String(512), nullable=False, default="", server_default=""),
     # Words of the prompt, for the search; indexed by `jobs.db.prompt_search`.
     Column("words", Text),
     Index(None, "state", "queue", "created"),
-    Index(None, "state", "queue", "owner", "priority", "created"),
-    # The longest queued ones.
-    Index(None, "state", "queue", "owner", "priority", "work"),
+    # The queued ones that are considered for placement.
+    Index("ix_jobs_oldest_queued", "state", "queue", "owner", "priority", "require_tag", "created"),
+    Index("ix_jobs_longest_queued", "state", "queue", "owner", "priority", "require_tag", "work"),
     Index(None, "created"),
     # What has ended since some moment.
     Index(None, "ended"),
@@ -220,6 +222,11 @@ nodes = Table(
     Column("lease_until", Double, nullable=False),
     # When its present uptime began; None once it has signed off, and for a node of version 0.2.
     Column("up_since", Double),
+    # What people say of it.
+    Column("comment", Text, nullable=False, default="", server_default=""),
+    # The tags that people gave it, and those of its agent's settings, see `jobs.tags`.
+    Column("tags", String(512), nullable=False, default="", server_default=""),
+    Column("own_tags", String(512), nullable=False, default="", server_default=""),
 )
 
 # The uptimes of nodes that are over; the present one is in the node's row.

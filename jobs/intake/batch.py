@@ -109,7 +109,10 @@ def _add(
 
 def _add_image(row: Row, prepared: Preparation, check: ModelCheck, checked: CheckedBatch) -> None:
     check(*row.spec.model_names)
-    prepared.add(BatchItem(row=prepared.count + 1, custom_id=row.custom_id, spec=row.spec))
+    item = BatchItem(
+        row=prepared.count + 1, custom_id=row.custom_id, spec=row.spec, require_tag=row.require_tag
+    )
+    prepared.add(item)
     checked.images += 1
     _note_prompts(row, checked)
     if len(checked.preview) < _PREVIEWED:

@@ -1,8 +1,8 @@
 """Reads a batch file: its rows become specs, and bad rows are reported by line.
 
-The columns of a row are the fields of a spec (`prompt`, `seed`, `steps`, ...), `size` as WIDTHxHEIGHT, and
-`custom_id`, its owner's name for it. A template builds the prompt from the other columns. An empty cell
-stands for the default.
+The columns of a row are the fields of a spec (`prompt`, `seed`, `steps`, ...), `size` as WIDTHxHEIGHT,
+`custom_id`, its owner's name for it, and `require_tag`, what its nodes must have. A template builds the
+prompt from the other columns. An empty cell stands for the default.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from jobs.intake.columns import Columns
 from jobs.intake.expansion import Expansion
 from jobs.intake.number_text import DateText
 from jobs.intake.open_table import open_table
-from jobs.intake.options import CUSTOM_ID, IntakeOptions, is_random
+from jobs.intake.options import CUSTOM_ID, REQUIRE_TAG, IntakeOptions, is_random
 from jobs.intake.raw_rows import Reading, fold_blanks
 from jobs.intake.row_images import RowImages
+from jobs.tags import parse_tags
 from render.errors import BadInput
 from render.spec import FILE_FIELDS, IMAGE_FIELDS, Spec, beside, expand_size, names_file
 
@@ -33,6 +34,8 @@ class Row:
     line: int
     custom_id: str
     spec: Spec
+    require_tag: tuple[str, ...] | None = None
+    """Tags that its nodes must have; None for those of the submission."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,7 @@ class _Sorted:
     given: dict[str, Any] = field(default_factory=dict)
     texts: dict[str, Any] = field(default_factory=dict)
     custom_id: Any = None
+    require_tag: tuple[str, ...] | None = None
     problem: BadInput | None = None
 
 
@@ -135,7 +139,7 @@ class _Rows:
                 row.given["prompt"] = self._prompt(row.texts)
             own = expand_size(row.given)
             images = list(self._expansion.images_of(custom_id, {**self._defaults, **own}, own))
-            return self._named(line, images)
+            return self._named(line, images, row.require_tag)
         except BadInput as exc:
             return [BadRow.of(line, custom_id, exc)]
 
@@ -153,6 +157,8 @@ class _Rows:
                     check_no_error(name, value)
                 if use.custom_id:
                     row.custom_id = value
+                if use.require_tag:
+                    row.require_tag = parse_tags(REQUIRE_TAG, value if isinstance(value, list) else [value])
                 for column in use.template:
                     row.texts[column] = value
                 if type(value) is DateText and (use.template or use.custom_id):
@@ -198,14 +204,19 @@ class _Rows:
             raise BadInput("template", template.text, f"needs {min(lacking)}; this row has no value for it")
         return template.fill(lambda column: cell_text(column, texts[column]))
 
-    def _named(self, line: int, images: list[tuple[str, Spec]]) -> list[Row | BadRow]:
+    def _named(
+        self, line: int, images: list[tuple[str, Spec]], require_tag: tuple[str, ...] | None
+    ) -> list[Row | BadRow]:
         for custom_id, _ in images:
             if custom_id in self._seen:
                 before = self._seen[custom_id]
                 raise BadInput(CUSTOM_ID, custom_id, f"is already used in line {before}; use another")
         for custom_id, _ in images:
             self._seen[custom_id] = line
-        return [Row(line=line, custom_id=custom_id, spec=spec) for custom_id, spec in images]
+        return [
+            Row(line=line, custom_id=custom_id, spec=spec, require_tag=require_tag)
+            for custom_id, spec in images
+        ]
 
 
 def _custom_id(value: Any, line: int) -> str:

@@ -1,4 +1,4 @@
-"""Which column of a file is what: a field of the spec, a part of the template, the custom id, or nothing."""
+"""Which column of a file is what: a field of the spec, a part of the template, the custom id, tags or nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from jobs.intake.options import CUSTOM_ID, IntakeOptions
+from jobs.intake.options import CUSTOM_ID, REQUIRE_TAG, IntakeOptions
 from jobs.intake.template import fold
 from render.errors import BadInput
 from render.spec import Spec, SpecField
@@ -25,12 +25,13 @@ class Use:
     template: tuple[str, ...] = ()
     """The names under which the template has it."""
     custom_id: bool = False
+    require_tag: bool = False
     problem: str = ""
     """Why a row with a value in this column is refused."""
 
     @property
     def used(self) -> bool:
-        return bool(self.field or self.template or self.custom_id)
+        return bool(self.field or self.template or self.custom_id or self.require_tag)
 
 
 class Columns:
@@ -57,6 +58,7 @@ class Columns:
         for name in names:
             use = self.use_of(name)
             targets = [use.field.name if use.field else "", CUSTOM_ID if use.custom_id else "", *use.template]
+            targets.append(REQUIRE_TAG if use.require_tag else "")
             for target in filter(None, dict.fromkeys(targets)):
                 if target in owner:
                     raise BadInput("batch", None, _twice(owner[target], name))
@@ -103,7 +105,7 @@ class Columns:
     def _find(self, name: str) -> Use:
         own = fold(name)
         target = self._options.column_map.get(own)
-        if target is not None and target not in {*self._fields, *self._wanted, CUSTOM_ID}:
+        if target is not None and target not in self._known():
             known = "the template or of the spec" if self._wanted else "the spec"
             raise BadInput("map", f"{own}={target}", f"names no field of {known}; correct {target}")
         goal = target or own
@@ -111,6 +113,7 @@ class Columns:
             field=None if own in self._options.ignored else self._fields.get(goal),
             template=tuple(sorted({own, goal} & self._wanted)),
             custom_id=own == self._id or (goal == CUSTOM_ID and self._id == CUSTOM_ID),
+            require_tag=goal == REQUIRE_TAG and own not in self._options.ignored,
         )
         if use.used or self._options.template or own in self._options.ignored or goal == CUSTOM_ID:
             return use
@@ -124,7 +127,7 @@ class Columns:
         return f"is unknown; {hint} Pass over a column with --ignore, or give a template"
 
     def _known(self) -> list[str]:
-        return [*self._fields, *self._wanted, CUSTOM_ID]
+        return [*self._fields, *self._wanted, CUSTOM_ID, REQUIRE_TAG]
 
 
 def _near(name: str, known: Iterable[str]) -> list[str]:

@@ -15,6 +15,8 @@ from render.spec import Spec, expand_size
 
 MAX_IMAGES_PER_ROW = 1000
 CUSTOM_ID = "custom_id"
+REQUIRE_TAG = "require_tag"
+"""Column of the tags that the nodes of a row's job must have."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,7 @@ from jobs.node.workers import Worker, follow_up_worker, launch_worker, rendition
 from jobs.numerics import local_numerics
 from jobs.review.checking import check_recent
 from jobs.scheduler.dispatcher import dispatch
+from jobs.tags import stored_tags
 from render.errors import BadInput
 from render.launch.group_directory import remove_stale_group_directories
 
@@ -67,6 +68,8 @@ class Agent:
     home: Path
     metrics: MetricsServer
     vram_bytes: int | None = None
+    tags: tuple[str, ...] = ()
+    """Of its settings; people may give it more."""
     broker_url: str | None = None
     """None for no notifications; the agent then only polls."""
     _woken: threading.Event = field(default_factory=threading.Event)
@@ -102,6 +105,7 @@ class Agent:
                 "device": self.device,
                 "numerics": local_numerics().identity,
                 "vram_bytes": self.vram_bytes,
+                "own_tags": stored_tags(self.tags),
             },
         )
         gpus = self.slots if self.device == "cuda" else 0

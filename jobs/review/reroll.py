@@ -21,6 +21,7 @@ from jobs.db.reviews import check_custom_ids
 from jobs.db.submission import BatchItem, JobOptions, insert_jobs, job_row
 from jobs.db.tables import batches, entries, jobs
 from jobs.input_assets import check_inputs
+from jobs.tags import read_tags
 from render.errors import BadInput
 from render.spec import Spec
 
@@ -116,7 +117,7 @@ def reroll(
 
 
 def _rows(connection: Connection, batch: str, images: Sequence[str]) -> list[Any]:
-    names = ("id", "state", "spec", "queue", "owner", "priority", "least_ranks", "most_ranks")
+    names = ("id", "state", "spec", "queue", "owner", "priority", "least_ranks", "most_ranks", "require_tag")
     check_custom_ids(images)
     found: list[Any] = []
     for start in range(0, len(images), _CHUNK):
@@ -140,7 +141,13 @@ def _rows(connection: Connection, batch: str, images: Sequence[str]) -> list[Any
 def _plan(row: Any, changes: Changes, taken: set[str]) -> _Planned:
     """The new job of an image; never one that the batch has already."""
     ranks = row.least_ranks if row.least_ranks == row.most_ranks else None
-    options = JobOptions(owner=row.owner, queue=row.queue, priority=row.priority, ranks=ranks)
+    options = JobOptions(
+        owner=row.owner,
+        queue=row.queue,
+        priority=row.priority,
+        ranks=ranks,
+        require_tag=tuple(sorted(read_tags(row.require_tag))),
+    )
     original = changes.applied(Spec.from_mapping(row.spec))
     for number in range(_TRIES):
         seed = original.seed if changes.keep_seed else _new_seed(row.id, row.custom_id, number)

@@ -15,6 +15,7 @@ from jobs.db.tables import jobs
 from jobs.scheduler.dispatcher import nodes_up, pending_job
 from jobs.scheduler.pending_jobs import GroupSize, PendingJob
 from jobs.scheduler.placement import Node, fits
+from jobs.tags import read_tags, tags_text
 
 _CHUNK = 500
 
@@ -26,12 +27,18 @@ def cannot_run(nodes: Sequence[Node], job: PendingJob) -> str | None:
     """
     if not any(node.slots for node in nodes) or fits(nodes, job):
         return None
+    suitable = [node for node in nodes if node.slots and job.tags <= node.tags]
+    if not suitable:
+        has = "has it" if len(job.tags) == 1 else "has both" if len(job.tags) == 2 else "has them all"
+        return f"cannot run: needs {tags_text(job.tags)}, no node {has}"
     sizes = list(reversed(job.sizes))
+    nodes = suitable
     if all(node.vram_bytes is None for node in nodes):
         # Memory refuses nothing then, so the number of slots is what is missing.
         sizes = [GroupSize(least=job.least, most=job.most, memory_bytes=None)]
     needs = ", or ".join(size_text(size) for size in sizes)
-    return f"cannot run: needs {needs}, the farm has {_slots_of(nodes, job)}"
+    there = f"on nodes with {tags_text(job.tags)}, which have" if job.tags else "the farm has"
+    return f"cannot run: needs {needs}{' ' if job.tags else ', '}{there} {_slots_of(nodes, job)}"
 
 
 def find_impossible_jobs(connection: Connection, ids: Iterable[str]) -> dict[str, str]:
@@ -57,7 +64,7 @@ def count_impossible_jobs(connection: Connection) -> dict[str, tuple[int, str]]:
     up = nodes_up(connection, usable=False)
     memory = cast(jobs.c.memory, Text).label("memory_text")
     stuck = hopeless(connection)
-    shape = (jobs.c.queue, jobs.c.least_ranks, jobs.c.most_ranks, jobs.c.dependency)
+    shape = (jobs.c.queue, jobs.c.least_ranks, jobs.c.most_ranks, jobs.c.dependency, jobs.c.require_tag)
     # The database counts: there may be a hundred thousand jobs, but few shapes of them.
     counted = select(*shape, memory, func.count().label("jobs"), func.min(jobs.c.id).label("id"))
     counted = counted.where(jobs.c.state.not_in((*ENDED, "paused"))).group_by(*shape, memory)
@@ -76,6 +83,7 @@ def _job_of_shape(row: Any) -> PendingJob:
         least=row.least_ranks,
         most=row.most_ranks,
         memory=tuple((ranks, bytes_) for ranks, bytes_ in sizes),
+        tags=read_tags(row.require_tag),
     )
 
 

@@ -43,6 +43,8 @@ class PendingJob:
     """What is left to do, in any unit that all jobs share."""
     avoid: frozenset[str] = frozenset()
     """Nodes on which this job has failed too often."""
+    tags: frozenset[str] = frozenset()
+    """Those that each of its nodes must have."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
@@ -74,6 +76,7 @@ class Shape(NamedTuple):
     least: int
     most: int
     work: float
+    tags: frozenset[str] = frozenset()
 
 
 class WaitingJobs:
@@ -103,10 +106,12 @@ class WaitingJobs:
         self._shapes[job.queue][_shape(job)] -= 1
         return job
 
-    def startable(self, priority: int, free: int, room: dict[str, int]) -> list[tuple[Shape, int]]:
-        """The jobs of at least this priority that could start on `free` slots, counted by shape.
+    def startable(
+        self, priority: int, free: Callable[[frozenset[str]], int], room: dict[str, int]
+    ) -> list[tuple[Shape, int]]:
+        """The jobs of at least this priority that could start on the free slots, counted by shape.
 
-        `room` limits how many of a queue count, the first ones; queues that are not in it have no limit.
+        `free` tells how many slots are free on nodes with some tags. `room` limits how many of a queue count, the first ones; queues that are not in it have no limit.
         """
         found = Counter[Shape]()
         for queue, shapes in self._shapes.items():
@@ -117,17 +122,20 @@ class WaitingJobs:
         return [
             (shape, count)
             for shape, count in found.items()
-            if count and shape.priority >= priority and shape.least <= free
+            if count and shape.priority >= priority and shape.least <= free(shape.tags)
         ]
 
-    def _suitable(self, queue: str, priority: int, free: int) -> Iterator[PendingJob]:
+    def _suitable(
+        self, queue: str, priority: int, free: Callable[[frozenset[str]], int]
+    ) -> Iterator[PendingJob]:
         for (name, _), jobs in self._lists.items():
             if name == queue:
-                yield from (job for job in reversed(jobs) if job.priority >= priority and job.least <= free)
+                suitable = (job for job in reversed(jobs) if job.priority >= priority)
+                yield from (job for job in suitable if job.least <= free(job.tags))
 
 
 def _shape(job: PendingJob) -> Shape:
-    return Shape(job.priority, job.least, job.most, job.work)
+    return Shape(job.priority, job.least, job.most, job.work, job.tags)
 
 
 def long_jobs_first(pending: Iterable[PendingJob], left_s: float, slots: int) -> list[PendingJob]:

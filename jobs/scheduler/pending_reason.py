@@ -16,6 +16,7 @@ from jobs.db.tables import jobs
 from jobs.scheduler.capacity import size_text
 from jobs.scheduler.dispatcher import nodes_up, pending_job, running_groups
 from jobs.scheduler.placement import Node, fits
+from jobs.tags import tags_text
 
 
 def pending_reason(connection: Connection, job: str) -> str | None:
@@ -61,4 +62,8 @@ def _node_reason(row: Any, up: list[Node]) -> str:
     if fits(up, job):
         return "its turn"
     sizes = ", or ".join(size_text(size) for size in reversed(job.sizes))
-    return f"more or larger nodes: needs {sizes}"
+    if not job.tags:
+        return f"more or larger nodes: needs {sizes}"
+    if not any(job.tags <= node.tags for node in up):
+        return f"a node with {tags_text(job.tags)} that takes jobs"
+    return f"more or larger nodes with {tags_text(job.tags)}: needs {sizes}"

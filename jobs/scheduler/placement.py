@@ -18,7 +18,7 @@ from typing import Any
 
 from jobs.db.records import PlacedGroup, QueueRules
 from jobs.scheduler.free_slots import FreeSlots
-from jobs.scheduler.pending_jobs import GroupSize, PendingJob, WaitingJobs, long_jobs_first
+from jobs.scheduler.pending_jobs import GroupSize, PendingJob, Shape, WaitingJobs, long_jobs_first
 
 SPREAD_S = 5.0
 """What it costs to form a group across nodes: a job whose time is known spreads where it gains more."""
@@ -37,6 +37,7 @@ class Node:
     """Identity of what decides bits, see `render.numerics`; "" if unknown."""
     vram_bytes: int | None = None
     """Memory of each slot; None if unknown, then nothing is refused."""
+    tags: frozenset[str] = frozenset()
 
     def has_memory(self, memory_bytes: int | None) -> bool:
         """True if a slot has room for a rank that needs so many bytes."""
@@ -113,7 +114,8 @@ class _FarmState:
         self._running = running
         self._queues = queues
         self._free = {node.name: node.slots for node in nodes}
-        self._total_free = self.slots
+        self._free_by_tags: dict[frozenset[str], int] = {frozenset(): self.slots}
+        """Of nodes that have these tags; filled by `free_with`, kept up to date by `take`."""
         self._used: dict[tuple[str, str], int] = {}
         self._groups: dict[str, int] = {}
         self._by_need: dict[Any, list[tuple[FreeSlots, frozenset[str], GroupSize]]] = {}
@@ -141,7 +143,14 @@ class _FarmState:
 
     @property
     def any_free(self) -> bool:
-        return self._total_free > 0
+        return self.free_with(frozenset()) > 0
+
+    def free_with(self, tags: frozenset[str]) -> int:
+        """The free slots of the nodes that have these tags."""
+        if tags not in self._free_by_tags:
+            suitable = (name for name, node in self._nodes.items() if tags <= node.tags)
+            self._free_by_tags[tags] = sum(max(0, self._free[name]) for name in suitable)
+        return self._free_by_tags[tags]
 
     def may_start(self, job: PendingJob) -> bool:
         """True if the queue is open and below its limit."""
@@ -157,11 +166,22 @@ class _FarmState:
         queue than its limit allows."""
         if job.least == job.most:
             return job.most
-        free = self._total_free
-        others = waiting.startable(job.priority, free, self._room_beside(job))
+        others = waiting.startable(job.priority, self.free_with, self._room_beside(job))
+        share = self._share_among(job, others, self.free_with(frozenset()))
+        if job.tags:
+            rivals = [(other, count) for other, count in others if other.tags >= job.tags]
+            share = min(share, self._share_among(job, rivals, self.free_with(job.tags)))
+        return max(job.least, min(job.most, share))
+
+    def _share_among(self, job: PendingJob, others: list[tuple[Shape, int]], free: int) -> int:
+        """What is left of some free slots when others have their shares by work; those that need tags get no
+        more than their nodes have."""
         total = job.work + sum(other.work * count for other, count in others)
-        taken = sum(min(other.most, free * other.work / total) * count for other, count in others)
-        return max(job.least, min(job.most, int(free - taken + 1e-9)))
+        taken: dict[frozenset[str], float] = {}
+        for other, count in others:
+            slots = min(other.most, free * other.work / total) * count
+            taken[other.tags] = taken.get(other.tags, 0.0) + slots
+        return int(free - sum(min(slots, self.free_with(tags)) for tags, slots in taken.items()) + 1e-9)
 
     def _room_beside(self, job: PendingJob) -> dict[str, int]:
         """How many groups each queue with a limit, or a closed one, may start beside this job's."""
@@ -186,7 +206,7 @@ class _FarmState:
 
     def _free_slots(self, job: PendingJob) -> list[tuple[FreeSlots, GroupSize]]:
         """The free slots of the candidate nodes; those of jobs that need the same are looked up once."""
-        key = (job.least, job.most, job.memory, job.avoid)
+        key = (job.least, job.most, job.memory, job.avoid, job.tags)
         if key not in self._by_need:
             self._by_need[key] = [
                 (FreeSlots({name: self._free[name] for name in names}), frozenset(names), size)
@@ -252,18 +272,21 @@ class _FarmState:
             for free, names, _ in choices:
                 if name in names:
                     free.change(name, self._free[name], count)
-        self._total_free += max(0, count) - max(0, self._free[name])
+        added = max(0, count) - max(0, self._free[name])
+        for tags in self._free_by_tags:
+            if tags <= self._nodes[name].tags:
+                self._free_by_tags[tags] += added
         self._free[name] = count
 
     def _queue(self, job: PendingJob) -> QueueRules:
         return self._queues.get(job.queue) or QueueRules(name=job.queue)
 
     def _eligible(self, job: PendingJob, sizes: list[GroupSize]) -> list[tuple[list[str], GroupSize]]:
-        """The candidate nodes by kind (GPUs first) and group size: those whose slots have enough memory for a
-        rank. A group never mixes devices or numerics: their last bits differ."""
+        """The candidate nodes by kind (GPUs first) and group size: those with the job's tags whose slots have
+        enough memory for a rank. A group never mixes devices or numerics: their last bits differ."""
         kinds: dict[tuple[str, str], list[Node]] = {}
         for node in self._nodes.values():
-            if node.name not in job.avoid:
+            if node.name not in job.avoid and job.tags <= node.tags:
                 kinds.setdefault((node.device, node.numerics), []).append(node)
         return [
             ([node.name for node in kinds[kind] if node.has_memory(size.memory_bytes)], size)

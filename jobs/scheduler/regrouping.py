@@ -8,7 +8,7 @@ on from the checkpoint. Which ranks render what changes no bit of an image.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.scheduler.pending_jobs import PendingJob
@@ -56,22 +56,32 @@ def _candidates(
 ) -> dict[str, PendingJob]:
     """The jobs that may gain, those that end last first, as long as free slots of their kind double them."""
     kinds = {node.name: (node.device, node.numerics) for node in nodes}
-    free = Counter[tuple[str, str]]()
-    for node in nodes:
-        free[kinds[node.name]] += node.slots
+    free_of = Counter({node.name: node.slots for node in nodes})
     for group in groups:
-        for name, count in group.slots.items():
-            if name in kinds:
-                free[kinds[name]] -= count
+        free_of.subtract({name: count for name, count in group.slots.items() if name in kinds})
+    free = Counter[tuple[str, str]]()
+    for name, count in free_of.items():
+        free[kinds[name]] += count
     found = {}
     for group in sorted(groups, key=lambda group: (-(group.ends_in or 0.0), group.job)):
         now, kind = _ranks(group), kinds.get(next(iter(group.slots), ""))
-        if kind is None or group.anew is None or not 0 < now <= free[kind]:
+        if kind is None or group.anew is None:
             continue
-        if _gains(group, min(group.anew.most, now + free[kind]), gain_s):
+        room = min(free[kind], _free_with(group.anew.tags, kind, nodes, free_of))
+        if not 0 < now <= room:
+            continue
+        if _gains(group, min(group.anew.most, now + room), gain_s):
             free[kind] -= now
             found[group.job] = group.anew
     return found
+
+
+def _free_with(
+    tags: frozenset[str], kind: tuple[str, str], nodes: Sequence[Node], free: Mapping[str, int]
+) -> int:
+    """The free slots of the nodes of a kind that have some tags."""
+    suitable = (node.name for node in nodes if (node.device, node.numerics) == kind and tags <= node.tags)
+    return sum(free[name] for name in suitable)
 
 
 def _ranks(group: RunningGroup) -> int:

@@ -9,11 +9,15 @@ from dataclasses import dataclass, field, replace
 
 from jobs.db.records import QueueRules
 from jobs.db.time_window import TimeWindow
-from jobs.scheduler.dispatcher import most_candidates, most_of_an_owner, most_of_the_longest
+from jobs.scheduler.candidates import Room, most_candidates, most_of_the_longest
 from jobs.scheduler.pending_jobs import PendingJob
 from jobs.scheduler.placement import AGEING_S, Decision, Node, RunningGroup, place
 from jobs.scheduler.regrouping import jobs_to_regroup
 from jobs.simulation.workload import Workload
+
+
+Source = tuple[str, str, int, frozenset[str]]
+"""Queue, owner, priority and tags of a job."""
 
 
 @dataclass(kw_only=True)
@@ -29,10 +33,17 @@ class Job:
     least: int
     most: int
     memory: tuple[tuple[int, int], ...] = ()
+    tags: frozenset[str] = frozenset()
+    """Those that each of its nodes must have."""
     done: float = 0.0
     """Share of the work that a checkpoint holds."""
     started: float | None = None
     ended: float | None = None
+
+    @property
+    def source(self) -> Source:
+        """What the scheduler tells queued jobs apart by, when it takes the first ones of each."""
+        return self.queue, self.owner, self.priority, self.tags
 
     def remaining_s(self, ranks: int) -> float:
         """Time for the rest of the image."""
@@ -70,7 +81,7 @@ class Queue:
 
 
 class QueuedJobs:
-    """The queued jobs of one queue, owner and priority, in two orders; there may be a hundred thousand."""
+    """The queued jobs of one source, in two orders; there may be a hundred thousand."""
 
     def __init__(self) -> None:
         self._oldest: list[tuple[float, str, Job]] = []
@@ -102,20 +113,19 @@ class SimulatedFarm:
     """By job name; changed by `begin` and `end`."""
     _held: Counter[str] = field(default_factory=Counter)
     """Slots of each node that groups hold, kept up to date: a farm may have thousands of groups."""
-    _queued: dict[tuple[str, str, int], QueuedJobs] = field(default_factory=dict)
-    """By queue, owner and priority."""
+    _queued: dict[Source, QueuedJobs] = field(default_factory=dict)
     _queued_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Slot seconds of the queued jobs, by queue."""
 
     def add(self, job: Job) -> None:
         """Queue a job, for the first time or again."""
-        self._queued.setdefault((job.queue, job.owner, job.priority), QueuedJobs()).add(job)
+        self._queued.setdefault(job.source, QueuedJobs()).add(job)
         self._queued_s[job.queue] += job.remaining_s(1)
 
     def begin(self, group: Group) -> None:
         """A group of a queued job takes its slots."""
         job = group.job
-        self._queued[job.queue, job.owner, job.priority].remove(job)
+        self._queued[job.source].remove(job)
         self._queued_s[job.queue] -= job.remaining_s(1)
         self.groups[job.name] = group
         self._held.update(group.slots)
@@ -132,14 +142,16 @@ class SimulatedFarm:
     def place(self, moment: float) -> Decision:
         """A round of the scheduler: which queued jobs begin now."""
         up = [node for node in self.nodes.values() if node.name not in self.down]
-        free = sum(self.free_slots(node.name for node in up).values())
+        free_of = self.free_slots(node.name for node in up)
+        free = sum(free_of.values())
         if free == 0:
             return Decision(placed=())
         rules = [queue.rules_at(moment) for queue in self.queues.values()]
         groups = Counter(group.job.queue for group in self.groups.values())
         closed = {queue.name for queue in rules if not queue.accepts(groups[queue.name])}
         queued_s = sum(seconds for name, seconds in self._queued_s.items() if name not in closed)
-        return place(up, self._running(moment), self._candidates(moment, closed, free), rules, queued_s)
+        candidates = self._candidates(moment, closed, Room(up, free_of, 0), free)
+        return place(up, self._running(moment), candidates, rules, queued_s)
 
     def regroup(self, moment: float) -> list[Group]:
         """The groups that end so that their jobs begin anew on more slots."""
@@ -165,14 +177,19 @@ class SimulatedFarm:
         rendering = group.begins <= moment < group.ends and not group.lost
         return _pending_job(group.job, moment) if rendering else None
 
-    def _candidates(self, moment: float, closed: set[str], free: int) -> list[PendingJob]:
+    def _candidates(self, moment: float, closed: set[str], room: Room, free: int) -> list[PendingJob]:
         """What the dispatcher would consider."""
-        open_ = [jobs for (queue, _, _), jobs in self._queued.items() if queue not in closed]
-        oldest = [job for jobs in open_ for job in jobs.oldest(most_of_an_owner(free))]
+        open_ = [
+            (jobs, room.candidates(tags))
+            for (queue, _, _, tags), jobs in self._queued.items()
+            if queue not in closed
+        ]
+        oldest = [job for jobs, few in open_ for job in jobs.oldest(few)]
         oldest.sort(key=lambda job: (-job.priority - (moment - job.created) / AGEING_S, job.name))
         found = {job.name: job for job in oldest[: most_candidates(free)]}
-        for jobs in open_:
-            found |= {job.name: job for job in jobs.longest(most_of_the_longest(free))}
+        for jobs, few in open_:
+            longest = jobs.longest(most_of_the_longest(free) if few > 1 else 0)
+            found |= {job.name: job for job in longest}
         return [_pending_job(job, moment) for job in found.values()]
 
 
@@ -186,6 +203,7 @@ def _pending_job(job: Job, moment: float) -> PendingJob:
         least=job.least,
         most=job.most,
         memory=job.memory,
+        tags=job.tags,
         estimated_seconds=job.remaining_s(job.least),
         work=job.remaining_s(1),
     )

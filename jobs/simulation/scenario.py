@@ -7,12 +7,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from jobs.db.submission import JobOptions
 from jobs.db.time_window import TimeWindow
 from jobs.ranks import parse_ranks
 from jobs.simulation.workload import ModelTimes
+from jobs.tags import parse_tags
 from render.errors import BadInput
 from render.spec import Spec, expand_size, load_yaml
 
@@ -28,6 +29,12 @@ class NodeGroup(_Part):
     slots: int = Field(1, ge=1, le=1024)
     name: str = "node"
     device: str = "cuda"
+    tags: tuple[str, ...] = ()
+
+    @field_validator("tags")
+    @classmethod
+    def _parsed(cls, tags: tuple[str, ...]) -> tuple[str, ...]:
+        return parse_tags("tags", tags)
 
 
 class QueueEntry(_Part):
@@ -55,6 +62,7 @@ class JobEntry(BaseModel):
     queue: str = "default"
     priority: int | None = Field(None, ge=0, le=100)
     ranks: str | int = "auto"
+    require_tag: tuple[str, ...] = ()
     at_s: float = Field(0.0, ge=0, description="When the first is submitted, after the start.")
     every_s: float = Field(0.0, ge=0, description="Time between two of them.")
 
@@ -65,8 +73,13 @@ class JobEntry(BaseModel):
 
     @property
     def options(self) -> JobOptions:
-        ranks = parse_ranks(str(self.ranks))
-        return JobOptions(owner=self.owner, queue=self.queue, priority=self.priority, ranks=ranks)
+        return JobOptions(
+            owner=self.owner,
+            queue=self.queue,
+            priority=self.priority,
+            ranks=parse_ranks(str(self.ranks)),
+            require_tag=parse_tags("require_tag", self.require_tag),
+        )
 
 
 class Faults(_Part):

@@ -21,6 +21,7 @@ from jobs.simulation.farm import Job, Queue, SimulatedFarm
 from jobs.simulation.scenario import JobEntry, Scenario
 from jobs.simulation.simulator import Simulator
 from jobs.simulation.workload import MeasuredWorkload, PlannedWorkload
+from jobs.tags import read_tags
 from render.errors import BadInput, ModelNotUsable
 from render.model_info import ModelInfo
 from render.models.model_paths import find_model_paths, model_info
@@ -39,7 +40,7 @@ def from_scenario(scenario: Scenario) -> Simulator:
         for entry in scenario.queues
     }
     nodes = {
-        name: Node(name=name, slots=group.slots, device=group.device)
+        name: Node(name=name, slots=group.slots, device=group.device, tags=frozenset(group.tags))
         for group in scenario.nodes
         for name in (f"{group.name}-{group.slots}-{number}" for number in range(group.count))
     }
@@ -78,6 +79,7 @@ def _jobs_of(
             created=start + entry.at_s + each * entry.every_s,
             least=ranks[0],
             most=ranks[1],
+            tags=frozenset(options.require_tag),
         )
         for each in range(entry.count)
     ]
@@ -136,6 +138,7 @@ def _queued_jobs(connection: Connection, queues: dict[str, Queue], start: float)
                 least=row.least_ranks,
                 most=row.most_ranks,
                 memory=tuple((ranks, bytes_) for ranks, bytes_ in row.memory or ()),
+                tags=read_tags(row.require_tag),
             )
         )
     return found

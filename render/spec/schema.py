@@ -33,10 +33,15 @@ def batch_schema() -> dict[str, Any]:
     """
     made = TypeAdapter(Spec).json_schema()
     custom_id = {"type": ["string", "number"], "description": "The owner's name for the row, used once."}
+    require_tag = {
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+        "description": "Tags that the nodes of its job must have.",
+        "examples": ["a100"],
+    }
     row = {
         "type": "object",
         "description": "One image: fields of a spec, and columns for the template.",
-        "properties": {"custom_id": custom_id} | _properties(made),
+        "properties": {"custom_id": custom_id, "require_tag": require_tag} | _properties(made),
     }
     return {
         "$schema": DIALECT,
