@@ -123,8 +123,9 @@ def unknown_node(name: str) -> BadInput:
 
 
 def list_nodes(connection: Connection) -> list[dict[str, Any]]:
-    """All nodes by name, each with its slots in use, its `tags` (`own_tags` are those of its agent's settings),
-    whether its lease is current (`up`), and its `state`: up, draining, unhealthy (with `problems`) or down."""
+    """All nodes by name, each with its slots in use, its `tags` (`own_tags` are those of its agent's
+    settings), whether its lease is current (`up`), and its `state`: up, draining, unhealthy (with `problems`)
+    or down."""
     used = Counter[str]()
     for by_node in slots_held(connection).values():
         for name, slots in by_node.items():

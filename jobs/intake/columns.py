@@ -1,4 +1,4 @@
-"""Which column of a file is what: a field of the spec, a part of the template, the custom id, tags or nothing."""
+"""Which column of a file is what: a field of the spec, part of the template, custom id, tags, or nothing."""
 
 from __future__ import annotations
 

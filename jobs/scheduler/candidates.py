@@ -1,4 +1,4 @@
-"""Which queued jobs a round of the dispatcher considers: few, found by indexes, and none that hides others."""
+"""Which queued jobs a round of the dispatcher considers: a few, found by indexes, that hide no others."""
 
 from __future__ import annotations
 

@@ -111,7 +111,8 @@ class WaitingJobs:
     ) -> list[tuple[Shape, int]]:
         """The jobs of at least this priority that could start on the free slots, counted by shape.
 
-        `free` tells how many slots are free on nodes with some tags. `room` limits how many of a queue count, the first ones; queues that are not in it have no limit.
+        `free` tells how many slots are free on nodes with some tags. `room` limits how many of a queue count,
+        the first ones; queues that are not in it have no limit.
         """
         found = Counter[Shape]()
         for queue, shapes in self._shapes.items():

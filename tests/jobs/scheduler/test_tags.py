@@ -80,7 +80,8 @@ def test_a_job_does_not_begin_anew_for_slots_that_it_cannot_have() -> None:
     nodes = [tagged("n1", 1, "a"), tagged("n2", 4)]
     anew = job("x", "a", most=8, estimated_seconds=1e4)
     group = RunningGroup(job="x", owner="", queue="default", slots={"n1": 1}, ends_in=1e4, anew=anew)
-    other = replace(group, job="y", slots={"n2": 1}, ends_in=9e3, anew=replace(anew, job="y", tags=frozenset()))
+    free = replace(anew, job="y", tags=frozenset())
+    other = replace(group, job="y", slots={"n2": 1}, ends_in=9e3, anew=free)
     assert jobs_to_regroup(nodes, [group]) == []
     assert [each.job for each in jobs_to_regroup(nodes, [group, other])] == ["y"]
     assert [each.job for each in jobs_to_regroup([nodes[0], tagged("n2", 4, "a")], [group])] == ["x"]
