@@ -58,6 +58,6 @@ def _change(board: Board, request: Request, form: dict[str, Any]) -> Response:
         comment: str | None = str(form.get("comment") or "")
         comment = None if known is not None and comment == known["comment"] else comment
         if comment is not None or wanted != given:
-            changed = {"add_tags": wanted - given, "remove_tags": given - wanted}
-            change_node(connection, name, who, comment=comment, **changed)
+            added, removed = wanted - given, given - wanted
+            change_node(connection, name, who, comment=comment, add_tags=added, remove_tags=removed)
     return redirect("/nodes", f"node {name} is changed")

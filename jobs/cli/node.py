@@ -43,7 +43,7 @@ def comment(farm: Farm, as_json: bool, node: str, text: str) -> None:
 
 @node.command(epilog=examples("chorale node tag n1 a100 nvme"))
 @click.argument("node")
-@click.argument("tags", nargs=-1, required=True)
+@click.argument("tags", nargs=-1, required=True, metavar="TAG [TAG]...")
 @farm_options
 def tag(farm: Farm, as_json: bool, node: str, tags: tuple[str, ...]) -> None:
     """Give a node tags: short words, such as a100 or rack=3.
@@ -56,7 +56,7 @@ def tag(farm: Farm, as_json: bool, node: str, tags: tuple[str, ...]) -> None:
 
 @node.command(epilog=examples("chorale node untag n1 nvme"))
 @click.argument("node")
-@click.argument("tags", nargs=-1, required=True)
+@click.argument("tags", nargs=-1, required=True, metavar="TAG [TAG]...")
 @farm_options
 def untag(farm: Farm, as_json: bool, node: str, tags: tuple[str, ...]) -> None:
     """Take tags from a node; not those that its agent was started with (--tag)."""

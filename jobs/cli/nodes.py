@@ -145,7 +145,7 @@ def up(
 @click.command(epilog=examples("chorale nodes"))
 @farm_options
 def nodes(farm: Farm, as_json: bool) -> None:
-    """List the nodes: state, slots in use, device, tags, and why an unhealthy one takes no jobs."""
+    """List the nodes: state, slots in use, device, tags, comments, and problems."""
     with farm.database.read() as connection:
         known = list_nodes(connection)
     if as_json:

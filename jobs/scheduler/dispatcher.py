@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -208,7 +208,7 @@ def _estimated_job(row: Any, rates: Rates, **more: Any) -> PendingJob:
     return pending_job(row, estimated_seconds=seconds, work=(row.work or 1.0) * (1 - row.progress), **more)
 
 
-def _nodes_to_avoid(unreliable: frozenset[str], job: Any, up: list[Node]) -> frozenset[str]:
+def _nodes_to_avoid(unreliable: frozenset[str], job: Any, up: Sequence[Node]) -> frozenset[str]:
     """The unreliable nodes, if the others suffice: an unreliable node is better than none."""
     tags = read_tags(job.require_tag)
     others = sum(node.slots for node in up if node.name not in unreliable and tags <= node.tags)

@@ -15,7 +15,6 @@ from jobs.scheduler.placement import AGEING_S, Decision, Node, RunningGroup, pla
 from jobs.scheduler.regrouping import jobs_to_regroup
 from jobs.simulation.workload import Workload
 
-
 Source = tuple[str, str, int, frozenset[str]]
 """Queue, owner, priority and tags of a job."""
 

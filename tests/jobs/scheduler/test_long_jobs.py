@@ -15,7 +15,8 @@ from jobs.db.nodes import register
 from jobs.db.rates import record_rate
 from jobs.db.submission import BatchItem, JobOptions, submit
 from jobs.db.tables import jobs, nodes
-from jobs.scheduler.dispatcher import dispatch, most_of_an_owner, read_surroundings
+from jobs.scheduler.candidates import most_of_an_owner
+from jobs.scheduler.dispatcher import dispatch, read_surroundings
 from jobs.scheduler.pending_jobs import HEAD_START_S, PendingJob, WaitingJobs, long_jobs_first
 from jobs.scheduler.placement import Node, place
 from jobs.simulation.outcome import Outcome
@@ -84,7 +85,7 @@ def test_jobs_counted_by_shape_are_those_walked_through(drawn: list[Any], popped
     fitting = [each for each in pending if each.job not in gone and each.priority >= 51 and each.least <= 2]
     expected = len([each for each in fitting if each.queue == "y"])
     expected += min(limit, len([each for each in fitting if each.queue == "x"]))
-    assert sum(count for _, count in waiting.startable(51, 2, {"x": limit})) == expected
+    assert sum(count for _, count in waiting.startable(51, lambda tags: 2, {"x": limit})) == expected
 
 
 def test_the_longest_job_is_found_behind_a_thousand(
