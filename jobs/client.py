@@ -197,6 +197,20 @@ class Farm:
         given = {name: value for name, value in (("batch", batch), ("queue", queue)) if value is not None}
         return int(self._json("POST", f"/api/v1/jobs/{_part(verb)}", json=given)["jobs"])
 
+    def delete(
+        self,
+        *jobs: str,
+        batch: str | None = None,
+        images: str = "",
+        cancel: bool = False,
+        dry_run: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Delete jobs, a batch or some `images` of it, with their files; returns what each one comes to."""
+        given = {"cancel": cancel, "dry_run": dry_run} | ({"images": images} if images else {})
+        places = [f"/api/v1/jobs/{_part(job)}" for job in jobs]
+        places += [] if batch is None else [f"/api/v1/batches/{_part(batch)}"]
+        return [self._json("DELETE", place, params=given) for place in places]
+
     def reviews(self, batch: str, verdict: str | None = None) -> dict[str, Any]:
         """`counts` by verdict, and all `images` with verdict, votes, stars and flaws."""
         given: dict[str, Any] = {"limit": _PAGE} | ({"verdict": verdict} if verdict else {})

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from infra.errors import ServiceError
 from jobs.db.follow_ups import LONGEST_LEASE_S, FollowUp, begin, end, extend, fail, kind_of
+from jobs.deletion import DELETE, delete
 from jobs.farm import Farm
 from jobs.renditions import farm as renditions
 from jobs.renditions.farm import RENDITION
@@ -39,6 +40,7 @@ KINDS = {
     MAIL: Kind(run=webhooks.deliver, lease_s=120.0),
     RENDITION: Kind(run=renditions.make, lease_s=6.0, renewed=True),
     GC: Kind(run=delete_unneeded, lease_s=LONGEST_LEASE_S),
+    DELETE: Kind(run=delete, lease_s=15.0, renewed=True),
 }
 
 

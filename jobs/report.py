@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from infra.database import now
+from jobs.db.deleted_jobs import DeletedJob, deleted_since
 from jobs.db.slot_time import Stay, slot_seconds
 from jobs.db.state_machine import ENDED
 from jobs.db.tables import attempts, batches, entries, jobs, members
@@ -31,17 +32,26 @@ class Scope:
     batch: str | None = None
     since: float = 0.0
 
+    def has(self, job: DeletedJob) -> bool:
+        """Whether a deleted job belongs to it."""
+        in_queue = self.queue is None or job.queue == self.queue
+        return in_queue and (self.batch is None or self.batch in job.batch_ids)
+
 
 def make_report(connection: Connection, scope: Scope) -> dict[str, Any]:
     """The report as JSON types; times in seconds."""
     moment: float = connection.execute(select(now())).scalar_one()
     chosen = _jobs(connection, scope)
-    spent = _spent(connection, scope.since, moment)
-    mine = {job: spent.get(job, _TimeSpent()) for job in chosen}
+    gone = list(deleted_since(connection, scope.since))
+    spent = _spent(connection, scope.since, moment, gone)
+    deleted = {job.id: job for job in gone if scope.has(job)}
+    # Receipts are of everything that has run; what is told of single jobs is of those that are still there.
+    every = chosen | deleted
+    mine = {job: spent.get(job, _TimeSpent()) for job in every}
     counts: dict[str, int] = defaultdict(int)
     for row in chosen.values():
         counts[row.state] += 1
-    first = min((row.created for row in chosen.values()), default=moment)
+    first = min((row.created for row in every.values()), default=moment)
     since = scope.since or first
     done = [row for row in chosen.values() if row.state == "done"]
     slowest = sorted(done, key=lambda row: mine[row.id].seconds, reverse=True)[:_SLOWEST_JOBS]
@@ -51,6 +61,7 @@ def make_report(connection: Connection, scope: Scope) -> dict[str, Any]:
         "at": moment,
         "since": since,
         "jobs": dict(counts),
+        "deleted": len(deleted),
         "missing": [row.id for row in chosen.values() if row.state not in ENDED],
         "failed": [
             {"job": row.id, "prompt": row.prompt, "reason": row.reason, "node": mine[row.id].failed_on}
@@ -59,14 +70,14 @@ def make_report(connection: Connection, scope: Scope) -> dict[str, Any]:
         ],
         "reasons": _reasons(chosen, mine),
         "images": [{"job": row.id, "prompt": row.prompt} for row in newest],
-        "megapixels": sum(row.width * row.height for row in done) / 1e6,
-        "model_seconds": sum(row.model_seconds for row in chosen.values()),
+        "megapixels": sum(row.width * row.height for row in every.values() if row.state == "done") / 1e6,
+        "model_seconds": sum(row.model_seconds for row in every.values()),
         "slot_seconds": sum(each.seconds for each in mine.values()),
         "lost_slot_seconds": sum(each.lost for each in mine.values()),
         "idle_slot_seconds": sum(idle.values()),
         "retries": sum(max(0, each.attempts - 1) for each in mine.values()),
-        "owners": _totals(chosen, mine, {row.id: [row.owner] for row in chosen.values()}),
-        "batches": _totals(chosen, mine, _batches(connection, scope)),
+        "owners": _totals(every, mine, {row.id: [row.owner] for row in every.values()}),
+        "batches": _totals(every, mine, _batches(connection, scope, deleted)),
         "nodes": _nodes(mine, idle),
         "estimate": estimate(connection),
         "slowest": [
@@ -108,14 +119,19 @@ def _jobs(connection: Connection, scope: Scope) -> dict[str, Any]:
     return {row.id: row for row in connection.execute(statement)}
 
 
-def _spent(connection: Connection, since: float, moment: float) -> dict[str, _TimeSpent]:
+def _spent(
+    connection: Connection, since: float, moment: float, deleted: Iterable[DeletedJob]
+) -> dict[str, _TimeSpent]:
     statement = (
         select(attempts, members.c.node, members.c.slots, members.c.left_at)
         .join(members, members.c.attempt == attempts.c.id)
         .where((attempts.c.ended.is_(None)) | (attempts.c.ended >= since))
         .order_by(attempts.c.created)
     )
-    rows = list(connection.execute(statement))
+    rows: list[Any] = list(connection.execute(statement))
+    rows += [
+        each for job in deleted for each in job.attempts if each.ended is not None and each.ended >= since
+    ]
     found: dict[str, _TimeSpent] = defaultdict(_TimeSpent)
     for row in rows:
         begin, end = max(since, row.created), moment if row.ended is None else row.ended
@@ -205,7 +221,7 @@ def _gaps(times: list[tuple[float, float]], begin: float, end: float) -> float:
     return free + max(0.0, end - reached)
 
 
-def _batches(connection: Connection, scope: Scope) -> dict[str, list[str]]:
+def _batches(connection: Connection, scope: Scope, deleted: Mapping[str, DeletedJob]) -> dict[str, list[str]]:
     """By job: the names of its batches."""
     statement = select(entries.c.job, entries.c.batch, batches.c.name).join(
         batches, batches.c.id == entries.c.batch
@@ -215,6 +231,8 @@ def _batches(connection: Connection, scope: Scope) -> dict[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
     for row in connection.execute(statement):
         found[row.job].append(f"{row.batch} ({row.name})")
+    for job, gone in deleted.items():
+        found[job] += [f"{id} ({name})" for id, name in gone.batches if scope.batch in (None, id)]
     return found
 
 

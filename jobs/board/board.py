@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -155,6 +155,12 @@ class Board:
         """Drop the cached queues after a change."""
         for name in ("queues", "outlook", "estimate"):
             self._cache.pop(name, None)
+
+    def forget_jobs(self, ids: Iterable[str]) -> None:
+        """Drop what is cached of jobs that were deleted."""
+        for id in ids:
+            self._done.pop(id, None)
+        self.forget_queues()
 
     def unfinished_preview(self, folder: str) -> int | None:
         """Bytes of the newest preview of an unfinished image; None while there is none."""

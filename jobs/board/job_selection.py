@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from starlette.responses import RedirectResponse, Response
 
 from jobs.board.board import WHO, Board
+from jobs.board.deletion import ask_for_selected
 from jobs.board.posted_forms import handle_form
 from jobs.db.audit import record
 from jobs.db.commands import VERBS, apply_to_all, move_to_queue, set_priority
@@ -28,7 +29,8 @@ _FILTER = ("state", "queue", "owner", "batch", "q", "after", "before")
 
 @router.post("/jobs/do")
 async def change_selected(request: Request) -> Response:
-    """Cancel, pause, resume or retry the selected jobs, or give them a priority or another queue."""
+    """Cancel, pause, resume or retry the selected jobs, give them a priority or another queue, or ask whether
+    they are to be deleted."""
     return await handle_form(request, _change_selected)
 
 
@@ -46,6 +48,8 @@ def _change_selected(board: Board, request: Request, form: dict[str, Any]) -> Re
         value = parse_priority(str(form.get("priority") or ""))
         done = _each(board, request, action, chosen, _with_priority(value), priority=value)
         text = f"{_jobs(done)} at priority {value}"
+    elif action == "delete":
+        return ask_for_selected(board, request, chosen)
     elif action == "move":
         queue = str(form.get("queue") or "")
         with board.farm.database.read() as connection:
@@ -53,9 +57,8 @@ def _change_selected(board: Board, request: Request, form: dict[str, Any]) -> Re
         done = _each(board, request, action, chosen, _into(queue), queue=queue)
         text = f"{_jobs(done)} in queue {queue}"
     else:
-        raise BadInput(
-            "action", action[:40], f"is unknown; use one of {', '.join((*VERBS, 'priority', 'move'))}"
-        )
+        known = ", ".join((*VERBS, "priority", "move", "delete"))
+        raise BadInput("action", action[:40], f"is unknown; use one of {known}")
     board.forget_queues()
     left = len(chosen) - done
     text += f"; {left} could not be changed in {'its state' if left == 1 else 'their states'}" if left else ""

@@ -58,7 +58,8 @@ def cli(log_format: str | None, verbose: int, url: str | None, token_file: str |
     """Render large diffusion images on many GPUs, one at a time or as a queue of jobs.
 
     `chorale COMMAND --help` describes a command and shows examples. With --url, `list`, `show`, `wait`,
-    `submit`, `cancel`, `pause`, `resume`, `retry`, `review`, `export` and `report` use a farm over its board.
+    `submit`, `cancel`, `pause`, `resume`, `retry`, `delete`, `review`, `export` and `report` use a farm over
+    its board.
 
     \b
     Exit codes:
@@ -94,6 +95,7 @@ _COMMANDS = {
         "resume": "jobs.cli.jobs:resume",
         "retry": "jobs.cli.jobs:retry",
         "priority": "jobs.cli.jobs:priority",
+        "delete": "jobs.cli.delete:delete",
     },
     "Batches and queues": {
         "batches": "jobs.cli.queues:batches",

@@ -17,11 +17,12 @@ from typing import Any
 import click
 
 from infra.store.local import LocalStore
+from jobs.cli.delete import COUNTS, check_what, print_deletion
 from jobs.cli.farm_options import whoami
 from jobs.cli.jobs import print_done, print_job, print_jobs
 from jobs.cli.remote_files import FilesToSend
 from jobs.cli.report import ReportOptions, print_report
-from jobs.cli.review import asked_for, check_texts, print_review, resolve, resolve_all, said_of
+from jobs.cli.review import asked_for, check_texts, print_review, resolve_all, said_of
 from jobs.cli.submit import print_submission
 from jobs.cli.terminal import print_json, print_line
 from jobs.cli.watch import print_counts
@@ -32,6 +33,7 @@ from jobs.formatting import plural, size
 from jobs.intake.open_table import batch_file
 from jobs.intake.options import IntakeOptions, parse_options
 from jobs.intake.raw_rows import Reading
+from jobs.review.named_images import resolve
 from render.errors import BadInput
 from render.spec import Spec, read_spec_file
 
@@ -97,6 +99,27 @@ def _change(verb: str) -> Callable[..., None]:
         print_done(verb, farm.change(verb, *ids, batch=batch, queue=queue), as_json)
 
     return change
+
+
+def _delete(
+    farm: Farm,
+    as_json: bool,
+    ids: tuple[str, ...],
+    batch: str | None,
+    images: tuple[str, ...],
+    cancel: bool,
+    dry_run: bool,
+    yes: bool,
+    detach: bool,
+) -> None:
+    check_what(ids, batch, images, dry_run, yes, detach)
+    named = ",".join(images)
+    # What is unknown is told before anything is deleted.
+    each = farm.delete(*ids, batch=batch, images=named, dry_run=True)
+    if yes:
+        each = farm.delete(*ids, batch=batch, images=named, cancel=cancel)
+    total = {name: sum(one[name] for one in each) for name in COUNTS}
+    print_deletion({"batch": each[0]["batch"], **total, "deleted": yes}, as_json)
 
 
 def _submit(farm: Farm, as_json: bool, skip_bad: bool, **options: Any) -> None:
@@ -306,6 +329,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "show": _show,
     "wait": _wait,
     "submit": _submit,
+    "delete": _delete,
     "review": _review,
     "export": _export,
     "report": _report,

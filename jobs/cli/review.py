@@ -17,6 +17,7 @@ from jobs.db.reviews import SETS, Named, Review, record_review, review_counts, r
 from jobs.farm import Farm, open_images
 from jobs.formatting import plural
 from jobs.review.checking import check_batch_images
+from jobs.review.named_images import Rows, resolve
 from jobs.review.reroll import Asked, Changes, reroll
 from render.errors import BadInput
 
@@ -155,10 +156,6 @@ def said_of(action: str, reason: str | None, note: str | None) -> Review:
     return Review(starred=action == "star", note=note)
 
 
-Rows = Callable[[str | None], Sequence[Mapping[str, Any]]]
-"""The images of a batch, all of them or those of a set."""
-
-
 def _rows(connection: Connection, batch: str, chosen: str | None) -> list[dict[str, Any]]:
     return review_rows(connection, batch, chosen=chosen)
 
@@ -181,25 +178,6 @@ def resolve_all(rows: Rows, given: dict[str, list[str]]) -> dict[str, list[str]]
         else list(dict.fromkeys(ids + members))
         for action, (ids, members) in found.items()
     }
-
-
-def resolve(rows: Rows, texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The custom ids that some texts name, and those of the sets that they name. Raises `BadInput`."""
-    states = {row["custom_id"]: row["state"] for row in rows(None)}
-    ids: list[str] = []
-    members: list[str] = []
-    for text in texts:
-        for part in [text] if text in states else text.split(","):
-            if part in states:
-                ids.append(part)
-            elif part == "all":
-                members += [name for name, state in states.items() if state == "done"]
-            elif part in SETS:
-                members += [row["custom_id"] for row in rows(part)]
-            else:
-                problem = "is no image of this batch; use custom ids, or one of"
-                raise BadInput("images", part[:80], f"{problem} {', '.join((*SETS, 'all'))}")
-    return ids, members
 
 
 def _reroll(database: Database, batch: str, texts: Sequence[str], again: Any) -> list[dict[str, Any]]:

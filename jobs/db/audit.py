@@ -18,9 +18,8 @@ from jobs.db.names import longest
 
 ACTIONS = (
     "cancel", "pause", "resume", "retry", "priority", "set queue", "delete queue", "drain", "undrain",
-    "delete files", "log in", "re-roll", "add model", "remove model", "generate", "edit", "add webhook",
-    "remove webhook", "test webhook", "renditions", "move", "comment",
-    "tag", "untag",
+    "delete files", "delete", "log in", "re-roll", "add model", "remove model", "generate", "edit",
+    "add webhook", "remove webhook", "test webhook", "renditions", "move", "comment", "tag", "untag",
 )  # fmt: skip
 _SESSIONS = "board sessions"
 _LONGEST_TARGET = 500

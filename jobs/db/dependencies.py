@@ -109,6 +109,15 @@ def waits_for(connection: Connection, ids: Collection[str]) -> dict[str, str]:
     return found
 
 
+def waiting_for(connection: Connection) -> list[tuple[set[str], list[Predecessor]]]:
+    """The jobs that wait for others, each set of them with what it waits for."""
+    found = []
+    for id, wanted in _waiting(connection).items():
+        mine = select(jobs.c.id).where(jobs.c.dependency == id, jobs.c.state.not_in(ENDED))
+        found.append((set(connection.execute(mine).scalars()), wanted))
+    return found
+
+
 def hopeless(connection: Connection) -> dict[str, str]:
     """The dependencies that wait for jobs that failed or were cancelled, each with what it waits for."""
     return {

@@ -73,6 +73,12 @@ def index_words(connection: Connection, rows: Iterable[dict[str, Any]]) -> None:
         connection.execute(text("insert into job_words (words, job) values (:words, :id)"), entries)
 
 
+def forget_words(connection: Connection, ids: Iterable[str]) -> None:
+    """Take jobs out of the index; in the transaction that deletes them."""
+    if connection.dialect.name == "sqlite":
+        connection.execute(text("delete from job_words where job = :id"), [{"id": id} for id in ids])
+
+
 def matching(connection: Connection, search: str) -> ColumnElement[bool]:
     """Condition on `jobs`: the prompt matches a search. Any character is safe; a search without words
     matches nothing. The first four or more digits of a job's id match as well."""

@@ -275,6 +275,12 @@ def submissions_in_progress(connection: Connection) -> int:
     return connection.execute(select(func.count()).select_from(batches).where(*recent)).scalar_one()
 
 
+def is_in_progress(connection: Connection, batch: str) -> bool:
+    """Whether jobs of this batch are being inserted."""
+    recent = batches.c.submitted.is_(None), batches.c.created > now() - _LONGEST_SUBMISSION_S
+    return connection.execute(select(batches.c.id).where(batches.c.id == batch, *recent)).first() is not None
+
+
 def _submit_chunk(connection: Connection, chunk: list[dict[str, Any]], receipt: Receipt) -> None:
     """Insert the entries of a chunk, and those of its jobs that are new."""
     rows = {each["job"]["id"]: each["job"] for each in chunk}

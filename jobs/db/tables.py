@@ -113,6 +113,37 @@ jobs = Table(
     Index(None, "state", "created"),
 )
 
+# Jobs that were deleted: what receipts need of them, and their files until those are gone.
+deleted_jobs = Table(
+    "deleted_jobs",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    # The same image may be submitted, and deleted, again.
+    Column("job", String(32), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("owner", String(128), nullable=False),
+    Column("queue", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("created", Double, nullable=False),
+    # Of one that had not ended: its last change.
+    Column("ended", Double, nullable=False),
+    Column("model_seconds", Double, nullable=False),
+    # Pixels.
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    # [[id, name]] of its batches.
+    Column("batches", JSON, nullable=False),
+    # A row for each node of each attempt, see `jobs.db.deleted_jobs.Spent`.
+    Column("attempts", JSON, nullable=False),
+    Column("deleted", Double, nullable=False, index=True),
+    # The follow-up that deletes the files.
+    Column("deletion", String(160), nullable=False, index=True),
+    # {"folders": [...], "renditions": [[batch, channel, file]], "inputs": [digest]} in the farm's store.
+    Column("files", JSON, nullable=False),
+    # None until they are gone: the same image waits for that.
+    Column("files_gone", Double, index=True),
+)
+
 entries = Table(
     "entries",
     metadata,

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, exists, func, select
 
 from infra.database import now
+from jobs.db.deleted_jobs import files_left
 from jobs.db.dependencies import is_free
 from jobs.db.leases import CLOCK_SLACK_S
 from jobs.db.outcomes import LONGEST_BACKOFF_S
@@ -79,7 +80,7 @@ def considered(
     sources = select(jobs.c.queue, jobs.c.owner, jobs.c.priority, jobs.c.require_tag).where(queued).distinct()
     columns = [jobs.c[name] for name in (*COLUMNS, "created")]
     ready = (jobs.c.not_before.is_(None)) | (jobs.c.not_before <= moment) | _waits_too_long(moment)
-    ready &= is_free()
+    ready &= is_free() & ~files_left()
     # A group that is still writing its checkpoint ends first.
     stopping = exists().where(attempts.c.job == jobs.c.id, attempts.c.ended.is_(None))
     oldest: list[tuple[Any, int, float]] = []

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from infra.database import now
+from jobs.db.deleted_jobs import files_left
 from jobs.db.dependencies import waits_for
 from jobs.db.nodes import list_nodes
 from jobs.db.queues import queue_rules
@@ -26,6 +27,8 @@ def pending_reason(connection: Connection, job: str) -> str | None:
         return None
     if (others := waits_for(connection, [job]).get(job)) is not None:
         return others
+    if connection.execute(select(jobs.c.id).where(jobs.c.id == job, files_left())).first() is not None:
+        return "the files of its deleted image to be gone"
     moment = connection.execute(select(now())).scalar_one()
     if row.not_before is not None and row.not_before > moment:
         return f"its start time, {datetime.fromtimestamp(row.not_before).astimezone():%Y-%m-%d %H:%M %Z}"

@@ -14,14 +14,14 @@ from sqlalchemy import select, update
 
 from infra.database import Database
 from infra.settings import Settings
-from jobs.board.access import Access
+from jobs.board.access import Access, read_access
 from jobs.board.app import make_app
 from jobs.board.board import Board
 from jobs.db.audit import list_acts
 from jobs.db.queues import list_queues, set_queue
 from jobs.db.schema import upgrade
 from jobs.db.submission import BatchItem, JobOptions, submit
-from jobs.db.tables import jobs
+from jobs.db.tables import entries, jobs
 from jobs.farm import Farm
 from render.spec import Spec
 from tests.support.asgi import ask
@@ -107,7 +107,7 @@ def test_selected_jobs_are_changed_at_once(operator: Operator) -> None:
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
-        ({"action": "delete"}, "action: 'delete' is unknown"),
+        ({"action": "explode"}, "action: 'explode' is unknown"),
         ({"action": "priority", "priority": "101"}, "priority: '101' is not a whole number from 0 to 100"),
         ({"action": "priority"}, "priority: "),
         ({"action": "move", "queue": "nowhere"}, "queue: 'nowhere' is unknown"),
@@ -168,3 +168,63 @@ def test_rules_are_for_operators(tmp_path: Path, operator: Operator) -> None:
     refused = ask(app, "/submit", headers=viewer)
     assert refused.status == 403 and b"new images are for operators" in refused.body
     assert b'class="pick"' not in ask(app, "/jobs", headers=viewer).body
+
+
+def test_jobs_and_batches_are_deleted_after_the_board_has_said_what_goes(operator: Operator) -> None:
+    with operator.database.read() as connection:
+        batch = connection.execute(select(entries.c.batch).limit(1)).scalar_one()
+    chosen = {f"job-{operator.ids[number]}": "on" for number in (0, 1)}
+    told = operator.post("/jobs/do", action="delete", **chosen)
+    page = told.body.decode()
+    assert told.status == 200 and "Delete 2 jobs?" in page and "Receipts and the audit log stay" in page
+    assert len(operator.values("state")) == 3, "nothing has gone yet"
+    posted = operator.post("/delete", jobs=",".join(operator.ids[:2]))
+    assert "2+jobs+deleted" in posted.headers["location"]
+    assert f"/batches/{batch}/delete" in operator.get(f"/batches/{batch}").body.decode()
+    assert f"Delete batch {batch}?" in operator.get(f"/batches/{batch}/delete").body.decode()
+    with operator.database.write() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == operator.ids[2]).values(state="rendering"))
+    assert "Cancel 1 that runs, and delete" in operator.get(f"/jobs/{operator.ids[2]}/delete").body.decode()
+    assert operator.post("/delete", batch=batch).status == 409
+    with operator.database.write() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == operator.ids[2]).values(state="publishing"))
+    page = operator.get(f"/jobs/{operator.ids[2]}/delete").body.decode()
+    assert "is being published" in page and 'action="/delete"' not in page
+    with operator.database.write() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == operator.ids[2]).values(state="queued"))
+    assert operator.post("/delete", batch=batch).headers["location"].startswith("/jobs?notice=1+job+deleted")
+    with operator.database.read() as connection:
+        assert connection.execute(select(jobs.c.id)).all() == []
+        acts = [(act["action"], act["target"]) for act in list_acts(connection, 2)]
+    assert acts == [("delete", f"batch {batch}"), ("delete", "2 jobs")]
+
+
+def test_rest_deletes_and_says_what_would_go(operator: Operator) -> None:
+    app, job = operator.app, operator.ids[0]
+    operator.get("/jobs")
+    headers = {"cookie": operator.cookie}
+    told = ask(app, f"/api/v1/jobs/{job}?dry_run=true", "DELETE", headers=headers).json
+    assert (told["jobs"], told["deleted"], told["files"]) == (1, False, 0)
+    assert ask(app, f"/api/v1/jobs/{job}", "DELETE", headers=headers).json["deleted"] is True
+    assert ask(app, f"/api/v1/jobs/{job}", "DELETE", headers=headers).status == 404
+    assert ask(app, "/api/v1/batches/none", "DELETE", headers=headers).status == 400
+    with operator.database.read() as connection:
+        batch = connection.execute(select(entries.c.batch).limit(1)).scalar_one()
+    part = f"/api/v1/batches/{batch}?images=1"
+    assert ask(app, part, "DELETE", headers=headers).json["jobs"] == 1
+    assert ask(app, f"/api/v1/batches/{batch}", "DELETE", headers=headers).json["batch"] == batch
+
+
+@pytest.mark.parametrize("role", ["viewer", "reviewer"])
+def test_viewers_and_reviewers_delete_nothing(operator: Operator, tmp_path: Path, role: str) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"operator={'o' * 30}\n{role}={'v' * 30}\n")
+    access = read_access(str(tokens), b"s" * 32)
+    settings = Settings(store_url=(tmp_path / "images").as_uri())
+    app = make_app(Board(Farm(settings=settings, database=operator.database, url=""), access))
+    headers = {"authorization": f"Bearer {'v' * 30}", "accept": "text/html"}
+    job = operator.ids[0]
+    assert ask(app, f"/api/v1/jobs/{job}", "DELETE", headers=headers).status == 403
+    assert ask(app, f"/jobs/{job}/delete", headers=headers).status == 403
+    assert ask(app, "/delete", "POST", headers=headers).status == 403
+    assert "/delete" not in ask(app, f"/jobs/{job}", headers=headers).body.decode()
