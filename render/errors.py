@@ -12,6 +12,8 @@
       SinkError                tiles or checkpoints cannot be read or written
         SinkUnavailable        ... because the store does not answer, or denies access
       RanksLost                other ranks of the group are gone
+      GroupChanges             the group changes between two steps
+      Dismissed                this rank is to leave its group
       RenderTimedOut           the render's time limit was exceeded
       Cancelled                the render was stopped on request
         Stopped                ... after a step, with a checkpoint
@@ -103,6 +105,10 @@ class RanksLost(RenderError):
 
 class GroupChanges(RenderError):
     """The group changes between two steps; all ranks raise it and go on in the next epoch."""
+
+
+class Dismissed(RenderError):
+    """This rank is not part of its group any more, as it was told; the others go on."""
 
 
 class Cancelled(RenderError):

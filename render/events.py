@@ -51,6 +51,19 @@ class EpochBegan(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RankLeft(Event):
+    """A rank has ended, and the others go on without it: it was told to leave, or it had been added to the
+    group and has failed."""
+
+    kind: ClassVar[str] = "rank_left"
+    local_rank: int
+    asked: bool
+    """Whether it was told to."""
+    text: str
+    """What has ended it, where it cannot tell by itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NodeLost(Event):
     """A node of the group is gone with all its ranks; the others go on. The group's first node sends it."""
 
@@ -178,6 +191,8 @@ class RankFailed(Event):
     """(field, value, fix) of a `BadInput`."""
     permanent: bool = False
     """Every other try would end the same."""
+    added: bool = False
+    """The rank had been added to a group that renders, and the others go on without it."""
 
 
 OnEvent = Callable[[Event], None]
@@ -187,6 +202,7 @@ _CLASSES: dict[str, type[Event]] = {
     for each in (
         RankStarted,
         EpochBegan,
+        RankLeft,
         NodeLost,
         FirstNodeLost,
         ModelLoaded,

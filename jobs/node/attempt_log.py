@@ -19,6 +19,7 @@ from render.events import (
     ModelLoaded,
     NodeLost,
     RankFailed,
+    RankLeft,
     RankStopped,
     StageStarted,
     StepDone,
@@ -72,6 +73,9 @@ def _line(event: Event) -> str | None:
         case EpochBegan():
             ranks = plural(event.ranks, "rank")
             return f"the group formed again in {event.seconds:.1f} s and continues with {ranks}"
+        case RankLeft():
+            why = "as it was told" if event.asked else event.text or "since it has failed"
+            return f"rank {event.rank} has left the group, {why}; the others go on"
         case FirstNodeLost():
             return "this node does not reach the first node of the group"
         case NodeLost():

@@ -252,8 +252,8 @@ class StageState:
         """What this rank sends of its own latents with the step, and the hooks' state before it."""
         if self.loop.replicas is None:
             return None, _NO_STATE
-        planes = self.sampler_state.x, *self.sampler_state.history
-        return self.loop.replicas.pack(planes, self.tiling), self.hooks.state()
+        own = self.loop.replicas.pack((self.sampler_state.x, *self.sampler_state.history), self.tiling)
+        return own, _NO_STATE if own is None else self.hooks.state()
 
     def _begin_step(self, times: StepTimes) -> Step:
         index, schedule = self.steps_done, self.loop.schedule

@@ -1,4 +1,4 @@
-"""The group of a rank, on one node or on several: it forms anew when a rank dies, joins or is cut off."""
+"""The group of a rank, on one node or on several: it forms anew when a rank dies, joins, leaves or is cut off."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from render.denoise.replica import Replicas
-from render.distributed import Group, abandon, join_epoch
+from render.distributed import Group, SingleRankGroup, abandon, join_epoch
 from render.errors import GroupChanges, RanksLost, RenderFailed, first_line
 from render.events import EpochBegan, Event
-from render.launch.epoch_client import MOST_EPOCHS, EpochClient, ServerLost
+from render.launch.epoch_client import MOST_EPOCHS, Epoch, EpochClient, ServerLost
 
 _STORE_S = 60
 
@@ -27,9 +27,8 @@ class ElasticGroup:
     def __init__(self, directory: Path, send: Callable[[Event], None]) -> None:
         """`send` passes an event on to whoever has started the group."""
         self._rank, self._send = int(os.environ["RANK"]), send
-        first = self._rank - int(os.environ["LOCAL_RANK"])
-        self._own = range(first, first + int(os.environ["LOCAL_WORLD_SIZE"]))
-        self.spans_nodes = len(self._own) < int(os.environ["WORLD_SIZE"])
+        self.spans_nodes = int(os.environ["LOCAL_WORLD_SIZE"]) < int(os.environ["WORLD_SIZE"])
+        """Whether there are ranks on other nodes."""
         self.first_of_node = False
         """Whether this rank is the first one of its node in the running epoch."""
         self._client = EpochClient(directory, self._rank)
@@ -51,7 +50,7 @@ class ElasticGroup:
         return self._client.broken() or (self.spans_nodes and self._client.joining())
 
     def joining(self) -> bool:
-        """Whether another rank waits to be in the next epoch."""
+        """Whether another rank waits to be in the next epoch, or one of this is to leave."""
         return self._client.joining()
 
     def run(
@@ -64,7 +63,8 @@ class ElasticGroup:
         rank.
 
         `request` is its number. `render` raises `RanksLost` or `GroupChanges` when the epoch has ended; what
-        else it raises ends the group. Raises `RenderFailed` when there is no end of epochs.
+        else it raises ends the group. Raises `RenderFailed` when there is no end of epochs, and `Dismissed` when
+        this rank is to leave.
         """
         if request != self._request:
             self._request, self._replicas = request, Replicas()
@@ -101,13 +101,13 @@ class ElasticGroup:
     def _agree(self, group: Group, request: int) -> bool:
         """Wait until all ranks are at the same request. False if the others are at a later one.
 
-        Raises `GroupChanges` when a rank waits to join: it does so before the request begins.
+        Raises `GroupChanges` when a rank waits to join or is to leave: it does so before the request begins.
         """
         while True:
             own = json.dumps([request, self._client.joining()]).encode()
             everyone = [json.loads(each) for each in group.all_gather_bytes(own)]
             if any(joining for _, joining in everyone):
-                raise GroupChanges("another rank joins")
+                raise GroupChanges("a rank joins or leaves")
             numbers = {number for number, _ in everyone}
             if request < max(numbers):
                 return False
@@ -122,11 +122,22 @@ class ElasticGroup:
         if epoch is None:
             return None
         self._lost = False
+        self.first_of_node, self.spans_nodes = epoch.leads_node, epoch.spans_nodes
+        group = self._join(device, epoch)
+        if epoch.number > 1 and self.first_of_node:
+            seconds = time.perf_counter() - started
+            self._send(EpochBegan(epoch=epoch.number, ranks=len(epoch.ranks), seconds=seconds))
+        return group
+
+    def _join(self, device: torch.device, epoch: Epoch) -> Group:
+        if len(epoch.ranks) == 1:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            return SingleRankGroup(epoch=epoch.number)
         if self._store is None or epoch.first_node != self._first_node:
             # The node that had the store may be lost; then another one has a new store.
             self._store, self._first_node = _connect(), epoch.first_node
-        self.first_of_node = self._rank == min(rank for rank in epoch.ranks if rank in self._own)
-        group = join_epoch(
+        return join_epoch(
             device,
             self._store,
             rank=epoch.ranks.index(self._rank),
@@ -134,10 +145,6 @@ class ElasticGroup:
             epoch=epoch.number,
             broken=self._client.broken,
         )
-        if epoch.number > 1 and self.first_of_node:
-            seconds = time.perf_counter() - started
-            self._send(EpochBegan(epoch=epoch.number, ranks=len(epoch.ranks), seconds=seconds))
-        return group
 
     def _leave(self) -> None:
         if self._group is not None:

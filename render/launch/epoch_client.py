@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from render.errors import RanksLost
-from render.launch.epochs import Epoch
+from render.errors import Dismissed, RanksLost
 from render.launch.group_directory import epoch_socket_path
 from render.launch.line_socket import LineSocket
 
@@ -16,9 +16,24 @@ MOST_EPOCHS = 100
 _SERVER_LOST = "the group's process on this node has ended, or has lost the group's first node"
 
 
-def has_epochs(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the group of a rank may change: where there are several ranks, on one node or on several."""
-    return int(environment.get("WORLD_SIZE", 1)) > 1
+def has_epochs(environment: Mapping[str, str]) -> bool:
+    """Whether a process is a rank of a group, which may change."""
+    return "WORLD_SIZE" in environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """The ranks that render together, as one of them is told."""
+
+    number: int
+    ranks: tuple[int, ...]
+    """Ascending."""
+    first_node: int
+    """The node that has the group's store."""
+    leads_node: bool
+    """Whether this rank is the first one of its node."""
+    spans_nodes: bool
+    """Whether there are ranks on other nodes."""
 
 
 class ServerLost(RanksLost):
@@ -31,6 +46,7 @@ class EpochClient:
     def __init__(self, directory: Path, rank: int) -> None:
         self._lines = LineSocket.connect(epoch_socket_path(directory))
         self._epoch: Epoch | None = None
+        self._dismissed = False
         self._broken = self._joining = self._finished = 0
         """Numbers of the epochs that were said to be broken and to be joined, and of a finished request."""
         self._send(rank=rank, pid=os.getpid())
@@ -38,12 +54,15 @@ class EpochClient:
     def begin(self, request: int, *, lost: bool) -> Epoch | None:
         """Wait for the next epoch, which has this rank in it. None if the request is finished already.
 
-        `lost` says that this rank did not reach the others any more. Raises `ServerLost` when there is none.
+        `lost` says that this rank did not reach the others any more. Raises `ServerLost` when there is none,
+        and `Dismissed` when this rank is in none any more.
         """
         self._epoch, self._finished = None, 0
         self._send(ready=True, lost=lost, request=request)
         while self._epoch is None and self._finished != request:
             self._receive(block=True)
+            if self._dismissed:
+                raise Dismissed("this rank leaves its group")
         return self._epoch
 
     def broken(self) -> bool:
@@ -52,7 +71,7 @@ class EpochClient:
         return self._epoch is not None and self._broken == self._epoch.number
 
     def joining(self) -> bool:
-        """Whether another rank waits to be in the next epoch."""
+        """Whether another rank waits to be in the next epoch, or one of this is to leave."""
         self._receive(block=False)
         return self._epoch is not None and self._joining == self._epoch.number
 
@@ -80,8 +99,14 @@ class EpochClient:
 
     def _take(self, message: dict[str, object]) -> None:
         match message:
-            case {"epoch": int(number), "ranks": list(ranks), "first": int(first)}:
-                self._epoch = Epoch(number=number, ranks=tuple(ranks), first_node=first)
+            case {"epoch": int(number), "ranks": list(ranks), "first": int(first), "leader": bool(leads)}:
+                self._epoch = Epoch(
+                    number=number,
+                    ranks=tuple(ranks),
+                    first_node=first,
+                    leads_node=leads,
+                    spans_nodes=message.get("spans") is True,
+                )
                 # Another first node may count on from a number that was there before.
                 self._broken = self._joining = 0
             case {"broken": int(number)}:
@@ -90,3 +115,5 @@ class EpochClient:
                 self._joining = number
             case {"finished": int(number)}:
                 self._finished = number
+            case {"dismissed": True}:
+                self._dismissed = True

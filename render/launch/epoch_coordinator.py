@@ -8,11 +8,17 @@ It takes messages of the nodes' servers (`epoch_server.py`), its own node's amon
         ->  {"finished": 1, "rank": 2}                the request is finished: there is nothing to wait for
     {"end": 2, "died": true, "crashed": true}         it has ended
         ->  {"again": 2}  or  {"gone": 2}             whether it is started again
+    {"more": 2}                                       the node has two ranks more
+        ->  {"added": [4, 5]}                         which get these numbers
+    {"leave": [4]}                                    ranks are not to be in the next epoch
+        ->  {"dismissed": 4}                          one of them is not, and ends
     {"apart": 1}                                      each rank renders request 1 without the others
     {"done": 1}                                       all ranks are done with it
         ->  {"broken": 1, "members": [0, 1]}          these have to come back: a rank of their epoch has died
-        ->  {"joining": 1, "members": [0, 1]}         a rank waits to join them
+        ->  {"joining": 1, "members": [0, 1]}         a rank waits to join them, or one of them is to leave
         ->  {"over": 0}                               the group has ended; what is left ends with this code
+
+A rank that was added ends nothing but itself: the others go on without it, whatever it has ended with.
 """
 
 from __future__ import annotations
@@ -56,6 +62,9 @@ class EpochCoordinator:
         self._requested, self._finished = requested, finished
         self._nodes: dict[int, set[int]] = {}
         """The ranks of each node that is there."""
+        self._added: set[int] = set()
+        """Ranks that came to the group after it had begun."""
+        self._next_rank = 0
         self._requests: dict[int, int] = {}
         """The request of each rank that waits."""
         self._told: Message | None = None
@@ -73,9 +82,11 @@ class EpochCoordinator:
     def _works_apart(self) -> bool:
         return self._apart > self._done
 
-    def join(self, node: int, ranks: Iterable[int]) -> None:
-        """A node is there, with these ranks."""
+    def join(self, node: int, ranks: Iterable[int], added: Iterable[int] = ()) -> None:
+        """A node is there, with these ranks; those `added` came after the group had begun."""
         self._nodes[node] = set(ranks)
+        self._added |= set(added)
+        self._next_rank = max([self._next_rank, *(rank + 1 for rank in self._nodes[node])])
         self.missing.discard(node)
         self.epochs.expect(self._nodes[node])
 
@@ -91,6 +102,11 @@ class EpochCoordinator:
                 self.tick()
             case {"end": int(rank), "died": bool(died), "crashed": bool(crashed)} if rank in own:
                 self._end(node, rank, died=died, crashed=crashed)
+            case {"more": int(count)} if not self._ended:
+                self._add(node, count)
+            case {"leave": list(ranks)}:
+                for rank in own & {rank for rank in ranks if type(rank) is int}:
+                    self.epochs.leave(rank)
             case {"apart": int(request)}:
                 self._apart = max(self._apart, request)
             case {"done": int(request)} if request > self._done:
@@ -125,9 +141,21 @@ class EpochCoordinator:
                 self.epochs.forget(rank)
                 self._send(self._node_of(rank), {"finished": request, "rank": rank})
 
+    def _add(self, node: int, count: int) -> None:
+        numbers = range(self._next_rank, self._next_rank + count)
+        self._next_rank = numbers.stop
+        self._added |= set(numbers)
+        self._nodes[node] |= set(numbers)
+        self._send(node, {"added": list(numbers)})
+
     def _end(self, node: int, rank: int, *, died: bool, crashed: bool) -> None:
         self._requests.pop(rank, None)
+        leaving, joined = self.epochs.is_leaving(rank), rank in self.epochs.members
         self.epochs.end(rank, died=died)
+        if self._ends_alone(rank, leaving=leaving, joined=joined):
+            self._nodes[node].discard(rank)
+            self._send(node, {"left": rank})
+            return
         again = crashed and not self._ended and not self._works_apart and self._deaths < MOST_DEATHS
         if again and self.epochs.survive(rank):
             self._deaths += 1
@@ -135,11 +163,18 @@ class EpochCoordinator:
             return
         self._send(node, {"gone": rank})
         if died:
-            # On its own node torchrun ends the others.
-            self._end_on(self.nodes - {node}, PEERS_LOST)
+            # On its own node torchrun ends the others, if it has started the rank.
+            nodes = self.nodes if rank in self._added else self.nodes - {node}
+            self._end_on(nodes, PEERS_LOST)
         elif self.epochs.over:
             # A rank that was to replace another has come too late.
             self._end_on(self._nodes, 0)
+
+    def _ends_alone(self, rank: int, *, leaving: bool, joined: bool) -> bool:
+        """Whether the group goes on without a rank that has ended, and without a successor of it."""
+        if not (leaving or rank in self._added) or self._ended:
+            return False
+        return not joined or (self.epochs.survive(rank) and not self._works_apart)
 
     def _end_on(self, nodes: Iterable[int], code: int) -> None:
         if not self._ended:
@@ -153,6 +188,9 @@ class EpochCoordinator:
             return
         began = self.epochs.next()
         current = self.epochs.current
+        for rank in self.epochs.dismissed():
+            self._requests.pop(rank, None)
+            self._send(self._node_of(rank), {"dismissed": rank})
         if began is not None:
             for rank in began.ranks:
                 self._requests.pop(rank, None)

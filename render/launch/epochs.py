@@ -3,7 +3,8 @@
 The first epoch begins when all ranks are ready. A rank that dies breaks the epoch, and so does one that no
 longer reaches the others: all come back, and the next epoch begins with those that live at once. The dead
 rank's successor joins between two steps when it has loaded its model: it is ready, the running ranks are
-told, and the next epoch begins when they have come back.
+told, and the next epoch begins when they have come back. So does a rank that is added. One that is to leave
+comes back with the others, and is not in the next epoch.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ class Epoch:
 
     number: int
     ranks: tuple[int, ...]
-    first_node: int = 0
-    """The node that has the group's store."""
 
 
 class Epochs:
@@ -37,11 +36,15 @@ class Epochs:
         """The ranks that the first epoch waits for."""
         self._alive: set[int] = set()
         self._ready: set[int] = set()
+        self._leaving: set[int] = set()
 
     @property
     def joining(self) -> bool:
-        """Whether a rank outside of the current epoch waits to be in the next."""
-        return self.current is not None and bool(self._ready - self.members)
+        """Whether a rank outside of the current epoch waits to be in the next, or one of it is to leave."""
+        if self.current is None:
+            return False
+        staying = (self.members | self._ready) - self._leaving
+        return bool(staying - self.members) or (bool(staying) and not staying >= self.members)
 
     def expect(self, ranks: Iterable[int]) -> None:
         """The first epoch waits for these ranks too."""
@@ -57,6 +60,22 @@ class Epochs:
         self._ready.add(rank)
         self.broken |= lost and rank in self.members
 
+    def leave(self, rank: int) -> None:
+        """The rank is to be in no further epoch, as long as there are others."""
+        self._leaving.add(rank)
+
+    def is_leaving(self, rank: int) -> bool:
+        """Whether the rank is to leave, and has not ended yet."""
+        return rank in self._leaving
+
+    def dismissed(self) -> set[int]:
+        """The ranks that are to leave and may end now, each once: they wait, and no epoch has them."""
+        if self.current is None:
+            return set()
+        found = (self._leaving & self._ready) - self.members
+        self._ready -= found
+        return found
+
     def forget(self, rank: int) -> None:
         """The rank waits no more, since it has nothing left to do."""
         self._ready.discard(rank)
@@ -65,6 +84,7 @@ class Epochs:
         """The rank's process has ended: it died, or it has done its work."""
         self._alive.discard(rank)
         self._ready.discard(rank)
+        self._leaving.discard(rank)
         if rank in self.members:
             self.members.discard(rank)
             self.broken |= died
@@ -89,8 +109,9 @@ class Epochs:
         if not wanted or not wanted <= self._ready:
             return None
         number = 1 + (self._after if self.current is None else self.current.number)
-        self.current = Epoch(number=number, ranks=tuple(sorted(self._ready)))
-        self.members = set(self._ready)
-        self._ready.clear()
+        # The last ones stay; others that are to leave wait until they are told that they may end.
+        self.members = self._ready - self._leaving or set(self._ready)
+        self.current = Epoch(number=number, ranks=tuple(sorted(self.members)))
+        self._ready -= self.members
         self.broken = False
         return self.current

@@ -5,7 +5,7 @@ launcher starts one process that imports them while torchrun gets ready, and tha
 torchrun starts one. What torchrun starts itself is a proxy (`fork_client.py`): it hands over the environment
 that torchrun gave it (rank, world size, rendezvous), lives as long as its rank, and ends as the rank has
 ended. All ranks of a node share the memory of what was imported, and a rank that is started again is there at
-once.
+once. So is one that is added to a group that renders, by whoever has started the group (`added_ranks.py`).
 
 The idea is that of multiprocessing's "forkserver" and of Android's zygote. The server has one thread, and
 neither CUDA nor a model is open in it when it forks.
@@ -25,13 +25,14 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from setproctitle import getproctitle, setproctitle
 
+from render.launch.added_ranks import Order
 from render.launch.epoch_client import has_epochs
 from render.launch.epoch_server import EpochServer
 from render.launch.group_directory import fork_socket_path
@@ -77,7 +78,8 @@ class _Rank:
     """A rank, for as long as its proxy is there; its process may be a successor."""
 
     environment: dict[str, str]
-    proxy: socket.socket
+    proxy: socket.socket | None
+    """None for a rank that was added, which torchrun does not know."""
     pid: int = 0
     proxy_ended: bool = False
     code: int = 0
@@ -93,7 +95,8 @@ class _Rank:
 class ForkServer:
     """Forks a rank for every proxy that connects, and ends each of the two when the other has ended.
 
-    In a group that may change, a rank that was killed is forked again instead, as long as others go on.
+    A rank of a group that was killed is forked again instead, as long as others go on. More ranks are forked
+    when somebody orders them.
     """
 
     def __init__(self, server: socket.socket, directory: Path, run_rank: Callable[[], int]) -> None:
@@ -104,6 +107,10 @@ class ForkServer:
         self._ended: dict[int, _Rank] = {}
         """By number: the ranks of which it is not decided yet whether they are replaced."""
         self._epochs: EpochServer | None = None
+        self._environment: dict[str, str] = {}
+        """That of torchrun's first rank."""
+        self._orders: list[Order] = []
+        """Those that came before it."""
         self._selector = selectors.DefaultSelector()
 
     def serve(self) -> NoReturn:
@@ -130,12 +137,31 @@ class ForkServer:
         if not line:
             proxy.close()
             return
-        rank = _Rank(json.loads(line), proxy)
+        values = json.loads(line)
+        if (order := Order.found_in(values)) is not None:
+            proxy.close()
+            self._obey(order)
+            return
+        rank = _Rank(values, proxy)
         if self._epochs is None and has_epochs(rank.environment):
             self._epochs = EpochServer.open(self._directory, rank.environment, self._selector, self)
+            self._environment = rank.environment
         # A proxy sends nothing after its environment: it is readable when it has ended.
         self._selector.register(proxy, selectors.EVENT_READ, lambda: self._end(rank))
         self._fork(rank)
+        orders, self._orders = self._orders, []
+        for each in orders:
+            self._obey(each)
+
+    def _obey(self, order: Order) -> None:
+        """Carry out an order, once there is a rank."""
+        if self._epochs is None:
+            self._orders.append(order)
+            return
+        if order.remove:
+            self._epochs.remove(order.remove)
+        if order.add:
+            self._epochs.add(order.add)
 
     def _fork(self, rank: _Rank) -> None:
         server_pid = os.getpid()
@@ -155,7 +181,8 @@ class ForkServer:
             die_with_parent(parent)
             # A proxy must see the server's end of its connection close, whichever rank is still there.
             for each in [rank, *self._ranks.values(), *self._ended.values()]:
-                each.proxy.close()
+                if each.proxy is not None:
+                    each.proxy.close()
             self._server.close()
             if self._epochs is not None:
                 self._epochs.close_in_child()
@@ -172,6 +199,7 @@ class ForkServer:
 
     def _end(self, rank: _Rank) -> None:
         """End the rank of a proxy that has ended."""
+        assert rank.proxy is not None, "it has become readable"
         self._selector.unregister(rank.proxy)
         rank.proxy_ended = True
         # While it is not reaped, the pid is still that of the rank.
@@ -203,12 +231,19 @@ class ForkServer:
         else:
             self._fork(self._ended.pop(rank))
 
-    def release(self, rank: int) -> None:
-        """End the proxy of a rank that has ended."""
+    def add(self, rank: int, changes: Mapping[str, str]) -> None:
+        """Fork one more rank of the group."""
+        self._fork(_Rank(self._environment | dict(changes) | {"RANK": str(rank)}, None))
+
+    def release(self, rank: int, code: int | None = None) -> None:
+        """End the proxy of a rank that has ended; with a code of its own, or as the rank has."""
         ended = self._ended.pop(rank)
+        if ended.proxy is None:
+            return
         if not ended.proxy_ended:
             self._selector.unregister(ended.proxy)
-        code = ended.code if ended.code_instead is None else ended.code_instead
+        if code is None:
+            code = ended.code if ended.code_instead is None else ended.code_instead
         with ended.proxy, contextlib.suppress(OSError):
             ended.proxy.sendall(str(code).encode())
 

@@ -19,9 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from render.errors import GroupChanges, RanksLost, RenderError, RenderFailed, Stopped, exit_code
+from render.errors import Dismissed, GroupChanges, RanksLost, RenderError, RenderFailed, Stopped, exit_code
 from render.events import ImageDone, RankStarted, RankStopped
-from render.launch.epoch_client import has_epochs
+from render.launch.added_ranks import is_added, local_device, slot_of
 from render.launch.event_channel import EventSender
 from render.launch.forward_events import ForwardEvents
 from render.launch.group_directory import events_path, is_done, request_path, stop_path
@@ -54,24 +54,26 @@ def main(directory: Path) -> int:
     signal.signal(signal.SIGUSR1, lambda *_: stop.set())
     events = EventSender(events_path(directory), int(os.environ["RANK"]))
     events.send_reliable(RankStarted(pid=os.getpid()))
-    from render.distributed import abandon, leave
+    from render.distributed import abandon
     from render.launch.elastic_group import ElasticGroup
 
     try:
-        elastic = ElasticGroup(directory, events.send_reliable) if has_epochs() else None
+        elastic = ElasticGroup(directory, events.send_reliable)
         _serve(_Rank(events, stop, LoadedModel(events.send, PromptTexts(directory)), elastic), directory)
     except Stopped as exc:
         events.send_reliable(RankStopped(text=str(exc)))
+        return 0
+    except Dismissed:
         return 0
     except RanksLost:
         # Not sent as an event: this rank does not know why the others are gone.
         traceback.print_exc()
         return PEERS_LOST
     except RenderError as exc:
-        events.send_reliable(failure_event(exc))
+        events.send_reliable(replace(failure_event(exc), added=is_added()))
         return exit_code(exc)
     finally:
-        abandon() if has_epochs() else leave()
+        abandon()
     return 0
 
 
@@ -146,8 +148,7 @@ class _Rank:
     stop: threading.Event
     model: LoadedModel
     elastic: ElasticGroup | None = None
-    """Where the group may change; None where it stays as torchrun has started it."""
-    _group: Group | None = None
+    """The group; None for a rank that renders by itself only, several requests at once."""
 
     @property
     def group_changes(self) -> bool:
@@ -158,10 +159,9 @@ class _Rank:
         """Render one image with the other ranks: the group's request of this number."""
         device, models = self._prepare(request)
         with self._observed(request, number, device, models, self.stop.is_set) as work:
+            assert self.elastic is not None, "a rank of a group has one"
             if request.more:
-                self._render_share(work)
-            elif self.elastic is None:
-                self._render_with(work, self._group_of(device))
+                self._render_share(work, self.elastic)
             else:
                 self._render_elastic(work, self.elastic)
 
@@ -228,7 +228,7 @@ class _Rank:
 
         if request.log is not None:
             _redirect_output(request.log)
-        device = choose_device(request.device, int(os.environ["LOCAL_RANK"]))
+        device = choose_device(request.device, local_device())
         if device.type == "cpu":
             # Kernels split their sums by threads: another number would change the last bits.
             torch.set_num_threads(1)
@@ -248,10 +248,9 @@ class _Rank:
         device has not enough memory."""
         from render.launch.device_memory import device_memory
 
-        local_rank = int(os.environ["LOCAL_RANK"])
         context = RankContext(
             rank=int(os.environ["RANK"]),
-            slot=request.slots[local_rank] if request.slots else local_rank,
+            slot=slot_of(request.slots),
             model=str(request.spec["model"]),
             device_memory=partial(device_memory, device),
         )
@@ -261,21 +260,6 @@ class _Rank:
                 yield _Work(request, number, device, models, observer, stop)
         finally:
             observer.close()
-
-    def _group_of(self, device: torch.device) -> Group:
-        """The group as torchrun has started it."""
-        from render.distributed import join
-
-        self._group = self._group or join(device)
-        return self._group
-
-    def _render_with(self, work: _Work, group: Group) -> None:
-        """Render an image with a group that stays as it is."""
-        # All ranks take the same steps; the first one of each node reports them.
-        first = int(os.environ["LOCAL_RANK"]) == 0
-        forward = ForwardEvents(self.events, work.observer, work.number, group.rank, first)
-        self._render(work, work.images[0], forward, group)
-        forward.finish()
 
     def _render_elastic(self, work: _Work, elastic: ElasticGroup) -> None:
         """Render an image with a group that may lose ranks and be joined by others."""
@@ -362,7 +346,7 @@ class _Rank:
             checkpoints.close()
             raise
 
-    def _render_share(self, work: _Work) -> None:
+    def _render_share(self, work: _Work, elastic: ElasticGroup) -> None:
         """Render this rank's images of a request that has several, by itself."""
         from render.denoise.shared_calls import SharedCalls
         from render.plan.plan import make_plan
@@ -383,10 +367,7 @@ class _Rank:
                 if isinstance(outcome, Exception):
                     raise outcome
 
-        if self.elastic is None:
-            share(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-        else:
-            self.elastic.run_apart(work.number, work.device, share)
+        elastic.run_apart(work.number, work.device, share)
 
 
 def _redirect_output(log: str) -> None:

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from render.errors import BadInput, GroupFailed, GroupLost, PeersLost, RenderTimedOut, Stopped
 from render.events import Event, ImageDone, OnEvent, RankFailed, RankStarted, RankStopped, ignore_event
+from render.launch.added_ranks import AddedRank, Order, order_to_add
 from render.launch.event_channel import EventReceiver
 from render.launch.gpus import VISIBLE
 from render.launch.group_directory import (
@@ -121,6 +122,28 @@ class RankGroup:
         self._rendezvous = replace(self._rendezvous, first=move.first)
         if self._running is not None:
             self._running.move(move)
+
+    def add(self, ranks: Sequence[AddedRank]) -> None:
+        """Have ranks of this node join the group that renders. They load the model first; the group takes
+        each in between two steps, and goes on without one that fails.
+
+        `EpochBegan` tells how many there are. One that fails sends `RankFailed` if it can, and `RankLeft`
+        when its process has ended. Local ranks are not used again. Raises `GroupLost`.
+        """
+        self._send(order_to_add(ranks))
+
+    def remove(self, local_ranks: Sequence[int]) -> None:
+        """Have ranks of this node leave the group between two steps; each sends `RankLeft` when its process
+        has ended. One of those that it has started with stays in any case. Raises `GroupLost`."""
+        self._send(Order(remove=tuple(local_ranks)))
+
+    def _send(self, order: Order) -> None:
+        if self._running is None:
+            raise GroupLost("the group renders nothing, so its ranks cannot change")
+        try:
+            order.send(self._running.directory)
+        except OSError as exc:
+            raise GroupLost(f"the group's processes are gone ({exc})") from exc
 
     def alive(self) -> bool:
         """Whether its processes are still there."""
@@ -285,7 +308,7 @@ class _RunningGroup:
         match event:
             case RankStarted():
                 self._pids[event.rank] = event.pid
-            case RankFailed():
+            case RankFailed(added=False):
                 # The first error is the cause; those of the others follow from it.
                 self._failure = self._failure or event
             case ImageDone() if event.request == self._number:

@@ -13,6 +13,7 @@ from render.events import (
     ModelLoaded,
     NodeLost,
     RankFailed,
+    RankLeft,
     RankStarted,
     RankStopped,
     StageStarted,
@@ -26,6 +27,7 @@ PHASES = {"model": 0.5, "wait": 0.25}
 EVENTS = (
     RankStarted(rank=1, pid=7),
     EpochBegan(epoch=2, ranks=3, seconds=0.1),
+    RankLeft(rank=3, local_rank=2, asked=False, text="it was ended by SIGKILL"),
     NodeLost(node=1),
     FirstNodeLost(),
     ModelLoaded(seconds=1.5),
@@ -49,6 +51,7 @@ EVENTS = (
     RankStopped(rank=1, text="stopped"),
     RankFailed(rank=1, code=2, text="width", outage=False, bad_input=("width", "7", "is odd")),
     RankFailed(rank=1, code=6, text="away", outage=True),
+    RankFailed(rank=1, code=3, text="no memory", outage=False, added=True),
     RankFailed(rank=1, code=3, text="not finite", outage=False, permanent=True),
 )
 

@@ -30,6 +30,11 @@ class Farm:
     def take(self, rank: int, **message: Any) -> None:
         self.coordinator.take(rank // 2, message)
 
+    def add(self, rank: int, **message: Any) -> None:
+        """A message of a rank that node 1 has added."""
+        assert rank > 3
+        self.coordinator.take(1, message)
+
     def ready(self, *ranks: int, request: int = 1, lost: bool = False) -> None:
         for rank in ranks:
             self.take(rank, ready=rank, request=request, lost=lost)
@@ -142,6 +147,64 @@ def test_a_successor_that_comes_too_late_ends_with_the_others() -> None:
     for rank in (0, 1, 2):
         farm.end(rank, died=False, crashed=False)
     assert [each for each in farm.newest() if "over" in each[1]] == [(0, {"over": 0}), (1, {"over": 0})]
+
+
+def grown() -> Farm:
+    """Of five ranks, the last of which node 1 has added."""
+    farm = rendering()
+    farm.coordinator.take(1, {"more": 1})
+    assert farm.newest() == [(1, {"added": [4]})]
+    farm.add(4, start=4)
+    farm.add(4, ready=4, request=1, lost=False)
+    farm.ready(0, 1, 2, 3)
+    assert farm.newest()[-1] == (1, {"epoch": 2, "ranks": [0, 1, 2, 3, 4], "first": 0})
+    return farm
+
+
+def test_an_added_rank_that_fails_ends_nothing_and_has_no_successor() -> None:
+    for crashed in (True, False):
+        farm = grown()
+        farm.add(4, end=4, died=True, crashed=crashed)
+        broken = {"broken": 2, "members": [0, 1, 2, 3]}
+        assert farm.newest() == [(0, broken), (1, {"left": 4}), (1, broken)]
+
+
+def test_a_rank_that_fails_before_it_has_joined_is_not_noticed() -> None:
+    farm = rendering()
+    farm.coordinator.take(0, {"more": 2})
+    assert farm.newest() == [(0, {"added": [4, 5]})]
+    for rank in (4, 5):
+        farm.coordinator.take(0, {"start": rank})
+        farm.coordinator.take(0, {"end": rank, "died": True, "crashed": True})
+    assert farm.newest() == [(0, {"left": 4}), (0, {"left": 5})]
+
+
+def test_ranks_leave_added_ones_and_others() -> None:
+    farm = grown()
+    farm.coordinator.take(1, {"leave": [2, 4, 0]})
+    joining = {"joining": 2, "members": [0, 1, 2, 3, 4]}
+    assert farm.newest() == [(0, joining), (1, joining)], "rank 0 is another node's"
+    farm.add(4, ready=4, request=1, lost=False)
+    farm.ready(0, 1, 2, 3)
+    found = farm.newest()
+    assert {"dismissed": 2} in [message for _, message in found]
+    assert {"dismissed": 4} in [message for _, message in found]
+    assert (0, {"epoch": 3, "ranks": [0, 1, 3], "first": 0}) in found
+    # One of them is killed before it can end.
+    farm.end(2)
+    farm.add(4, end=4, died=False, crashed=False)
+    assert farm.newest() == [(1, {"left": 2}), (1, {"left": 4})]
+    farm.end(3)
+    assert (1, {"again": 3}) in farm.newest()
+
+
+def test_the_last_rank_ends_the_group_though_it_was_added() -> None:
+    farm = grown()
+    for rank in (0, 1, 2, 3):
+        farm.end(rank)
+    farm.newest()
+    farm.add(4, end=4, died=True, crashed=False)
+    assert farm.newest() == [(0, {"over": PEERS_LOST}), (1, {"gone": 4}), (1, {"over": PEERS_LOST})]
 
 
 def test_a_node_speaks_for_its_own_ranks_only() -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from render.events import FirstNodeLost, NodeLost
-from render.launch import epoch_server
+from render.events import FirstNodeLost, NodeLost, RankLeft
+from render.launch import epoch_server, node_links
+from render.launch.added_ranks import AddedRank
 from render.launch.epoch_server import EpochServer
 from render.launch.event_channel import EventReceiver
 from render.launch.group_directory import (
@@ -37,6 +39,8 @@ class Node:
         directory.mkdir()
         self.number, self.directory = number, directory
         self.did: list[tuple[str, int]] = []
+        self.environments: list[Mapping[str, str]] = []
+        """Of the ranks that were added."""
         self.selector = selectors.DefaultSelector()
         self.events = EventReceiver(events_path(directory))
         if first is not None:
@@ -65,8 +69,12 @@ class Node:
     def replace(self, rank: int) -> None:
         self.did.append(("replace", rank))
 
-    def release(self, rank: int) -> None:
+    def release(self, rank: int, code: int | None = None) -> None:
         self.did.append(("release", rank))
+
+    def add(self, rank: int, changes: Mapping[str, str]) -> None:
+        self.did.append(("add", rank))
+        self.environments.append(changes)
 
     def end_all(self, code: int) -> None:
         self.did.append(("end all", code))
@@ -81,6 +89,11 @@ class Node:
         self.server.close_in_child()
         self.selector.close()
         self.events.close()
+
+
+def begins(epoch: int, ranks: list[int], first: int = 0) -> dict[str, Any]:
+    """What the one rank of each node is told of an epoch."""
+    return {"epoch": epoch, "ranks": ranks, "first": first, "leader": True, "spans": len(ranks) > 1}
 
 
 class Pair:
@@ -110,8 +123,7 @@ class Pair:
     def lose_first(self) -> None:
         """The first node ends, and its connections with it."""
         self.running = self.nodes[1:]
-        for peer in list(self.nodes[0].server._peers):
-            self.nodes[0].server._close(peer)
+        self.nodes[0].server._peers.close_all()
 
     def close(self) -> None:
         for node in self.nodes:
@@ -122,7 +134,7 @@ class Pair:
             node.rank.send({"ready": True, "lost": False, "request": 1})
         ranks = [node.number for node in self.running]
         for node in self.running:
-            assert self.told(node.number) == {"epoch": epoch, "ranks": ranks, "first": 0}
+            assert self.told(node.number) == begins(epoch, ranks)
 
 
 @pytest.fixture
@@ -139,12 +151,52 @@ def test_a_rank_of_the_other_node_is_started_again_and_joins(pair: Pair) -> None
     assert pair.told(0) == {"broken": 1}
     pair.until(lambda: other.did == [("replace", 1)])
     first.rank.send({"ready": True, "lost": False, "request": 1})
-    assert pair.told(0) == {"epoch": 2, "ranks": [0], "first": 0}
+    assert pair.told(0) == begins(2, [0])
     other.start()
     other.rank.send({"ready": True, "lost": False, "request": 1})
     assert pair.told(0) == {"joining": 2}
     first.rank.send({"ready": True, "lost": False, "request": 1})
-    assert pair.told(0) == pair.told(1) == {"epoch": 3, "ranks": [0, 1], "first": 0}
+    assert pair.told(0) == pair.told(1) == begins(3, [0, 1])
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_rank_is_added_to_a_node_and_leaves_again(pair: Pair, number: int) -> None:
+    pair.form(1)
+    node = pair.nodes[number]
+    added = AddedRank(local_rank=1, slot=5).environment()
+    node.server.add([added])
+    pair.until(lambda: node.did == [("add", 2)])
+    assert node.environments == [added]
+    node.server.start(2, 77)
+    with contextlib.closing(LineSocket.connect(epoch_socket_path(node.directory))) as rank:
+        rank.send({"rank": 2, "pid": 77})
+        rank.send({"ready": True, "lost": False, "request": 1})
+        assert pair.told(0) == pair.told(1) == {"joining": 1}
+        for each in pair.nodes:
+            each.rank.send({"ready": True, "lost": False, "request": 1})
+        assert pair.told(0) == pair.told(1) == begins(2, [0, 1, 2])
+        assert pair.until(rank.receive) == [begins(2, [0, 1, 2]) | {"leader": False}]
+        node.server.remove([0, 1])
+        assert pair.told(0) == pair.told(1) == {"joining": 2}
+        for lines in (rank, *(each.rank for each in pair.nodes)):
+            lines.send({"ready": True, "lost": False, "request": 1})
+        assert pair.told(0) == pair.told(1) == begins(3, [0, 1])
+        pair.until(lambda: {"dismissed": True} in rank.receive())
+    node.server.end(2, 0, replaceable=True)
+    event = pair.until(lambda: node.events.next(0.01))
+    assert event == RankLeft(rank=2, local_rank=1, asked=True, text="")
+    assert node.did[1:] == [("release", 2)]
+
+
+def test_an_added_rank_that_is_killed_ends_nothing_else(pair: Pair) -> None:
+    pair.form(1)
+    first = pair.nodes[0]
+    first.server.add([AddedRank(local_rank=1, slot=1).environment()])
+    first.server.start(2, 77)
+    first.server.end(2, -9, replaceable=True)
+    event = first.events.next(10)
+    assert event == RankLeft(rank=2, local_rank=1, asked=False, text="it was ended by SIGKILL")
+    assert first.did == [("add", 2), ("release", 2)]
 
 
 def test_a_rank_that_waits_for_what_is_finished_is_told(pair: Pair) -> None:
@@ -160,10 +212,10 @@ def test_the_first_node_goes_on_without_the_other(
     pair.form(1)
     pair.running.pop()
     if silent:
-        monkeypatch.setattr(epoch_server, "SILENCE_S", 0.3)
+        monkeypatch.setattr(node_links, "SILENCE_S", 0.3)
     else:
-        assert pair.nodes[1].server.uplink is not None
-        pair.nodes[1].server.uplink.close()
+        assert pair.nodes[1].server.links.uplink is not None
+        pair.nodes[1].server.links.uplink.close()
     assert pair.told(0) == {"broken": 1}
     pair.form(2)
     event = pair.nodes[0].events.next(10)
@@ -178,7 +230,7 @@ def test_a_node_that_loses_the_first_one_ends_its_ranks(
     monkeypatch.setattr(epoch_server, "_LEAVE_S", 0.2)
     other = pair.nodes[1]
     if silent:
-        monkeypatch.setattr(epoch_server, "SILENCE_S", 0.3)
+        monkeypatch.setattr(node_links, "SILENCE_S", 0.3)
         pair.running = [other]
     else:
         pair.lose_first()
@@ -208,7 +260,7 @@ def test_another_node_becomes_the_first_one(tmp_path: Path) -> None:
         other.rank.send({"ready": True, "lost": True, "request": 1})
         other.work()
         Move(first=1, host="127.0.0.1", port=1, nodes=(1,)).write(moved_path(other.directory))
-        assert pair.told(1) == {"epoch": 2, "ranks": [1], "first": 1}
+        assert pair.told(1) == begins(2, [1], first=1)
         mark_done(other.directory, 1)
         other.rank.send({"ready": True, "lost": True, "request": 1})
         assert pair.told(1) == {"finished": 1}
@@ -271,6 +323,7 @@ def test_what_is_no_message_closes_the_connection(pair: Pair) -> None:
 
             pair.until(closed)
     for message in ({"node": 1, "ranks": [1]}, {"node": 9, "ranks": []}, {"node": -1, "ranks": [0]}):
+        message["added"] = []
         extra = LineSocket.connect(epoch_socket_path(pair.nodes[0].directory))
         extra.send(message)
         for _ in range(5):

@@ -47,6 +47,22 @@ def test_the_others_go_on_without_a_rank_and_take_it_back_between_two_steps() ->
     assert third is not None and third.ranks == (0, 1, 2) and not epochs.joining
 
 
+def test_a_rank_leaves_between_two_steps() -> None:
+    epochs = started(2)
+    epochs.next()
+    assert not epochs.joining
+    epochs.leave(1)
+    assert epochs.joining and not epochs.broken
+    epochs.ready(1)
+    assert epochs.next() is None and epochs.dismissed() == set()
+    epochs.ready(0)
+    second = epochs.next()
+    assert second is not None and second.ranks == (0,) and not epochs.joining
+    assert epochs.dismissed() == {1} and epochs.dismissed() == set()
+    epochs.leave(0)
+    assert not epochs.joining, "the last one stays"
+
+
 def test_nobody_joins_ranks_that_are_done() -> None:
     epochs = started(2)
     epochs.next()
@@ -61,11 +77,11 @@ def test_nobody_joins_ranks_that_are_done() -> None:
 
 
 @given(st.data())
-def test_an_epoch_has_the_living_that_are_ready_and_all_of_the_one_before(data: st.DataObject) -> None:
+def test_an_epoch_has_the_living_that_are_ready_and_all_of_the_one_before_that_stay(data: st.DataObject) -> None:
     ranks = data.draw(st.integers(2, 5))
     epochs = started(ranks)
     assert epochs.next() is not None
-    alive, ready, numbers = set(range(ranks)), set[int](), [1]
+    alive, ready, leaving, numbers = set(range(ranks)), set[int](), set[int](), [1]
     for _ in range(data.draw(st.integers(1, 30))):
         rank = data.draw(st.integers(0, ranks - 1))
         if rank not in alive:
@@ -74,18 +90,25 @@ def test_an_epoch_has_the_living_that_are_ready_and_all_of_the_one_before(data: 
         elif data.draw(st.booleans()):
             epochs.ready(rank)
             ready.add(rank)
+        elif data.draw(st.booleans()):
+            epochs.leave(rank)
+            leaving.add(rank)
         else:
             epochs.end(rank, died=True)
-            alive.discard(rank)
-            ready.discard(rank)
+            for those in (alive, ready, leaving):
+                those.discard(rank)
         running = epochs.members
         began = epochs.next()
         if began is None:
             assert not running or not running <= ready
         else:
             numbers.append(began.number)
-            assert set(began.ranks) == ready and running <= ready
-            ready.clear()
+            # The last ones stay, whatever they are told.
+            assert set(began.ranks) == (ready - leaving or ready) and running <= ready
+            ready -= set(began.ranks)
+        dismissed = epochs.dismissed()
+        assert dismissed <= leaving and not dismissed & epochs.members
+        ready -= dismissed
     assert numbers == sorted(set(numbers))
 
 
