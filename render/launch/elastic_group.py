@@ -1,4 +1,4 @@
-"""The group of a rank, on one node or on several: it forms anew when a rank dies, joins, leaves or is cut off."""
+"""The group of a rank, on one node or several: it forms anew when one dies, joins, leaves or is cut off."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class ElasticGroup:
         rank.
 
         `request` is its number. `render` raises `RanksLost` or `GroupChanges` when the epoch has ended; what
-        else it raises ends the group. Raises `RenderFailed` when there is no end of epochs, and `Dismissed` when
-        this rank is to leave.
+        else it raises ends the group. Raises `RenderFailed` when there is no end of epochs, and `Dismissed`
+        when this rank is to leave.
         """
         if request != self._request:
             self._request, self._replicas = request, Replicas()

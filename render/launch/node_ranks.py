@@ -1,4 +1,4 @@
-"""The ranks of one node as the server of its epochs (`epoch_server`) knows them: which live, wait, have ended."""
+"""The ranks of a node as the server of its epochs (`epoch_server`) knows them: who lives, waits or has ended."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class NodeRanks:
     pids: dict[int, int] = field(default_factory=dict)
     """The process of each living rank."""
     _ends: dict[int, str] = field(default_factory=dict)
-    """What ended each rank that was the last to: the name of a signal that its successor need not meet, or ""."""
+    """What has ended each rank: the name of a signal that its successor need not meet, or ""."""
 
     @property
     def numbers(self) -> set[int]:

@@ -77,7 +77,9 @@ def test_nobody_joins_ranks_that_are_done() -> None:
 
 
 @given(st.data())
-def test_an_epoch_has_the_living_that_are_ready_and_all_of_the_one_before_that_stay(data: st.DataObject) -> None:
+def test_an_epoch_has_the_living_that_are_ready_and_all_before_that_stay(
+    data: st.DataObject,
+) -> None:
     ranks = data.draw(st.integers(2, 5))
     epochs = started(ranks)
     assert epochs.next() is not None
