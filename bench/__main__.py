@@ -40,7 +40,7 @@ SECTIONS = {
     "farm": ("Farm", farm.rows),
     "catalog": ("Catalog", catalog.rows),
     "starts": ("Starts", starts.rows),
-    "elastic": ("Groups that lose ranks", elastic.rows),
+    "elastic": ("Groups that lose and gain ranks", elastic.rows),
     "launches": ("Launches", launches.rows),
     "intake": ("Intake", intake.rows),
     "simulated": ("Simulated nights", simulated.rows),

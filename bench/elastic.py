@@ -1,7 +1,7 @@
 """Ranks of one node's group are killed at random steps: what each death costs, and whether the bits stay.
 
-`python -m bench.elastic` measures groups of two nodes as well (`bench.elastic_nodes`, as root); it prints the
-section that `make bench ARGS="elastic"` writes.
+`python -m bench.elastic` measures groups that grow (`bench.elastic_growth`) and groups of two nodes as well
+(`bench.elastic_nodes`, as root); it prints the section that `make bench ARGS="elastic"` writes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from statistics import median
 
 import click
 
-from bench import elastic_nodes
+from bench import elastic_growth, elastic_nodes
 from bench.elastic_image import SPEC, published_root, request_for, root_of
 from bench.table import Row, as_markdown
 from render.events import EpochBegan, Event, RankStarted, StepDone
@@ -63,17 +63,20 @@ class _Killer:
 
 
 def rows() -> list[Row]:
-    """Images one after another in a warm group, until so many ranks have died; then groups of two nodes."""
-    return [*_rows(), *elastic_nodes.rows()]
+    """Images one after another in a warm group, until so many ranks have died; then groups that grow and
+    shrink, and groups of two nodes."""
+    return [*_rows(), *elastic_growth.rows(), *elastic_nodes.rows()]
 
 
 @click.command()
 @click.option("--deaths", default=DEATHS, show_default=True, help="Ranks that die in a group of one node.")
+@click.option("--grown", default=elastic_growth.IMAGES, show_default=True, help="Images of groups that grow.")
 @click.option("--images", default=15, show_default=True, help="Images of groups of two nodes.")
-def main(deaths: int, images: int) -> None:
+def main(deaths: int, grown: int, images: int) -> None:
     """Print the figures."""
-    found = [*(_rows(deaths) if deaths else ()), *(elastic_nodes.rows(images) if images else ())]
-    click.echo(as_markdown("Groups that lose ranks", "python -m bench.elastic", found))
+    found = [*(_rows(deaths) if deaths else ()), *(elastic_growth.rows(grown) if grown else ())]
+    found += elastic_nodes.rows(images) if images else ()
+    click.echo(as_markdown("Groups that lose and gain ranks", "python -m bench.elastic", found))
 
 
 def _rows(deaths: int = DEATHS) -> Iterator[Row]:

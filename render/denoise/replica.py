@@ -17,11 +17,8 @@ from torch import Tensor
 
 from render.canvas import Canvas, Reference, gather_planes
 from render.distributed import Group
+from render.plan.replica_size import LARGEST_REPLICA_BYTES, replica_bytes
 from render.plan.tiling import Tiling
-
-LARGEST_BYTES = 64 << 20
-"""A larger canvas is not sent with every step; a group that loses a rank goes on from a checkpoint then."""
-_BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +60,7 @@ class Replica:
 class Replicas:
     """The newest canvas that this rank has, from one forming of its group to the next."""
 
-    def __init__(self, largest_bytes: int = LARGEST_BYTES) -> None:
+    def __init__(self, largest_bytes: int = LARGEST_REPLICA_BYTES) -> None:
         self._largest_bytes = largest_bytes
         self._newest: Replica | tuple[int, Canvas] | None = None
         self._reference: Tensor | None = None
@@ -95,7 +92,7 @@ class Replicas:
         """
         self._reference = self._places = None
         planes = 2 if reference is None else 4
-        size = _BYTES * planes * len(x) * tiling.grid.whole.area
+        size = replica_bytes(planes, len(x), tiling.grid.whole.area)
         if group.world_size == 1 or size > self._largest_bytes:
             # From here on what was kept is out of date, and a checkpoint may be newer.
             self._newest = None

@@ -1,4 +1,4 @@
-"""The ranks of a node as the server of its epochs (`epoch_server`) knows them: who lives, waits or has ended."""
+"""The ranks of a node, as the server of its epochs (`epoch_server`) knows them: who lives, waits, ended."""
 
 from __future__ import annotations
 
