@@ -11,6 +11,7 @@ from sqlalchemy import Connection, select
 
 from infra.database import now
 from jobs.db.deleted_jobs import DeletedJob, deleted_since
+from jobs.db.growing import slot_stays
 from jobs.db.slot_time import Stay, slot_seconds
 from jobs.db.state_machine import ENDED
 from jobs.db.tables import attempts, batches, entries, jobs, members
@@ -123,7 +124,7 @@ def _spent(
     connection: Connection, since: float, moment: float, deleted: Iterable[DeletedJob]
 ) -> dict[str, _TimeSpent]:
     statement = (
-        select(attempts, members.c.node, members.c.slots, members.c.left_at)
+        select(attempts, *(members.c[name] for name in ("node", "slots", "slots_before", "left_at")))
         .join(members, members.c.attempt == attempts.c.id)
         .where((attempts.c.ended.is_(None)) | (attempts.c.ended >= since))
         .order_by(attempts.c.created)
@@ -136,9 +137,7 @@ def _spent(
     for row in rows:
         begin, end = max(since, row.created), moment if row.ended is None else row.ended
         end = end if row.left_at is None else min(end, row.left_at)
-        found[row.job].stays += [
-            Stay(attempt=row.id, slot=(row.node, slot), begin=min(begin, end), end=end) for slot in row.slots
-        ]
+        found[row.job].stays += slot_stays(row, min(begin, end), end)
     for row in {row.id: row for row in rows}.values():
         each = found[row.job]
         each.attempts = max(each.attempts, row.fence)

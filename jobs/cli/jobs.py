@@ -11,6 +11,7 @@ from jobs.cli.farm_options import farm_options, this_user, whoami
 from jobs.cli.help import examples
 from jobs.cli.terminal import print_json, print_line, print_table
 from jobs.db.audit import record
+from jobs.db.board_queries import attempts_of
 from jobs.db.commands import VERBS, apply_command, apply_to_all, set_priority
 from jobs.db.dependencies import waits_for
 from jobs.db.leases import lock_placement
@@ -125,6 +126,7 @@ def show(farm: Farm, as_json: bool, job: str) -> None:
     with farm.database.read() as connection:
         found = find_job(connection, job)
         known = show_job(connection, found) | {
+            "attempts_made": attempts_of(connection, found),
             "waits_for": pending_reason(connection, found),
             "cannot_run": find_impossible_jobs(connection, [found]).get(found),
         }
@@ -149,6 +151,13 @@ def print_job(known: dict[str, Any], as_json: bool) -> None:
         print_line(f"  {name}: {'-' if value in (None, '', []) else value}")
     rows = [(age(event["time"]), event["old"], event["new"], event["reason"]) for event in known["events"]]
     print_table("history", ("age", "from", "to", "reason"), rows)
+    sizes = [
+        (age(size["since"]), str(attempt["fence"]), str(size["ranks"]))
+        for attempt in known["attempts_made"]
+        for size in attempt.get("ranks", ())
+    ]
+    if sizes:
+        print_table("ranks", ("age", "attempt", "ranks"), sizes)
 
 
 def _verb_command(verb: str, text: str) -> click.Command:

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, cast, exists, fu
 from sqlalchemy.dialects.postgresql import JSONB
 
 from infra.database import now
+from jobs.db.growing import ranks_over_time
 from jobs.db.names import is_storable
 from jobs.db.queries import Filter, shown_batch
 from jobs.db.state_machine import HOLDING
@@ -136,14 +137,16 @@ def complete(live: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def attempts_of(connection: Connection, job: str) -> list[dict[str, Any]]:
-    """All attempts at a job in order, each with its nodes, their slots and their progress snapshots."""
+    """All attempts at a job in order, each with its nodes, their slots and their progress snapshots, and how
+    many ranks it has had over time."""
     statement = (
-        select(attempts, members.c.node, members.c.slots, members.c.live, members.c.left_at)
+        select(attempts, *(members.c[name] for name in ("node", "slots", "slots_before", "live", "left_at")))
         .join(members, members.c.attempt == attempts.c.id)
         .where(attempts.c.job == job)
         .order_by(attempts.c.fence, members.c.place)
     )
     found: dict[int, dict[str, Any]] = {}
+    parts: dict[int, list[Any]] = {}
     for row in connection.execute(statement):
         columns = {
             name: row._mapping[name] for name in ("fence", "created", "ended", "reason", "failed_node")
@@ -151,6 +154,9 @@ def attempts_of(connection: Connection, job: str) -> list[dict[str, Any]]:
         attempt = found.setdefault(row.fence, columns | {"members": []})
         live, left = complete(row.live), row.left_at
         attempt["members"].append({"node": row.node, "slots": row.slots, "live": live, "left": left})
+        parts.setdefault(row.fence, []).append(row)
+    for fence, rows in parts.items():
+        found[fence]["ranks"] = [{"since": since, "ranks": ranks} for since, ranks in ranks_over_time(rows)]
     return list(found.values())
 
 

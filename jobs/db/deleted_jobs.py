@@ -55,6 +55,7 @@ class Spent:
     node: str
     slots: list[int]
     left_at: float | None
+    slots_before: list[Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -342,19 +342,22 @@ def _rows_left(connection: Connection, selection: Selection) -> list[tuple[int, 
     return [(row.row, row.job) for row in found]
 
 
+_OF_MEMBERS = ("node", "slots", "slots_before", "left_at")
+
+
 def _attempts(connection: Connection, ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """By job: a row for each member of its attempts, as `jobs.report` reads them."""
     names = ("id", "fence", "created", "ended", "reason", "failed_node")
     statement = (
         select(attempts.c.job, *(attempts.c[name] for name in names))
-        .add_columns(members.c.node, members.c.slots, members.c.left_at)
+        .add_columns(*(members.c[name] for name in _OF_MEMBERS))
         .join(members, members.c.attempt == attempts.c.id)
         .where(attempts.c.job.in_(ids))
         .order_by(attempts.c.created, members.c.place)
     )
     found: dict[str, list[dict[str, Any]]] = {}
     for row in connection.execute(statement):
-        values = {name: row._mapping[name] for name in (*names, "node", "slots", "left_at")}
+        values = {name: row._mapping[name] for name in (*names, *_OF_MEMBERS)}
         found.setdefault(row.job, []).append(values)
     return found
 

@@ -23,17 +23,19 @@ def heartbeat(
     assignment: Assignment,
     progress: float | None = None,
     live: dict[str, Any] | None = None,
+    elastic: bool | None = None,
 ) -> Verdict:
-    """Renew the member's lease, and store its progress (0 to 1) and the snapshot `live` for the board."""
+    """Renew the member's lease, and store its progress (0 to 1), the snapshot `live` for the board, and
+    whether its group takes more slots (`jobs.db.growing`)."""
     ours = (jobs.c.id == assignment.job) & (jobs.c.fence == assignment.fence)
     state = connection.execute(select(jobs.c.state).where(ours)).scalar()
     if state not in (*HOLDING, *_INTERRUPTED):
         return "abandon"
-    snapshot = {} if live is None else {"live": live}
+    news = {name: each for name, each in (("live", live), ("elastic", elastic)) if each is not None}
     renewed = connection.execute(
         update(members)
         .where(is_held(assignment), is_active(assignment.attempt))
-        .values(lease_until=now() + LEASE_S, **snapshot)
+        .values(lease_until=now() + LEASE_S, **news)
     )
     if renewed.rowcount != 1:
         return "abandon"

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, case, exists, func, select, up
 
 from infra.database import built_once, now
 from jobs.db.claims import LAUNCHING, LEASE_S, is_there, without_supervisor
+from jobs.db.growing import slot_seconds_of
 from jobs.db.leases import CLOCK_SLACK_S, is_current, node_is_up
 from jobs.db.rates import record_rate
 from jobs.db.records import Assignment
@@ -79,7 +80,7 @@ def finish(
     # Only an attempt that did all of the work gives a rate.
     if fence == 1 and found[0].work:
         if slot_seconds is None:
-            slot_seconds = sum(member.age * len(member.slots) for member in found)
+            slot_seconds = sum(slot_seconds_of(member, member.until) for member in found)
         # The database's clock may have been set back meanwhile.
         if slot_seconds > 0:
             record_rate(connection, found[0].model, found[0].device, found[0].work, slot_seconds)
@@ -89,11 +90,12 @@ def finish(
 @built_once
 def _attempt_and_job(attempt: Any) -> Any:
     """One row for each member of an attempt, with its job, which is locked."""
-    age = (func.coalesce(members.c.left_at, now()) - attempts.c.created).label("age")
+    until = func.coalesce(members.c.left_at, now()).label("until")
     names = ("state", "model", "work", "model_seconds")
     return (
-        select(*(jobs.c[name] for name in names), age, attempts.c.folder, nodes.c.device)
-        .add_columns(members.c.slots, members.c.node, members.c.left_at)
+        select(*(jobs.c[name] for name in names), until, attempts.c.folder, nodes.c.device)
+        .add_columns(*(members.c[name] for name in ("slots", "slots_before", "node", "left_at")))
+        .add_columns(attempts.c.created)
         .join(attempts, attempts.c.job == jobs.c.id)
         .join(members, members.c.attempt == attempts.c.id)
         .join(nodes, nodes.c.name == members.c.node)

@@ -29,9 +29,7 @@ def reserve(
     it, any free slots are taken. `follows` is the attempt whose warm group goes on with this one.
     """
     if slots is None:
-        assigned = _assign(
-            groups, _free_slots(connection, {node for group in groups for node in group.slots})
-        )
+        assigned = _assign(groups, free_slots(connection, {node for group in groups for node in group.slots}))
     else:
         assigned = {group.job: [list(each) for each in slots] for group in groups}
     reasons = {group.job: reason(group) for group in groups if group.job in assigned}
@@ -63,7 +61,7 @@ def _assign(groups: Sequence[PlacedGroup], free: dict[str, list[int]]) -> dict[s
     return assigned
 
 
-def _free_slots(connection: Connection, names: set[str]) -> dict[str, list[int]]:
+def free_slots(connection: Connection, names: set[str]) -> dict[str, list[int]]:
     """By node: the numbers of its slots that no active attempt holds."""
     holding = (
         select(members.c.node, members.c.slots)

@@ -304,6 +304,12 @@ members = Table(
     Column("ready", Boolean, nullable=False, default=False),
     Column("claimed_by", String(64)),
     Column("lease_until", Double),
+    # Whether its supervisor takes more slots while it renders; None if it has never done so.
+    Column("elastic", Boolean),
+    # What it should have of its slots, while it gives the others back; None for all.
+    Column("wanted", JSON),
+    # [[until, slots]], oldest first: the slots that it had before; None if they never changed.
+    Column("slots_before", JSON),
     # When the group went on without this node; None for one that is (or was until the end) part of it.
     Column("left_at", Double),
     # Progress snapshot: stage, step, seconds by rank and phase. For display only, never for decisions.

@@ -17,6 +17,7 @@ from infra.errors import ServiceError, StoreError
 from infra.store.base import Store
 from jobs.db.claims import LEASE_S, attempt_folder, make_ready, record_folder, release, rendezvous_endpoint
 from jobs.db.folders import attempted_folders
+from jobs.db.growing import HeldSlots
 from jobs.db.outcomes import Tally, fail, finish
 from jobs.db.records import Assignment
 from jobs.db.shrinking import FirstNode, has_left, take_over
@@ -27,6 +28,7 @@ from jobs.image_store import adopt_checkpoint, claim, find_finished, finished_im
 from jobs.input_assets import download_input
 from jobs.node.attempt_log import AttemptLog
 from jobs.node.attempt_metrics import AttemptMetrics
+from jobs.node.group_slots import GroupSlots, is_elastic
 from jobs.node.health_checks import local_problem
 from jobs.node.heartbeat import Heartbeat, with_retry
 from jobs.node.network import interface_of
@@ -36,7 +38,16 @@ from jobs.numerics import local_numerics
 from jobs.scheduler.warm_reuse import finish_and_take_next
 from jobs.text_encoder import node_text_encoder
 from render.errors import BadInput, GroupFailed, GroupLost, Stopped
-from render.events import Event, FirstNodeLost, ImageDone, NodeLost, StageStarted, StepDone, TilesWritten
+from render.events import (
+    Event,
+    FirstNodeLost,
+    ImageDone,
+    NodeLost,
+    RankLeft,
+    StageStarted,
+    StepDone,
+    TilesWritten,
+)
 from render.launch.gpus import visible_gpus
 from render.launch.rank_group import RankGroup
 from render.launch.rendezvous_config import Move, Rendezvous
@@ -104,6 +115,8 @@ class AttemptRunner:
     _first_lost_at: float | None = None
     """When the first node was lost, while there is no other; monotonic."""
     _rendering: RankGroup | None = None
+    _slots: GroupSlots | None = None
+    """Of the group that renders; None for one that others share."""
 
     def __post_init__(self) -> None:
         self._heartbeat = Heartbeat(self.farm.database, self.claimed)
@@ -266,10 +279,13 @@ class AttemptRunner:
                 self._log.write(f"taken over after {time.monotonic() - self.idle_since:.3f} s")
             done = self._rendered_by(group, request)
             self.ended = time.monotonic()
+            if self._slots is not None and self._slots.changed:
+                # Others may get its slots as soon as the image is recorded as done.
+                group.close()
             if self._leads:
                 assert done is not None
-                self._finish(done.root, stays=not self._shrunk)
-            self._finished, stays = True, not self._shrunk
+                self._finish(done.root, stays=self._is_as_placed)
+            self._finished, stays = True, self._is_as_placed
         except (Superseded, LostRace):
             # The attempt may go on with the other nodes.
             group.leave()
@@ -278,6 +294,11 @@ class AttemptRunner:
             if not stays:
                 group.close()
         return group if stays else None
+
+    @property
+    def _is_as_placed(self) -> bool:
+        """Whether the group is what it began as, so that it can be kept warm."""
+        return not self._shrunk and not (self._slots is not None and self._slots.changed)
 
     def _check_folder(self) -> None:
         """Raise `GroupFailed` if the first node of the group renders with other numerics than this one."""
@@ -312,7 +333,8 @@ class AttemptRunner:
 
     def _rendered_by(self, group: RankGroup, request: Request) -> ImageDone | None:
         """Render; where a warm group turns out to be dead before it has begun, with new processes."""
-        self._rendering = group
+        self._rendering, self._slots = group, GroupSlots.of(group, self.claimed.slots)
+        self._heartbeat.elastic = True if is_elastic(request) else None
         was_warm = group.alive()
         if not was_warm:
             self._metrics.on_start()
@@ -358,6 +380,8 @@ class AttemptRunner:
             case NodeLost() if self._leads:
                 self._shrunk = True
                 self._heartbeat.gone.add(event.node)
+            case RankLeft() if self._slots is not None:
+                self._slots.take(event)
             case FirstNodeLost():
                 self._first_lost_at = time.monotonic()
         self._heartbeat.live = self._snapshot.update(event, self._heartbeat.progress)
@@ -381,7 +405,18 @@ class AttemptRunner:
             raise TooFewRanks(self._heartbeat.too_small)
         if self._first_lost_at is not None:
             self._find_first(self._first_lost_at)
+        if self._slots is not None and self._heartbeat.held is not None:
+            self._follow(self._slots, self._heartbeat.held)
         return self._heartbeat.stopping or self.stopping()
+
+    def _follow(self, slots: GroupSlots, held: HeldSlots) -> None:
+        """Have the group take the slots that it was given, and give back what it is asked for."""
+        slots.forget(slots.ended - set(held.slots))
+        self._heartbeat.ended |= slots.ended
+        if self._has_events and not self._heartbeat.publishing and self._first_lost_at is None:
+            slots.follow(held)
+        if slots.failed:
+            self._heartbeat.elastic = False
 
     @property
     def _leads(self) -> bool:

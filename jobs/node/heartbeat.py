@@ -14,6 +14,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixe
 
 from infra.database import Database
 from infra.errors import ServiceError
+from jobs.db.growing import HeldSlots, held_slots, take_back
 from jobs.db.heartbeats import Verdict, heartbeat
 from jobs.db.outcomes import publish
 from jobs.db.records import Assignment
@@ -60,6 +61,13 @@ class Heartbeat:
     """The job was paused or its queue closed: save a checkpoint and stop."""
     gone: set[int] = field(default_factory=set)
     """The places of nodes that the group goes on without; recorded with the next heartbeat."""
+    elastic: bool | None = None
+    """Whether the group takes more slots while it renders; None for one that never has. Written with the next
+    heartbeat."""
+    ended: set[int] = field(default_factory=set)
+    """Slots whose ranks have ended, so that they are free; recorded with the next heartbeat."""
+    held: HeldSlots | None = None
+    """The slots of an elastic group."""
     too_small: str | None = None
     """Why what is left of the group cannot render the image, once that is so."""
     lost: str | None = None
@@ -92,14 +100,19 @@ class Heartbeat:
                 self._take(verdict)
 
     def _beat(self) -> Verdict:
-        gone = set(self.gone)
+        gone, ended = set(self.gone), set(self.ended)
         with self.database.write() as connection:
             problem = leave(connection, self.part, gone) if gone else None
             departs = self.part.nodes > 1 and depart(connection, self.part)
-            verdict = heartbeat(connection, self.part, self.progress, self.live)
+            if ended:
+                take_back(connection, self.part, ended)
+            verdict = heartbeat(connection, self.part, self.progress, self.live, self.elastic)
+            held = None if self.elastic is None else held_slots(connection, self.part)
             if self.publishing and verdict == "continue":
                 publish(connection, self.part)
         self.gone -= gone
+        self.ended -= ended
+        self.held = held
         self.too_small = self.too_small or problem
         if departs:
             self.lost = f"node {self.part.node} is draining, and the others go on without it"

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, select
 from infra.database import Database, now
 from jobs.db.claims import slots_held
 from jobs.db.dependencies import release
+from jobs.db.growing import elastic_parts
 from jobs.db.leases import DISPATCHER, hold_lease, lock_placement, node_is_up
 from jobs.db.outcomes import sweep, unreliable_nodes
 from jobs.db.queues import queue_rules, stop_closed
@@ -21,9 +22,11 @@ from jobs.db.reservations import reserve
 from jobs.db.state_machine import change_states
 from jobs.db.tables import attempts, jobs, nodes
 from jobs.scheduler.candidates import COLUMNS, Room, considered, most_candidates, queued_seconds
+from jobs.scheduler.growing import GROW_SHARE
 from jobs.scheduler.pending_jobs import PendingJob
 from jobs.scheduler.placement import Decision, Node, RunningGroup, place
 from jobs.scheduler.regrouping import REGROUP_GAIN_S, jobs_to_regroup
+from jobs.scheduler.resizing import Parts, grow, lent_slots, shrink
 from jobs.tags import read_tags
 
 LEASE_S = 5.0
@@ -56,13 +59,28 @@ def dispatch(
                 on_lost(node)
         stop_closed(connection, moment)
         release(connection)
-        farm = read_surroundings(connection, moment)
+        parts = elastic_parts(connection)
+        farm = read_surroundings(connection, moment, lent=lent_slots(parts), regroups=True)
         decision = farm.place()
         groups = decision.placed
         taken = reserve(connection, groups, lambda group: f"placed on {', '.join(group.slots)}")
-        if not groups and decision.reserved_for is None:
+        if groups or decision.reserved_for is not None:
+            _shrink(connection, parts, farm, decision)
+        elif not grow(connection, parts, farm.up, farm.running, regroup_gain_s * GROW_SHARE):
             _regroup(connection, farm, regroup_gain_s)
         return [(node, *taken[group.job]) for group in groups if group.job in taken for node in group.slots]
+
+
+def _shrink(connection: Connection, parts: Parts, farm: Surroundings, decision: Decision) -> None:
+    """Have groups give back what they were lent, for jobs that still wait."""
+    placed = {group.job: group for group in decision.placed}
+    begun = [
+        RunningGroup(job=job.job, owner=job.owner, queue=job.queue, slots=placed[job.job].slots)
+        for job in farm.pending
+        if job.job in placed
+    ]
+    waiting = [job for job in farm.pending if job.job not in placed]
+    shrink(connection, parts, farm.up, [*farm.running, *begun], waiting, farm.rules, farm.queued_s)
 
 
 def _regroup(connection: Connection, farm: Surroundings, gain_s: float) -> None:
@@ -100,18 +118,24 @@ def decide(connection: Connection, moment: float | None = None) -> Decision:
 
 
 def read_surroundings(
-    connection: Connection, moment: float | None = None, pending: int | None = None
+    connection: Connection,
+    moment: float | None = None,
+    pending: int | None = None,
+    *,
+    lent: int = 0,
+    regroups: bool = False,
 ) -> Surroundings:
-    """The nodes, the groups, and as many queued jobs as the free slots may need, or `pending` more."""
+    """The nodes, the groups, and as many queued jobs as the free slots may need, with `lent` ones that may
+    come back, or `pending` more. With `regroups` the groups have what is left of their jobs."""
     rules = queue_rules(connection, moment)
     rates = read_rates(connection)
-    up, running = nodes_up(connection), running_groups(connection, rates)
-    free_of = _free_slots(up, running)
-    free = sum(free_of.values()) + (pending or 0)
+    up, running = nodes_up(connection), running_groups(connection, rates, anew=regroups)
+    free_of, more = _free_slots(up, running), lent + (pending or 0)
+    free = sum(free_of.values()) + more
     groups = Counter(group.queue for group in running)
     closed = [queue.name for queue in rules if not queue.accepts(groups[queue.name])]
     most = most_candidates(free) if pending is None else free
-    room = Room(up, free_of, pending or 0)
+    room = Room(up, free_of, more)
     waiting = _pending_jobs(connection, closed, room, rates, free, most) if free else []
     queued_s = queued_seconds(connection, closed, rates) if waiting else 0.0
     return Surroundings(up=up, running=running, pending=waiting, rules=rules, queued_s=queued_s)
@@ -136,8 +160,9 @@ def nodes_up(connection: Connection, *, usable: bool = True) -> list[Node]:
     ]
 
 
-def running_groups(connection: Connection, rates: Rates) -> list[RunningGroup]:
-    """The groups that hold slots now. Of images that share a slot, all but the first hold none."""
+def running_groups(connection: Connection, rates: Rates, *, anew: bool = False) -> list[RunningGroup]:
+    """The groups that hold slots now; with `anew` those that render have what is left of their jobs. Of
+    images that share a slot, all but the first hold none."""
     statement = (
         select(attempts.c.id.label("attempt"), *(jobs.c[name] for name in (*COLUMNS, "state")))
         .join(jobs, jobs.c.id == attempts.c.job)
@@ -154,7 +179,7 @@ def running_groups(connection: Connection, rates: Rates) -> list[RunningGroup]:
                 queue=row.queue,
                 slots=held,
                 ends_in=None if left is None else left / max(1, sum(held.values())),
-                anew=_estimated_job(row, rates) if row.state == "rendering" else None,
+                anew=_estimated_job(row, rates) if anew and row.state == "rendering" else None,
             )
         )
     return found

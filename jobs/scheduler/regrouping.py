@@ -1,8 +1,9 @@
 """Which running jobs begin anew on more slots, when slots are free and no job waits for them.
 
-At the end of a night a few long jobs would render on the slots that they got while the farm was full. Such a
-job writes its checkpoint and ends its group; the next round gives it its share of the free slots, and it goes
-on from the checkpoint. Which ranks render what changes no bit of an image.
+At the end of a night a few long jobs would render on the slots that they got while the farm was full. Those
+whose nodes have free slots take them as they are (`jobs.scheduler.growing`). Another one writes its
+checkpoint and ends its group; the next round gives it its share of the free slots, and it goes on from the
+checkpoint. Which ranks render what changes no bit of an image.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from jobs.scheduler.placement import Node, RunningGroup, place
 
 REGROUP_GAIN_S = 60.0
 """A job begins anew where it ends so much sooner; the start of its new group takes part of it."""
-_EFFICIENCY = 0.7
+EFFICIENCY = 0.7
 """Of added ranks: windows do not divide evenly among them."""
 
 
@@ -91,5 +92,5 @@ def _ranks(group: RunningGroup) -> int:
 def _gains(group: RunningGroup, ranks: int, gain_s: float) -> bool:
     """Whether a group ends so much sooner on so many ranks, twice its own or more."""
     now = _ranks(group)
-    sooner = (group.ends_in or 0.0) * (1 - now / (now + _EFFICIENCY * (ranks - now)))
+    sooner = (group.ends_in or 0.0) * (1 - now / (now + EFFICIENCY * (ranks - now)))
     return ranks >= 2 * now and sooner >= gain_s
