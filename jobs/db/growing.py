@@ -34,7 +34,7 @@ class HeldSlots:
 
 @dataclass(frozen=True, kw_only=True)
 class ElasticPart:
-    """A part of a running group whose supervisor takes more slots, or has taken some."""
+    """A part of a running group whose supervisor has said whether it takes more slots."""
 
     attempt: str
     node: str

@@ -304,7 +304,7 @@ members = Table(
     Column("ready", Boolean, nullable=False, default=False),
     Column("claimed_by", String(64)),
     Column("lease_until", Double),
-    # Whether its supervisor takes more slots while it renders; None if it has never done so.
+    # Whether its supervisor takes more slots while it renders; None before it has said so.
     Column("elastic", Boolean),
     # What it should have of its slots, while it gives the others back; None for all.
     Column("wanted", JSON),

@@ -269,6 +269,7 @@ class AttemptRunner:
             at_once=1 if self.shared is None else self.shared.at_once,
         )
         if self.shared is not None:
+            self._heartbeat.elastic = False
             self._finish(self.shared.render(request, self._on_event, on_tick=self._poll).root, stays=True)
             self._finished = True
             return None
@@ -334,7 +335,7 @@ class AttemptRunner:
     def _rendered_by(self, group: RankGroup, request: Request) -> ImageDone | None:
         """Render; where a warm group turns out to be dead before it has begun, with new processes."""
         self._rendering, self._slots = group, GroupSlots.of(group, self.claimed.slots)
-        self._heartbeat.elastic = True if is_elastic(request) else None
+        self._heartbeat.elastic = is_elastic(request)
         was_warm = group.alive()
         if not was_warm:
             self._metrics.on_start()

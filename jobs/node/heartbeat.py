@@ -62,12 +62,12 @@ class Heartbeat:
     gone: set[int] = field(default_factory=set)
     """The places of nodes that the group goes on without; recorded with the next heartbeat."""
     elastic: bool | None = None
-    """Whether the group takes more slots while it renders; None for one that never has. Written with the next
+    """Whether the group takes more slots while it renders; None before it does. Written with the next
     heartbeat."""
     ended: set[int] = field(default_factory=set)
     """Slots whose ranks have ended, so that they are free; recorded with the next heartbeat."""
     held: HeldSlots | None = None
-    """The slots of an elastic group."""
+    """Its slots, once that is known."""
     too_small: str | None = None
     """Why what is left of the group cannot render the image, once that is so."""
     lost: str | None = None

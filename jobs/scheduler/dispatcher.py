@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -67,7 +67,7 @@ def dispatch(
         if groups or decision.reserved_for is not None:
             _shrink(connection, parts, farm, decision)
         elif not grow(connection, parts, farm.up, farm.running, regroup_gain_s * GROW_SHARE):
-            _regroup(connection, farm, regroup_gain_s)
+            _regroup(connection, farm, parts, regroup_gain_s)
         return [(node, *taken[group.job]) for group in groups if group.job in taken for node in group.slots]
 
 
@@ -83,11 +83,13 @@ def _shrink(connection: Connection, parts: Parts, farm: Surroundings, decision: 
     shrink(connection, parts, farm.up, [*farm.running, *begun], waiting, farm.rules, farm.queued_s)
 
 
-def _regroup(connection: Connection, farm: Surroundings, gain_s: float) -> None:
-    """Let jobs begin anew on slots that no job waits for."""
+def _regroup(connection: Connection, farm: Surroundings, parts: Parts, gain_s: float) -> None:
+    """Let jobs begin anew on slots that no job waits for, if they cannot have them as they are."""
+    # A group that has just begun has not said yet whether it takes slots.
+    known = [group if group.job in parts else replace(group, anew=None) for group in farm.running]
     reasons = {
         each.job: f"goes on with {each.ranks} ranks in place of {each.now}, since slots are free"
-        for each in jobs_to_regroup(farm.up, farm.running, gain_s)
+        for each in jobs_to_regroup(farm.up, known, gain_s)
     }
     if reasons:
         lock_placement(connection)

@@ -31,7 +31,9 @@ def test_a_job_grows_from_one_rank_to_four_and_makes_room_for_another(tmp_path: 
         farm.wait("rendering")
         with database.write() as connection:
             connection.execute(update(jobs).values(most_ranks=4))
-            record_rate(connection, "builtin", "cpu", connection.execute(select(jobs.c.work)).scalar_one(), 3600.0)
+            record_rate(
+                connection, "builtin", "cpu", connection.execute(select(jobs.c.work)).scalar_one(), 3600.0
+            )
         wait_until(lambda: "continues with 4 ranks" in log_of(farm, long), 600)
         short = submit(farm, tmp_path, SHORT, 2)
         wait_until(lambda: shown(farm, short)["state"] == "done", 600)

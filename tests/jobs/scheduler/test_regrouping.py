@@ -13,6 +13,7 @@ from sqlalchemy import select, update
 from infra.database import Database, now
 from jobs.db import leases
 from jobs.db.claims import claim, make_ready, release
+from jobs.db.heartbeats import heartbeat
 from jobs.db.nodes import register
 from jobs.db.rates import record_rate
 from jobs.db.state_machine import change_state
@@ -95,6 +96,9 @@ def test_a_job_of_a_farm_stops_and_goes_on_with_all_slots(
         connection.execute(update(jobs).values(most_ranks=4, work=1000.0, progress=0.1))
         model = connection.execute(select(jobs.c.model)).scalar_one()
         record_rate(connection, model, "cpu", 1.0, 1.0)
+    assert dispatch(database, "a") == [] and _row(database).state == "rendering", "it may take slots as it is"
+    with database.write() as connection:
+        heartbeat(connection, part, elastic=False)
     assert dispatch(database, "a") == []
     row = _row(database)
     assert row.state == "queued" and row.reason.startswith("goes on with 4 ranks in place of 1")
