@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
 
 import humanize
 
@@ -51,3 +53,14 @@ def age(moment: float) -> str:
 def counts_by_state(counts: Mapping[str, int]) -> str:
     """`3 queued, 1 done`, or `no jobs`."""
     return ", ".join(f"{thousands(count)} {state}" for state, count in counts.items() if count) or "no jobs"
+
+
+def maintenance_text(entry: Mapping[str, Any]) -> str:
+    """`maintenance sun 02:00-04:00 Europe/Paris`, or when one begins and ends; of an entry of a node."""
+    begins, ends = (datetime.fromtimestamp(entry[name]).astimezone() for name in ("begins", "ends"))
+    if entry["active"]:
+        return f"maintenance until {ends:%a %Y-%m-%d %H:%M %Z}"
+    if entry["time_window"]:
+        return f"maintenance {entry['time_window']}"
+    day = "" if begins.date() == ends.date() else f"{ends:%a %Y-%m-%d} "
+    return f"maintenance {begins:%a %Y-%m-%d %H:%M} to {day}{ends:%H:%M %Z}"

@@ -20,7 +20,7 @@ from jobs.db.commands import VERBS, apply_command, apply_to_all, set_priority
 from jobs.db.dependencies import waits_for
 from jobs.db.find_predecessors import find_predecessors
 from jobs.db.leases import lock_placement
-from jobs.db.node_changes import MOST_COMMENT
+from jobs.db.node_changes import MOST_COMMENT, cancel_maintenance, plan_maintenance
 from jobs.db.node_changes import change_node as change_node_of_farm
 from jobs.db.nodes import list_nodes
 from jobs.db.queries import Filter, count_jobs, job_ids, list_batches, show_job, with_names
@@ -115,9 +115,18 @@ class NodeChange(_Strict):
     """What changes of a node; omitted fields stay unchanged."""
 
     draining: bool | None = None
+    restart: bool = Field(False, description="Its agent begins anew once nothing runs there.")
     comment: str | None = Field(None, max_length=MOST_COMMENT, description="Empty for none.")
     add_tags: list[TagText] = Field([], max_length=MOST_TAGS)
     remove_tags: list[TagText] = Field([], max_length=MOST_TAGS)
+
+
+class Times(_Strict):
+    """When maintenance is: in a window, again and again, or once."""
+
+    time_window: str | None = Field(None, max_length=100, examples=["sun 02:00-04:00 Europe/Paris"])
+    begins: str | None = Field(None, max_length=60, description="Now unless given.")
+    ends: str | None = Field(None, max_length=60, examples=["tomorrow 6am"])
 
 
 class Rules(_Strict):
@@ -371,9 +380,30 @@ def nodes(board: Here) -> dict[str, Any]:
 
 @router.put("/nodes/{name}", tags=["farm"])
 def change_node(board: Here, who: Who, name: str, wanted: NodeChange) -> dict[str, Any]:
-    """Drain a node (start no more jobs on it) or undrain it, comment on it, give it tags or take them."""
+    """Drain a node (start no more jobs on it) or undrain it, comment on it, give it tags or take them, or
+    restart its agent."""
     with board.farm.database.write() as connection:
         return change_node_of_farm(connection, name, who, **wanted.model_dump())
+
+
+@router.post("/nodes/{name}/maintenance", tags=["farm"], status_code=201)
+def maintain(board: Here, who: Who, name: str, wanted: Times) -> dict[str, Any]:
+    """Plan maintenance of a node: no job starts that is expected to run into it, and it is drained then."""
+    times = {
+        "window": wanted.time_window,
+        "begins": parse_moment("begins", wanted.begins),
+        "ends": parse_moment("ends", wanted.ends),
+    }
+    with board.farm.database.write() as connection:
+        return {"node": name} | plan_maintenance(connection, name, who, **times)
+
+
+@router.delete("/nodes/{name}/maintenance/{id}", tags=["farm"])
+def end_maintenance(board: Here, who: Who, name: str, id: str) -> dict[str, Any]:
+    """Remove maintenance of a node, or `all` of it."""
+    with board.farm.database.write() as connection:
+        cancel_maintenance(connection, name, id, who)
+    return {"node": name, "removed": id}
 
 
 @router.get("/audit", tags=["farm"])

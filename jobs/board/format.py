@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from jobs.formatting import duration, percent, plural, size, thousands
+from jobs.formatting import duration, maintenance_text, percent, plural, size, thousands
 
 
 def optional(write: Callable[[float], str]) -> Callable[[float | None], str]:
@@ -44,6 +44,7 @@ def shares(parts: dict[str, float]) -> list[dict[str, Any]]:
 
 
 FILTERS = {
+    "maintenance": maintenance_text,
     "duration": optional(duration),
     "ago": optional(ago),
     "clock": optional(clock),

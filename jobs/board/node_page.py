@@ -12,9 +12,10 @@ from jobs.board.board import Board
 from jobs.board.live_pages import live_page
 from jobs.board.posted_forms import handle_form, redirect
 from jobs.db.claims import is_there
-from jobs.db.node_changes import change_node
+from jobs.db.node_changes import cancel_maintenance, change_node, plan_maintenance
 from jobs.db.nodes import list_nodes
 from jobs.db.tables import attempts, jobs, members
+from jobs.moments import parse_moment
 from jobs.tags import parse_tags
 
 router = APIRouter(include_in_schema=False)
@@ -51,6 +52,15 @@ def _change(board: Board, request: Request, form: dict[str, Any]) -> Response:
         if "draining" in form:
             change_node(connection, name, who, draining=form["draining"] == "yes")
             return redirect("/nodes")
+        if "restart" in form:
+            change_node(connection, name, who, restart=True)
+            return redirect("/nodes", f"node {name} starts no more jobs and restarts once none runs there")
+        if form.get("action") == "maintain":
+            plan_maintenance(connection, name, who, **_times(form))
+            return redirect("/nodes", f"maintenance of node {name} is planned")
+        if "remove" in form:
+            cancel_maintenance(connection, name, str(form["remove"]), who)
+            return redirect("/nodes", f"maintenance of node {name} is removed")
         wanted = set(parse_tags("tag", [form.get("tags") or ""]))
         known = next((node for node in list_nodes(connection) if node["name"] == name), None)
         # The form shows the tags that people gave; those of the agent's settings stay.
@@ -61,3 +71,12 @@ def _change(board: Board, request: Request, form: dict[str, Any]) -> Response:
             added, removed = wanted - given, given - wanted
             change_node(connection, name, who, comment=comment, add_tags=added, remove_tags=removed)
     return redirect("/nodes", f"node {name} is changed")
+
+
+def _times(form: dict[str, Any]) -> dict[str, Any]:
+    """When maintenance is, of a form in which an empty field means none."""
+    return {
+        "window": form.get("window") or None,
+        "begins": parse_moment("from", form.get("from")),
+        "ends": parse_moment("to", form.get("to")),
+    }

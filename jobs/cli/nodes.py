@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +29,7 @@ from jobs.db.names import check_name
 from jobs.db.node_changes import change_node
 from jobs.db.nodes import list_nodes
 from jobs.farm import Farm, open_farm, open_images
-from jobs.formatting import plural
+from jobs.formatting import maintenance_text, plural
 from jobs.node.agent import Agent
 from jobs.node.metrics_server import MetricsServer
 from jobs.node.slot_images import parse_slot_images
@@ -97,6 +99,7 @@ def agent(
         where = f"{plural(made.slots, 'slot')} at {made.address}"
         print_line(f"Node {made.name} with {where}; press Ctrl-C to stop", error=True)
         _run(made)
+    _begin_anew_if_asked(made)
 
 
 @click.command(epilog=examples("chorale up --slots 2"))
@@ -140,12 +143,13 @@ def up(
         print_line('Submit an image from another terminal: chorale submit "a red vase on marble"', error=True)
         with board_process(farm, port if board else None):
             _run(made)
+    _begin_anew_if_asked(made)
 
 
 @click.command(epilog=examples("chorale nodes"))
 @farm_options
 def nodes(farm: Farm, as_json: bool) -> None:
-    """List the nodes: state, slots in use, device, tags, comments, and problems."""
+    """List the nodes: state, slots in use, device, tags, comments, maintenance, and problems."""
     with farm.database.read() as connection:
         known = list_nodes(connection)
     if as_json:
@@ -159,11 +163,13 @@ def nodes(farm: Farm, as_json: bool) -> None:
             node["device"],
             " ".join(node["tags"]) or "-",
             node["comment"] or "-",
+            "; ".join(map(maintenance_text, node["maintenance"])) or "-",
             "; ".join(problem["text"] for problem in node["problems"]) or "-",
         )
         for node in known
     ]
-    print_table("nodes", ("node", "state", "slots", "device", "tags", "comment", "problem"), rows)
+    columns = ("node", "state", "slots", "device", "tags", "comment", "maintenance", "problem")
+    print_table("nodes", columns, rows)
 
 
 @click.command(epilog=examples("chorale drain n1", "chorale drain n1 --wait 3600"))
@@ -271,6 +277,19 @@ def _check(settings: Settings) -> None:
     check_reach(open_images(settings))
     if settings.report_mail and not settings.smtp_url.get_secret_value():
         raise BadSetting("smtp_url", "", "is not set; mail needs one, such as smtp://user:password@host:587")
+
+
+def _begin_anew_if_asked(made: Agent) -> None:
+    """Start this process again, as it was started, after `chorale node restart`. Its id stays, so whoever
+    watches it sees no end."""
+    if not made.restarts:
+        return
+    # A node that is drained stays so.
+    words = [word for word in sys.orig_argv[1:] if word != "--undrain"]
+    print_line(f"Node {made.name} restarts", error=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *words])
 
 
 def _run(made: Agent) -> None:

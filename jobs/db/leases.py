@@ -31,6 +31,16 @@ def node_is_up() -> ColumnElement[bool]:
     return is_current(nodes.c.lease_until, NODE_LEASE_S)
 
 
+def takes_no_jobs() -> ColumnElement[bool]:
+    """Condition on `nodes`: it is draining, because somebody said so, for maintenance or before a restart."""
+    condition: ColumnElement[bool] = (
+        nodes.c.draining.is_(True)
+        | nodes.c.maintained_until.is_not(None)
+        | nodes.c.restart_asked.is_not(None)
+    )
+    return condition
+
+
 def hold_lease(connection: Connection, name: str, holder: str, seconds: float) -> bool:
     """Take a lease that is free or expired, or renew one's own. Locks the row until the transaction ends."""
     moment = now()

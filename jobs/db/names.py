@@ -28,3 +28,8 @@ def check_name(field: str, value: str, column: Column[Any]) -> None:
         raise BadInput(field, value[:60], f"has {len(value)} characters; use at most {longest(column)}")
     if not value.isprintable():
         raise BadInput(field, value, "has characters that do not print; use letters and digits")
+
+
+def unknown_node(name: str) -> BadInput:
+    """The error of a name that no node has."""
+    return BadInput("node", name, "is unknown; chorale nodes shows the known ones")

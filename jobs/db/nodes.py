@@ -10,7 +10,9 @@ from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from infra.database import Database, built_once, insert_unless_there, now
 from jobs.db.claims import slots_held
-from jobs.db.leases import NODE_LEASE_S, node_is_up
+from jobs.db.leases import NODE_LEASE_S, node_is_up, takes_no_jobs
+from jobs.db.maintenance import Maintenance, entries_by_node
+from jobs.db.names import unknown_node
 from jobs.db.tables import nodes
 from jobs.db.uptimes import end_uptime, up_since
 from jobs.tags import read_tags
@@ -47,9 +49,12 @@ def farm_bfloat16(database: Database) -> bool | None:
 
 
 def take_lease(connection: Connection, name: str, agent: str, **info: Any) -> Holder | None:
-    """Register a node, unless another agent of this name holds its lease. Returns that one."""
-    began = up_since(connection, name)
-    values = info | {"agent": agent, "lease_until": now() + NODE_LEASE_S, "up_since": began}
+    """Register a node, unless another agent of this name holds its lease. Returns that one.
+
+    What was to be restarted has been.
+    """
+    own = {"up_since": up_since(connection, name), "restart_asked": None}
+    values = info | {"agent": agent, "lease_until": now() + NODE_LEASE_S} | own
     free = (nodes.c.agent == agent) | ~node_is_up()
     if connection.execute(update(nodes).where(nodes.c.name == name, free).values(**values)).rowcount == 1:
         return None
@@ -70,6 +75,8 @@ class Renewal:
     draining: bool
     moment: float
     """The database's clock, in seconds since the epoch."""
+    restart: bool = False
+    """Whether its agent is asked to begin anew."""
 
 
 def renew(connection: Connection, name: str, agent: str, problems: list[dict[str, str]]) -> Renewal | None:
@@ -80,7 +87,11 @@ def renew(connection: Connection, name: str, agent: str, problems: list[dict[str
     row = connection.execute(*_renewed(name=name, agent=agent, problems=problems)).one_or_none()
     if row is None:
         return None
-    return Renewal(draining=bool(row.draining), moment=row.lease_until - NODE_LEASE_S)
+    return Renewal(
+        draining=bool(row.draining),
+        moment=row.lease_until - NODE_LEASE_S,
+        restart=row.restart_asked is not None,
+    )
 
 
 @built_once
@@ -88,7 +99,7 @@ def _renewed(name: Any, agent: Any, problems: Any) -> Any:
     ours = (nodes.c.agent == agent) | nodes.c.agent.is_(None) | ~node_is_up()
     renewed = update(nodes).where(nodes.c.name == name, ours)
     values = {"lease_until": now() + NODE_LEASE_S, "agent": agent, "problems": problems}
-    return renewed.values(**values).returning(nodes.c.draining, nodes.c.lease_until)
+    return renewed.values(**values).returning(nodes.c.draining, nodes.c.lease_until, nodes.c.restart_asked)
 
 
 def sign_off(connection: Connection, name: str, agent: str) -> None:
@@ -107,8 +118,18 @@ def _held_by(name: str, agent: str) -> ColumnElement[bool]:
 
 
 def set_draining(connection: Connection, name: str, draining: bool) -> None:
-    """Start or stop draining a node; raises `BadInput` for an unknown one."""
-    change_row(connection, name, draining=draining)
+    """Start or stop draining a node; raises `BadInput` for an unknown one. One that is undrained is not
+    restarted either."""
+    change_row(connection, name, draining=draining, **({} if draining else {"restart_asked": None}))
+
+
+def ask_restart(connection: Connection, name: str) -> None:
+    """Have the agent of a node begin anew once nothing runs there; until then no jobs start. Raises
+    `BadInput` for a node that is down."""
+    here = connection.execute(select(node_is_up()).where(nodes.c.name == name)).scalar()
+    if here is not None and not here:
+        raise BadInput("node", name, "is down; start its agent on its machine")
+    change_row(connection, name, restart_asked=now())
 
 
 def change_row(connection: Connection, name: str, **values: Any) -> None:
@@ -117,29 +138,27 @@ def change_row(connection: Connection, name: str, **values: Any) -> None:
         raise unknown_node(name)
 
 
-def unknown_node(name: str) -> BadInput:
-    """The error of a name that no node has."""
-    return BadInput("node", name, "is unknown; chorale nodes shows the known ones")
-
-
 def list_nodes(connection: Connection) -> list[dict[str, Any]]:
     """All nodes by name, each with its slots in use, its `tags` (`own_tags` are those of its agent's
-    settings), whether its lease is current (`up`), and its `state`: up, draining, unhealthy (with `problems`)
-    or down."""
+    settings), its `maintenance`, whether its lease is current (`up`), and its `state`: up, draining (by hand,
+    until the maintenance ends that lasts, or before a restart), unhealthy (with `problems`) or down."""
     used = Counter[str]()
     for by_node in slots_held(connection).values():
         for name, slots in by_node.items():
             used[name] += len(slots)
     columns = [column for column in nodes.c if column.name not in ("agent", "up_since")]
-    found = connection.execute(select(*columns, node_is_up().label("up")).order_by(nodes.c.name))
-    return [_node(row, used[row.name]) for row in found]
+    conditions = node_is_up().label("up"), takes_no_jobs().label("takes_none"), now().label("moment")
+    found = connection.execute(select(*columns, *conditions).order_by(nodes.c.name))
+    planned = entries_by_node(connection)
+    return [_node(row, used[row.name], planned.get(row.name, [])) for row in found]
 
 
-def _node(row: Any, used: int) -> dict[str, Any]:
+def _node(row: Any, used: int, planned: list[Maintenance]) -> dict[str, Any]:
     # What was wrong with a node that is down may be mended by now.
     problems = (row.problems or []) if row.up else []
-    state = "down" if not row.up else "unhealthy" if problems else "draining" if row.draining else "up"
+    state = "down" if not row.up else "unhealthy" if problems else "draining" if row.takes_none else "up"
     own = read_tags(row.own_tags)
     tags = {"tags": sorted(read_tags(row.tags) | own), "own_tags": sorted(own)}
-    known = dict(row._mapping) | tags
+    known = {key: value for key, value in row._mapping.items() if key not in ("takes_none", "moment")} | tags
+    known["maintenance"] = [each.shown(row.moment) for each in planned if each.next(row.moment) is not None]
     return known | {"up": bool(row.up), "problems": problems, "state": state, "used": used}

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, case, exists, func, select, up
 from infra.database import built_once, now
 from jobs.db.claims import LAUNCHING, LEASE_S, is_there, without_supervisor
 from jobs.db.growing import slot_seconds_of
-from jobs.db.leases import CLOCK_SLACK_S, is_current, node_is_up
+from jobs.db.leases import CLOCK_SLACK_S, is_current, node_is_up, takes_no_jobs
 from jobs.db.rates import record_rate
 from jobs.db.records import Assignment
 from jobs.db.state_machine import HOLDING, change_state
@@ -157,7 +157,7 @@ def _other_nodes(connection: Connection, row: Any, node: str | None) -> bool:
     """Whether a node is up on which a job has not failed since it was submitted or tried again."""
     failed = select(attempts.c.failed_node).where(attempts.c.job == row.id, attempts.c.fence < row.fence)
     recent = connection.execute(failed.order_by(attempts.c.fence.desc()).limit(row.attempts))
-    up = select(nodes.c.name).where(node_is_up(), nodes.c.draining.is_(False))
+    up = select(nodes.c.name).where(node_is_up(), ~takes_no_jobs())
     return bool(set(connection.execute(up).scalars()) - set(recent.scalars()) - {node})
 
 

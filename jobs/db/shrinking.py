@@ -19,6 +19,7 @@ from sqlalchemy import Connection, select, update
 
 from infra.database import now
 from jobs.db.claims import is_held, is_there
+from jobs.db.leases import takes_no_jobs
 from jobs.db.records import Assignment
 from jobs.db.tables import attempts, jobs, members, nodes
 from jobs.errors import LostRace
@@ -77,7 +78,7 @@ def take_over(
 
 def depart(connection: Connection, assignment: Assignment) -> bool:
     """Leave a group that can go on without this node, if the node is draining. Returns whether it has."""
-    draining = select(nodes.c.name).where(nodes.c.name == assignment.node, nodes.c.draining.is_(True))
+    draining = select(nodes.c.name).where(nodes.c.name == assignment.node, takes_no_jobs())
     if connection.execute(draining).first() is None or _lock(connection, assignment) != "rendering":
         return False
     if len(_places(connection, assignment)) == 1:

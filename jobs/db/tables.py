@@ -258,6 +258,21 @@ nodes = Table(
     # The tags that people gave it, and those of its agent's settings, see `jobs.tags`.
     Column("tags", String(512), nullable=False, default="", server_default=""),
     Column("own_tags", String(512), nullable=False, default="", server_default=""),
+    # When the maintenance ends that lasts now; set by the dispatcher, see `jobs.db.maintenance`.
+    Column("maintained_until", Double),
+    # Since when its agent is asked to begin anew once nothing runs here.
+    Column("restart_asked", Double),
+)
+
+maintenance = Table(
+    "maintenance",
+    metadata,
+    Column("id", String(12), primary_key=True),
+    Column("node", String(128), nullable=False, index=True),
+    # Comes again and again; else it has a beginning and an end.
+    Column("time_window", String(128)),
+    Column("begins", Double),
+    Column("ends", Double),
 )
 
 # The uptimes of nodes that are over; the present one is in the node's row.

@@ -90,6 +90,8 @@ class Agent:
     _worker: Worker | None = None
     _app: Celery | None = None
     _taken: NameTaken | None = None
+    restarts: bool = False
+    """It has ended so that whoever runs it begins anew."""
     _lease: NodeLease = field(init=False, repr=False)
     _health: NodeHealth = field(init=False, repr=False)
     _launcher: Launcher = field(init=False, repr=False)
@@ -236,6 +238,9 @@ class Agent:
         if self._launcher.take_ended():
             self._sweep_by = 0.0
         self._sweep()
+        if self._lease.restart and not len(self._launcher.supervisors):
+            self.restarts = True
+            self.stop()
 
     def _launch_announced(self) -> None:
         """Launch what messages ask for."""

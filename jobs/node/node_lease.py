@@ -39,6 +39,8 @@ class NodeLease:
     _draining: bool = False
     """As the row had it last: a row that is made again keeps it."""
     _told: list[dict[str, str]] = field(default_factory=list)
+    restart: bool = False
+    """Whether the agent is asked to begin anew."""
 
     def take(self, problems: list[Problem], stopping: Callable[[float], bool]) -> bool:
         """Register the node. Waits for the lease of an agent of the same name that has ended without signing
@@ -78,7 +80,7 @@ class NodeLease:
             if renewal is None:
                 self._register_again(connection, rows)
             else:
-                self._draining = renewal.draining
+                self._draining, self.restart = renewal.draining, renewal.restart
         self._renewed, self._told = time.monotonic(), rows
         return None if renewal is None else renewal.moment
 

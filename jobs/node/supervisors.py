@@ -45,6 +45,10 @@ class Supervisors:
     def __contains__(self, attempt: str) -> bool:
         return attempt in self._running
 
+    def __len__(self) -> int:
+        """How many are running, as far as it has been looked."""
+        return len(self._running)
+
     def are_free(self, attempt: str, slots: tuple[int, ...]) -> bool:
         """Whether no supervisor has any of the slots that were given to an attempt. One that has them for too
         long is killed."""

@@ -13,7 +13,8 @@ from infra.database import Database, now
 from jobs.db.claims import slots_held
 from jobs.db.dependencies import release
 from jobs.db.growing import elastic_parts
-from jobs.db.leases import DISPATCHER, hold_lease, lock_placement, node_is_up
+from jobs.db.leases import DISPATCHER, hold_lease, lock_placement, node_is_up, takes_no_jobs
+from jobs.db.maintenance import entries_by_node, keep_maintenance, seconds_until
 from jobs.db.outcomes import sweep, unreliable_nodes
 from jobs.db.queues import queue_rules, stop_closed
 from jobs.db.rates import Rates, read_rates, slot_seconds_left
@@ -47,9 +48,9 @@ def dispatch(
 
     `is_steady` is given the database's clock; where it is False no attempt is declared lost: right after an
     outage of the database, or a change of its clock, all leases look expired.
-    `moment` is the time at which the queues' time windows are evaluated, in seconds since the epoch; default
-    now. `on_lost` is called with the name of the node of each lost attempt. A running job that would end
-    `regroup_gain_s` sooner on more slots may begin anew.
+    `moment` is the time at which the time windows of queues and of maintenance are evaluated, in seconds
+    since the epoch; default now. `on_lost` is called with the name of the node of each lost attempt. A
+    running job that would end `regroup_gain_s` sooner on more slots may begin anew.
     """
     with database.write() as connection:
         if not hold_lease(connection, DISPATCHER, holder, LEASE_S):
@@ -58,6 +59,7 @@ def dispatch(
             for node in sweep(connection):
                 on_lost(node)
         stop_closed(connection, moment)
+        keep_maintenance(connection, moment)
         release(connection)
         parts = elastic_parts(connection)
         farm = read_surroundings(connection, moment, lent=lent_slots(parts), regroups=True)
@@ -131,7 +133,7 @@ def read_surroundings(
     come back, or `pending` more. With `regroups` the groups have what is left of their jobs."""
     rules = queue_rules(connection, moment)
     rates = read_rates(connection)
-    up, running = nodes_up(connection), running_groups(connection, rates, anew=regroups)
+    up, running = nodes_up(connection, moment=moment), running_groups(connection, rates, anew=regroups)
     free_of, more = _free_slots(up, running), lent + (pending or 0)
     free = sum(free_of.values()) + more
     groups = Counter(group.queue for group in running)
@@ -143,11 +145,13 @@ def read_surroundings(
     return Surroundings(up=up, running=running, pending=waiting, rules=rules, queued_s=queued_s)
 
 
-def nodes_up(connection: Connection, *, usable: bool = True) -> list[Node]:
+def nodes_up(connection: Connection, *, usable: bool = True, moment: float | None = None) -> list[Node]:
     """The nodes that are up; with `usable` without those that are draining or unhealthy."""
     up = select(nodes).where(node_is_up()).order_by(nodes.c.name)
     if usable:
-        up = up.where(nodes.c.draining.is_(False))
+        up = up.where(~takes_no_jobs())
+    planned = entries_by_node(connection)
+    at: float = connection.execute(select(now())).scalar_one() if moment is None else moment
     return [
         Node(
             name=row.name,
@@ -156,6 +160,7 @@ def nodes_up(connection: Connection, *, usable: bool = True) -> list[Node]:
             numerics=row.numerics or "",
             vram_bytes=None if row.vram_bytes is None else int(row.vram_bytes),
             tags=read_tags(row.tags) | read_tags(row.own_tags),
+            maintenance=seconds_until(planned.get(row.name, ()), at),
         )
         for row in connection.execute(up)
         if not (usable and row.problems)
@@ -181,7 +186,7 @@ def running_groups(connection: Connection, rates: Rates, *, anew: bool = False) 
                 queue=row.queue,
                 slots=held,
                 ends_in=None if left is None else left / max(1, sum(held.values())),
-                anew=_estimated_job(row, rates) if anew and row.state == "rendering" else None,
+                anew=estimated_job(row, rates) if anew and row.state == "rendering" else None,
             )
         )
     return found
@@ -203,7 +208,7 @@ def _pending_jobs(
     rows = considered(connection, closed, room, free, most)
     avoid = unreliable_nodes(connection, [row.id for row, _, _ in rows])
     return [
-        _estimated_job(
+        estimated_job(
             row,
             rates,
             priority=priority,
@@ -228,7 +233,7 @@ def pending_job(row: Any, **more: Any) -> PendingJob:
     )
 
 
-def _estimated_job(row: Any, rates: Rates, **more: Any) -> PendingJob:
+def estimated_job(row: Any, rates: Rates, **more: Any) -> PendingJob:
     """What is left of a job, with its time on the smallest group, which is the longest."""
     left = slot_seconds_left(rates, row.model, row.work, row.progress)
     seconds = None if left is None else left / int(row.least_ranks)

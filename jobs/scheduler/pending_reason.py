@@ -14,9 +14,11 @@ from jobs.db.nodes import list_nodes
 from jobs.db.queues import queue_rules
 from jobs.db.rates import read_rates
 from jobs.db.tables import jobs
+from jobs.formatting import duration
 from jobs.scheduler.capacity import size_text
-from jobs.scheduler.dispatcher import nodes_up, pending_job, running_groups
-from jobs.scheduler.placement import Node, fits
+from jobs.scheduler.dispatcher import estimated_job, nodes_up, pending_job, running_groups
+from jobs.scheduler.pending_jobs import PendingJob
+from jobs.scheduler.placement import Node, fits, place
 from jobs.tags import tags_text
 
 
@@ -33,8 +35,11 @@ def pending_reason(connection: Connection, job: str) -> str | None:
     if row.not_before is not None and row.not_before > moment:
         return f"its start time, {datetime.fromtimestamp(row.not_before).astimezone():%Y-%m-%d %H:%M %Z}"
     up = nodes_up(connection)
-    return _queue_reason(connection, row.queue, moment) or (
-        _node_reason(row, up) if up else _absence(connection)
+    return (
+        _queue_reason(connection, row.queue, moment)
+        or (_node_reason(row, up) if up else _absence(connection))
+        or _maintenance_reason(estimated_job(row, read_rates(connection)), up, moment)
+        or "its turn"
     )
 
 
@@ -44,6 +49,11 @@ def _absence(connection: Connection) -> str:
     if not there:
         return "a node"
     unhealthy = [node for node in there if node["problems"]]
+    kept = [node for node in there if node["maintained_until"] is not None]
+    if kept and not unhealthy:
+        first = min(kept, key=lambda node: (node["maintained_until"], node["name"]))
+        end = f"{datetime.fromtimestamp(first['maintained_until']).astimezone():%Y-%m-%d %H:%M %Z}"
+        return f"the end of the maintenance of node {first['name']} ({end})"
     if not unhealthy:
         return "a node that is not draining"
     first = unhealthy[0]
@@ -60,10 +70,25 @@ def _queue_reason(connection: Connection, name: str, moment: float) -> str | Non
     return None
 
 
-def _node_reason(row: Any, up: list[Node]) -> str:
+def _maintenance_reason(job: PendingJob, up: list[Node], moment: float) -> str | None:
+    """Where it fits on nodes that run nothing else, but not before their maintenance."""
+    if place(up, [], [job], []).placed:
+        return None
+    planned = [(node.maintenance[1], node.name) for node in up if node.maintenance and job.tags <= node.tags]
+    if not planned:
+        return None
+    ends_in, name = min(planned)
+    end = f"{datetime.fromtimestamp(moment + ends_in).astimezone():%Y-%m-%d %H:%M %Z}"
+    takes = duration(job.estimated_seconds or 0.0)
+    return (
+        f"the end of the maintenance of node {name} ({end}): it takes about {takes}, more than is left before"
+    )
+
+
+def _node_reason(row: Any, up: list[Node]) -> str | None:
     job = pending_job(row)
     if fits(up, job):
-        return "its turn"
+        return None
     sizes = ", or ".join(size_text(size) for size in reversed(job.sizes))
     if not job.tags:
         return f"more or larger nodes: needs {sizes}"

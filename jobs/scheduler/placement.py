@@ -38,6 +38,8 @@ class Node:
     vram_bytes: int | None = None
     """Memory of each slot; None if unknown, then nothing is refused."""
     tags: frozenset[str] = frozenset()
+    maintenance: tuple[float, float] | None = None
+    """Seconds until its next maintenance begins and ends; None without any."""
 
     def has_memory(self, memory_bytes: int | None) -> bool:
         """True if a slot has room for a rank that needs so many bytes."""
@@ -217,8 +219,28 @@ class _FarmState:
     def _fit_on(
         self, job: PendingJob, size: GroupSize, share: int, free: FreeSlots, reserved: frozenset[str]
     ) -> dict[str, int] | None:
+        """Nodes whose maintenance would begin before the job ends are left out; the others are asked again,
+        since a group that is smaller takes longer."""
+        left_out = frozenset[str]()
+        while (slots := self._slots_on(job, size, share, free, reserved, left_out)) is not None:
+            ranks = sum(slots.values())
+            late = {name for name in slots if self._meets_maintenance(job, name, ranks)}
+            if not late:
+                break
+            left_out |= late
+        return slots
+
+    def _slots_on(
+        self,
+        job: PendingJob,
+        size: GroupSize,
+        share: int,
+        free: FreeSlots,
+        reserved: frozenset[str],
+        left_out: frozenset[str],
+    ) -> dict[str, int] | None:
         def may_use(name: str) -> bool:
-            return name not in reserved or self._ends_in_time(job, name)
+            return name not in left_out and (name not in reserved or self._ends_in_time(job, name))
 
         wanted = min(size.most, share)
         # Best is one node that holds all, with the fewest free slots; else the emptiest nodes, so the fewest.
@@ -243,7 +265,7 @@ class _FarmState:
         """The nodes to reserve for a job that does not fit: those that become free first."""
         fewest_first = self._eligible(job, job.sizes[::-1])
         large, size = next(each for each in fewest_first if self._is_large_enough(*each))
-        free_in = self._free_in()
+        free_in = self._free_in(job)
         soonest = sorted(large, key=lambda name: (free_in[name], name))
         chosen: list[str] = []
         while sum(self._nodes[name].slots for name in chosen) < size.least:
@@ -297,15 +319,26 @@ class _FarmState:
     def _is_large_enough(self, names: list[str], size: GroupSize) -> bool:
         return sum(self._nodes[name].slots for name in names) >= size.least
 
-    def _free_in(self) -> dict[str, float]:
-        """Seconds until all slots of each node are free."""
+    def _free_in(self, job: PendingJob) -> dict[str, float]:
+        """Seconds until all slots of each node are free for a job, its maintenance included."""
         found = dict.fromkeys(self._nodes, 0.0)
         for group in self._running:
             ends_in = float("inf") if group.ends_in is None else group.ends_in
             for name, count in group.slots.items():
                 if count and name in found:
                     found[name] = max(found[name], ends_in)
+        for name, node in self._nodes.items():
+            if node.maintenance is not None and self._meets_maintenance(job, name, job.least, found[name]):
+                found[name] = max(found[name], node.maintenance[1])
         return found
+
+    def _meets_maintenance(self, job: PendingJob, name: str, ranks: int, starts_in: float = 0.0) -> bool:
+        """Whether it is expected to run, on so many ranks, when maintenance of a node begins."""
+        planned = self._nodes[name].maintenance
+        if planned is None:
+            return False
+        takes = 0.0 if job.slot_seconds is None else job.slot_seconds / ranks
+        return starts_in + takes >= planned[0]
 
     def _ends_in_time(self, job: PendingJob, name: str) -> bool:
         until = self._wait[name]

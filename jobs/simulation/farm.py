@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from jobs.db.maintenance import Maintenance, seconds_until
 from jobs.db.records import QueueRules
 from jobs.db.time_window import TimeWindow
 from jobs.scheduler.candidates import Room, most_candidates, most_of_the_longest
@@ -107,6 +108,8 @@ class SimulatedFarm:
 
     nodes: dict[str, Node]
     queues: dict[str, Queue]
+    maintenance: Mapping[str, Sequence[Maintenance]] = field(default_factory=dict)
+    """By node."""
     down: set[str] = field(default_factory=set)
     groups: dict[str, Group] = field(default_factory=dict)
     """By job name; changed by `begin` and `end`."""
@@ -140,7 +143,7 @@ class SimulatedFarm:
 
     def place(self, moment: float) -> Decision:
         """A round of the scheduler: which queued jobs begin now."""
-        up = [node for node in self.nodes.values() if node.name not in self.down]
+        up = self._up(moment)
         free_of = self.free_slots(node.name for node in up)
         free = sum(free_of.values())
         if free == 0:
@@ -154,11 +157,20 @@ class SimulatedFarm:
 
     def regroup(self, moment: float) -> list[Group]:
         """The groups that end so that their jobs begin anew on more slots."""
-        up = [node for node in self.nodes.values() if node.name not in self.down]
+        up = self._up(moment)
         running = [
             replace(each, anew=self._anew(self.groups[each.job], moment)) for each in self._running(moment)
         ]
         return [self.groups[each.job] for each in jobs_to_regroup(up, running)]
+
+    def _up(self, moment: float) -> list[Node]:
+        """The nodes that take jobs, each with its next maintenance."""
+        found = []
+        for node in self.nodes.values():
+            planned = seconds_until(self.maintenance.get(node.name, ()), moment)
+            if node.name not in self.down and (planned is None or planned[0] > 0):
+                found.append(node if planned is None else replace(node, maintenance=planned))
+        return found
 
     def _running(self, moment: float) -> Iterable[RunningGroup]:
         return [

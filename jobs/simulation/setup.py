@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, select
 
+from jobs.db.maintenance import entries_by_node
 from jobs.db.queues import list_queues
 from jobs.db.rates import read_rates, slot_seconds_left
 from jobs.db.records import QueueRules
@@ -91,7 +92,7 @@ def from_farm(connection: Connection, add_nodes: int = 0) -> Simulator:
     `add_nodes` adds so many nodes like the one with the most slots. Raises `BadInput` when no node is up, or
     when a job's model has no measured rate.
     """
-    nodes = {node.name: node for node in nodes_up(connection)}
+    nodes = {node.name: replace(node, maintenance=None) for node in nodes_up(connection)}
     if not nodes:
         raise BadInput("nodes", 0, "are up; start an agent, or simulate a scenario from a file")
     largest = max(nodes.values(), key=lambda node: (node.slots, node.name))
@@ -109,7 +110,8 @@ def from_farm(connection: Connection, add_nodes: int = 0) -> Simulator:
         for name, queue in known.items()
         if not queue["paused"]
     }
-    farm = SimulatedFarm(nodes=nodes, queues=queues)
+    planned = {name: own for name, own in entries_by_node(connection).items() if name in nodes}
+    farm = SimulatedFarm(nodes=nodes, queues=queues, maintenance=planned)
     return Simulator(farm=farm, jobs=_queued_jobs(connection, queues, start), start=start, times={})
 
 

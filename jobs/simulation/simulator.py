@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
 
+from jobs.db.maintenance import next_maintenance
 from jobs.db.records import PlacedGroup
 from jobs.simulation.farm import Group, Job, SimulatedFarm
 from jobs.simulation.outcome import Outcome, OwnerWait, percentile
@@ -51,6 +52,8 @@ class Simulator:
         for job in self.jobs:
             self._at(job.created, lambda job=job: self.farm.add(job))  # type: ignore[misc]
         self._watch_windows()
+        for name in self.farm.maintenance:
+            self._watch_maintenance(name)
         self._draw_faults()
         while self._events and self._done < len(self.jobs) and self._now < self.start + _HORIZON_S:
             self._advance()
@@ -136,6 +139,12 @@ class Simulator:
                 finish = self._end if group.ends <= self._now else self._stop
                 finish(group)
         self._at(window.next_change(self._now), lambda: self._window_changes(name))
+
+    def _watch_maintenance(self, node: str) -> None:
+        """A round when a maintenance of a node ends, and so on."""
+        found = next_maintenance(self.farm.maintenance[node], self._now)
+        if found is not None:
+            self._at(found[1], lambda: self._watch_maintenance(node))
 
     def _draw_faults(self) -> None:
         if self.faults is None:
