@@ -80,6 +80,7 @@ class Scene:
             "submit-batch": "/submit?part=batch#batch",
             "variation": f"/submit?job={one}",
             "webhooks": "/webhooks",
+            "budgets": "/budgets",
             "delete": f"/batches/{self.batch}/delete",
             "api": "/api",
             "missing": "/nothing",

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from infra.database import now
+from jobs.db.budgets import count_held
 from jobs.db.nodes import list_nodes
 from jobs.db.queues import list_queues
 from jobs.db.rates import read_rates, slot_seconds_left
@@ -22,8 +23,8 @@ from jobs.tags import read_tags
 
 def estimate(connection: Connection) -> list[dict[str, Any]]:
     """For each queue with work: jobs, jobs of unknown duration, jobs that cannot run on the nodes of the farm
-    with a reason, slot hours, the end, whether it fits into the time window, and the number of missed
-    deadlines. Times are seconds since the epoch."""
+    and jobs that wait for a budget, each with a reason, slot hours, the end, whether it fits into the time
+    window, and the number of missed deadlines. Times are seconds since the epoch."""
     moment = connection.execute(select(now())).scalar_one()
     up = [node for node in list_nodes(connection) if node["state"] == "up"]
     slots = sum(node["slots"] for node in up)
@@ -50,9 +51,11 @@ def estimate(connection: Connection) -> list[dict[str, Any]]:
     rules = {queue["name"]: queue for queue in list_queues(connection)}
     loads = [_load(name, tally, rules[name], up) for name, tally in sorted(tallies.items())]
     ends = forecast(loads, slots, moment)
-    impossible = count_impossible_jobs(connection)
+    impossible, held = count_impossible_jobs(connection), count_held(connection)
     return [
-        _line(load, tallies[load.queue], ends[load.queue], moment) | _possible(impossible.get(load.queue))
+        _line(load, tallies[load.queue], ends[load.queue], moment)
+        | _held(held.get(load.queue))
+        | _possible(impossible.get(load.queue))
         for load in loads
     ]
 
@@ -61,6 +64,9 @@ def verdict(line: dict[str, Any]) -> str:
     """Whether a queue's jobs are done in time, for people."""
     if line["cannot_run"]:
         return f"no: {plural(line['cannot_run'], 'job')} {line['cannot_run_reason']}"
+    if line.get("held"):
+        verb = "waits" if line["held"] == 1 else "wait"
+        return f"no: {plural(line['held'], 'job')} {verb} for {line['held_reason']}"
     if line["unknown"]:
         return f"unknown: no measured rate for {plural(line['unknown'], 'job')}"
     missed = line["deadlines_missed"]
@@ -73,6 +79,13 @@ def _possible(impossible: tuple[int, str] | None) -> dict[str, Any]:
     if impossible is None:
         return {"cannot_run": 0, "cannot_run_reason": None}
     return {"cannot_run": impossible[0], "cannot_run_reason": impossible[1], "ends": None, "fits": False}
+
+
+def _held(held: tuple[int, str] | None) -> dict[str, Any]:
+    """What is said of jobs that wait for a budget; nobody knows what they do in the next period."""
+    if held is None:
+        return {"held": 0, "held_reason": None}
+    return {"held": held[0], "held_reason": held[1], "ends": None, "fits": False}
 
 
 class _Tally:

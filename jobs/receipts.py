@@ -22,6 +22,8 @@ COLUMNS = (
     "lost_slot_seconds",
     "price",
     "price_per_megapixel",
+    "budget",
+    "budget_used",
 )
 
 
@@ -32,6 +34,12 @@ def receipt_lines(report: dict[str, Any], price_per_slot_hour: float | None = No
         for kind, totals in (("owner", report["owners"]), ("batch", report["batches"]))
         for name, figures in totals.items()
     ]
+    budgets = {each["owner"]: each for each in report.get("budgets", ())}
+    for line in lines:
+        # Of the budget's own period, which need not be the report's.
+        known = budgets.get(line["name"]) if line["kind"] == "owner" else None
+        if known is not None:
+            line |= {"budget": known["amount"], "budget_used": known["used"]}
     idle = {"slot_seconds": report["idle_slot_seconds"]}
     return [*lines, _line("idle", "", idle, price_per_slot_hour)]
 
@@ -47,6 +55,8 @@ def _line(kind: str, name: str, figures: dict[str, float], hourly: float | None)
         "slot_seconds": round(figures["slot_seconds"], 3),
         "lost_slot_seconds": round(figures.get("lost_slot_seconds", 0.0), 3),
         "price": None if price is None else round(price, 4),
+        "budget": None,
+        "budget_used": None,
         "price_per_megapixel": None if price is None or not megapixels else round(price / megapixels, 6),
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from infra.database import now
+from jobs.db.budgets import list_budgets
 from jobs.db.deleted_jobs import DeletedJob, deleted_since
 from jobs.db.growing import slot_stays
 from jobs.db.slot_time import Stay, slot_seconds
@@ -21,6 +22,8 @@ from jobs.estimate import estimate
 _SLOWEST_JOBS = 5
 _IMAGES = 8
 """The newest ones, for a picture of them."""
+_CHUNK = 5000
+"""Ids of one query: databases limit how many values it may have."""
 _FIGURES = ("jobs", "done", "failed", "megapixels", "model_seconds", "slot_seconds", "lost_slot_seconds")
 _NODE_FIGURES = ("slot_seconds", "lost_slot_seconds", "idle_slot_seconds", "failed_attempts")
 
@@ -80,6 +83,7 @@ def make_report(connection: Connection, scope: Scope) -> dict[str, Any]:
         "owners": _totals(every, mine, {row.id: [row.owner] for row in every.values()}),
         "batches": _totals(every, mine, _batches(connection, scope, deleted)),
         "nodes": _nodes(mine, idle),
+        "budgets": [each.to_dict() for each in list_budgets(connection)],
         "estimate": estimate(connection),
         "slowest": [
             {"job": row.id, "prompt": row.prompt, "slot_seconds": mine[row.id].seconds} for row in slowest
@@ -146,6 +150,22 @@ def _spent(
             each.failures.append(row.failed_node)
     _deal_out(found, {row.id: row for row in rows})
     return found
+
+
+def spent_by_owner(connection: Connection, since: float, until: float) -> dict[str, float]:
+    """Slot seconds of all owners between two moments, the second of which is now."""
+    gone = list(deleted_since(connection, since))
+    spent = _spent(connection, since, until, gone)
+    owners = {job.id: job.owner for job in gone}
+    ids = [job for job in spent if job not in owners]
+    for start in range(0, len(ids), _CHUNK):
+        named = select(jobs.c.id, jobs.c.owner).where(jobs.c.id.in_(ids[start : start + _CHUNK]))
+        owners |= {row.id: row.owner for row in connection.execute(named)}
+    found: dict[str, float] = defaultdict(float)
+    for job, each in spent.items():
+        if job in owners:
+            found[owners[job]] += each.seconds
+    return dict(found)
 
 
 def _deal_out(found: Mapping[str, _TimeSpent], rows: Mapping[str, Any]) -> None:

@@ -9,12 +9,13 @@ from datetime import datetime
 from typing import Any
 
 from jobs.estimate import verdict
-from jobs.formatting import plural, thousands
+from jobs.formatting import percent, plural, thousands
 from jobs.page_templates import environment
 
 _FAILED = 20
 """Failed images that are listed; the others are counted."""
-_EMPTY: dict[str, Any] = {"reasons": [], "nodes": {}, "estimate": [], "megapixels": 0.0, "receipts": []}
+_EMPTY: dict[str, Any] = {"reasons": [], "nodes": {}, "estimate": [], "megapixels": 0.0, "receipts": [],
+                          "budgets": []}  # fmt: skip
 """What the board of an older version leaves out."""
 
 
@@ -101,6 +102,7 @@ def _tables(report: Mapping[str, Any]) -> list[Table]:
         _failed(report["failed"]),
         Table("What is left", ("Queue", "On time", "Empty at", "Images", "Slot hours"), left, texts=3),
         _used("Owners", "Owner", "owner", report),
+        _budgets(report["budgets"]),
         _used("Batches", "Batch", "batch", report),
         Table("Nodes", ("Node", "Slot hours", "Lost", "Idle", "Failed attempts"), nodes),
         Table("Slowest images", ("Prompt", "Job", "Slot time"), slowest, texts=2),
@@ -131,6 +133,20 @@ def _used(title: str, name: str, kind: str, report: Mapping[str, Any]) -> Table:
         for each, line in report["batches" if kind == "batch" else "owners"].items()
     ]
     return Table(title, head, rows)
+
+
+def _budgets(known: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [
+        (
+            each["owner"],
+            f"{each['state']} until {_day(each['ends'])}",
+            _price(each["used"]),
+            _price(each["amount"]),
+            percent(each["share"]),
+        )
+        for each in known
+    ]
+    return Table("Budgets", ("Owner", "State", "Used", "Of", "Share"), rows, texts=2)
 
 
 def _price(price: float | None) -> str:

@@ -17,7 +17,6 @@ from jobs.board.spec_body import SpecBody, spec_values
 from jobs.db.audit import list_acts, record
 from jobs.db.board_queries import Cursor, attempts_of, batch_rows, page_jobs, show_batch
 from jobs.db.commands import VERBS, apply_command, apply_to_all, set_priority
-from jobs.db.dependencies import waits_for
 from jobs.db.find_predecessors import find_predecessors
 from jobs.db.leases import lock_placement
 from jobs.db.node_changes import MOST_COMMENT, cancel_maintenance, plan_maintenance
@@ -37,6 +36,7 @@ from jobs.renditions.farm import wanted_channels
 from jobs.report import Scope, make_report
 from jobs.scheduler.capacity import find_impossible_jobs
 from jobs.scheduler.pending_reason import pending_reason
+from jobs.scheduler.waiting import what_jobs_wait_for
 from jobs.tags import MOST_TAGS, parse_tags
 from render.errors import BadInput
 from render.spec import Spec
@@ -181,7 +181,7 @@ def list_jobs(
         page = page_jobs(connection, wanted, limit, after=cursor)
         counts = None if search else count_jobs(connection, wanted)
         named, ids = with_names(connection, page.jobs, batch or None), [row["id"] for row in page.jobs]
-        impossible, waiting = find_impossible_jobs(connection, ids), waits_for(connection, ids)
+        impossible, waiting = find_impossible_jobs(connection, ids), what_jobs_wait_for(connection, ids)
     found = [
         row | {"cannot_run": impossible.get(row["id"]), "waits_for": waiting.get(row["id"])} for row in named
     ]

@@ -17,6 +17,7 @@ from infra.errors import ServiceError, StoreError, StoreMissing
 from jobs.board import (
     api,
     batch_review,
+    budgets,
     deletion,
     downloads,
     files_api,
@@ -50,7 +51,7 @@ def make_app(board: Board) -> SecurityMiddleware:
     app.state.board = board
     # Images first: tiles are the most frequent requests.
     apis = (api, files_api, batch_review, webhooks_api, openai_images)
-    views = (deletion, forms, job_selection, queue_page, node_page, webhooks_page, pages)
+    views = (budgets, deletion, forms, job_selection, queue_page, node_page, webhooks_page, pages)
     for part in (images, downloads, *apis, *views):
         app.include_router(part.router)
     app.add_api_route("/healthz", _health, include_in_schema=False)

@@ -30,9 +30,9 @@ from jobs.db.board_queries import (
     newest_done,
     page_jobs,
 )
+from jobs.db.budgets import list_budgets
 from jobs.db.commands import VERBS
 from jobs.db.custom_ids import base_of
-from jobs.db.dependencies import waits_for
 from jobs.db.nodes import list_nodes
 from jobs.db.queries import Filter, count_jobs, list_batches, show_job, shown_batch
 from jobs.db.queues import check_exists
@@ -45,6 +45,7 @@ from jobs.logs import LogReader
 from jobs.renditions.channel import known_channels
 from jobs.scheduler.capacity import find_impossible_jobs
 from jobs.scheduler.pending_reason import pending_reason
+from jobs.scheduler.waiting import what_jobs_wait_for
 from render.errors import BadInput
 from render.models.packaged import packaged_models
 from render.output.manifest import parse_manifest
@@ -68,6 +69,7 @@ def error_page(request: Request, status: int, text: str) -> Response:
 def queues(board: Board, request: Request) -> dict[str, Any]:
     with board.farm.database.read() as connection:
         active, nodes, done = active_jobs(connection, 12), list_nodes(connection), newest_done(connection, 12)
+        known_budgets = list_budgets(connection) if request.state.role == "operator" else []
     up = [node for node in nodes if node["up"]]
     known = board.outlook()
     counts = {state: sum(queue["jobs"].get(state, 0) for queue in known) for state in STATES}
@@ -79,6 +81,7 @@ def queues(board: Board, request: Request) -> dict[str, Any]:
         "slots": sum(node["slots"] for node in up),
         "used": sum(node["used"] for node in up),
         "nodes": len(up),
+        "budgets": [f"{each.text} are used" for each in known_budgets if each.state != "open"],
     }
 
 
@@ -107,7 +110,7 @@ def job_list(board: Board, request: Request) -> dict[str, Any]:
         )
         counts = _counts(board, connection, wanted)
         ids = [row["id"] for row in found.jobs]
-        impossible, waiting = find_impossible_jobs(connection, ids), waits_for(connection, ids)
+        impossible, waiting = find_impossible_jobs(connection, ids), what_jobs_wait_for(connection, ids)
     link = _Links("/jobs", given)
     return {
         "jobs": [

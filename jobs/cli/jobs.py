@@ -13,7 +13,6 @@ from jobs.cli.terminal import print_json, print_line, print_table
 from jobs.db.audit import record
 from jobs.db.board_queries import attempts_of
 from jobs.db.commands import VERBS, apply_command, apply_to_all, set_priority
-from jobs.db.dependencies import waits_for
 from jobs.db.leases import lock_placement
 from jobs.db.queries import Filter, count_jobs, find_job, job_ids, list_jobs, show_job, with_names
 from jobs.db.queues import check_exists
@@ -22,6 +21,7 @@ from jobs.farm import Farm
 from jobs.formatting import age, counts_by_state, duration, percent, plural
 from jobs.scheduler.capacity import find_impossible_jobs
 from jobs.scheduler.pending_reason import pending_reason
+from jobs.scheduler.waiting import what_jobs_wait_for
 from jobs.tags import tags_text
 
 _PAST = {"cancel": "Cancelled", "pause": "Paused", "resume": "Resumed", "retry": "Queued"}
@@ -67,7 +67,7 @@ def list_command(
         check_exists(connection, batch, queue)
         found, counts = list_jobs(connection, wanted, limit), count_jobs(connection, wanted)
         found, ids = with_names(connection, found, batch), [row["id"] for row in found]
-        impossible, waiting = find_impossible_jobs(connection, ids), waits_for(connection, ids)
+        impossible, waiting = find_impossible_jobs(connection, ids), what_jobs_wait_for(connection, ids)
     found = [
         row | {"cannot_run": impossible.get(row["id"]), "waits_for": waiting.get(row["id"])} for row in found
     ]

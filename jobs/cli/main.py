@@ -104,6 +104,7 @@ _COMMANDS = {
         "estimate": "jobs.cli.report:estimate_command",
         "simulate": "jobs.cli.simulate:simulate",
         "report": "jobs.cli.report:report",
+        "budget": "jobs.cli.budget:budget",
     },
     "Nodes and farm": {
         "up": "jobs.cli.nodes:up",

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from jobs.budgets import count_used, foresight, shown_budgets
 from jobs.cli.farm_options import farm_options
 from jobs.cli.help import examples
 from jobs.cli.terminal import print_json, print_line, print_table
@@ -130,16 +131,20 @@ def print_report(
 @farm_options
 def estimate_command(farm: Farm, as_json: bool) -> None:
     """Estimate when each queue will be empty, and whether its time window is long enough."""
+    count_used(farm.database)
     with farm.database.read() as connection:
-        lines = estimate(connection)
+        lines, budgets = estimate(connection), shown_budgets(connection)
     if as_json:
-        print_json({"queues": lines})
+        print_json({"queues": lines, "budgets": budgets})
         return
     rows = []
     for line in lines:
         hours, ends, closes = f"{line['slot_hours']:.2f}", _clock(line["ends"]), _clock(line["closes"])
         rows.append((line["queue"], line["jobs"], hours, ends, closes, verdict(line)))
     print_table("estimate", ("queue", "jobs", "slot hours", "empty at", "closes at", "fits"), rows)
+    for each in budgets:
+        if (text := foresight(each)) is not None:
+            print_line(text)
 
 
 def _write(path: Path, text: str, option: str) -> None:

@@ -14,6 +14,7 @@ import click
 
 from infra.settings import Settings
 from jobs.announcement import job_announcer
+from jobs.budgets import budget_notes
 from jobs.cli.farm_options import farm_options, whoami
 from jobs.cli.help import examples
 from jobs.cli.spec_options import given_values, spec_options
@@ -148,7 +149,8 @@ def submit_command(farm: Farm, as_json: bool, skip_bad: bool, dry_run: bool, **o
         announce()
     if reading is not None and checked.bad:
         _write_errors(reading.path, checked)
-    result |= {"queue": job_options.queue, "notes": checked.notes, **receipt.to_dict()}
+    notes = [*checked.notes, *budget_notes(farm, job_options.owner)]
+    result |= {"queue": job_options.queue, "notes": notes, **receipt.to_dict()}
     print_submission(result, as_json)
 
 

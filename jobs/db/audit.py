@@ -20,7 +20,7 @@ ACTIONS = (
     "cancel", "pause", "resume", "retry", "priority", "set queue", "delete queue", "drain", "undrain",
     "delete files", "delete", "log in", "re-roll", "add model", "remove model", "generate", "edit",
     "add webhook", "remove webhook", "test webhook", "renditions", "move", "comment", "tag", "untag",
-    "restart", "add maintenance", "remove maintenance",
+    "restart", "add maintenance", "remove maintenance", "set budget", "remove budget",
 )  # fmt: skip
 _SESSIONS = "board sessions"
 _LONGEST_TARGET = 500

@@ -144,6 +144,25 @@ deleted_jobs = Table(
     Column("files_gone", Double, index=True),
 )
 
+# What the jobs of an owner may cost in a period; without a row they are not limited.
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("owner", String(128), primary_key=True),
+    Column("amount", Double, nullable=False),
+    # Of a slot hour.
+    Column("price", Double, nullable=False),
+    # "month", "week" or "day", by the clock of the zone.
+    Column("period", String(8), nullable=False),
+    Column("zone", String(64), nullable=False),
+    # The present period.
+    Column("began", Double, nullable=False),
+    Column("ends", Double, nullable=False),
+    # Until when the slot seconds of the present period were counted.
+    Column("counted", Double, nullable=False),
+    Column("slot_seconds", Double, nullable=False),
+)
+
 entries = Table(
     "entries",
     metadata,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from celery import Celery
 
 from infra.errors import ServiceError
+from jobs.budgets import count_used
 from jobs.db.follow_ups import kind_of, take_due
 from jobs.farm import Farm
 from jobs.follow_ups import do_follow_up, kinds_here
@@ -41,6 +42,7 @@ class FollowUpRounds:
         if is_configured(self.farm.settings):
             note_due(self.farm)
         webhooks.note_due(self.farm)
+        count_used(self.farm.database)
         renditions.note_due(self.farm)
         with self.farm.database.write() as connection:
             due = {id: kind_of(connection, id) for id in take_due(connection, kinds_here(self.farm))}

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, exists, func, select
 
 from infra.database import now
+from jobs.db.budgets import may_begin, used_up
 from jobs.db.deleted_jobs import files_left
 from jobs.db.dependencies import is_free
 from jobs.db.leases import CLOCK_SLACK_S
@@ -81,6 +82,8 @@ def considered(
     columns = [jobs.c[name] for name in (*COLUMNS, "created")]
     ready = (jobs.c.not_before.is_(None)) | (jobs.c.not_before <= moment) | _waits_too_long(moment)
     ready &= is_free() & ~files_left()
+    if held := {budget.owner for budget in used_up(connection)}:
+        ready &= may_begin(held)
     # A group that is still writing its checkpoint ends first.
     stopping = exists().where(attempts.c.job == jobs.c.id, attempts.c.ended.is_(None))
     oldest: list[tuple[Any, int, float]] = []

@@ -9,7 +9,6 @@ from sqlalchemy import Connection, select
 
 from infra.database import now
 from jobs.db.deleted_jobs import files_left
-from jobs.db.dependencies import waits_for
 from jobs.db.nodes import list_nodes
 from jobs.db.queues import queue_rules
 from jobs.db.rates import read_rates
@@ -19,6 +18,7 @@ from jobs.scheduler.capacity import size_text
 from jobs.scheduler.dispatcher import estimated_job, nodes_up, pending_job, running_groups
 from jobs.scheduler.pending_jobs import PendingJob
 from jobs.scheduler.placement import Node, fits, place
+from jobs.scheduler.waiting import what_jobs_wait_for
 from jobs.tags import tags_text
 
 
@@ -27,7 +27,7 @@ def pending_reason(connection: Connection, job: str) -> str | None:
     row = connection.execute(select(jobs).where(jobs.c.id == job)).one()
     if row.state != "queued":
         return None
-    if (others := waits_for(connection, [job]).get(job)) is not None:
+    if (others := what_jobs_wait_for(connection, [job]).get(job)) is not None:
         return others
     if connection.execute(select(jobs.c.id).where(jobs.c.id == job, files_left())).first() is not None:
         return "the files of its deleted image to be gone"

@@ -46,6 +46,7 @@ class Shown:
             "nodes": "/nodes",
             "queue": "/queues/default",
             "webhooks": "/webhooks",
+            "budgets": "/budgets",
             "delete a batch": f"/batches/{self.batch}/delete",
             "submit": "/submit",
             "API": "/api",
