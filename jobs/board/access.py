@@ -75,11 +75,14 @@ class Access:
 
     tokens: tuple[Token, ...] = ()
     _key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    by_proxy: bool = False
+    """Whether a proxy logs people in, so that nobody is let in for want of tokens."""
 
     @property
     def open(self) -> bool:
-        """True when no tokens are configured: everyone who can reach the board is an operator."""
-        return not self.tokens
+        """True when neither tokens nor a proxy are configured: everyone who can reach the board is an
+        operator."""
+        return not self.tokens and not self.by_proxy
 
     def find(self, given: str) -> Token | None:
         """The known token that equals this one, or None. Compares with every one, in constant time."""
@@ -99,8 +102,8 @@ class Access:
         """Who the token of a session was given to; empty without tokens."""
         return next((token.name for token in self.tokens if _beginning(token) == session.digest), "")
 
-    def new_session(self, role: Role, token: Token | None = None) -> Session:
-        digest = "" if token is None else _beginning(token)
+    def new_session(self, role: Role, token: Token | None = None, digest: str = "") -> Session:
+        digest = digest if token is None else _beginning(token)
         cookie = self._sessions().sign(f"{role}.{digest}.{secrets.token_hex(16)}").decode()
         return Session(role, cookie, digest)
 
@@ -138,6 +141,11 @@ class Access:
 
     def _csrf(self) -> Signer:
         return Signer(self._key, salt="csrf", key_derivation="hmac", digest_method=hashlib.sha256)
+
+
+def proxy_access(secret: bytes) -> Access:
+    """Without tokens, where a proxy logs people in. Boards with the same secret share sessions."""
+    return Access((), hmac.digest(secret, b"proxy", "sha256"), by_proxy=True)
 
 
 def read_access(tokens_file: str, secret: bytes = _PROCESS_SECRET) -> Access:

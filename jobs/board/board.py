@@ -20,6 +20,7 @@ from jobs.announcement import job_announcer
 from jobs.board.access import Access, TokensFile
 from jobs.board.deadlines import Deadlines
 from jobs.board.login_limit import LoginLimit
+from jobs.board.proxy_login import ProxyLogin
 from jobs.board.sent_files import SentFiles
 from jobs.board.uploads import Uploads
 from jobs.db.audit import session_secret
@@ -70,6 +71,8 @@ class Board:
     farm: Farm
     access: Access
     tokens: TokensFile | None = None
+    proxy: ProxyLogin | None = None
+    """How a proxy logs people in, if one does."""
     logins: LoginLimit = field(default_factory=LoginLimit)
     deadlines: Deadlines = field(default_factory=Deadlines)
     ending: threading.Event = field(default_factory=threading.Event)

@@ -11,6 +11,7 @@ from http.cookies import CookieError, SimpleCookie
 from math import ceil
 from urllib.parse import quote, urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
@@ -20,6 +21,8 @@ from jobs.board.access import COOKIE, SESSION_S, Access, Role, Session, is_loopb
 from jobs.board.board import WHO, Board
 from jobs.board.login_limit import LoginLimit
 from jobs.board.openai_errors import openai_error, speaks_openai
+from jobs.board.proxy_login import PEER, SESSION, NotLoggedIn, User
+from jobs.db.audit import record
 
 LARGEST_BODY = 1 << 20
 LARGEST_UPLOAD = 16 << 20
@@ -85,15 +88,24 @@ class SecurityMiddleware:
             refused.headers["retry-after"] = str(ceil(wait_s))
             await refused(scope, receive, _with_headers(send, None))
             return
-        session, role, name = self._authenticate(headers)
+        try:
+            user = self._user(scope, headers)
+        except NotLoggedIn as exc:
+            await _refuse(scope, 403, str(exc))(scope, receive, _with_headers(send, None))
+            return
+        session, role, name = self._authenticate(headers) if user is None else self._known(user, headers)
         if role is None and _is_bearer(headers) and not self.access.open:
             self.logins.count_wrong(address_of(scope))
-        fresh = session is None and self.access.open
+        fresh = session is None and (self.access.open or user is not None)
         if fresh:
-            session = self.access.new_session("operator")
+            digest = "" if user is None else user.digest
+            session = self.access.new_session(role or "operator", digest=digest)
             role = session.role
         who = f"{WHO}: {name or role} at {address_of(scope) or 'a socket'}"
-        scope.setdefault("state", {}).update(role=role, session=session, who=who, name=name)
+        state = {"role": role, "session": session, "who": who, "name": name, "by_proxy": user is not None}
+        scope.setdefault("state", {}).update(state)
+        if fresh and user is not None and "text/html" in headers.get("accept", ""):
+            await run_in_threadpool(self._note_login, who, user)
         respond = _with_headers(send, self._cookie(session, scope) if fresh and session else None)
         refusal = self._refusal(scope, headers, role)
         if refusal is not None:
@@ -112,13 +124,30 @@ class SecurityMiddleware:
             self.app, scope, limited, respond, refuse, slow, slow_body=path.startswith(_FILES)
         )
 
+    def _user(self, scope: Scope, headers: Headers) -> User | None:
+        """Whom the proxy has logged in. Raises `NotLoggedIn`."""
+        if self.board.proxy is None:
+            return None
+        return self.board.proxy.user(headers, scope.get(PEER, address_of(scope)))
+
+    def _known(self, user: User, headers: Headers) -> tuple[Session | None, Role, str]:
+        """The session that the user's browser has, if it has one; the role is always that of now."""
+        session = self.access.session_of(_cookie_of(headers))
+        mine = session is not None and session.digest == user.digest and session.role == user.role
+        return session if mine else None, user.role, user.name
+
+    def _note_login(self, who: str, user: User) -> None:
+        with self.board.farm.database.write() as connection:
+            record(connection, who, "log in", "the board", role=user.role)
+
     def _authenticate(self, headers: Headers) -> tuple[Session | None, Role | None, str]:
         """The session, the role, and who the token was given to."""
         if _is_bearer(headers) and not self.access.open:
             token = self.access.find(headers["authorization"].partition(" ")[2].strip())
             return (None, None, "") if token is None else (None, token.role, token.name)
         session = self.access.session_of(_cookie_of(headers))
-        if session is None:
+        if session is None or session.digest.startswith(SESSION):
+            # That of a user whom the proxy has logged in is good for nothing without the proxy.
             return None, None, ""
         return session, session.role, self.access.name_of(session)
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import webbrowser
 from collections.abc import Callable
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from infra.errors import BadSetting
-from jobs.board.access import Access, TokensFile, check_address
+from jobs.board.access import Access, TokensFile, check_address, proxy_access
 from jobs.board.app import make_app
 from jobs.board.board import Board
 from jobs.board.deadlines import LimitedProtocol
+from jobs.board.proxy_login import PEER, ProxyLogin
 from jobs.db.audit import session_secret
 from jobs.farm import Farm
 from jobs.renditions.signing import check_signer
@@ -38,7 +43,9 @@ def serve(farm: Farm, host: str, port: int, opened: str | None, report: Callable
     name = f"[{host}]" if ":" in host else host
     address = f"http://{name}:{bound.getsockname()[1]}/"
     config = uvicorn.Config(
-        make_app(board),
+        behind_proxies(make_app(board), board.proxy),
+        # Done by `behind_proxies`, which has to know who was there before.
+        proxy_headers=False,
         access_log=False,
         # Its records go to our handler.
         log_config=None,
@@ -58,12 +65,30 @@ def serve(farm: Farm, host: str, port: int, opened: str | None, report: Callable
 
 
 def _open_board(farm: Farm) -> Board:
-    if not farm.settings.tokens_file:
+    proxy = ProxyLogin.of(farm.settings)
+    if proxy is None and not farm.settings.tokens_file:
         return Board(farm, Access())
     with farm.database.write() as connection:
         secret = session_secret(connection)
+    if not farm.settings.tokens_file:
+        return Board(farm, proxy_access(secret), proxy=proxy)
     tokens = TokensFile.open(farm.settings.tokens_file, secret)
-    return Board(farm, tokens.access, tokens)
+    return Board(farm, tokens.access, tokens, proxy=proxy)
+
+
+def behind_proxies(app: ASGIApp, proxy: ProxyLogin | None) -> ASGIApp:
+    """The app, with clients as the headers of trusted proxies have them, and their peers as they are."""
+    trusted = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
+    if proxy is not None and trusted.strip() != "*":
+        trusted = ",".join((trusted, *map(str, proxy.proxies)))
+    inner = cast(ASGIApp, ProxyHeadersMiddleware(cast(Any, app), trusted_hosts=trusted))
+
+    async def noted(scope: Scope, receive: Receive, send: Send) -> None:
+        client = scope.get("client")
+        scope[PEER] = "" if client is None else str(client[0])
+        await inner(scope, receive, send)
+
+    return noted
 
 
 class _Server(uvicorn.Server):

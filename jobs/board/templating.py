@@ -59,7 +59,8 @@ def _context(request: Request, values: dict[str, Any]) -> dict[str, Any]:
         "may_change": request.state.role == "operator",
         "may_review": request.state.role in ("reviewer", "operator"),
         "reviewer": request.state.name if is_person(request.state.name) else "",
-        "has_tokens": not board.access.open,
+        "has_tokens": not board.access.open and not request.state.by_proxy,
+        "user": request.state.name if request.state.by_proxy else "",
         "csrf_token": "" if session is None else board.access.csrf_token(session),
         "notice": request.query_params.get("notice", "")[:300],
     } | values

@@ -34,21 +34,38 @@ _LONGEST_STATEMENT_S = 30.0
 )
 @click.option("--open", "opened", is_flag=True, help="Open the board in a browser on this machine.")
 @click.option("--path", default="/", show_default=True, help="Page that --open shows, such as /jobs/3fa9.")
+@click.option(
+    "--login-header", default=None, help="Header in which a proxy names the user. [CHORALE_LOGIN_HEADER]"
+)
+@click.option(
+    "--login-groups-header", default=None, help="Header of the groups. [CHORALE_LOGIN_GROUPS_HEADER]"
+)
+@click.option(
+    "--login-proxies",
+    default=None,
+    help="Addresses that these headers are taken from. [CHORALE_LOGIN_PROXIES]",
+)
+@click.option(
+    "--login-roles",
+    default=None,
+    help="Groups of each role: operator=GROUP,GROUP; viewer=*. [CHORALE_LOGIN_ROLES]",
+)
 @click.option("--database-url", default=None, help="URL of the farm's database. [CHORALE_DATABASE_URL]")
-def serve(host: str, port: int, opened: bool, path: str, database_url: str | None) -> None:
+def serve(host: str, port: int, opened: bool, path: str, **flags: str | None) -> None:
     """Serve the board and the REST API until Ctrl-C.
 
     The board shows queues, jobs, live previews and deep zoom; /api describes the REST API.
 
     An address other than loopback needs CHORALE_TOKENS_FILE, a file with a line for each token;
-    `chorale token` makes them.
+    `chorale token` makes them. Or a proxy logs people in (--login-header); docs/OPERATIONS.md has an example
+    for oauth2-proxy.
     """
     # Imported here because no other command needs a web server.
     from jobs.board.server import serve as run
 
     if parent := os.environ.get(PARENT):
         die_with_parent(int(parent))
-    settings = read_settings({"database_url": database_url})
+    settings = read_settings(flags)
     with open_farm(settings, longest_statement_s=_LONGEST_STATEMENT_S) as farm:
         run(farm, host, port, path if opened else None, report=lambda text: print_line(text, error=True))
 
