@@ -20,6 +20,8 @@ _SLOT = "CHORALE_SLOT"
 """The slot of an added rank; a request knows those of the others."""
 _DEVICE = "CHORALE_LOCAL_DEVICE"
 """Which of the GPUs that an added rank sees is its own; the others' is that of their local rank."""
+REQUESTS_BEFORE = "CHORALE_REQUESTS_BEFORE"
+"""How many requests the group had before the first one of the node of an added rank."""
 _ADD, _REMOVE = "add", "remove"
 
 
@@ -36,6 +38,11 @@ class AddedRank:
         """What its environment has in place of that of the others."""
         gpu = {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu, _DEVICE: "0"}
         return {LOCAL_RANK: str(self.local_rank), _SLOT: str(self.slot), _ADDED: "1", **gpu}
+
+
+def joining_rank(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a rank has in its environment that torchrun has started on a node which joins a group."""
+    return {LOCAL_RANK: environment[LOCAL_RANK], _ADDED: "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +72,11 @@ class Order:
 def order_to_add(ranks: Iterable[AddedRank]) -> Order:
     """The order to add ranks."""
     return Order(add=tuple(rank.environment() for rank in ranks))
+
+
+def requests_before() -> int:
+    """What the numbers of the group's requests are larger by than those that this rank reads."""
+    return int(os.environ.get(REQUESTS_BEFORE, 0))
 
 
 def is_added() -> bool:

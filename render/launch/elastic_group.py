@@ -16,7 +16,9 @@ from render.denoise.replica import Replicas
 from render.distributed import Group, SingleRankGroup, abandon, join_epoch
 from render.errors import GroupChanges, RanksLost, RenderFailed, first_line
 from render.events import EpochBegan, Event
+from render.launch.added_ranks import requests_before
 from render.launch.epoch_client import MOST_EPOCHS, Epoch, EpochClient, ServerLost
+from render.launch.rendezvous_config import INTERFACE, INTERFACE_VARIABLES, JOINS
 
 _STORE_S = 60
 
@@ -27,7 +29,8 @@ class ElasticGroup:
     def __init__(self, directory: Path, send: Callable[[Event], None]) -> None:
         """`send` passes an event on to whoever has started the group."""
         self._rank, self._send = int(os.environ["RANK"]), send
-        self.spans_nodes = int(os.environ["LOCAL_WORLD_SIZE"]) < int(os.environ["WORLD_SIZE"])
+        on_others = int(os.environ["LOCAL_WORLD_SIZE"]) < int(os.environ["WORLD_SIZE"])
+        self.spans_nodes = on_others or JOINS in os.environ
         """Whether there are ranks on other nodes."""
         self.first_of_node = False
         """Whether this rank is the first one of its node in the running epoch."""
@@ -37,7 +40,7 @@ class ElasticGroup:
         """The node that has the store."""
         self._group: Group | None = None
         self._replicas = Replicas()
-        self._request = 0
+        self._request, self._requests_before = 0, requests_before()
         self._lost = False
         """Whether this rank has left its last epoch because it did not reach the others."""
 
@@ -66,6 +69,7 @@ class ElasticGroup:
         else it raises ends the group. Raises `RenderFailed` when there is no end of epochs, and `Dismissed`
         when this rank is to leave.
         """
+        request += self._requests_before
         if request != self._request:
             self._request, self._replicas = request, Replicas()
         for _ in range(MOST_EPOCHS):
@@ -93,7 +97,7 @@ class ElasticGroup:
         """
 
         def render(group: Group, replicas: Replicas) -> None:
-            self._client.work_apart(request)
+            self._client.work_apart(request + self._requests_before)
             work(group.rank, group.world_size)
 
         self.run(request, device, render)
@@ -134,6 +138,9 @@ class ElasticGroup:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             return SingleRankGroup(epoch=epoch.number)
+        if epoch.spans_nodes and INTERFACE in os.environ:
+            # The ranks have been on one node so far, and have listened on the loopback.
+            os.environ.update(dict.fromkeys(INTERFACE_VARIABLES, os.environ[INTERFACE]))
         if self._store is None or epoch.first_node != self._first_node:
             # The node that had the store may be lost; then another one has a new store.
             self._store, self._first_node = _connect(), epoch.first_node

@@ -9,7 +9,7 @@ It takes messages of the nodes' servers (`epoch_server.py`), its own node's amon
     {"end": 2, "died": true, "crashed": true}         it has ended
         ->  {"again": 2}  or  {"gone": 2}             whether it is started again
     {"more": 2}                                       the node has two ranks more
-        ->  {"added": [4, 5]}                         which get these numbers
+        ->  {"added": [4, 5], "request": 1}           which get these numbers, and begin with this request
     {"leave": [4]}                                    ranks are not to be in the next epoch
         ->  {"dismissed": 4}                          one of them is not, and ends
     {"apart": 1}                                      each rank renders request 1 without the others
@@ -90,6 +90,10 @@ class EpochCoordinator:
         self.missing.discard(node)
         self.epochs.expect(self._nodes[node])
 
+    def admit(self, node: int) -> None:
+        """A node is there whose ranks are added to the group."""
+        self._nodes.setdefault(node, set())
+
     def take(self, node: int, message: Message) -> None:
         """A message of a node that has joined. What is none of the messages above is passed over."""
         own = self._nodes[node]
@@ -122,6 +126,11 @@ class EpochCoordinator:
             self.epochs.give_up(rank)
         if self._ended:
             return
+        if ranks <= self._added and not self._works_apart and self.epochs.survive(-1):
+            # The group has been there without it.
+            self._node_lost(node)
+            self._announce()
+            return
         idle = not self._requested(self._done + 1)
         if idle or self._works_apart or not self.epochs.survive(min(ranks, default=-1)):
             self.fail()
@@ -146,7 +155,8 @@ class EpochCoordinator:
         self._next_rank = numbers.stop
         self._added |= set(numbers)
         self._nodes[node] |= set(numbers)
-        self._send(node, {"added": list(numbers)})
+        request = max(1, self._done + self._requested(self._done + 1))
+        self._send(node, {"added": list(numbers), "request": request})
 
     def _end(self, node: int, rank: int, *, died: bool, crashed: bool) -> None:
         self._requests.pop(rank, None)

@@ -15,7 +15,8 @@ Each rank keeps one connection to a unix socket of the group's directory. Both s
 The server of the first node has the group's coordinator. Those of other nodes have a link to it: a connection
 to a unix socket of their launcher, which passes it on over mutual TLS (`store_relay.py`) to the first node's
 launcher, and that to the same socket as the ranks of that node. A link begins with the node's number and its
-ranks, {"node": 1, "ranks": [2, 3], "added": [3]}; both ends say {"alive": true} all the time.
+ranks, {"node": 1, "ranks": [2, 3], "added": [3]}; both ends say {"alive": true} all the time. A node whose
+ranks are added to a group that renders has none yet, and its link begins with {"node": 1, "joins": true}.
 
 A node that loses the first one tells whoever has started its group. Where that names another first node
 (`rendezvous_config.Move`), the server of that one makes a coordinator of its own, the others link to it, and
@@ -30,10 +31,10 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from render.events import Event, FirstNodeLost, NodeLost
+from render.launch.added_ranks import REQUESTS_BEFORE
 from render.launch.epoch_coordinator import EpochCoordinator
 from render.launch.epoch_peers import Message, Peer, Peers
 from render.launch.event_channel import EventSender
@@ -41,7 +42,7 @@ from render.launch.group_directory import events_path, is_done, leave_path, move
 from render.launch.node_links import ALIVE_S, SILENCE_S, NodeLinks
 from render.launch.node_ranks import Forks, NodeRanks
 from render.launch.rank_environment import PEERS_LOST
-from render.launch.rendezvous_config import MOVES, Move
+from render.launch.rendezvous_config import JOINS, MOVES, Move
 
 MEET_S = 300.0
 """Nodes that have joined the group have so long to import what their ranks need."""
@@ -74,6 +75,8 @@ class EpochServer:
     _meet_by: float = field(default_factory=lambda: time.monotonic() + MEET_S)
     _end_at: float | None = None
     """When the ranks that are left are killed."""
+    _offset: int = 0
+    """What the numbers of the group's requests are larger by than those of this node's directory."""
     _epoch: Message | None = None
     """The newest epoch."""
     _over: bool = False
@@ -92,6 +95,13 @@ class EpochServer:
         forks: Forks,
     ) -> EpochServer:
         """The server of the group in a directory; the environment is that of any of its ranks."""
+        if JOINS in environment:
+            node = int(environment[JOINS])
+            server = cls(
+                directory, node, node + 1, selector, forks, NodeRanks(range(0)), environment.get(MOVES) == "1"
+            )
+            server.links.link({"node": node, "joins": True}, MEET_S)
+            return server
         node, nodes = int(environment.get("GROUP_RANK", 0)), int(environment.get("GROUP_WORLD_SIZE", 1))
         first = int(environment["RANK"]) - int(environment["LOCAL_RANK"])
         own = NodeRanks(range(first, first + int(environment["LOCAL_WORLD_SIZE"])))
@@ -162,6 +172,11 @@ class EpochServer:
                 self.links.seen(node)
                 numbers, later = [[each for each in some if type(each) is int] for some in (ranks, added)]
                 self.coordinator.join(node, numbers, later)
+            case {"node": int(node), "joins": True} if self._may_join(node):
+                assert self.coordinator is not None
+                peer.node, self.nodes = node, max(self.nodes, node + 1)
+                self.links.seen(node)
+                self.coordinator.admit(node)
             case {"rank": int(rank), "pid": int(pid)}:
                 peer.rank, peer.pid = rank, pid
             case _ if peer.node > 0:
@@ -177,6 +192,9 @@ class EpochServer:
     def _may_link(self, node: int) -> bool:
         return self.coordinator is not None and node in self.coordinator.missing
 
+    def _may_join(self, node: int) -> bool:
+        return self.coordinator is not None and node > 0 and node not in self.coordinator.nodes
+
     # The first node
 
     def _lead(self, nodes: Iterable[int], after: int = 0) -> None:
@@ -184,8 +202,8 @@ class EpochServer:
         self.coordinator = EpochCoordinator(
             nodes,
             self._deliver,
-            requested=lambda number: request_path(self.directory, number).exists(),
-            finished=partial(is_done, self.directory),
+            requested=lambda number: request_path(self.directory, number - self._offset).exists(),
+            finished=lambda number: is_done(self.directory, number - self._offset),
             node_lost=self._tell_node_lost,
             node=self.node,
             after=after,
@@ -235,7 +253,8 @@ class EpochServer:
 
     def _link(self, patience_s: float) -> None:
         """Link to the first node, which gives its first sign of life within this time."""
-        self.links.link(self.node, self.ranks.numbers, self.ranks.added, patience_s)
+        numbers, added = sorted(self.ranks.numbers), sorted(self.ranks.added)
+        self.links.link({"node": self.node, "ranks": numbers, "added": added}, patience_s)
 
     def _lose_first(self) -> None:
         """Without the first node there is no next epoch: the ranks wait for another one, or end."""
@@ -315,11 +334,14 @@ class EpochServer:
             case {"finished": request, "rank": rank}:
                 self.ranks.waiting.pop(rank, None)
                 self._tell({"finished": request}, [rank])
-            case {"added": list(ranks)}:
+            case {"added": list(ranks), "request": int(request)}:
+                if self.node and not self.ranks.of_torchrun and not self.ranks.added:
+                    # The first request of this node is one of the group's.
+                    self._offset = request - 1
                 coming, self.ranks.coming = self.ranks.coming[: len(ranks)], self.ranks.coming[len(ranks) :]
                 for rank, changes in zip(ranks, coming, strict=False):
                     self.ranks.number(rank, changes)
-                    self.forks.add(rank, changes)
+                    self.forks.add(rank, {**changes, REQUESTS_BEFORE: str(self._offset)})
             case {"dismissed": rank}:
                 self.ranks.waiting.pop(rank, None)
                 self._tell({"dismissed": True}, [rank])

@@ -32,11 +32,12 @@ from typing import NoReturn
 
 from setproctitle import getproctitle, setproctitle
 
-from render.launch.added_ranks import Order
+from render.launch.added_ranks import LOCAL_RANK, Order, joining_rank
 from render.launch.epoch_client import has_epochs
 from render.launch.epoch_server import EpochServer
 from render.launch.group_directory import fork_socket_path
 from render.launch.parent_death import PARENT, die_with_parent
+from render.launch.rendezvous_config import JOINS
 from render.launch.sinks import find_opener
 from render.models.libraries import import_libraries
 
@@ -109,6 +110,8 @@ class ForkServer:
         self._epochs: EpochServer | None = None
         self._environment: dict[str, str] = {}
         """That of torchrun's first rank."""
+        self._joining: dict[str, _Rank] = {}
+        """By local rank: those of torchrun's that have no number yet, on a node that joins a group."""
         self._orders: list[Order] = []
         """Those that came before it."""
         self._selector = selectors.DefaultSelector()
@@ -148,7 +151,12 @@ class ForkServer:
             self._environment = rank.environment
         # A proxy sends nothing after its environment: it is readable when it has ended.
         self._selector.register(proxy, selectors.EVENT_READ, lambda: self._end(rank))
-        self._fork(rank)
+        if self._epochs is not None and JOINS in rank.environment:
+            # The group numbers it.
+            self._joining[rank.environment[LOCAL_RANK]] = rank
+            self._epochs.add([joining_rank(rank.environment)])
+        else:
+            self._fork(rank)
         orders, self._orders = self._orders, []
         for each in orders:
             self._obey(each)
@@ -180,7 +188,7 @@ class ForkServer:
             os.setsid()
             die_with_parent(parent)
             # A proxy must see the server's end of its connection close, whichever rank is still there.
-            for each in [rank, *self._ranks.values(), *self._ended.values()]:
+            for each in [rank, *self._ranks.values(), *self._ended.values(), *self._joining.values()]:
                 if each.proxy is not None:
                     each.proxy.close()
             self._server.close()
@@ -233,7 +241,10 @@ class ForkServer:
 
     def add(self, rank: int, changes: Mapping[str, str]) -> None:
         """Fork one more rank of the group."""
-        self._fork(_Rank(self._environment | dict(changes) | {"RANK": str(rank)}, None))
+        joins = self._joining.pop(changes[LOCAL_RANK], None)
+        added = joins or _Rank(self._environment, None)
+        added.environment = added.environment | dict(changes) | {"RANK": str(rank)}
+        self._fork(added)
 
     def release(self, rank: int, code: int | None = None) -> None:
         """End the proxy of a rank that has ended; with a code of its own, or as the rank has."""

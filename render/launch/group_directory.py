@@ -82,6 +82,11 @@ def leave_path(directory: Path) -> Path:
     return directory / "leave"
 
 
+def open_path(directory: Path) -> Path:
+    """Where the launcher of a group of one node is to let ranks of other nodes in, until it has read it."""
+    return directory / "open.json"
+
+
 def move_path(directory: Path) -> Path:
     """Which node is the group's first one from now on, until the launcher has switched to it ..."""
     return directory / "move.json"

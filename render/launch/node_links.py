@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import selectors
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,10 +40,10 @@ class NodeLinks:
     """When each node at the other end of a link has sent something; monotonic."""
     _alive_at: float = 0.0
 
-    def link(self, node: int, ranks: Collection[int], added: Collection[int], patience_s: float) -> None:
+    def link(self, introduction: Message, patience_s: float) -> None:
         """Link to the first node, which gives its first sign of life within this time. Raises `OSError`."""
         self.uplink = LineSocket.connect(uplink_path(self.directory))
-        self.uplink.send({"node": node, "ranks": sorted(ranks), "added": sorted(added)})
+        self.uplink.send(introduction)
         self._last_seen[_FIRST] = time.monotonic() + patience_s
         self.selector.register(self.uplink, selectors.EVENT_READ, self._read)
 

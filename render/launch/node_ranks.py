@@ -41,7 +41,8 @@ class NodeRanks:
     """The ranks of this node; their numbers are the group's."""
 
     of_torchrun: range
-    """Those that torchrun has started. It ends with the last of them, so one has to stay."""
+    """Those that torchrun has started. It ends with the last of them, so one has to stay. None on a node that
+    has joined the group: its ranks have numbers that the group has given them."""
     added: dict[int, int] = field(default_factory=dict)
     """Local rank by number: the ranks that came later."""
     coming: list[Mapping[str, str]] = field(default_factory=list)
@@ -73,7 +74,9 @@ class NodeRanks:
         numbers = dict(enumerate(self.of_torchrun)) | {local: rank for rank, local in self.added.items()}
         for local in local_ranks:
             rank = numbers.get(local, -1)
-            if rank in self.numbers and not set(self.of_torchrun) <= self.gone | self.leaving | {rank}:
+            # Of a node that has joined the group the last one stays, of another one the last of torchrun's.
+            stay = (set(self.of_torchrun) or self.numbers) - self.gone - self.leaving - {rank}
+            if rank in self.numbers and stay:
                 self.leaving.add(rank)
         return sorted(self.leaving)
 

@@ -25,6 +25,7 @@ from render.launch.group_directory import (
     log_path,
     mark_done,
     move_path,
+    open_path,
     rendezvous_path,
     request_path,
     stop_path,
@@ -115,6 +116,15 @@ class RankGroup:
         """Have one of the requests that were begun stop after its step, with a checkpoint."""
         if self._running is not None:
             stop_path(self._running.directory, number).touch()
+
+    def open(self, rendezvous: Rendezvous) -> None:
+        """Let ranks of other nodes join the group, which has begun on this one with `Rendezvous.opens`; they
+        come by this rendezvous, with `joins`. Raises `GroupLost`."""
+        if self._running is None:
+            raise GroupLost("the group renders nothing, so nobody can join it")
+        path = open_path(self._running.directory)
+        rendezvous.write(path.with_suffix(".part"))
+        path.with_suffix(".part").rename(path)
 
     def move(self, move: Move) -> None:
         """Go on with another first node, since the one so far is lost; for groups with `Rendezvous.moves`

@@ -10,13 +10,16 @@ lines of JSON:
 
 The host, node 0, decides in memory who belongs to the group (see `membership`). A node that dies while it
 waits closes its connection and is forgotten. Once the group has started nobody joins it any more; what
-becomes of its ranks then is decided by the epochs (see `epoch_coordinator`).
+becomes of its ranks then is decided by the epochs (see `epoch_coordinator`). Whoever has started it may let
+ranks of other nodes be added: then the relay is opened while they render, and to torchrun those ranks are a
+group of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import threading
 import time
@@ -40,7 +43,7 @@ from torch.distributed.elastic.utils.store import _barrier_nonblocking
 
 from render.launch.forwarders import EpochForwarder, StoreForwarder
 from render.launch.gathering import Gathering, keep_alive
-from render.launch.group_directory import epoch_socket_path, move_path, moved_path, uplink_path
+from render.launch.group_directory import epoch_socket_path, move_path, moved_path, open_path, uplink_path
 from render.launch.rendezvous_config import BACKEND, LOOPBACK, Move, Rendezvous
 from render.launch.store_relay import (
     RETRY_S,
@@ -60,6 +63,7 @@ _AFTER_HOST_S = 5.0
 """A node that joins waits so much longer than the host."""
 _LOOK_S = 0.05
 """Between two looks whether there is another first node."""
+_logger = logging.getLogger(__name__)
 _DRAIN_S = 2.0
 """The host, done, waits so long until the others have closed their connections to the store."""
 
@@ -105,9 +109,14 @@ class GroupRendezvous(RendezvousHandler):
             raise RendezvousClosedError("a group starts its ranks once")
         self._closed = True
         config = self._config
+        if config.joins:
+            return self._join_running()
         if config.nodes == 1:
             self._store = _serve_store(config.join_s)
             rank, nodes = 0, 1
+            if config.opens and self._folder is not None:
+                watch = partial(self._watch_open, self._folder)
+                threading.Thread(target=watch, name="open", daemon=True).start()
         elif config.place == 0:
             rank, nodes = self._host()
         else:
@@ -161,6 +170,26 @@ class GroupRendezvous(RendezvousHandler):
         rank, self._nodes = self._loop.run(gathering.complete())
         return rank, self._nodes
 
+    def _watch_open(self, folder: Path) -> None:
+        """Let ranks of other nodes in when whoever has started the group says so."""
+        while not open_path(folder).exists():
+            time.sleep(_LOOK_S)
+        self._config = Rendezvous.take(open_path(folder))
+        try:
+            self._serve_relay(self._config, folder)
+        except Misconfigured as exc:
+            # Nobody joins then; the ranks that are there go on.
+            _logger.error("%s", exc)
+
+    def _serve_relay(self, config: Rendezvous, folder: Path) -> None:
+        assert self._store is not None
+        listening = _listen(config.host, config.port)
+        self._relay = RelayServer(
+            listening, self._tls().server, self._store.port, _refuse, epochs=epoch_socket_path(folder)
+        )
+        self._loop = RelayLoop()
+        self._loop.start(self._relay.serve())
+
     def _watch_moves(self, folder: Path, tls: GroupTls) -> None:
         """Switch to another first node whenever whoever has started the group says so."""
         while True:
@@ -193,24 +222,38 @@ class GroupRendezvous(RendezvousHandler):
             own = TCPStore(LOOPBACK, self._store.port, is_master=False, timeout=timedelta(seconds=_DRAIN_S))
             _barrier_nonblocking(PrefixStore(self._run_id, own), self._nodes, _TERMINAL_STATE_SYNC_ID)
 
+    def _join_running(self) -> RendezvousInfo:
+        """The ranks of this node are added to a group that renders. To torchrun they are alone."""
+        config, self._loop = self._config, RelayLoop()
+        self._store = _serve_store(config.join_s)
+        forwarder = self._forward(self._tls(), self._loop)
+        info = RendezvousStoreInfo(LOOPBACK, forwarder.port)
+        return RendezvousInfo(PrefixStore(self._run_id, self._store), 0, 1, info)
+
     def _join(self) -> tuple[int, int]:
         config = self._config
         tls = self._tls()
         self._loop = RelayLoop()
         rank, nodes = self._loop.run(_join(config, tls))
-        forwarder = StoreForwarder(config.host, config.port, tls.client)
-        self._loop.start(forwarder.serve())
-        if self._folder is not None:
-            epochs = EpochForwarder(config.host, config.port, tls.client, uplink_path(self._folder))
-            self._loop.start(epochs.serve())
-            self._forwarders = forwarder, epochs
-        if config.moves and self._folder is not None:
-            watch = partial(self._watch_moves, self._folder, tls)
-            threading.Thread(target=watch, name="moves", daemon=True).start()
+        forwarder = self._forward(tls, self._loop)
         self._store = TCPStore(
             LOOPBACK, forwarder.port, is_master=False, timeout=timedelta(seconds=config.join_s)
         )
         return rank, nodes
+
+    def _forward(self, tls: GroupTls, loop: RelayLoop) -> StoreForwarder:
+        """Lead to the store and the epochs of the group's first node."""
+        config = self._config
+        forwarder = StoreForwarder(config.host, config.port, tls.client)
+        loop.start(forwarder.serve())
+        if self._folder is not None:
+            epochs = EpochForwarder(config.host, config.port, tls.client, uplink_path(self._folder))
+            loop.start(epochs.serve())
+            self._forwarders = forwarder, epochs
+        if config.moves and self._folder is not None:
+            watch = partial(self._watch_moves, self._folder, tls)
+            threading.Thread(target=watch, name="moves", daemon=True).start()
+        return forwarder
 
 
 def register(config: Rendezvous, folder: Path) -> None:

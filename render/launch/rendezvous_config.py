@@ -25,7 +25,11 @@ SECRET_LENGTH = 32
 LOOPBACK = "127.0.0.1"
 MOVES = "CHORALE_GROUP_MOVES"
 """Environment variable of the ranks: see `Rendezvous.moves`."""
-_INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+JOINS = "CHORALE_GROUP_JOINS"
+"""Environment variable of the ranks of a node that joins a group which renders: the node's number."""
+INTERFACE = "CHORALE_GROUP_INTERFACE"
+"""Environment variable of the ranks: the interface that they listen on once there are ranks on other nodes."""
+INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 
 
@@ -50,6 +54,10 @@ class Rendezvous:
     moves: bool = False
     """Whether another node may become the first one when that is lost: whoever has started the group decides
     which one, and tells it with a `Move`."""
+    joins: bool = False
+    """Whether the group renders already: the ranks of this node are added to it."""
+    opens: bool = False
+    """Whether a group of one node may be told to let ranks of other nodes in."""
     join_s: float = JOIN_S
     last_call_s: float = LAST_CALL_S
 
@@ -65,6 +73,8 @@ class Rendezvous:
 
     def arguments(self) -> list[str]:
         """torchrun's arguments."""
+        if self.joins:
+            return ["--nnodes", "1:1", "--rdzv-backend", BACKEND, "--rdzv-id", "chorale"]
         host = f"[{self.host}]" if ":" in self.host else self.host
         nodes = ["--nnodes", f"{self.fewest}:{self.nodes}", "--rdzv-backend", BACKEND]
         return [*nodes, "--rdzv-id", "chorale", "--rdzv-endpoint", f"{host}:{self.port}"]
@@ -73,11 +83,13 @@ class Rendezvous:
         """Which interface gloo and NCCL listen on: the loopback in a group of one node, whatever is set."""
         # NCCL's service for status queries listens too, and asks nobody who they are.
         ras = {"NCCL_RAS_ENABLE": os.environ.get("NCCL_RAS_ENABLE", "0"), MOVES: "1" if self.moves else "0"}
+        ras |= {JOINS: str(self.place)} if self.joins else {}
+        ras |= {} if self.interface is None else {INTERFACE: self.interface}
         if self.nodes == 1:
             # NCCL takes a name without "=" for a prefix.
             interfaces = (_LOOPBACK_INTERFACE, f"={_LOOPBACK_INTERFACE}")
-            return ras | dict(zip(_INTERFACE_VARIABLES, interfaces, strict=True))
-        unset = [name for name in _INTERFACE_VARIABLES if name not in os.environ]
+            return ras | dict(zip(INTERFACE_VARIABLES, interfaces, strict=True))
+        unset = [name for name in INTERFACE_VARIABLES if name not in os.environ]
         return ras if self.interface is None else ras | dict.fromkeys(unset, self.interface)
 
     def write(self, path: Path) -> None:

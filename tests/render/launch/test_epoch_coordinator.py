@@ -153,7 +153,7 @@ def grown() -> Farm:
     """Of five ranks, the last of which node 1 has added."""
     farm = rendering()
     farm.coordinator.take(1, {"more": 1})
-    assert farm.newest() == [(1, {"added": [4]})]
+    assert farm.newest() == [(1, {"added": [4], "request": 1})]
     farm.add(4, start=4)
     farm.add(4, ready=4, request=1, lost=False)
     farm.ready(0, 1, 2, 3)
@@ -172,7 +172,7 @@ def test_an_added_rank_that_fails_ends_nothing_and_has_no_successor() -> None:
 def test_a_rank_that_fails_before_it_has_joined_is_not_noticed() -> None:
     farm = rendering()
     farm.coordinator.take(0, {"more": 2})
-    assert farm.newest() == [(0, {"added": [4, 5]})]
+    assert farm.newest() == [(0, {"added": [4, 5], "request": 1})]
     for rank in (4, 5):
         farm.coordinator.take(0, {"start": rank})
         farm.coordinator.take(0, {"end": rank, "died": True, "crashed": True})
@@ -205,6 +205,30 @@ def test_the_last_rank_ends_the_group_though_it_was_added() -> None:
     farm.newest()
     farm.add(4, end=4, died=True, crashed=False)
     assert farm.newest() == [(0, {"over": PEERS_LOST}), (1, {"gone": 4}), (1, {"over": PEERS_LOST})]
+
+
+def test_a_node_joins_a_group_and_is_lost_again() -> None:
+    farm = rendering()
+    farm.take(0, done=1)
+    farm.requested.add(2)
+    farm.coordinator.admit(2)
+    farm.coordinator.take(2, {"more": 2})
+    assert farm.newest() == [(2, {"added": [4, 5], "request": 2})]
+    farm.coordinator.take(2, {"start": 4})
+    farm.coordinator.take(2, {"ready": 4, "request": 2, "lost": False})
+    farm.ready(0, 1, 2, 3, request=2)
+    assert farm.newest()[-1] == (2, {"epoch": 2, "ranks": [0, 1, 2, 3, 4], "first": 0})
+    farm.coordinator.lose(2)
+    assert farm.lost == [2]
+    broken = {"broken": 2, "members": [0, 1, 2, 3]}
+    assert farm.newest() == [(0, broken), (1, broken)]
+    farm.ready(0, 1, 2, 3, request=2)
+    farm.newest()
+    # One that is lost before it has any rank, while the group is idle.
+    farm.take(0, done=2)
+    farm.coordinator.admit(3)
+    farm.coordinator.lose(3)
+    assert farm.newest() == [] and farm.lost == [2, 3]
 
 
 def test_a_node_speaks_for_its_own_ranks_only() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from render.events import FirstNodeLost, NodeLost, RankLeft
 from render.launch import epoch_server, node_links
-from render.launch.added_ranks import AddedRank
+from render.launch.added_ranks import REQUESTS_BEFORE, AddedRank
 from render.launch.epoch_server import EpochServer
 from render.launch.event_channel import EventReceiver
 from render.launch.group_directory import (
@@ -166,7 +166,7 @@ def test_a_rank_is_added_to_a_node_and_leaves_again(pair: Pair, number: int) -> 
     added = AddedRank(local_rank=1, slot=5).environment()
     node.server.add([added])
     pair.until(lambda: node.did == [("add", 2)])
-    assert node.environments == [added]
+    assert node.environments == [added | {REQUESTS_BEFORE: "0"}]
     node.server.start(2, 77)
     with contextlib.closing(LineSocket.connect(epoch_socket_path(node.directory))) as rank:
         rank.send({"rank": 2, "pid": 77})
