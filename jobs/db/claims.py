@@ -98,6 +98,7 @@ def claim(
         folder=folder,
         numerics=numerics,
         follows=row.follows,
+        added=is_added(row),
         failures=row.attempts + row.losses,
     )
 
@@ -177,11 +178,12 @@ def _endpoint(attempt: Any, endpoint: Any) -> Any:
 
 
 def rendezvous_endpoint(connection: Connection, assignment: Assignment) -> str | None:
-    """The rendezvous endpoint (`host:port`), or None until every member is ready."""
+    """The rendezvous endpoint (`host:port`), or None until every member is ready; a part that was added waits
+    for nobody but the first node."""
     missing = select(members.c.node).where(
         members.c.attempt == assignment.attempt, members.c.ready.is_(False)
     )
-    if connection.execute(missing).first() is not None:
+    if not assignment.added and connection.execute(missing).first() is not None:
         return None
     endpoint: str | None = connection.execute(
         select(attempts.c.rendezvous).where(attempts.c.id == assignment.attempt)
@@ -239,6 +241,11 @@ def is_there() -> ColumnElement[bool]:
     """Condition on `members`: the group has not gone on without this node."""
     there: ColumnElement[bool] = members.c.left_at.is_(None)
     return there
+
+
+def is_added(part: Any) -> bool:
+    """Whether a part was added to a group that renders: it had no slots before (`jobs.db.growing`)."""
+    return bool(part.slots_before) and not part.slots_before[0][1]
 
 
 def is_active(attempt: Any) -> ColumnElement[bool]:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, exists, insert, select, update
 
 from infra.database import now
-from jobs.db.claims import is_active, is_held, is_there
+from jobs.db.claims import is_active, is_added, is_held, is_there
 from jobs.db.records import Assignment
 from jobs.db.slot_time import Stay
 from jobs.db.tables import attempts, jobs, members
@@ -26,6 +26,9 @@ from jobs.db.tables import attempts, jobs, members
 @dataclass(frozen=True, kw_only=True)
 class HeldSlots:
     """The slots of a part."""
+
+    joins: bool = False
+    """Whether parts of other nodes wait to join the group."""
 
     slots: tuple[int, ...]
     wanted: tuple[int, ...]
@@ -40,6 +43,8 @@ class ElasticPart:
     node: str
     slots: tuple[int, ...]
     takes_more: bool
+    nodes: frozenset[str] | None
+    """Those that are or were part of the group; None while another one of it has said nothing yet."""
     lent: tuple[int, ...]
     """Those that it was not placed with, and is not giving back."""
     returning: tuple[int, ...]
@@ -52,8 +57,12 @@ def held_slots(connection: Connection, assignment: Assignment) -> HeldSlots | No
     row = connection.execute(own).one_or_none()
     if row is None:
         return None
+    others = select(members.c.slots_before).where(
+        members.c.attempt == assignment.attempt, members.c.place > assignment.place, is_there()
+    )
+    joins = any(is_added(each) for each in connection.execute(others))
     wanted = row.slots if row.wanted is None else row.wanted
-    return HeldSlots(slots=tuple(row.slots), wanted=tuple(wanted))
+    return HeldSlots(slots=tuple(row.slots), wanted=tuple(wanted), joins=joins)
 
 
 def elastic_parts(connection: Connection) -> dict[str, list[ElasticPart]]:
@@ -63,12 +72,18 @@ def elastic_parts(connection: Connection) -> dict[str, list[ElasticPart]]:
         .add_columns(members.c.wanted, members.c.slots_before, members.c.elastic)
         .join(attempts, attempts.c.id == members.c.attempt)
         .join(jobs, (jobs.c.id == attempts.c.job) & (jobs.c.fence == attempts.c.fence))
-        .where(attempts.c.ended.is_(None), jobs.c.state == "rendering", is_there())
-        .where(members.c.elastic.is_not(None))
+        .where(attempts.c.ended.is_(None), jobs.c.state == "rendering")
         .order_by(attempts.c.created, members.c.place)
     )
     found: dict[str, list[ElasticPart]] = {}
-    for row in connection.execute(statement):
+    rows = connection.execute(statement.add_columns(members.c.left_at)).all()
+    silent = {row.job for row in rows if row.left_at is None and row.elastic is None}
+    nodes: dict[str, set[str]] = {}
+    for row in rows:
+        nodes.setdefault(row.job, set()).add(row.node)
+    for row in rows:
+        if row.left_at is not None or row.elastic is None:
+            continue
         placed = row.slots_before[0][1] if row.slots_before else row.slots
         wanted = set(row.slots if row.wanted is None else row.wanted)
         part = ElasticPart(
@@ -76,11 +91,38 @@ def elastic_parts(connection: Connection) -> dict[str, list[ElasticPart]]:
             node=row.node,
             slots=tuple(row.slots),
             takes_more=row.elastic and row.wanted is None,
+            nodes=None if row.job in silent else frozenset(nodes[row.job]),
             lent=tuple(slot for slot in row.slots if slot in wanted.difference(placed)),
             returning=tuple(slot for slot in row.slots if slot not in wanted),
         )
         found.setdefault(row.job, []).append(part)
     return found
+
+
+def add_part(connection: Connection, attempt: str, node: str, slots: Sequence[int]) -> int | None:
+    """Have a node join a group that renders, with free slots of its own; the fence of the attempt. The caller
+    holds the lock of placement, and has looked that they are free. None if the node has been part of it."""
+    parts = connection.execute(select(members).where(members.c.attempt == attempt)).all()
+    if not parts or any(part.node == node for part in parts):
+        return None
+    moment: float = connection.execute(select(now())).scalar_one()
+    place = 1 + max(part.place for part in parts)
+    row = {"attempt": attempt, "node": node, "place": place, "slots": list(slots)}
+    connection.execute(insert(members).values(**row, slots_before=[[moment, []]]))
+    fence: int = connection.execute(select(attempts.c.fence).where(attempts.c.id == attempt)).scalar_one()
+    return fence
+
+
+def record_endpoint(connection: Connection, assignment: Assignment, endpoint: str) -> None:
+    """The parts that were added find the group at this endpoint; for the supervisor of the first node."""
+    own = (attempts.c.id == assignment.attempt) & exists().where(is_held(assignment))
+    connection.execute(update(attempts).where(own).values(rendezvous=endpoint))
+
+
+def part_left(connection: Connection, attempt: str, node: str) -> None:
+    """A part that was added is not there any more, or never came; the group goes on without it."""
+    own = (members.c.attempt == attempt) & (members.c.node == node) & is_there()
+    connection.execute(update(members).where(own).values(left_at=now()))
 
 
 def give_slots(connection: Connection, attempt: str, node: str, slots: Iterable[int]) -> bool:

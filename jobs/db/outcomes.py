@@ -11,8 +11,8 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, case, exists, func, select, update
 
 from infra.database import built_once, now
-from jobs.db.claims import LAUNCHING, LEASE_S, is_there, without_supervisor
-from jobs.db.growing import slot_seconds_of
+from jobs.db.claims import LAUNCHING, LEASE_S, is_added, is_there, without_supervisor
+from jobs.db.growing import part_left, slot_seconds_of
 from jobs.db.leases import CLOCK_SLACK_S, is_current, node_is_up, takes_no_jobs
 from jobs.db.rates import record_rate
 from jobs.db.records import Assignment
@@ -167,13 +167,21 @@ def sweep(connection: Connection) -> list[str]:
         _end(connection, row.id, f"the job is {row.state}", None)
     silent = (
         select(attempts.c.id, members.c.node, members.c.claimed_by, _expired().label("expired"))
+        .add_columns(members.c.slots_before, now().label("moment"), _follows_others().label("follows"))
         .join(jobs, jobs.c.id == attempts.c.job)
         .join(members, members.c.attempt == attempts.c.id)
         .join(nodes, nodes.c.name == members.c.node)
         .where(attempts.c.ended.is_(None), is_there(), _expired() | _overdue())
         .order_by(attempts.c.job, _expired().desc(), members.c.place)
     )
-    lost = list(connection.execute(silent))
+    lost = []
+    for row in list(connection.execute(silent)):
+        if row.follows and is_added(row):
+            # The group goes on without a part that was added.
+            if row.expired or not 0 <= row.moment - row.slots_before[0][0] <= START_S:
+                part_left(connection, row.id, row.node)
+            continue
+        lost.append(row)
     for row in lost:
         never = row.claimed_by in (None, LAUNCHING)
         problem = "never started its ranks" if never else "sends no heartbeat"
@@ -204,15 +212,19 @@ def _expired() -> ColumnElement[bool]:
     the first may be silent for longer: its supervisor has lost the database, or the group's has.
     """
     waits = without_supervisor()
-    before = members.alias()
-    earlier = exists().where(
-        before.c.attempt == members.c.attempt, before.c.place < members.c.place, before.c.left_at.is_(None)
-    )
-    goes_on = earlier & jobs.c.state.in_(("rendering", "publishing"))
+    goes_on = _follows_others() & jobs.c.state.in_(("rendering", "publishing"))
     silent_since = case((goes_on, now() - SHRINK_S), else_=now())
     # One that would run longer was given before the database's clock was set back, see `is_current`.
     lives = members.c.lease_until.between(silent_since, now() + LEASE_S + CLOCK_SLACK_S)
     return (~waits & ~lives) | (waits & ~node_is_up())
+
+
+def _follows_others() -> ColumnElement[bool]:
+    """A member that is not the group's first one."""
+    before = members.alias()
+    return exists().where(
+        before.c.attempt == members.c.attempt, before.c.place < members.c.place, before.c.left_at.is_(None)
+    )
 
 
 def _overdue() -> ColumnElement[bool]:

@@ -60,5 +60,7 @@ class Assignment:
     """The group exists already (it is warm) on its only node, so there is nobody to wait for."""
     follows: str | None = None
     """The attempt before it, whose warm group of several nodes goes on with this one."""
+    added: bool = False
+    """The group renders already: this part joins it."""
     failures: int = 0
     """Attempts of the job that have failed or were lost."""

@@ -17,7 +17,7 @@ from infra.errors import ServiceError, StoreError
 from infra.store.base import Store
 from jobs.db.claims import LEASE_S, attempt_folder, make_ready, record_folder, release, rendezvous_endpoint
 from jobs.db.folders import attempted_folders
-from jobs.db.growing import HeldSlots
+from jobs.db.growing import HeldSlots, part_left, record_endpoint
 from jobs.db.outcomes import Tally, fail, finish
 from jobs.db.records import Assignment
 from jobs.db.shrinking import FirstNode, has_left, take_over
@@ -118,7 +118,13 @@ class AttemptRunner:
     _slots: GroupSlots | None = None
     """Of the group that renders; None for one that others share."""
 
+    _opened: bool = False
+    """Whether the group of one node lets ranks of others in."""
+    _port: int | None = None
+    """Of the endpoint that is recorded for the group of the first node."""
+
     def __post_init__(self) -> None:
+        self._shrunk = self.claimed.added
         self._heartbeat = Heartbeat(self.farm.database, self.claimed)
         self._log = AttemptLog(self.logs, self.claimed)
         self._metrics = AttemptMetrics(self.claimed)
@@ -190,6 +196,9 @@ class AttemptRunner:
         self._log.write(f"ended: {reason}")
 
         def end(connection: Connection) -> None:
+            if self.claimed.added and not self._leads:
+                part_left(connection, self.claimed.attempt, self.claimed.node)
+                return
             # A node that the group has gone on without ends nothing but its own ranks.
             if not has_left(connection, self.claimed):
                 fail(connection, self.claimed.attempt, reason, node, tally)
@@ -201,9 +210,10 @@ class AttemptRunner:
         part = self.claimed
         if part.begun:
             return None
-        if part.follows is not None and (self.group is None or not self.group.alive()):
+        if part.follows is not None and not part.added and (self.group is None or not self.group.alive()):
             raise Stopped("the warm group of several nodes is not whole any more")
-        point = f"{part.address}:{_free_port(part.address)}" if part.place == 0 else None
+        self._port = _free_port(part.address) if part.place == 0 else None
+        point = None if self._port is None else f"{part.address}:{self._port}"
         with_retry(self.farm.database, lambda connection: make_ready(connection, part, point))
         while (endpoint := self._endpoint()) is None:
             if self._poll():
@@ -212,7 +222,7 @@ class AttemptRunner:
         if part.place == 0:
             self._begin()
         if part.nodes == 1:
-            return None
+            return Rendezvous(interface=interface_of(part.address), opens=part.secret is not None)
         if part.secret is None:
             raise GroupLost("the attempt was placed by an older version of chorale, without a secret")
         self._first = FirstNode(place=0, endpoint=endpoint, places=())
@@ -225,6 +235,7 @@ class AttemptRunner:
             interface=interface_of(part.address),
             secret=part.secret,
             moves=True,
+            joins=part.added,
         )
 
     def _endpoint(self) -> str | None:
@@ -412,12 +423,31 @@ class AttemptRunner:
 
     def _follow(self, slots: GroupSlots, held: HeldSlots) -> None:
         """Have the group take the slots that it was given, and give back what it is asked for."""
+        if not held.wanted:
+            with_retry(self.farm.database, lambda db: part_left(db, self.claimed.attempt, self.claimed.node))
+            raise Superseded(f"node {self.claimed.node} gives its slots back, and the others go on")
+        if held.joins and not self._opened and self.claimed.nodes == 1:
+            self._open(slots.group)
         slots.forget(slots.ended - set(held.slots))
         self._heartbeat.ended |= slots.ended
         if self._has_events and not self._heartbeat.publishing and self._first_lost_at is None:
             slots.follow(held)
         if slots.failed:
             self._heartbeat.elastic = False
+
+    def _open(self, group: RankGroup) -> None:
+        """Let the ranks of other nodes in that were added to the group."""
+        part = self.claimed
+        assert part.secret is not None, "a group without one takes nobody in"
+        port = self._port or _free_port(part.address)
+        try:
+            with self.farm.database.write() as connection:
+                record_endpoint(connection, part, f"{part.address}:{port}")
+        except ServiceError:
+            # They wait for a while.
+            return
+        self._opened = self._shrunk = True
+        group.open(Rendezvous(host=part.address, port=port, secret=part.secret))
 
     @property
     def _leads(self) -> bool:
@@ -427,6 +457,9 @@ class AttemptRunner:
     def _find_first(self, since: float) -> None:
         """The group has lost its first node: take its place, or go on with whoever has."""
         part = self.claimed
+        if part.added and time.monotonic() - since < _TURN_S:
+            # Whom it has joined may be there, and put this node out.
+            return
         endpoint, patient = f"{part.address}:{_free_port(part.address)}", time.monotonic() - since < _TURN_S
         try:
             with self.farm.database.write() as connection:

@@ -27,7 +27,7 @@ from jobs.scheduler.growing import GROW_SHARE
 from jobs.scheduler.pending_jobs import PendingJob
 from jobs.scheduler.placement import Decision, Node, RunningGroup, place
 from jobs.scheduler.regrouping import REGROUP_GAIN_S, jobs_to_regroup
-from jobs.scheduler.resizing import Parts, grow, lent_slots, shrink
+from jobs.scheduler.resizing import Parts, add_nodes, grow, lent_slots, shrink
 from jobs.tags import read_tags
 
 LEASE_S = 5.0
@@ -66,11 +66,15 @@ def dispatch(
         decision = farm.place()
         groups = decision.placed
         taken = reserve(connection, groups, lambda group: f"placed on {', '.join(group.slots)}")
+        added: list[Notification] = []
         if groups or decision.reserved_for is not None:
             _shrink(connection, parts, farm, decision)
         elif not grow(connection, parts, farm.up, farm.running, regroup_gain_s * GROW_SHARE):
-            _regroup(connection, farm, parts, regroup_gain_s)
-        return [(node, *taken[group.job]) for group in groups if group.job in taken for node in group.slots]
+            added = add_nodes(connection, parts, farm.up, farm.running, regroup_gain_s)
+            if not added:
+                _regroup(connection, farm, parts, regroup_gain_s)
+        placed = [(node, *taken[group.job]) for group in groups if group.job in taken for node in group.slots]
+        return placed + added
 
 
 def _shrink(connection: Connection, parts: Parts, farm: Surroundings, decision: Decision) -> None:

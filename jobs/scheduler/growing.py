@@ -26,6 +26,10 @@ Slots = Mapping[str, Mapping[str, int]]
 class ElasticGroup:
     """What is known of a running group that takes slots, beside its `RunningGroup`."""
 
+    takes_nodes: bool = False
+    """Whether ranks of other nodes may join it."""
+    nodes: frozenset[str] = frozenset()
+    """Those that are part of it, or have been."""
     takes_more: frozenset[str] = frozenset()
     """The nodes on which it does."""
     lent: Mapping[str, int]
@@ -64,6 +68,38 @@ def slots_to_give(
     }
 
 
+def nodes_to_add(
+    nodes: Sequence[Node],
+    running: Iterable[RunningGroup],
+    elastic: Mapping[str, ElasticGroup],
+    gain_s: float,
+) -> Slots:
+    """One more node for each group that would end so much sooner with it, and as many of its free slots as
+    the group can use; for the group that would end last first.
+
+    Not on GPUs: NCCL keeps the network interface that it has begun with, which is the loopback on one node.
+    """
+    groups = list(running)
+    free, found = _free(nodes, groups), dict[str, dict[str, int]]()
+    known = {node.name: node for node in nodes}
+    for group in sorted(groups, key=lambda group: (-(group.ends_in or 0.0), group.job)):
+        own = known.get(next(iter(group.slots), ""))
+        if own is None or own.device != "cpu" or group.anew is None or not _may_grow(group, elastic):
+            continue
+        if not elastic[group.job].takes_nodes:
+            continue
+        usable = [node for node in nodes if free[node.name] > 0 and _suits(node, own, group.anew)]
+        usable = [node for node in usable if node.name not in elastic[group.job].nodes]
+        node = max(usable, key=lambda node: free[node.name], default=None)
+        if node is None:
+            continue
+        count = min(free[node.name], group.anew.most - _ranks(group))
+        if count > 0 and (group.ends_in or 0.0) - _ends_in(group, _ranks(group) + count) >= gain_s:
+            free[node.name] -= count
+            found[group.job] = {node.name: count}
+    return found
+
+
 def slots_to_ask_back(
     nodes: Sequence[Node],
     running: Iterable[RunningGroup],
@@ -92,6 +128,12 @@ def slots_to_ask_back(
                 missing[name] -= back
                 found.setdefault(group.job, {})[name] = back
     return found
+
+
+def _suits(node: Node, own: Node, job: PendingJob) -> bool:
+    """Whether ranks of a node can render with those of another one. More ranks need less memory each."""
+    same = (node.device, node.numerics) == (own.device, own.numerics)
+    return same and job.tags <= node.tags and node.has_memory(job.memory[0][1] if job.memory else None)
 
 
 def _may_grow(group: RunningGroup, elastic: Mapping[str, ElasticGroup]) -> bool:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection
 
-from jobs.db.growing import ElasticPart, ask_back, give_slots
+from jobs.db.growing import ElasticPart, add_part, ask_back, give_slots
 from jobs.db.leases import lock_placement
 from jobs.db.records import QueueRules
 from jobs.db.reservations import free_slots
-from jobs.scheduler.growing import ElasticGroup, Slots, slots_to_ask_back, slots_to_give
+from jobs.scheduler.growing import ElasticGroup, Slots, nodes_to_add, slots_to_ask_back, slots_to_give
 from jobs.scheduler.pending_jobs import PendingJob
 from jobs.scheduler.placement import Node, RunningGroup
 
@@ -43,6 +43,31 @@ def grow(
     return given
 
 
+def add_nodes(
+    connection: Connection,
+    parts: Parts,
+    nodes: Sequence[Node],
+    running: Sequence[RunningGroup],
+    gain_s: float,
+) -> list[tuple[str, str, int]]:
+    """Have free slots of other nodes join groups that end `gain_s` sooner with them. Returns (node, attempt,
+    fence) of each new part."""
+    chosen = nodes_to_add(nodes, running, _elastic_groups(parts), gain_s)
+    if not chosen:
+        return []
+    lock_placement(connection)
+    free = free_slots(connection, {node for slots in chosen.values() for node in slots})
+    found = []
+    for job, slots in chosen.items():
+        attempt = parts[job][0].attempt
+        for node, count in slots.items():
+            own = [free[node].pop(0) for _ in range(min(count, len(free[node])))]
+            fence = add_part(connection, attempt, node, own) if own else None
+            if fence is not None:
+                found.append((node, attempt, fence))
+    return found
+
+
 def shrink(
     connection: Connection,
     parts: Parts,
@@ -61,6 +86,8 @@ def shrink(
 def _elastic_groups(parts: Parts) -> dict[str, ElasticGroup]:
     return {
         job: ElasticGroup(
+            takes_nodes=own[0].nodes is not None and all(part.takes_more for part in own),
+            nodes=own[0].nodes or frozenset(),
             takes_more=frozenset(part.node for part in own if part.takes_more),
             lent={part.node: len(part.lent) for part in own if part.lent},
             returning={part.node: len(part.returning) for part in own if part.returning},

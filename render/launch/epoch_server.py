@@ -95,17 +95,16 @@ class EpochServer:
         forks: Forks,
     ) -> EpochServer:
         """The server of the group in a directory; the environment is that of any of its ranks."""
+        moves = environment.get(MOVES) == "1"
         if JOINS in environment:
             node = int(environment[JOINS])
-            server = cls(
-                directory, node, node + 1, selector, forks, NodeRanks(range(0)), environment.get(MOVES) == "1"
-            )
+            server = cls(directory, node, node + 1, selector, forks, NodeRanks(range(0)), moves)
             server.links.link({"node": node, "joins": True}, MEET_S)
             return server
         node, nodes = int(environment.get("GROUP_RANK", 0)), int(environment.get("GROUP_WORLD_SIZE", 1))
         first = int(environment["RANK"]) - int(environment["LOCAL_RANK"])
         own = NodeRanks(range(first, first + int(environment["LOCAL_WORLD_SIZE"])))
-        server = cls(directory, node, nodes, selector, forks, own, environment.get(MOVES) == "1")
+        server = cls(directory, node, nodes, selector, forks, own, moves)
         if node == 0:
             server._lead(range(nodes))
         else:
@@ -259,7 +258,8 @@ class EpochServer:
     def _lose_first(self) -> None:
         """Without the first node there is no next epoch: the ranks wait for another one, or end."""
         sys.stderr.write("this node has lost the first node of its group\n")
-        self.moves = self.moves and not self._over
+        # One that has not joined the group yet takes nobody's place.
+        self.moves = self.moves and not self._over and self._belongs
         if not self.moves:
             self._dismiss()
             return
@@ -268,6 +268,11 @@ class EpochServer:
         if self._epoch is not None:
             self._tell({"broken": self._epoch["epoch"]}, self._epoch["ranks"])
         self._send_event(FirstNodeLost())
+
+    @property
+    def _belongs(self) -> bool:
+        """Whether this node's ranks have begun with the group, or have been in an epoch."""
+        return bool(self.ranks.of_torchrun) or self._epoch is not None
 
     def _dismiss(self) -> None:
         """Let the ranks end by themselves: those that look at their connections do, and say why."""

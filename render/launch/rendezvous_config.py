@@ -28,7 +28,7 @@ MOVES = "CHORALE_GROUP_MOVES"
 JOINS = "CHORALE_GROUP_JOINS"
 """Environment variable of the ranks of a node that joins a group which renders: the node's number."""
 INTERFACE = "CHORALE_GROUP_INTERFACE"
-"""Environment variable of the ranks: the interface that they listen on once there are ranks on other nodes."""
+"""Environment variable of the ranks: the interface that they listen on once some are on other nodes."""
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 

@@ -1,4 +1,4 @@
-"""A job that runs goes on with the slots of a node that comes later, and has the root of one rank."""
+"""A job that runs takes in the slots of a node that comes later, and goes on without them: one rank's root."""
 
 from __future__ import annotations
 
@@ -6,49 +6,46 @@ import json
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from infra.database import Database
 from jobs.db.rates import record_rate
-from jobs.db.tables import attempts, jobs, members
+from jobs.db.tables import jobs
 from tests.support.cli import wait_until
 from tests.support.machines import Machines
 from tests.support.oracle import roots_of
 
-SPEC = {"prompt": "a vase", "seed": 3, "width": 256, "height": 256, "steps": 150, "dtype": "float32"}
+SPEC = {"prompt": "a vase", "seed": 3, "width": 256, "height": 256, "steps": 300, "dtype": "float32"}
 
 
 @pytest.mark.slow
-def test_a_running_job_goes_on_with_the_slots_of_another_node(tmp_path: Path) -> None:
+@pytest.mark.timeout(1200)
+def test_a_running_job_takes_in_another_node_and_goes_on_without_it(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'farm.db'}"
     farm, database = Machines(tmp_path, url, CHORALE_REGROUP_GAIN_S="1"), Database(url)
+
+    def log() -> str:
+        return "".join(each.read_text() for each in farm.logs().glob(f"{job}-*"))
+
     try:
         farm.boot("n1")
         (tmp_path / "job.jsonl").write_text(json.dumps(SPEC))
-        job = farm.call("submit", str(tmp_path / "job.jsonl"))["jobs"][0]["id"]
+        job = farm.call("submit", str(tmp_path / "job.jsonl"), "--ranks", "1")["jobs"][0]["id"]
         farm.wait("rendering")
         with database.write() as connection:
+            connection.execute(update(jobs).values(most_ranks=3))
             work = connection.execute(select(jobs.c.work)).scalar_one()
             record_rate(connection, "builtin", "cpu", work, 3600.0)
-        farm.boot("n2")
-        wait_until(lambda: _ranks(database) == [1, 2], 300)
-        assert farm.wait("done", 600)["root"] == roots_of({job: SPEC}, tmp_path)[job]
-        row = farm.job()
-        assert (row["attempts"], row["losses"]) == (0, 0), "a regrouping is no failure"
+        farm.boot("n2", slots=2)
+        wait_until(lambda: "continues with 3 ranks" in log(), 300)
+        farm.call("drain", "n2")
+        wait_until(lambda: "continues with 1 rank" in log().rpartition("continues with 3 ranks")[2], 300)
+        done = farm.wait("done", 900)
+        assert done["root"] == roots_of({job: SPEC}, tmp_path)[job]
+        (attempt,) = done["attempts_made"]
+        ranks = [each["ranks"] for each in attempt["ranks"]]
+        assert ranks == [1, 3, 1]
+        assert (done["attempts"], done["losses"]) == (0, 0)
     finally:
         farm.shut_down()
         database.close()
-
-
-def _ranks(database: Database) -> list[int]:
-    """The ranks of each attempt, the first one first."""
-    with database.read() as connection:
-        rows = connection.execute(
-            select(attempts.c.id, members.c.slots)
-            .join(members, members.c.attempt == attempts.c.id)
-            .order_by(attempts.c.created)
-        ).all()
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row.id] = counts.get(row.id, 0) + len(row.slots)
-    return list(counts.values())
