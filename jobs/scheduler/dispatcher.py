@@ -27,7 +27,7 @@ from jobs.scheduler.growing import GROW_SHARE
 from jobs.scheduler.pending_jobs import PendingJob
 from jobs.scheduler.placement import Decision, Node, RunningGroup, place
 from jobs.scheduler.regrouping import REGROUP_GAIN_S, jobs_to_regroup
-from jobs.scheduler.resizing import Parts, add_nodes, grow, lent_slots, shrink
+from jobs.scheduler.resizing import Parts, add_nodes, grow, jobs_that_cannot_grow, lent_slots, shrink
 from jobs.tags import read_tags
 
 LEASE_S = 5.0
@@ -91,8 +91,8 @@ def _shrink(connection: Connection, parts: Parts, farm: Surroundings, decision: 
 
 def _regroup(connection: Connection, farm: Surroundings, parts: Parts, gain_s: float) -> None:
     """Let jobs begin anew on slots that no job waits for, if they cannot have them as they are."""
-    # A group that has just begun has not said yet whether it takes slots.
-    known = [group if group.job in parts else replace(group, anew=None) for group in farm.running]
+    able = jobs_that_cannot_grow(parts, farm.up)
+    known = [group if group.job in able else replace(group, anew=None) for group in farm.running]
     reasons = {
         each.job: f"goes on with {each.ranks} ranks in place of {each.now}, since slots are free"
         for each in jobs_to_regroup(farm.up, known, gain_s)

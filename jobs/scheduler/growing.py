@@ -18,6 +18,9 @@ from jobs.scheduler.regrouping import EFFICIENCY
 
 GROW_SHARE = 1 / 3
 """Of what a job has to gain that begins anew: a group that grows loses no time."""
+JOINED_DEVICE = "cpu"
+"""Ranks of other nodes join groups on this device. NCCL keeps the network interface that it has begun with,
+which is the loopback in a group of one node."""
 Slots = Mapping[str, Mapping[str, int]]
 """Numbers of slots by job and node."""
 
@@ -77,16 +80,15 @@ def nodes_to_add(
     """One more node for each group that would end so much sooner with it, and as many of its free slots as
     the group can use; for the group that would end last first.
 
-    Not on GPUs: NCCL keeps the network interface that it has begun with, which is the loopback on one node.
     """
     groups = list(running)
     free, found = _free(nodes, groups), dict[str, dict[str, int]]()
     known = {node.name: node for node in nodes}
     for group in sorted(groups, key=lambda group: (-(group.ends_in or 0.0), group.job)):
         own = known.get(next(iter(group.slots), ""))
-        if own is None or own.device != "cpu" or group.anew is None or not _may_grow(group, elastic):
+        if own is None or group.anew is None or not _may_grow(group, elastic):
             continue
-        if not elastic[group.job].takes_nodes:
+        if not elastic[group.job].takes_nodes or own.device != JOINED_DEVICE:
             continue
         usable = [node for node in nodes if free[node.name] > 0 and _suits(node, own, group.anew)]
         usable = [node for node in usable if node.name not in elastic[group.job].nodes]

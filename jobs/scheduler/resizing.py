@@ -10,7 +10,14 @@ from jobs.db.growing import ElasticPart, add_part, ask_back, give_slots
 from jobs.db.leases import lock_placement
 from jobs.db.records import QueueRules
 from jobs.db.reservations import free_slots
-from jobs.scheduler.growing import ElasticGroup, Slots, nodes_to_add, slots_to_ask_back, slots_to_give
+from jobs.scheduler.growing import (
+    JOINED_DEVICE,
+    ElasticGroup,
+    Slots,
+    nodes_to_add,
+    slots_to_ask_back,
+    slots_to_give,
+)
 from jobs.scheduler.pending_jobs import PendingJob
 from jobs.scheduler.placement import Node, RunningGroup
 
@@ -66,6 +73,18 @@ def add_nodes(
             if fence is not None:
                 found.append((node, attempt, fence))
     return found
+
+
+def jobs_that_cannot_grow(parts: Parts, nodes: Sequence[Node]) -> frozenset[str]:
+    """Those whose groups have said, on each of their nodes, whether they take slots, and do not take those of
+    other nodes."""
+    joined = {node.name for node in nodes if node.device == JOINED_DEVICE}
+    return frozenset(
+        job
+        for job, own in parts.items()
+        if own[0].nodes is not None
+        and not (own[0].node in joined and all(part.takes_more or part.returning for part in own))
+    )
 
 
 def shrink(

@@ -10,12 +10,22 @@ from sqlalchemy import select, update
 from infra.database import Database, now
 from jobs.db import leases
 from jobs.db.board_queries import attempts_of
-from jobs.db.claims import claim, make_ready, slots_held
-from jobs.db.growing import HeldSlots, held_slots, ranks_over_time, slot_seconds_of, take_back
+from jobs.db.claims import claim, make_ready, rendezvous_endpoint, slots_held
+from jobs.db.growing import (
+    HeldSlots,
+    held_slots,
+    part_left,
+    ranks_over_time,
+    record_endpoint,
+    slot_seconds_of,
+    take_back,
+)
 from jobs.db.heartbeats import heartbeat
 from jobs.db.nodes import register
+from jobs.db.outcomes import finish
 from jobs.db.rates import record_rate
 from jobs.db.records import Assignment
+from jobs.db.shrinking import FirstNode, has_left, take_over
 from jobs.db.state_machine import change_state
 from jobs.db.submission import BatchItem, JobOptions, submit
 from jobs.db.tables import attempts, jobs, members, nodes
@@ -120,6 +130,89 @@ def test_who_has_left_gives_nothing_back(database: Database, part: Assignment) -
         assert held_slots(connection, part) is None
         take_back(connection, part, {1, 2, 3})
         assert slots_held(connection) == {part.attempt: {"a": (0, 1, 2, 3)}}
+
+
+def joined(database: Database, part: Assignment) -> Assignment:
+    """The part of another node that has joined the group."""
+    grown(database, part)
+    with database.write() as connection:
+        register(connection, "b", address="127.0.0.2", slots=2, device="cpu", vram_bytes=None)
+        connection.execute(update(nodes).values(lease_until=now() + 3600))
+        connection.execute(update(jobs).values(most_ranks=8))
+    assert dispatch(database, "a") == [("b", part.attempt, part.fence)]
+    assert dispatch(database, "a") == [], "one node after the other"
+    with database.write() as connection:
+        assert slots_held(connection)[part.attempt] == {"a": (0, 1, 2, 3), "b": (0, 1)}
+        found = claim(connection, part.attempt, "b", "another")
+    assert found is not None and found.added and found.place == 1 and found.secret == part.secret
+    held = beat(database, part)
+    assert held is not None and held.joins
+    with database.read() as connection:
+        assert rendezvous_endpoint(connection, found) == "127.0.0.1:5000", "nobody else is waited for"
+    return found
+
+
+def test_a_node_joins_a_running_group(database: Database, part: Assignment) -> None:
+    other = joined(database, part)
+    assert beat(database, other) == HeldSlots(slots=(0, 1), wanted=(0, 1))
+    assert dispatch(database, "a") == []
+    with database.write() as connection:
+        record_endpoint(connection, other, "127.0.0.2:1")
+        (attempt,) = attempts_of(connection, part.job)
+        assert [each["ranks"] for each in attempt["ranks"]] == [1, 4, 6]
+        finish(connection, part, "root", 1.0)
+        assert connection.execute(select(jobs.c.state, jobs.c.reason)).one() == (
+            "done",
+            "rendered by 2 nodes",
+        )
+
+
+@pytest.mark.parametrize("claimed", [True, False])
+def test_a_node_that_does_not_come_leaves_the_group_as_it_is(
+    database: Database, part: Assignment, claimed: bool
+) -> None:
+    other = joined(database, part)
+    with database.write() as connection:
+        own = members.c.node == "b"
+        lease = {"lease_until": now() - 100.0} if claimed else {"claimed_by": None}
+        connection.execute(update(members).where(own).values(lease))
+        if not claimed:
+            moment = connection.execute(select(now())).scalar_one()
+            connection.execute(update(members).where(own).values(slots_before=[[moment - 100.0, []]]))
+    dispatch(database, "a")
+    with database.read() as connection:
+        assert connection.execute(select(jobs.c.state, jobs.c.losses)).one() == ("rendering", 0)
+        assert slots_held(connection) == {part.attempt: {"a": (0, 1, 2, 3)}}
+        assert has_left(connection, other)
+    assert dispatch(database, "a") == [], "it is not asked again"
+
+
+def test_a_node_that_has_joined_may_become_the_first_and_is_then_as_any(
+    database: Database, part: Assignment
+) -> None:
+    other = joined(database, part)
+    beat(database, other)
+    lost = FirstNode(place=0, endpoint="127.0.0.1:5000", places=(0, 1))
+    with database.write() as connection:
+        found = take_over(connection, other, lost, "127.0.0.2:1", patient=True)
+        assert found is not None and found.place == 1
+        connection.execute(update(members).where(members.c.node == "b").values(lease_until=now() - 100.0))
+    dispatch(database, "a")
+    with database.read() as connection:
+        assert connection.execute(select(jobs.c.losses)).scalar_one() == 1
+
+
+def test_a_whole_node_is_asked_back(database: Database, part: Assignment) -> None:
+    other = joined(database, part)
+    beat(database, other)
+    send(database, "a cup", 5)
+    dispatch(database, "a")
+    asked = [beat(database, each) for each in (part, other)]
+    assert [each.wanted for each in asked if each is not None] == [(0,), ()]
+    with database.write() as connection:
+        part_left(connection, other.attempt, other.node)
+        take_back(connection, part, {1, 2, 3})
+    assert len(dispatch(database, "a")) == 2
 
 
 class Row:

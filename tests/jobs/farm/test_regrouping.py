@@ -1,4 +1,4 @@
-"""A job that runs takes in the slots of a node that comes later, and goes on without them: one rank's root."""
+"""A job that runs takes in the slots of a node that comes later, and goes on without them."""
 
 from __future__ import annotations
 
