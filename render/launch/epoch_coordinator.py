@@ -18,7 +18,8 @@ It takes messages of the nodes' servers (`epoch_server.py`), its own node's amon
         ->  {"joining": 1, "members": [0, 1]}         a rank waits to join them, or one of them is to leave
         ->  {"over": 0}                               the group has ended; what is left ends with this code
 
-A rank that was added ends nothing but itself: the others go on without it, whatever it has ended with.
+A rank that was added ends nothing but itself: the others go on without it, whatever it has ended with. If ranks
+do not reach each other in the first epoch of one that was added, that one leaves.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ class EpochCoordinator:
         """The ranks of each node that is there."""
         self._added: set[int] = set()
         """Ranks that came to the group after it had begun."""
+        self._members_before: set[int] = set()
+        """Ranks that have been in an earlier epoch than the running one."""
         self._next_rank = 0
         self._requests: dict[int, int] = {}
         """The request of each rank that waits."""
@@ -102,6 +105,8 @@ class EpochCoordinator:
                 self.epochs.start(rank)
             case {"ready": int(rank), "lost": bool(lost), "request": int(request)} if rank in own:
                 self._requests[rank] = request
+                if lost and rank in self.epochs.members and not self.epochs.broken:
+                    self._give_up_newcomers()
                 self.epochs.ready(rank, lost=lost)
                 self.tick()
             case {"end": int(rank), "died": bool(died), "crashed": bool(crashed)} if rank in own:
@@ -158,6 +163,11 @@ class EpochCoordinator:
         request = max(1, self._done + self._requested(self._done + 1))
         self._send(node, {"added": list(numbers), "request": request})
 
+    def _give_up_newcomers(self) -> None:
+        """Ranks do not reach each other: not those that were added for this epoch, so far as anybody knows."""
+        for rank in (self.epochs.members & self._added) - self._members_before:
+            self.epochs.leave(rank)
+
     def _end(self, node: int, rank: int, *, died: bool, crashed: bool) -> None:
         self._requests.pop(rank, None)
         leaving, joined = self.epochs.is_leaving(rank), rank in self.epochs.members
@@ -196,12 +206,14 @@ class EpochCoordinator:
         """Begin an epoch that is due; else tell the running one what has become of it."""
         if self._ended or self.missing:
             return
+        running = set(self.epochs.members)
         began = self.epochs.next()
         current = self.epochs.current
         for rank in self.epochs.dismissed():
             self._requests.pop(rank, None)
             self._send(self._node_of(rank), {"dismissed": rank})
         if began is not None:
+            self._members_before |= running
             for rank in began.ranks:
                 self._requests.pop(rank, None)
             message = {"epoch": began.number, "ranks": list(began.ranks), "first": self._node}

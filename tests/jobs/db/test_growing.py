@@ -179,6 +179,7 @@ def test_a_node_that_does_not_come_leaves_the_group_as_it_is(
         if not claimed:
             moment = connection.execute(select(now())).scalar_one()
             connection.execute(update(members).where(own).values(slots_before=[[moment - 100.0, []]]))
+            connection.execute(update(attempts).values(created=moment - 200.0))
     dispatch(database, "a")
     with database.read() as connection:
         assert connection.execute(select(jobs.c.state, jobs.c.losses)).one() == ("rendering", 0)

@@ -179,6 +179,26 @@ def test_a_rank_that_fails_before_it_has_joined_is_not_noticed() -> None:
     assert farm.newest() == [(0, {"left": 4}), (0, {"left": 5})]
 
 
+def test_a_rank_that_the_others_do_not_reach_leaves_again() -> None:
+    farm = grown()
+    farm.ready(1, lost=True)
+    farm.ready(0, 2, 3)
+    farm.newest()
+    farm.add(4, ready=4, request=1, lost=True)
+    found = farm.newest()
+    assert (1, {"dismissed": 4}) in found
+    assert (0, {"epoch": 3, "ranks": [0, 1, 2, 3], "first": 0}) in found
+    # Whom they have reached before stays.
+    farm = grown()
+    farm.add(4, ready=4, request=1, lost=False)
+    farm.ready(0, 1, 2, 3)
+    farm.newest()
+    farm.ready(1, lost=True)
+    farm.add(4, ready=4, request=1, lost=True)
+    farm.ready(0, 2, 3, lost=True)
+    assert farm.newest()[-1] == (1, {"epoch": 4, "ranks": [0, 1, 2, 3, 4], "first": 0})
+
+
 def test_ranks_leave_added_ones_and_others() -> None:
     farm = grown()
     farm.coordinator.take(1, {"leave": [2, 4, 0]})
