@@ -18,8 +18,8 @@ It takes messages of the nodes' servers (`epoch_server.py`), its own node's amon
         ->  {"joining": 1, "members": [0, 1]}         a rank waits to join them, or one of them is to leave
         ->  {"over": 0}                               the group has ended; what is left ends with this code
 
-A rank that was added ends nothing but itself: the others go on without it, whatever it has ended with. If ranks
-do not reach each other in the first epoch of one that was added, that one leaves.
+A rank that was added ends nothing but itself: the others go on without it, whatever it has ended with. If
+ranks do not reach each other in the first epoch of one that was added, that one leaves.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class EpochCoordinator:
         self._send(node, {"added": list(numbers), "request": request})
 
     def _give_up_newcomers(self) -> None:
-        """Ranks do not reach each other: not those that were added for this epoch, so far as anybody knows."""
+        """Ranks do not reach each other: those that were added for this epoch, as far as anybody knows."""
         for rank in (self.epochs.members & self._added) - self._members_before:
             self.epochs.leave(rank)
 
