@@ -15,9 +15,10 @@ from jobs.board.board import WHO, Board
 from jobs.board.here import Here
 from jobs.board.spec_body import SpecBody, spec_values
 from jobs.db.audit import list_acts, record
-from jobs.db.board_queries import Cursor, attempts_of, batch_rows, page_jobs, show_batch
+from jobs.db.board_queries import attempts_of, batch_rows, page_jobs, show_batch
 from jobs.db.commands import VERBS, apply_command, apply_to_all, set_priority
 from jobs.db.find_predecessors import find_predecessors
+from jobs.db.job_order import NEWEST, Order
 from jobs.db.leases import lock_placement
 from jobs.db.node_changes import MOST_COMMENT, cancel_maintenance, plan_maintenance
 from jobs.db.node_changes import change_node as change_node_of_farm
@@ -165,8 +166,10 @@ def list_jobs(
     search: Text = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     after: Text = None,
+    sort: Text = None,
 ) -> dict[str, Any]:
-    """List jobs, newest first. `next` is the `after` of the next page, null on the last page.
+    """List jobs, newest first, or by `sort`: `created`, `ended`, `took`, `queue`, `owner`, `state`, ..., with
+    `-` before it for the largest first. `next` is the `after` of the next page, null on the last page.
 
     `search` matches words of the prompt, or beginnings of words, in any order; or the beginning of an id.
 
@@ -175,10 +178,11 @@ def list_jobs(
     the number of jobs by state. It is null for a search, which stops when the page is full.
     """
     wanted = Filter(states=tuple(state or ()), queue=queue, owner=owner, batch=batch, search=search)
-    cursor = Cursor.parse(after) if after else None
+    order = Order.parse(sort) if sort else NEWEST
+    cursor = order.cursor(after) if after else None
     with board.farm.database.read() as connection:
         check_exists(connection, batch or None, queue or None)
-        page = page_jobs(connection, wanted, limit, after=cursor)
+        page = page_jobs(connection, wanted, limit, after=cursor, order=order)
         counts = None if search else count_jobs(connection, wanted)
         named, ids = with_names(connection, page.jobs, batch or None), [row["id"] for row in page.jobs]
         impossible, waiting = find_impossible_jobs(connection, ids), what_jobs_wait_for(connection, ids)

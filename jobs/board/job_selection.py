@@ -24,7 +24,7 @@ from render.errors import BadInput
 router = APIRouter(include_in_schema=False)
 SELECTED = "job-"
 """Begins the name of each checkbox; the rest is the id of its job."""
-_FILTER = ("state", "queue", "owner", "batch", "q", "after", "before")
+_FILTER = ("state", "queue", "owner", "batch", "q", "sort", "after", "before")
 
 
 @router.post("/jobs/do")

@@ -21,7 +21,6 @@ from jobs.board.spec_form import form_groups, kept_labels
 from jobs.board.templating import page
 from jobs.board.webhooks_api import check_operator
 from jobs.db.board_queries import (
-    Cursor,
     active_jobs,
     attempts_of,
     batch_row,
@@ -33,8 +32,9 @@ from jobs.db.board_queries import (
 from jobs.db.budgets import list_budgets
 from jobs.db.commands import VERBS
 from jobs.db.custom_ids import base_of
+from jobs.db.job_order import NEWEST, Order
 from jobs.db.nodes import list_nodes
-from jobs.db.queries import Filter, count_jobs, list_batches, show_job, shown_batch
+from jobs.db.queries import Filter, count_jobs, list_batches, show_job, shown_batch, with_names
 from jobs.db.queues import check_exists
 from jobs.db.reviews import review_rows
 from jobs.db.state_machine import HOLDING, STATES
@@ -53,6 +53,23 @@ from render.output.manifest import parse_manifest
 _ROWS = 50
 IMAGES = 60
 """Of one page of a contact sheet, so that it weighs less than a megabyte with all its thumbnails."""
+_COLUMNS = {
+    **dict.fromkeys(("size", "queue", "owner", "id", "age"), True),
+    **dict.fromkeys(("custom-id", "node", "took", "priority"), False),
+}
+"""Of the list of jobs: whether they are shown unless somebody chooses others; the browser remembers that."""
+_SORTS = {
+    "-created": "newest first",
+    "created": "oldest first",
+    "-started": "started last",
+    "-ended": "ended last",
+    "-took": "took longest",
+    "-priority": "highest priority",
+    "-progress": "most progress",
+    "state": "by state",
+    "queue": "by queue",
+    "owner": "by owner",
+}
 _THUMBNAILS = 4
 """Thumbnails of each batch in the list."""
 _LOG_BYTES = 40_000
@@ -88,8 +105,10 @@ def queues(board: Board, request: Request) -> dict[str, Any]:
 @live_page(router, "/jobs", "jobs.html")
 def job_list(board: Board, request: Request) -> dict[str, Any]:
     given = {
-        name: request.query_params.get(name, "")[:200] for name in ("state", "queue", "owner", "batch", "q")
+        name: request.query_params.get(name, "")[:200]
+        for name in ("state", "queue", "owner", "batch", "q", "sort")
     }
+    order = Order.parse(given["sort"]) if given["sort"] else NEWEST
     states = _states(given["state"])
     wanted = Filter(
         states=states,
@@ -105,21 +124,25 @@ def job_list(board: Board, request: Request) -> dict[str, Any]:
             connection,
             wanted,
             _ROWS,
-            after=Cursor.parse(after) if after else None,
-            before=Cursor.parse(before) if before else None,
+            after=order.cursor(after) if after else None,
+            before=order.cursor(before) if before else None,
+            order=order,
         )
         counts = _counts(board, connection, wanted)
-        ids = [row["id"] for row in found.jobs]
+        named, ids = with_names(connection, found.jobs, wanted.batch), [row["id"] for row in found.jobs]
         impossible, waiting = find_impossible_jobs(connection, ids), what_jobs_wait_for(connection, ids)
     link = _Links("/jobs", given)
     return {
         "jobs": [
             row | {"cannot_run": impossible.get(row["id"]), "waits_for": waiting.get(row["id"])}
-            for row in found.jobs
+            for row in named
         ],
         "counts": counts,
         "given": given,
         "states": STATES,
+        "sorts": _SORTS if str(order) in _SORTS else {str(order): str(order)} | _SORTS,
+        "order": str(order),
+        "columns": _COLUMNS,
         "queue_names": [queue["name"] for queue in board.queues()],
         "link": link,
         "newer": None if found.newer is None else link(before=str(found.newer)),

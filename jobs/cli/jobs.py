@@ -9,23 +9,24 @@ import click
 
 from jobs.cli.farm_options import farm_options, this_user, whoami
 from jobs.cli.help import examples
+from jobs.cli.job_columns import COLUMNS, parse_columns, table_of
 from jobs.cli.terminal import print_json, print_line, print_table
 from jobs.db.audit import record
 from jobs.db.board_queries import attempts_of
 from jobs.db.commands import VERBS, apply_command, apply_to_all, set_priority
+from jobs.db.job_order import NEWEST, SORTS, Order
 from jobs.db.leases import lock_placement
 from jobs.db.queries import Filter, count_jobs, find_job, job_ids, list_jobs, show_job, with_names
 from jobs.db.queues import check_exists
-from jobs.db.state_machine import ENDED, HOLDING, STATES
+from jobs.db.state_machine import STATES
 from jobs.farm import Farm
-from jobs.formatting import age, counts_by_state, duration, percent, plural
+from jobs.formatting import age, counts_by_state, plural
 from jobs.scheduler.capacity import find_impossible_jobs
 from jobs.scheduler.pending_reason import pending_reason
 from jobs.scheduler.waiting import what_jobs_wait_for
 from jobs.tags import tags_text
 
 _PAST = {"cancel": "Cancelled", "pause": "Paused", "resume": "Resumed", "retry": "Queued"}
-_OPTIONAL = ("custom id", "node", "took", "reason")
 _SHOWN = {
     "id": "id",
     "state": "state",
@@ -40,7 +41,12 @@ _SHOWN = {
 
 
 @click.command(
-    name="list", epilog=examples("chorale list", "chorale list --state failed --queue overnight --limit 100")
+    name="list",
+    epilog=examples(
+        "chorale list",
+        "chorale list --state failed --queue overnight --limit 100",
+        "chorale list --columns custom_id,state,took,node --sort -took",
+    ),
 )
 @click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="State; may repeat.")
 @click.option("--queue", default=None, help="Only jobs of this queue.")
@@ -49,6 +55,10 @@ _SHOWN = {
 @click.option("--search", default=None, help="Only prompts with these words or beginnings of words.")
 @click.option(
     "--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Maximum number of jobs."
+)
+@click.option("--columns", metavar="NAME,...", help=f"Columns to show, in this order: {', '.join(COLUMNS)}.")
+@click.option(
+    "--sort", default=str(NEWEST), metavar="NAME", help=f"{', '.join(SORTS)}; -NAME: the largest first."
 )
 @farm_options
 def list_command(
@@ -60,62 +70,35 @@ def list_command(
     batch: str | None,
     search: str | None,
     limit: int,
+    columns: str | None,
+    sort: str,
 ) -> None:
-    """List jobs, newest first, and count them by state."""
+    """List jobs, newest first unless told otherwise, and count them by state."""
     wanted = Filter(states=states, queue=queue, owner=owner, batch=batch, search=search)
+    shown, order = parse_columns(columns), Order.parse(sort)
     with farm.database.read() as connection:
         check_exists(connection, batch, queue)
-        found, counts = list_jobs(connection, wanted, limit), count_jobs(connection, wanted)
+        found, counts = list_jobs(connection, wanted, limit, order), count_jobs(connection, wanted)
         found, ids = with_names(connection, found, batch), [row["id"] for row in found]
         impossible, waiting = find_impossible_jobs(connection, ids), what_jobs_wait_for(connection, ids)
     found = [
         row | {"cannot_run": impossible.get(row["id"]), "waits_for": waiting.get(row["id"])} for row in found
     ]
-    print_jobs(found, counts, as_json)
+    print_jobs(found, counts, as_json, shown)
 
 
-def print_jobs(found: list[dict[str, Any]], counts: dict[str, int] | None, as_json: bool) -> None:
+def print_jobs(
+    found: list[dict[str, Any]],
+    counts: dict[str, int] | None,
+    as_json: bool,
+    columns: tuple[str, ...] | None = None,
+) -> None:
     """Print a list of jobs under their number by state, which is None where nobody has counted."""
     if as_json:
         print_json({"jobs": found, "counts": counts})
         return
-    columns = {
-        "job": [row["id"] for row in found],
-        "custom id": [_custom_id(row) for row in found],
-        "state": [_state(row) for row in found],
-        "progress": [percent(row["progress"]) for row in found],
-        "queue": [row["queue"] for row in found],
-        "owner": [row["owner"] for row in found],
-        "node": [", ".join(row.get("nodes", ())) for row in found],
-        "age": [age(row["created"]) for row in found],
-        "took": [_took(row) for row in found],
-        "reason": [row["reason"] if row["state"] == "failed" else "" for row in found],
-        "prompt": [row["prompt"] for row in found],
-    }
-    # A column in which no job has anything is left out.
-    shown = {name: cells for name, cells in columns.items() if name not in _OPTIONAL or any(cells)}
     title = "jobs" if counts is None else counts_by_state(counts)
-    print_table(title, tuple(shown), zip(*shown.values(), strict=True))
-
-
-def _custom_id(row: dict[str, Any]) -> str:
-    """The name that its owner gave it; those of single images are all alike."""
-    name = row.get("custom_id") or ""
-    return "" if name == "image" else name
-
-
-def _took(row: dict[str, Any]) -> str:
-    """How long it rendered, or has been rendering."""
-    if row["state"] in HOLDING and row["started"]:
-        return age(row["started"])
-    ended = row["state"] in ENDED and row["started"] and row["ended"]
-    return duration(row["ended"] - row["started"]) if ended else ""
-
-
-def _state(row: dict[str, Any]) -> str:
-    """The state, or why a queued job does not start."""
-    waits = row["waits_for"] and f"queued, waits for {row['waits_for']}"
-    return str(row["cannot_run"] or waits or row["state"])
+    print_table(title, *table_of(found, columns))
 
 
 @click.command(epilog=examples("chorale show 3fa9"))

@@ -19,6 +19,7 @@ import click
 from infra.store.local import LocalStore
 from jobs.cli.delete import COUNTS, check_what, print_deletion
 from jobs.cli.farm_options import whoami
+from jobs.cli.job_columns import parse_columns
 from jobs.cli.jobs import print_done, print_job, print_jobs
 from jobs.cli.remote_files import FilesToSend
 from jobs.cli.report import ReportOptions, print_report
@@ -69,12 +70,20 @@ def remote_command(name: str, command: click.Command) -> click.Command:
     return click.Command(name, params=params, callback=called, help=command.help, epilog=command.epilog)
 
 
-def _list(farm: Farm, as_json: bool, states: tuple[str, ...], limit: int, **wanted: Any) -> None:
+def _list(
+    farm: Farm,
+    as_json: bool,
+    states: tuple[str, ...],
+    limit: int,
+    columns: str | None,
+    **wanted: Any,
+) -> None:
+    shown = parse_columns(columns)
     first = farm.page_of_jobs(limit=min(limit, 1000), state=list(states), **wanted)
     found = first["jobs"]
     if len(found) < limit and first["next"] is not None:
         found = list(farm.jobs(limit=limit, state=list(states), **wanted))
-    print_jobs(found, first["counts"], as_json)
+    print_jobs(found, first["counts"], as_json, shown)
 
 
 def _show(farm: Farm, as_json: bool, job: str) -> None:

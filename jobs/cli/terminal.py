@@ -47,10 +47,11 @@ def new_table(columns: Sequence[str], title: str | None = None) -> Table:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table; where stdout is not a terminal its lines are as long as they need to be."""
+    """Print a table, whose cells may be colored (`plain`, then `Text.stylize`); where stdout is not a terminal
+    its lines are as long as they need to be."""
     table = new_table(columns, title)
     for row in rows:
-        table.add_row(*(plain(value) for value in row))
+        table.add_row(*(value if isinstance(value, Text) else plain(value) for value in row))
     console = Console()
     if not console.is_terminal:
         console.width = console.measure(table, options=console.options.update(max_width=_LONGEST)).maximum

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, cast, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, cast, exists, func, select
 from sqlalchemy.dialects.postgresql import JSONB
 
 from infra.database import now
 from jobs.db.growing import ranks_over_time
+from jobs.db.job_order import NEWEST, Cursor, Order
 from jobs.db.names import is_storable
 from jobs.db.queries import Filter, shown_batch
 from jobs.db.state_machine import HOLDING
@@ -32,30 +33,6 @@ SUMMARY = (
 """The columns of one job in a list or a gallery."""
 
 
-@dataclass(frozen=True)
-class Cursor:
-    """A position in the list of jobs, which is sorted from new to old."""
-
-    created: float
-    job: str
-
-    @classmethod
-    def of(cls, row: dict[str, Any]) -> Cursor:
-        return cls(row["created"], row["id"])
-
-    @classmethod
-    def parse(cls, text: str) -> Cursor:
-        """Parse the form that `str` gives; raises `BadInput`."""
-        created, _, job = text.partition("_")
-        try:
-            return cls(float(created), job)
-        except ValueError as exc:
-            raise BadInput("cursor", text[:60], "is not a cursor; start without one") from exc
-
-    def __str__(self) -> str:
-        return f"{self.created!r}_{self.job}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Page:
     """Some jobs of the list, and the cursors before and after them where there are more."""
@@ -72,15 +49,14 @@ def page_jobs(
     *,
     after: Cursor | None = None,
     before: Cursor | None = None,
+    order: Order = NEWEST,
 ) -> Page:
-    """Up to `limit` jobs, newest first: those after a cursor, or those before one."""
-    statement = wanted.on(select(*SUMMARY), connection)
-    if before is not None:
-        statement = statement.where(_beyond(before, newer=True)).order_by(jobs.c.created, jobs.c.id.desc())
-    else:
-        if after is not None:
-            statement = statement.where(_beyond(after, newer=False))
-        statement = statement.order_by(jobs.c.created.desc(), jobs.c.id)
+    """Up to `limit` jobs in an order: those after a cursor, or those before one."""
+    statement = wanted.on(select(*SUMMARY, order.key.label("sorted_by")), connection)
+    place = after if before is None else before
+    if place is not None:
+        statement = statement.where(order.beyond(place, before=before is not None))
+    statement = statement.order_by(*order.clauses(backwards=before is not None))
     # One row more than wanted shows whether there are more.
     found = _rows(connection, statement.limit(limit + 1))
     more, found = len(found) > limit, found[:limit]
@@ -88,18 +64,10 @@ def page_jobs(
         found.reverse()
     has_newer, has_older = (more, True) if before is not None else (after is not None, more)
     return Page(
-        jobs=found,
+        jobs=[{name: value for name, value in row.items() if name != "sorted_by"} for row in found],
         newer=Cursor.of(found[0]) if found and has_newer else None,
         older=Cursor.of(found[-1]) if found and has_older else None,
     )
-
-
-def _beyond(cursor: Cursor, *, newer: bool) -> ColumnElement[bool]:
-    created, job = jobs.c.created, jobs.c.id
-    # The first condition lets the index find the position; "or" alone would read from the end of the list.
-    if newer:
-        return and_(created >= cursor.created, or_(created > cursor.created, job < cursor.job))
-    return and_(created <= cursor.created, or_(created < cursor.created, job > cursor.job))
 
 
 def job_summary(connection: Connection, job: str) -> dict[str, Any]:

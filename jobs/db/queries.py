@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Select, func, select
 
 from jobs.db.dependencies import show_dependency
 from jobs.db.folders import image_folder
+from jobs.db.job_order import NEWEST, Order
 from jobs.db.prompt_search import matching
 from jobs.db.state_machine import STATES
 from jobs.db.tables import attempts, batches, entries, events, jobs, members
@@ -65,13 +66,15 @@ class Filter:
         return statement
 
 
-def list_jobs(connection: Connection, wanted: Filter, limit: int) -> list[dict[str, Any]]:
-    """The selected jobs, newest first."""
+def list_jobs(
+    connection: Connection, wanted: Filter, limit: int, order: Order = NEWEST
+) -> list[dict[str, Any]]:
+    """The selected jobs, newest first unless told otherwise."""
     columns = [jobs.c[name] for name in _COLUMNS]
     prompt = jobs.c.spec["prompt"].as_string().label("prompt")
     statement = wanted.on(select(*columns, prompt), connection)
-    newest = statement.order_by(jobs.c.created.desc(), jobs.c.id).limit(limit)
-    return [dict(row._mapping) for row in connection.execute(newest)]
+    first = statement.order_by(*order.clauses()).limit(limit)
+    return [dict(row._mapping) for row in connection.execute(first)]
 
 
 def with_names(

@@ -34,6 +34,45 @@ function connect() {
 addEventListener("pageshow", (event) => event.persisted && location.reload());
 if (live && window.EventSource) connect();
 
+// The columns of the list of jobs and its order: each browser remembers its own.
+const COLUMNS = "chorale.jobs.columns";
+
+function showColumns() {
+  for (const box of document.querySelectorAll("[data-column]")) {
+    document.body.classList.toggle(`show-${box.dataset.column}`, box.checked);
+  }
+}
+
+function rememberedColumns() {
+  try {
+    return JSON.parse(localStorage.getItem(COLUMNS)) || {};
+  } catch {
+    return {};
+  }
+}
+
+for (const box of document.querySelectorAll("[data-column]")) {
+  const remembered = rememberedColumns()[box.dataset.column];
+  if (typeof remembered === "boolean") box.checked = remembered;
+  box.addEventListener("change", () => {
+    localStorage.setItem(COLUMNS, JSON.stringify({ ...rememberedColumns(), [box.dataset.column]: box.checked }));
+    showColumns();
+  });
+}
+showColumns();
+
+const orderBox = document.querySelector("[data-remember]");
+if (orderBox) {
+  const address = new URL(location.href);
+  const remembered = localStorage.getItem(orderBox.dataset.remember);
+  const known = [...orderBox.options].some((option) => option.value === remembered);
+  if (!address.searchParams.has(orderBox.name) && remembered && known) {
+    address.searchParams.set(orderBox.name, remembered);
+    location.replace(address);
+  }
+  orderBox.addEventListener("change", () => localStorage.setItem(orderBox.dataset.remember, orderBox.value));
+}
+
 addEventListener("submit", (event) => {
   const question = event.submitter && event.submitter.dataset.confirm;
   if (question && !confirm(question)) event.preventDefault();

@@ -12,7 +12,6 @@ from schemathesis.checks import not_a_server_error
 from infra.database import Database
 from jobs.board.app import status_of
 from jobs.db.board_queries import (
-    Cursor,
     active_jobs,
     attempts_of,
     batch_rows,
@@ -22,6 +21,7 @@ from jobs.db.board_queries import (
 )
 from jobs.db.claims import claim, make_ready
 from jobs.db.heartbeats import heartbeat
+from jobs.db.job_order import Order
 from jobs.db.nodes import register
 from jobs.db.outcomes import finish
 from jobs.db.queries import Filter
@@ -130,25 +130,27 @@ def test_every_known_error_has_a_status() -> None:
 @pytest.mark.parametrize(
     "wanted", [Filter(), Filter(states=("queued",)), Filter(search="3% VAS"), Filter(owner="b")]
 )
-def test_pages_hold_every_job_once_there_and_back(database: Database, wanted: Filter) -> None:
+@pytest.mark.parametrize("sort", ["-created", "queue", "-priority", "took"])
+def test_pages_hold_every_job_once_there_and_back(database: Database, wanted: Filter, sort: str) -> None:
+    order = Order.parse(sort)
     specs = (Spec(prompt=f"vase {number % 7}%", seed=number, width=128, height=128) for number in range(57))
     asked = (BatchItem(row=number, custom_id=str(number), spec=spec) for number, spec in enumerate(specs))
     submit(database, asked, "many", JobOptions(owner="anna"))
     with database.read() as connection:
-        whole = [row["id"] for row in page_jobs(connection, wanted, 1000).jobs]
+        whole = [row["id"] for row in page_jobs(connection, wanted, 1000, order=order).jobs]
         there, place, pages = [], None, []
         while True:
-            page = page_jobs(connection, wanted, 10, after=place)
+            page = page_jobs(connection, wanted, 10, after=place, order=order)
             pages.append(page)
             there += [row["id"] for row in page.jobs]
             if page.older is None:
                 break
-            place = Cursor.parse(str(page.older))
+            place = order.cursor(str(page.older))
         assert there == whole and len(set(whole)) == len(whole)
         assert len(whole) == {"3% VAS": 8}.get(wanted.search or "", 0 if wanted.owner else 57)
         if len(pages) > 1:
             assert pages[-1].newer is not None
-            back = page_jobs(connection, wanted, 10, before=pages[-1].newer)
+            back = page_jobs(connection, wanted, 10, before=pages[-1].newer, order=order)
             assert back.jobs == pages[-2].jobs
 
 
@@ -159,6 +161,9 @@ def test_pages_hold_every_job_once_there_and_back(database: Database, wanted: Fi
         ("/jobs?after=nan_x&q=%ff", 200),
         ("/jobs?q=%00", 400),
         ("/jobs?state=lost", 400),
+        ("/jobs?sort=prompt", 400),
+        ("/jobs?sort=queue&after=default_0", 200),
+        ("/jobs?sort=-took&after=default_0", 400),
         ("/jobs/zz", 404),
         ("/jobs/%00", 400),
         ("/batches/none", 400),

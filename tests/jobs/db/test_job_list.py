@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import update
 
 from infra.database import Database
+from jobs.cli.job_columns import COLUMNS, table_of
 from jobs.cli.jobs import print_jobs
+from jobs.cli.main import cli
 from jobs.db.nodes import register
 from jobs.db.queries import Filter, list_jobs, with_names
 from jobs.db.submission import BatchItem, JobOptions, submit
 from jobs.db.tables import jobs
+from render.errors import BadInput
 from render.spec import Spec
 from tests.jobs.db.test_report import end_all
 
@@ -62,3 +67,42 @@ def test_the_table_leaves_out_what_no_job_has(
     print_jobs(rows, None, True)
     (line,) = capsys.readouterr().out.splitlines()
     assert {row["custom_id"] for row in json.loads(line)["jobs"]} == {"SKU-0", "SKU-1", "SKU-2"}
+
+
+def test_columns_are_chosen_and_jobs_sorted(
+    database: Database, rendered: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CHORALE_DATABASE_URL", database.engine.url.render_as_string(hide_password=False))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+
+    def run(*words: str) -> str:
+        answer = CliRunner().invoke(cli, ["list", "--batch", rendered, *words], catch_exceptions=False)
+        assert answer.exit_code == 0, answer.output
+        return answer.output
+
+    lines = run("--columns", "custom-id, state,TOOK", "--sort", "-took").splitlines()
+    head = next(number for number, line in enumerate(lines) if "took" in line)
+    assert lines[head].split() == ["custom", "id", "state", "took"]
+    assert [line.split()[1] for line in lines[head + 1 :]] == ["done", "failed", "queued"], (
+        "100 s, 50 s, none"
+    )
+    first = [row["state"] for row in json.loads(run("--sort", "state", "--json"))["jobs"]]
+    assert first == ["done", "failed", "queued"]
+    assert json.loads(run("--json", "--sort", "-state", "--limit", "1"))["jobs"][0]["state"] == "queued"
+    for words, sentence in (
+        (("--columns", "id,size"), "columns: 'size' is no column; use some of id,custom_id,state"),
+        (("--sort", "prompt"), "sort: 'prompt' is nothing to sort by; use one of created, started"),
+    ):
+        with pytest.raises(BadInput) as refused:
+            run(*words)
+        assert sentence in str(refused.value)
+
+
+def test_states_have_colors_and_prompts_none() -> None:
+    row = dict.fromkeys(COLUMNS) | {"state": "failed", "cannot_run": None, "waits_for": None}
+    row |= {"prompt": "[red]a vase[/red]", "created": 1.0, "progress": 0.5, "reason": "NaN"}
+    _, ((state, prompt),) = table_of([row], ("state", "prompt"))
+    assert (state.plain, [str(span.style) for span in state.spans]) == ("failed", ["red"])
+    assert prompt == "[red]a vase[/red]", "the table shows it as it is"
+    _, ((state,),) = table_of([row | {"state": "queued", "cannot_run": "cannot run: x"}], ("state",))
+    assert (state.plain, [str(span.style) for span in state.spans]) == ("cannot run: x", ["red"])
