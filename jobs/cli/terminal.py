@@ -47,7 +47,7 @@ def new_table(columns: Sequence[str], title: str | None = None) -> Table:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table, whose cells may be colored (`plain`, then `Text.stylize`); where stdout is not a terminal
+    """Print a table, whose cells may be colored (`plain`, then `Text.stylize`); where stdout is no terminal
     its lines are as long as they need to be."""
     table = new_table(columns, title)
     for row in rows:

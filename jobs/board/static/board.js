@@ -89,11 +89,64 @@ addEventListener("change", (event) => {
   if ("autosubmit" in event.target.dataset) event.target.form.requestSubmit();
 });
 
-addEventListener("keydown", (event) => {
+// The keys of the page, in a dialog that each page has. Who uses speech input can switch single letters off.
+const keysOverlay = document.querySelector("dialog.keys");
+const LETTER_KEYS = "chorale.letter-keys";
+const letterKeysAreOn = () => localStorage.getItem(LETTER_KEYS) !== "off";
+
+function showKeys() {
+  if (!keysOverlay.open) keysOverlay.showModal();
+}
+
+const letterKeysBox = document.querySelector("[data-letter-keys]");
+letterKeysBox.checked = letterKeysAreOn();
+letterKeysBox.addEventListener("change", () => localStorage.setItem(LETTER_KEYS, letterKeysBox.checked ? "on" : "off"));
+
+addEventListener("click", (event) => event.target.closest("[data-open-keys]") && showKeys());
+
+const PLACES = { q: "/", j: "/jobs", b: "/batches", c: "/compare", n: "/nodes", s: "/submit" };
+const SEQUENCE_MS = 1500;
+let goSince = -Infinity;
+
+// Whether a tab leads there: a viewer has none to the form, and nobody has any before the log-in.
+const tabTo = (place) => place && document.querySelector(`nav[aria-label="Main"] a[href="${place}"]`);
+
+// Whether a G has been pressed, and a place is to come.
+const goesOn = () => performance.now() - goSince < SEQUENCE_MS;
+
+function goTo(key) {
+  const tab = goesOn() ? tabTo(PLACES[key]) : null;
+  goSince = key === "g" && !tab ? performance.now() : -Infinity;
+  if (tab) location.assign(tab.href);
+  return Boolean(tab) || key === "g";
+}
+
+function nextRow(event, by) {
+  const rows = [...document.querySelectorAll(".list a.row")];
+  const at = rows.indexOf(event.target.closest("li")?.querySelector("a.row"));
+  const next = at === -1 ? rows[by > 0 ? 0 : rows.length - 1] : rows[at + by];
+  if (next) next.focus();
+  return Boolean(next);
+}
+
+function select(event) {
+  const box = event.target.closest(".list li")?.querySelector(".pick");
+  if (box) box.click();
+  return Boolean(box);
+}
+
+function onLetter(event) {
   const search = document.querySelector("[data-search]");
-  const typing = event.target.closest("input, textarea, select");
-  if (event.key === "/" && search && !typing) {
-    event.preventDefault();
-    search.focus();
-  }
+  if (event.key === "?") return showKeys(), true;
+  if (event.key === "/" && search) return search.focus(), true;
+  if (goTo(event.key)) return true;
+  if (event.key === "j") return nextRow(event, 1);
+  if (event.key === "k") return nextRow(event, -1);
+  return event.key === "x" && select(event);
+}
+
+addEventListener("keydown", (event) => {
+  const typing = event.target.closest("input:not(.pick), textarea, select");
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (letterKeysAreOn() && onLetter(event)) event.preventDefault();
 });

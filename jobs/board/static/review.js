@@ -2,7 +2,6 @@
 "use strict";
 
 const dialog = document.querySelector("dialog.reviewer");
-const keysOverlay = document.querySelector("dialog.keys");
 const stage = dialog.querySelector(".stage");
 const field = (name) => dialog.querySelector(`[name="${name}"]`);
 const part = (name) => dialog.querySelector(`[data-review-${name}]`);
@@ -215,7 +214,7 @@ const actions = {
     describe();
     draw();
   },
-  keys: () => keysOverlay.showModal(),
+  keys: showKeys,
   keep: () => decide("keep"),
   reject: () => decide("reject"),
   star: () => verdicts.star(current),
@@ -233,7 +232,6 @@ dialog.addEventListener("click", (event) => {
 if (field("note")) field("note").addEventListener("change", (event) => vote(current, { note: event.target.value }));
 
 document.addEventListener("click", (event) => {
-  if (event.target.closest("[data-review-keys]")) keysOverlay.showModal();
   const item = event.target.closest('.sheet li[data-state="done"]');
   if (!item || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
   event.preventDefault();
@@ -254,6 +252,7 @@ function onKey(event) {
     if (event.key === "Enter" && dialog.open) typing.blur();
     return;
   }
+  if (event.key.length === 1 && !letterKeysAreOn()) return;
   const handled = dialog.open ? onViewerKey(event.key) : onSheetKey(event);
   if (handled) {
     event.preventDefault();
@@ -271,7 +270,7 @@ function onViewerKey(key) {
 }
 
 function onSheetKey(event) {
-  if (event.key === "?") return keysOverlay.showModal(), true;
+  if (goesOn()) return false;
   const all = images();
   const item = event.target.closest(".sheet li");
   if (event.key === "ArrowRight" || event.key === "ArrowLeft") {

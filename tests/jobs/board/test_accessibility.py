@@ -74,6 +74,18 @@ def violations(page: Page) -> list[str]:
     return [f"{each['id']}: {node['html'][:160]}" for each in found for node in each["nodes"]]
 
 
+def overlay_violations(page: Page) -> list[str]:
+    """Those of the keys that each page shows on ?, which has to take the focus and to give it back."""
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("?")
+    opened = page.evaluate("document.querySelector('dialog.keys').open && document.activeElement.textContent")
+    wrong = [] if opened == "Close" else [f"? opens no keys ({opened})"]
+    wrong += [f"keys: {each}" for each in violations(page)]
+    page.keyboard.press("Escape")
+    open_ = page.evaluate("document.querySelector('dialog.keys').open")
+    return wrong + (["Escape does not close the keys"] if open_ else [])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("screen", list(SCREENS))
 def test_no_page_violates_a_rule(browser: Browser, shown: Shown, screen: str) -> None:
@@ -89,6 +101,7 @@ def test_no_page_violates_a_rule(browser: Browser, shown: Shown, screen: str) ->
         wrong = violations(page)
         wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         wrong += [f"scrolls sideways by {wide} px"] if wide > 0 else []
+        wrong += overlay_violations(page)
         found += [f"{name}: {each}" for each in wrong]
     context.close()
     assert not found, "\n".join(found)
