@@ -56,9 +56,12 @@ _SHOWN = {
 @click.option(
     "--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Maximum number of jobs."
 )
-@click.option("--columns", metavar="NAME,...", help=f"Columns to show, in this order: {', '.join(COLUMNS)}.")
+@click.option("--columns", metavar="NAMES", help=f"Columns to show, in this order: {','.join(COLUMNS)}.")
 @click.option(
-    "--sort", default=str(NEWEST), metavar="NAME", help=f"{', '.join(SORTS)}; -NAME: the largest first."
+    "--sort",
+    default=str(NEWEST),
+    metavar="NAME",
+    help=f"{', '.join(SORTS)}; -NAME: the largest first. [{NEWEST}]",
 )
 @farm_options
 def list_command(
