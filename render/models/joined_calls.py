@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from render.models.adapter import Adapter
 from render.models.exact_rows import ExactRows
 from render.models.model_call import ModelCall
+from render.models.packed_call import PackedCall, pack
 
 
 @runtime_checkable
@@ -63,33 +64,53 @@ class CallJoiner:
             else:
                 alike.setdefault((key, len(call.latents)), []).append(number)
         for key, numbers in alike.items():
+            packed = pack([calls[number] for number in numbers])
             most = max(1, most_rows // len(calls[numbers[0]].latents))
-            while numbers:
+            found = list[Tensor | Exception]()
+            while packed:
                 # Powers of two, so that there are few shapes to check.
-                count = 1 << (min(len(numbers), most).bit_length() - 1)
-                part, numbers = numbers[:count], numbers[count:]
-                found = self._together(key, [calls[number] for number in part])
-                results.update(zip(part, found, strict=True))
+                count = 1 << (min(len(packed), most).bit_length() - 1)
+                part, packed = packed[:count], packed[count:]
+                for each, rows in zip(part, self._together(key, part), strict=True):
+                    found += self._unpack(each, rows)
+            results.update(zip(numbers, found, strict=True))
         return [results[number] for number in range(len(calls))]
 
-    def _together(self, key: Hashable, calls: list[ModelCall]) -> list[Tensor | Exception]:
-        shape, half = (key, len(calls)), len(calls) // 2
+    def _unpack(self, packed: PackedCall, rows: Tensor | Exception) -> list[Tensor | Exception]:
+        """What each call gets. Where they failed together, one of them may be the cause."""
+        if isinstance(rows, Exception) and len(packed.calls) > 1:
+            return [_alone(self._adapter, call) for call in packed.calls]
+        return packed.unpack(rows)
+
+    def _together(self, key: Hashable, packed: list[PackedCall]) -> list[Tensor | Exception]:
+        shape, half = (key, len(packed)), len(packed) // 2
         if half == 0:
-            return [_alone(self._adapter, calls[0])]
+            return [self._one(packed[0])]
         if self._equal.get(shape) is False:
-            return self._together(key, calls[:half]) + self._together(key, calls[half:])
-        joined = self._joined(calls)
+            return self._together(key, packed[:half]) + self._together(key, packed[half:])
+        joined = self._joined(packed)
         if shape in self._equal and joined is not None:
             return list(joined)
-        alone = [_alone(self._adapter, call) for call in calls]
+        alone = [self._one(each) for each in packed]
         # A call that fails, or answers with numbers that equal nothing, says nothing about the shape.
         if all(isinstance(each, Tensor) and bool(torch.isfinite(each).all()) for each in alone):
             self._equal[shape] = joined is not None and all(map(_same, alone, joined))
         return alone
 
-    def _joined(self, calls: list[ModelCall]) -> list[Tensor] | None:
+    def _one(self, packed: PackedCall) -> Tensor | Exception:
+        """The rows of one call, in the shape of its stage."""
         assert self._joins is not None, "calls without a key are not joined"
-        rows = len(calls[0].latents)
+        if len(packed.calls) == 1:
+            return _alone(self._adapter, packed.calls[0])
+        try:
+            return self._joins.predict_joined(packed.filled())
+        except Exception as exc:
+            return exc
+
+    def _joined(self, packed: list[PackedCall]) -> list[Tensor] | None:
+        assert self._joins is not None, "calls without a key are not joined"
+        rows = packed[0].size
+        calls = [call for each in packed for call in each.filled()]
         try:
             if self._exact is None:
                 self._exact = ExactRows(self._joins.network)

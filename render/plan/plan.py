@@ -260,12 +260,12 @@ class Plan:
     @property
     def useful_ranks(self) -> int:
         """More ranks than this have nothing to evaluate at any stage."""
-        return max(stage.tiling.evaluations for stage in self.stages)
+        return max(-(-stage.tiling.evaluations // stage.stage.batch) for stage in self.stages)
 
     @property
     def images_at_once(self) -> int:
         """Images like this one whose evaluations of a step fill one joined call; 1 for a large image."""
-        return max(1, min(each.stage.most_joined for each in self.stages) // self.useful_ranks)
+        return max(1, min(each.stage.most_joined // each.tiling.evaluations for each in self.stages))
 
     @cached_property
     def work(self) -> int:

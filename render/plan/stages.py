@@ -291,16 +291,15 @@ def _stage(spec: Spec, info: ModelInfo, index: int, width: int, height: int) -> 
     grid = _grid(latent_height, latent_width, native, longest, moving, (spec.wrap_y, spec.wrap_x))
     passes = 2 if is_guided(spec, info) else 1
     first_step = spec.steps - max(1, round(spec.steps * _strength(spec, index)))
-    most = _max_windows_per_call(spec, native)
     return Stage(
         index=index,
         width=width,
         height=height,
         first_step=first_step,
         steps=spec.steps,
-        batch=_batch(grid, passes, most),
+        batch=_batch(spec, grid, passes, native, is_whole=(width, height) == (spec.width, spec.height)),
         grid=grid,
-        most_joined=most,
+        most_joined=_max_windows_per_call(spec, native),
         passes=passes,
         patches=_patches(spec, latent_height, latent_width, native, longest),
         dilation=dilation_of(grid, native) if spec.dilated else None,
@@ -317,15 +316,25 @@ def _strength(spec: Spec, index: int) -> float:
     return spec.strength
 
 
-def _batch(grid: Grid, passes: int, most: int) -> int:
-    """The batch with the lowest cost, the same for any number of ranks; each rank pads its last call."""
-    evaluations = grid.windows * passes
+def _batch(spec: Spec, grid: Grid, passes: int, native: int, is_whole: bool) -> int:
+    """Evaluations per call, the same for any number of ranks; each rank pads its last call.
+
+    An image of one window has calls of its `window_batch`, which images of a batch share. A small window by
+    itself is one call, with and without the prompt: alone, an evaluation would not use a processor well. Else
+    it is what costs least.
+    """
+    evaluations, most = grid.windows * passes, _max_windows_per_call(spec, native)
+    paired = grid.rows.window * grid.cols.window % PAIRED_LATENTS == 0
 
     def cost(batch: int) -> int:
         calls = (ranks * _ceil_div(_ceil_div(evaluations, ranks), batch) for ranks in COUNTED_RANKS)
         return sum(calls) * (batch + CALL_COST)
 
-    paired = grid.rows.window * grid.cols.window % PAIRED_LATENTS == 0
+    if grid.windows == 1:
+        if is_whole and spec.window_batch is not None:
+            return most if paired or most == 1 else most // 2 * 2
+        if LATENTS_PER_CALL // (native * native) >= MAX_WINDOWS_PER_CALL:
+            return min(passes, most)
     return min((each for each in range(1, most + 1) if paired or each == 1 or each % 2 == 0), key=cost)
 
 

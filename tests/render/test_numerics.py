@@ -27,7 +27,7 @@ def test_the_identity_names_the_numerics_and_no_release() -> None:
         (PREVIOUS, IDENTITY, False),
         (PREVIOUS.replace("cpu", "cuda"), IDENTITY, False),
         (IDENTITY.replace(f"numerics-{NUMERICS}", "numerics-1"), IDENTITY, False),
-        (IDENTITY, IDENTITY.replace(f"numerics-{NUMERICS}", "numerics-3"), False),
+        (IDENTITY, IDENTITY.replace(f"numerics-{NUMERICS}", "numerics-99"), False),
         (None, IDENTITY, False),
     ],
 )

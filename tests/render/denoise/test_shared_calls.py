@@ -27,6 +27,7 @@ KINDS: list[dict[str, Any]] = [
     {"prompt": "a cup", "seed": 5, "guidance_scale": 1.0},
     {"prompt": "a jug", "seed": 6, "width": 160, "format": "webp"},
     {"prompt": "a green vase", "seed": 7, "steps": 4, "window_batch": 4},
+    {"prompt": "a black vase", "seed": 9, "window_batch": 4},
     {"prompt": "a lamp", "seed": 8, "width": 256, "strength": 0.5},
 ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ from render.distributed import SingleRankGroup
 from render.engine import render_latents
 from render.models import Adapter, WindowPlace, load_adapter, read_model_info, resolve_model
 from render.models.joined_calls import CallJoiner
-from render.models.model_call import ModelCall
+from render.models.model_call import Evaluation, ModelCall
+from render.models.packed_call import pack
+from render.rect import Rect
 from render.spec import Spec
 from tests.render.models import tiny_transformers
 
 CPU = torch.device("cpu")
+WINDOW = Rect(y=0, x=0, height=16, width=16)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,44 @@ def test_outside_of_joined_calls_the_network_is_as_it_was(builtin: Adapter) -> N
     CallJoiner(builtin).run(builtin, calls_of(builtin, 1, 2), 2)
     after = {name: dict(module.__dict__) for name, module in builtin.pipeline.unet.named_modules()}
     assert before == after
+
+
+def padded(call: ModelCall, used: int) -> ModelCall:
+    """The call with copies in all rows but the first `used`, as the step loop fills it up."""
+    rows = [min(row, used - 1) for row in range(len(call.latents))]
+    conditions = [call.conditions[row] for row in rows]
+    evaluations = [Evaluation(((0, 0, 0), row), WINDOW) for row in range(used)]
+    return replace(call, latents=call.latents[rows], conditions=conditions, evaluations=evaluations)
+
+
+@pytest.mark.parametrize("used", [(2, 2, 2, 2), (2, 8, 3, 1, 4, 2), (5, 5)])
+def test_calls_that_are_not_full_share_one_of_their_shape(builtin: Adapter, used: tuple[int, ...]) -> None:
+    calls = [padded(call, rows) for call, rows in zip(calls_of(builtin, 8, len(used)), used, strict=True)]
+    joiner, forwards = CallJoiner(builtin), list[int]()
+    assert_all_equal(builtin, calls, joiner, 8)
+    handle = builtin.pipeline.unet.register_forward_pre_hook(
+        lambda _, inputs: forwards.append(len(inputs[0]))
+    )
+    joiner.run(builtin, calls, 8)
+    handle.remove()
+    assert set(forwards) == {8} and len(forwards) == len(pack(calls))
+
+
+def test_calls_are_packed_in_their_order() -> None:
+    calls = [replace(call, latents=torch.zeros(8, 1, 1, 1)) for call in toy_calls(6)]
+    used = [2, 8, 3, 1, 4, 2]
+    calls = [replace(call, evaluations=[Any] * rows) for call, rows in zip(calls, used, strict=True)]
+    packed = pack(calls)
+    assert [each.used for each in packed] == [2, 8, 8, 2]
+    assert [call.timestep for each in packed for call in each.calls] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_call_that_fails_leaves_those_that_it_shares_a_call_with() -> None:
+    model: Any = RoundsByRows(from_rows=100, fails_at=1.0)
+    calls = [replace(call, latents=torch.ones(4, 1, 1, 1), evaluations=[Any]) for call in toy_calls(3)]
+    calls = [replace(call, places=[Any] * 4, conditions=[0] * 4) for call in calls]
+    found = CallJoiner(model).run(model, calls, 4)
+    assert [isinstance(each, Tensor) for each in found] == [True, False, True]
 
 
 @pytest.mark.parametrize("name", ["sd-epsilon", "sd-distilled", "sdxl"])

@@ -1,5 +1,6 @@
 """Stages and plans of pictures of all shapes."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 from hypothesis import given, settings
@@ -43,7 +44,7 @@ def test_stages_double_and_land_on_the_asked_size(spec: Spec) -> None:
     for stage in stages:
         window = stage.grid.rows.window * stage.grid.cols.window
         assert window <= 2 * 16 * 16
-        assert 1 <= stage.batch <= stage.grid.windows * stage.passes
+        assert 1 <= stage.batch <= max(stage.grid.windows * stage.passes, spec.window_batch or 1)
         assert window % 128 == 0 or stage.batch == 1 or stage.batch % 2 == 0
 
 
@@ -67,14 +68,26 @@ def test_the_plan_adds_up(spec: Spec, ranks: int) -> None:
             for calls, evaluations in zip(stage.calls_per_step, stage.evaluations_per_rank, strict=True)
         )
         assert ranks > 1 or stage.border_bytes == (0,)
-    assert plan.useful_ranks == max(stage.windows * stage.stage.passes for stage in plan.stages)
+    calls = [-(-stage.windows * stage.stage.passes // stage.stage.batch) for stage in plan.stages]
+    assert plan.useful_ranks == max(calls)
 
 
 def test_batches_suit_several_numbers_of_ranks() -> None:
     spec = Spec(prompt="x", width=1024, height=1024)
     one, two = (make_plan(spec, FACTS, ranks).stages for ranks in (1, 2))
-    assert [stage.stage.batch for stage in one] == [1, 3, 7, 16]
-    assert [2 * max(stage.calls_per_step) for stage in two] == [max(stage.calls_per_step) for stage in one]
+    assert [stage.stage.batch for stage in one] == [2, 3, 7, 16]
+    calls = [[max(stage.calls_per_step) for stage in each] for each in (one, two)]
+    assert [2 * each for each in calls[1]] == [2, *calls[0][1:]], (
+        "the one window of the first stage is one call"
+    )
+
+
+def test_images_of_one_window_share_calls() -> None:
+    native = Spec(prompt="x", width=128, height=128)
+    plans = [make_plan(replace(native, window_batch=rows), FACTS, 1) for rows in (None, 1, 2, 16)]
+    assert [plan.stages[0].stage.batch for plan in plans] == [2, 1, 2, 16]
+    assert [plan.useful_ranks for plan in plans] == [1, 2, 1, 1]
+    assert [plan.images_at_once for plan in plans] == [8, 1, 1, 8]
 
 
 def test_offsets_depend_on_seed_and_step_alone() -> None:
