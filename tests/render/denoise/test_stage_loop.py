@@ -182,7 +182,7 @@ def test_a_canvas_between_two_steps_is_all_that_a_new_group_needs(blend: str, sa
 def test_every_model_call_has_one_shape_per_stage() -> None:
     model = ToyModel()
     render_latents(spec_of(), model, SingleRankGroup(), device=CPU)
-    # One window of its own shape, with and without the prompt; four native windows in twos, then many in fours.
+    # One window of its own shape in both conditions, four native windows in twos, then many in fours.
     assert set(model.calls) == {(2, 4, 10, 14), (2, 4, 16, 16), (4, 4, 16, 16)}
 
 
