@@ -46,14 +46,17 @@ class SlotImages:
     _known: dict[str, bool] = field(default_factory=dict)
     """By job: whether its spec is alike."""
 
-    def alike(self, connection: Connection, ids: Collection[str]) -> frozenset[str]:
+    def alike(self, connection: Connection, ids: Collection[str], *, started: bool = False) -> frozenset[str]:
         """Which of some queued jobs may join: small ones of the same model, LoRA and number format that have
-        not failed yet. One that has is rendered alone, since it may be what ends the group."""
+        not failed yet. One that has is rendered alone, since it may be what ends the group. Of jobs that have
+        `started`, those of the kind."""
         unknown = [id for id in ids if id not in self._known]
         if unknown:
             specs = select(jobs.c.id, jobs.c.spec).where(jobs.c.id.in_(unknown))
             self._known |= {row.id: self._is_alike(row.spec) for row in connection.execute(specs)}
         likely = [id for id in ids if self._known.get(id)]
+        if started:
+            return frozenset(likely)
         unfailed = select(jobs.c.id).where(jobs.c.id.in_(likely), jobs.c.attempts + jobs.c.losses == 0)
         return frozenset(connection.execute(unfailed).scalars())
 

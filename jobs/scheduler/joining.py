@@ -7,8 +7,10 @@ that are really free are filled first, by the dispatcher. Each job has its own a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from sqlalchemy import Connection, exists, select
 
@@ -23,8 +25,16 @@ from jobs.scheduler.warm_reuse import begin_at_once
 
 _LOOKED_AT = 4
 """Queued jobs that are looked at for each one that has room."""
-Alike = Callable[[Connection, Collection[str]], frozenset[str]]
-"""Which of some queued jobs can share model calls with those that the slot renders."""
+
+
+class Alike(Protocol):
+    """Which of some jobs can share model calls with those that the slot renders."""
+
+    def __call__(
+        self, connection: Connection, ids: Collection[str], *, started: bool = False
+    ) -> frozenset[str]:
+        """Of queued jobs; of jobs that are rendered, where `started`."""
+        ...
 
 
 def anything_queued(connection: Connection, model: str) -> bool:
@@ -47,7 +57,7 @@ def join_slot(
     usable = any(node.name == first.node for node in surroundings.up)
     if not usable or not connection.execute(select(active)).scalar():
         return []
-    chosen = _jobs_to_join(connection, surroundings, first.node, len(supervisors), alike)
+    chosen = _jobs_to_join(connection, surroundings, beside, len(supervisors), alike)
     reason = f"joins the images on slot {first.slots[0]} of {first.node}"
     groups = [PlacedGroup(job=job, slots={first.node: 1}) for job in chosen]
     reserved = reserve(connection, groups, lambda group: reason, [first.slots])
@@ -68,16 +78,32 @@ def _already_taken(connection: Connection, first: Assignment, supervisors: Seque
 
 
 def _jobs_to_join(
-    connection: Connection, farm: Surroundings, node: str, room: int, alike: Alike
+    connection: Connection, farm: Surroundings, beside: Sequence[Assignment], most: int, alike: Alike
 ) -> list[str]:
     """The jobs whose turn it is, most urgent first."""
-    pending = {job.job: job for job in farm.pending}
+    node, pending = beside[0].node, {job.job: job for job in farm.pending}
     running = list(farm.running)
     for group in farm.place().placed:
         job = pending.pop(group.job)
         running.append(RunningGroup(job=job.job, owner=job.owner, queue=job.queue, slots=group.slots))
     able = alike(connection, [job.job for job in pending.values() if job.least == 1])
+    share = _share_of_slot(connection, running, len(able), alike)
+    room = max(0, min(most, share - len(beside)))
     waiting = [replace(job, most=1) if job.job in able else job for job in pending.values()]
     nodes = [replace(each, slots=each.slots + room) if each.name == node else each for each in farm.up]
     placed = replace(farm, up=nodes, running=running, pending=waiting).place().placed
     return [group.job for group in placed if group.job in able and node in group.slots][:room]
+
+
+def _share_of_slot(
+    connection: Connection, running: Sequence[RunningGroup], waiting: int, alike: Alike
+) -> int:
+    """Images for each of the slots that render such images, with those that wait: a slot that takes more
+    would still render them when the others have nothing to do."""
+    images = alike(
+        connection, [group.job for group in running if sum(group.slots.values()) <= 1], started=True
+    )
+    active = attempts.c.ended.is_(None) & attempts.c.job.in_(images)
+    rows = connection.execute(select(members.c.node, members.c.slots).join(attempts).where(active))
+    slots = {(row.node, *row.slots) for row in rows}
+    return math.ceil((len(images) + waiting) / max(1, len(slots)))

@@ -36,6 +36,8 @@ LATENTS_PER_CALL = 4 * 64 * 64
 MIN_WINDOWS_PER_CALL, MAX_WINDOWS_PER_CALL = 4, 16
 """Latents per model call, roughly, and the limits of its windows: small windows use a processor well only
 together, large ones fill its memory."""
+MAX_JOINED = 32
+"""Windows of calls that run as one, at most, where the spec sets no limit."""
 CALL_COST = 1
 """Fixed cost of a model call, in evaluations: from 2 for the built-in model to a fraction for large ones."""
 PAIRED_LATENTS = 2 * 64
@@ -299,7 +301,7 @@ def _stage(spec: Spec, info: ModelInfo, index: int, width: int, height: int) -> 
         steps=spec.steps,
         batch=_batch(spec, grid, passes, native, is_whole=(width, height) == (spec.width, spec.height)),
         grid=grid,
-        most_joined=_max_windows_per_call(spec, native),
+        most_joined=_most_joined(spec, native),
         passes=passes,
         patches=_patches(spec, latent_height, latent_width, native, longest),
         dilation=dilation_of(grid, native) if spec.dilated else None,
@@ -333,7 +335,7 @@ def _batch(spec: Spec, grid: Grid, passes: int, native: int, is_whole: bool) -> 
     if grid.windows == 1:
         if is_whole and spec.window_batch is not None:
             return most if paired or most == 1 else most // 2 * 2
-        if LATENTS_PER_CALL // (native * native) >= MAX_WINDOWS_PER_CALL:
+        if _windows_that_fit(native) >= MAX_WINDOWS_PER_CALL:
             return min(passes, most)
     return min((each for each in range(1, most + 1) if paired or each == 1 or each % 2 == 0), key=cost)
 
@@ -345,7 +347,15 @@ def _ceil_div(whole: int, part: int) -> int:
 def _max_windows_per_call(spec: Spec, native: int) -> int:
     if spec.window_batch is not None:
         return spec.window_batch
-    return min(MAX_WINDOWS_PER_CALL, max(MIN_WINDOWS_PER_CALL, LATENTS_PER_CALL // (native * native)))
+    return min(MAX_WINDOWS_PER_CALL, _windows_that_fit(native))
+
+
+def _most_joined(spec: Spec, native: int) -> int:
+    return spec.window_batch or min(MAX_JOINED, _windows_that_fit(native))
+
+
+def _windows_that_fit(native: int) -> int:
+    return max(MIN_WINDOWS_PER_CALL, LATENTS_PER_CALL // (native * native))
 
 
 def _grid(

@@ -99,6 +99,27 @@ def test_jobs_join_up_to_the_room_with_attempts_of_their_own(slot: Slot) -> None
     assert dispatch(slot.database, "n") == [], "the slot is not free"
 
 
+def test_a_slot_leaves_others_their_share(slot: Slot) -> None:
+    with slot.database.write() as connection:
+        register(connection, "m", address="127.0.0.1", slots=1, device="cpu", vram_bytes=None)
+    for seed in range(7):
+        slot.submit(seed)
+    placed = dispatch(slot.database, "n")
+    parts = list[Assignment]()
+    with slot.database.write() as connection:
+        for node, attempt, _ in placed:
+            part = claim(connection, attempt, node, f"on-{node}")
+            assert part is not None
+            make_ready(connection, part, None)
+            change_state(connection, part.job, "placing", "rendering", "", expected_fence=part.fence)
+            parts.append(part)
+    slot.images, slot.parts = images_of_slot(slot.database, parts[0], 8), parts[:1]
+    assert len(slot.join(7)) == 3, "two slots with seven images: four on each"
+    slot.parts = parts[1:]
+    assert len(slot.join(4)) == 2
+    assert slot.join(1) == []
+
+
 def test_the_reply_to_a_look_that_was_lost_comes_again(slot: Slot) -> None:
     slot.submit(0)
     slot.submit(1)

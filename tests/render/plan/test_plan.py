@@ -87,7 +87,7 @@ def test_images_of_one_window_share_calls() -> None:
     plans = [make_plan(replace(native, window_batch=rows), FACTS, 1) for rows in (None, 1, 2, 16)]
     assert [plan.stages[0].stage.batch for plan in plans] == [2, 1, 2, 16]
     assert [plan.useful_ranks for plan in plans] == [1, 2, 1, 1]
-    assert [plan.images_at_once for plan in plans] == [8, 1, 1, 8]
+    assert [plan.images_at_once for plan in plans] == [16, 1, 1, 8]
 
 
 def test_offsets_depend_on_seed_and_step_alone() -> None:
