@@ -78,10 +78,7 @@ def main(directory: Path) -> int:
 
 
 def _serve(rank: _Rank, directory: Path) -> None:
-    number = 1
-    # A rank that replaces one that has died begins with the others' request.
-    while rank.elastic is not None and request_path(directory, number + 1).exists():
-        number += 1
+    number = 1 if rank.elastic is None else first_request(directory)
     last: Request | None = None
     while True:
         request = _read_request(directory, number)
@@ -97,6 +94,16 @@ def _serve(rank: _Rank, directory: Path) -> None:
             if request.last:
                 return
             last, number = request, number + 1
+
+
+def first_request(directory: Path) -> int:
+    """Where a rank begins: one that joins others with their request, the newest. One that renders several at
+    once is alone, and begins with the first."""
+    newest = 1
+    while request_path(directory, newest + 1).exists():
+        newest += 1
+    request = _read_request(directory, newest)
+    return 1 if request is not None and request.at_once > 1 else newest
 
 
 @contextmanager

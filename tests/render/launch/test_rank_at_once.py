@@ -17,7 +17,7 @@ from render.launch.event_channel import EventSender
 from render.launch.group_directory import request_path, stop_path
 from render.launch.loaded_model import LoadedModel
 from render.launch.prompt_texts import PromptTexts
-from render.launch.rank import _Rank
+from render.launch.rank import _Rank, first_request
 from render.launch.request import Request
 from render.models.folder import read_model_info, resolve_model
 from render.models.model_paths import ModelPaths
@@ -93,3 +93,20 @@ def test_each_request_has_its_own_pixels_and_its_own_end(rank: _Rank, tmp_path: 
         if number not in (STOPPED, REFUSED)
     }
     assert roots == alone
+
+
+@pytest.mark.parametrize(("at_once", "first"), [([1], 1), ([1, 1, 1], 3), ([16] * 15, 1), ([16, 16, 1], 3)])
+def test_where_a_rank_begins(at_once: list[int], first: int, tmp_path: Path) -> None:
+    model = resolve_model("builtin")
+    for number, images in enumerate(at_once, 1):
+        request = Request(
+            spec=SMALL,
+            folders=ModelPaths(model=model),
+            info=read_model_info(model),
+            device="cpu",
+            out=str(tmp_path),
+            last=False,
+            at_once=images,
+        )
+        request.write(request_path(tmp_path, number))
+    assert first_request(tmp_path) == first
