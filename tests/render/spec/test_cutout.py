@@ -54,6 +54,7 @@ def test_the_mask_is_that_of_the_studio_but_for_its_edge(product: Path) -> None:
     assert spec.fit == "crop" and (spec.width, spec.height) == (360, 480)
 
 
+@pytest.mark.slow  # The first cut-out of an environment compiles pymatting, for 100 s.
 def test_a_mask_is_made_once(product: Path) -> None:
     init = InitImage.open(product / "photo.png")
     path = cutout_mask("cutout", init)
