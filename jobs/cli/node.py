@@ -44,8 +44,8 @@ def node() -> None:
 def comment(farm: Farm, as_json: bool, node: str, text: str) -> None:
     """Say something of a node, for everyone who looks at it. An empty text removes it."""
     now = _changed(farm, node, comment=text)
-    said = f"Node {node}: {now['comment']}" if now["comment"] else f"Node {node} has no comment"
-    _print(now, said, as_json)
+    sentence = f"Node {node}: {now['comment']}" if now["comment"] else f"Node {node} has no comment"
+    _print(now, sentence, as_json)
 
 
 @node.command(epilog=examples("chorale node tag n1 a100 nvme"))
@@ -139,8 +139,8 @@ def _changed(farm: Farm, node: str, **changes: Any) -> dict[str, Any]:
         return change_node(connection, node, this_user(), **changes)
 
 
-def _print(now: dict[str, Any], said: str, as_json: bool) -> None:
+def _print(now: dict[str, Any], sentence: str, as_json: bool) -> None:
     if as_json:
         print_json(now)
     else:
-        print_line(said)
+        print_line(sentence)

@@ -233,8 +233,8 @@ def _elsewhere(connection: Connection, batch: str, taken: Sequence[tuple[int, st
 def _replaced(connection: Connection, batch: str) -> set[str]:
     """Images of the batch that were re-rolled, and are in no batch any more."""
     nowhere = ~exists().where(entries.c.job == reviews.c.job)
-    said = select(reviews.c.job).where(reviews.c.batch == batch, nowhere).distinct()
-    return set(connection.execute(said).scalars())
+    reviewed = select(reviews.c.job).where(reviews.c.batch == batch, nowhere).distinct()
+    return set(connection.execute(reviewed).scalars())
 
 
 def _check_needed(connection: Connection, found: Found, states: dict[str, str]) -> None:

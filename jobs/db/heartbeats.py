@@ -31,11 +31,11 @@ def heartbeat(
     state = connection.execute(select(jobs.c.state).where(ours)).scalar()
     if state not in (*HOLDING, *_INTERRUPTED):
         return "abandon"
-    news = {name: each for name, each in (("live", live), ("elastic", elastic)) if each is not None}
+    changes = {name: each for name, each in (("live", live), ("elastic", elastic)) if each is not None}
     renewed = connection.execute(
         update(members)
         .where(is_held(assignment), is_active(assignment.attempt))
-        .values(lease_until=now() + LEASE_S, **news)
+        .values(lease_until=now() + LEASE_S, **changes)
     )
     if renewed.rowcount != 1:
         return "abandon"
