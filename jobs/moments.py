@@ -1,7 +1,7 @@
 """Moments as people write them: `2026-11-21T22:00+01:00`, `22:00`, `tomorrow 7am`, `fri 22:00`, `12h`.
 
-What has no zone is by this machine's clock. A time of the day without a day is the next such time, or for
-what lies in the past the last one.
+dateparser reads them. What has no zone is by this machine's clock. A time of the day without a day is the
+next such time, or for what lies in the past the last one; a day without a time begins at midnight.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from datetime import datetime, time, timedelta
 
 from render.errors import BadInput
 
+_LONGEST = 80
+"""Characters."""
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _SPAN = re.compile(r"(?:in\s+)?(\d+(?:\.\d+)?)\s*([mhdw])(?:\s+ago)?", re.ASCII)
-_TIME = re.compile(r"(\d{1,2})(?::(\d{2}))?\s*(am|pm)?", re.ASCII)
-_NAMED_TIMES = {"noon": time(12), "midnight": time(0)}
-_DAYS = {"yesterday": -1, "today": 0, "tonight": 0, "tomorrow": 1}
-_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_ONLY_NUMBERS = re.compile(r"[\d\s.,]*")
+_RELATIVE_DAYS = ("yesterday", "today", "tomorrow")
+_WEEKDAY = re.compile(r"\b(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*\b")
+_WEEK = timedelta(days=7)
 
 
 def parse_moment(
@@ -29,72 +31,48 @@ def parse_moment(
     if not text or not text.strip():
         return None
     try:
-        words = " ".join(text.lower().split())
-        return _parsed(words, text.strip(), at or datetime.now(), past).astimezone().timestamp()
+        return _parsed(text.strip(), at or datetime.now(), past).astimezone().timestamp()
     except (ValueError, OverflowError, OSError) as exc:
         wanted = (
             "is not a duration or a date; use e.g. 12h, yesterday 22:00 or 2026-11-21T22:00"
             if past
             else "is not a date and time; use e.g. 22:00, tomorrow 7am or 2026-11-21T22:00+01:00"
         )
-        raise BadInput(name, text[:80], wanted) from exc
+        raise BadInput(name, text[:_LONGEST], wanted) from exc
 
 
-def _parsed(words: str, text: str, at: datetime, past: bool) -> datetime:
+def _parsed(text: str, at: datetime, past: bool) -> datetime:
+    words = " ".join(text.lower().split())
     if (span := _SPAN.fullmatch(words)) is not None:
-        if words.startswith("in ") and words.endswith(" ago"):
-            raise ValueError(text)
-        length = timedelta(**{_UNITS[span[2]]: float(span[1])})
-        # In seconds that pass: the clock may be changed in between.
-        moment = at.astimezone().timestamp() + length.total_seconds() * (-1 if past else 1)
-        return datetime.fromtimestamp(moment)
-    day, clock = _day_and_time(words)
-    if day is None and clock is None:
+        return _after(span, at, back=words.endswith(" ago") or (past and not words.startswith("in ")))
+    try:
         return datetime.fromisoformat(text)
-    if day is None and clock is not None:
-        return _nearest(datetime.combine(at.date(), clock), at, timedelta(days=1), past)
-    if day in _DAYS:
-        return datetime.combine(at.date() + timedelta(days=_DAYS[day]), clock or time(0))
-    number = _weekday(day or "")
-    that_day = at.date() + timedelta(days=(number - at.weekday()) % 7)
-    return _nearest(datetime.combine(that_day, clock or time(0)), at, timedelta(days=7), past)
+    except ValueError:
+        # A number alone may be anything.
+        if len(text) > _LONGEST or _ONLY_NUMBERS.fullmatch(text):
+            raise
+    from dateparser.date import DateDataParser
+
+    settings = {
+        "RELATIVE_BASE": at,
+        "PREFER_DATES_FROM": "past" if past else "future",
+        "RETURN_TIME_AS_PERIOD": True,
+    }
+    data = DateDataParser(languages=["en"], settings=settings).get_date_data(words)
+    if data.date_obj is None:
+        raise ValueError(text)
+    if data.period != "time" and words in _RELATIVE_DAYS:
+        return datetime.combine(data.date_obj.date(), time(0))
+    return _nearest(data.date_obj, at, past) if _WEEKDAY.match(words) else data.date_obj
 
 
-def _nearest(moment: datetime, at: datetime, step: timedelta, past: bool) -> datetime:
-    """The moment itself, or the one a step away, that lies on the right side of now."""
-    if past:
-        return moment - step if moment > at else moment
-    return moment + step if moment <= at else moment
+def _after(span: re.Match[str], at: datetime, back: bool) -> datetime:
+    """In seconds that pass: the clock may be changed in between."""
+    length = timedelta(**{_UNITS[span[2]]: float(span[1])}).total_seconds()
+    return datetime.fromtimestamp(at.astimezone().timestamp() + (-length if back else length))
 
 
-def _day_and_time(words: str) -> tuple[str | None, time | None]:
-    """`tomorrow 7am`, `7am tomorrow`, `friday at 22:00`: each may be alone; (None, None) if it is else."""
-    parts = words.replace(" at ", " ").replace(",", " ").split()
-    names = [part for part in parts if part in _DAYS or _is_weekday(part)]
-    rest = " ".join(part for part in parts if part not in names)
-    clock = _time(rest) if rest else None
-    if len(names) > 1 or (rest and clock is None):
-        return None, None
-    return (names[0] if names else None), clock
-
-
-def _time(text: str) -> time | None:
-    if text in _NAMED_TIMES:
-        return _NAMED_TIMES[text]
-    match = _TIME.fullmatch(text)
-    if match is None or not (match[2] or match[3]):
-        return None  # a number alone may be anything
-    hour, minute = int(match[1]), int(match[2] or 0)
-    if match[3]:
-        if not 1 <= hour <= 12:
-            return None
-        hour = hour % 12 + (12 if match[3] == "pm" else 0)
-    return time(hour, minute) if hour < 24 and minute < 60 else None
-
-
-def _is_weekday(word: str) -> bool:
-    return len(word) >= 3 and any(name.startswith(word) for name in _WEEKDAYS)
-
-
-def _weekday(word: str) -> int:
-    return next(number for number, name in enumerate(_WEEKDAYS) if name.startswith(word))
+def _nearest(moment: datetime, at: datetime, past: bool) -> datetime:
+    """Of a weekday, today's if it lies on the right side of now: dateparser takes another week's."""
+    other = moment + _WEEK if past else moment - _WEEK
+    return other if (other <= at if past else other > at) else moment

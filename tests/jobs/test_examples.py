@@ -22,6 +22,7 @@ from tests.support.cli import CHORALE, last_json, start, wait_until
 ROOT = Path(__file__).parent.parent.parent
 FOREVER = ("agent", "up", "serve")
 """Commands that run until they are stopped."""
+CHANGE_A_JOB = ("cancel", "pause", "resume", "retry", "priority")
 SMALL = (("--size", "128x128"), ("--steps", "1"))
 
 
@@ -58,6 +59,8 @@ class Home:
     """(job, batch) of the done one."""
     reviewed: str
     """A batch of three done images with ids."""
+    rejected: str
+    """A batch of one image, which is rejected."""
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -99,14 +102,17 @@ def home(tmp_path_factory: pytest.TempPathFactory, moto: Bucket) -> Home:
     made.done = made.submit("a done vase")
     (made.folder / "reviewed.csv").write_text("custom_id,prompt\nA-1,a vase\nA-7,a bowl\nA-7-s2,a jug\n")
     _, made.reviewed = made.submit("reviewed.csv")
+    (made.folder / "rejected.csv").write_text("custom_id,prompt\nB-1,a plate\n")
+    _, made.rejected = made.submit("rejected.csv")
     farm = start("up", "--slots", "1", "--port", "0", **made.environment, CHORALE_NODE="n1")
     try:
-        for batch in (made.done[1], made.reviewed):
+        for batch in (made.done[1], made.reviewed, made.rejected):
             finished = made.run("wait", "--batch", batch, "--timeout", "100")
             assert finished.returncode == 0, finished.stderr
     finally:
         farm.send_signal(signal.SIGTERM)
         farm.communicate(timeout=60)
+    assert made.run("review", made.rejected, "--reject", "B-1").returncode == 0
     return made
 
 
@@ -120,7 +126,15 @@ def test_the_example_works(home: Home, line: str) -> None:
         process.communicate(timeout=60)
         assert process.returncode == 0
         return
-    finished = home.run(*_prepared(home, arguments))
+    agent = start("agent", "--name", "n1", **home.environment) if "restart" in arguments else None
+    try:
+        if agent is not None:
+            wait_until(lambda: _has_a_node(home), 30)
+        finished = home.run(*_prepared(home, arguments))
+    finally:
+        if agent is not None:
+            agent.send_signal(signal.SIGTERM)
+            agent.communicate(timeout=60)
     assert finished.returncode == 0, (line, finished.stderr)
 
 
@@ -129,8 +143,11 @@ def _prepared(home: Home, arguments: list[str]) -> list[str]:
     verb = arguments[0]
     done, batch = home.done
     batch = home.reviewed if verb == "review" else batch
-    if "3fa9" in arguments and verb in ("cancel", "pause", "resume", "retry", "priority"):
-        done, _ = home.submit(f"for {' '.join(arguments)}")
+    if verb == "delete" or (
+        "3fa9" in arguments and verb in ("cancel", "pause", "resume", "retry", "priority")
+    ):
+        done, batch = home.submit(f"for {' '.join(arguments)}")
+        batch = home.rejected if "rejected" in arguments else batch
         before = {"resume": "pause", "retry": "cancel"}.get(verb)
         if before:
             home.run(before, done)
