@@ -218,7 +218,7 @@ def test_a_cuda_request_without_cuda_is_refused(capsys: pytest.CaptureFixture[st
     assert "needs a CUDA device" in errors
 
 
-def test_more_ranks_than_windows_work_with_fewer(capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_ranks_than_calls_work_with_fewer(capsys: pytest.CaptureFixture[str]) -> None:
     code, errors = run(["render", "a red vase", "--size", "128x128", "--ranks", "64", "--dry-run"], capsys)
     assert code == 0
-    assert "only 2 of 64 ranks" in errors
+    assert "only 1 of 64 ranks" in errors

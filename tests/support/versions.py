@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from render.numerics import NUMERICS
+
 TOP = Path(__file__).parent.parent.parent
 CHANGES = {
-    "render/numerics.py": ("\nNUMERICS = 2\n", "\nNUMERICS = 3\n"),
+    "render/numerics.py": (f"\nNUMERICS = {NUMERICS}\n", f"\nNUMERICS = {NUMERICS + 1}\n"),
     "render/sampling/noise.py": (
         "    key_low, key_high = seed & 0xFFFF_FFFF,",
         "    key_low, key_high = (seed ^ 1) & 0xFFFF_FFFF,",

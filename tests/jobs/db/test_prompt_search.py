@@ -8,7 +8,8 @@ import pytest
 from alembic import command
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, insert, select, text
+from sqlalchemy import column as sql_column
+from sqlalchemy import delete, insert, select, table, text
 
 from infra.database import Database
 from jobs.db import prompt_search
@@ -152,19 +153,20 @@ def test_jobs_of_before_and_of_an_older_version_are_found(database: Database) ->
     """The migration gives words to the jobs that are there; agents of the version before know of none."""
     with database.write() as connection:
         command.downgrade(config_for(connection), "0003")
-    newer = ("words", "memory", "folder", "dependency")
+    newer = ("words", "memory", "folder", "dependency", "require_tag")
     older = [column for column in jobs.c if column.name not in newer]
+    table_then = table("jobs", *(sql_column(each.name, each.type) for each in older))
     row = {column.name: None for column in older if column.nullable}
     row |= {"model": "m", "owner": "o", "queue": "q", "state": "queued", "reason": ""}
     row |= dict.fromkeys(("fence", "attempts", "losses", "least_ranks", "most_ranks"), 1)
     row |= dict.fromkeys(("created", "changed", "progress", "model_seconds"), 1.0)
     row |= {"spec": {"prompt": "a Vase of 花瓶"}}
     with database.write() as connection:
-        connection.execute(insert(jobs).values(row | {"id": "a", "digest": "a"}))
+        connection.execute(insert(table_then).values(row | {"id": "a", "digest": "a"}))
     upgrade(database)
     with database.write() as connection:
         assert connection.execute(select(jobs.c.words)).scalar_one() == stored_words("a Vase of 花瓶")
-        connection.execute(insert(jobs).values(row | {"id": "b", "digest": "b"}))
+        connection.execute(insert(table_then).values(row | {"id": "b", "digest": "b"}))
     assert len(_found(database, "vas")) == 2 and len(_found(database, "瓶")) == 1
 
 

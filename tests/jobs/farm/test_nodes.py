@@ -85,6 +85,7 @@ def test_what_is_killed_is_tried_again_to_the_same_bits(
     assert steps_in(machines, 2) < LONG_STEPS, "the second attempt went on from a checkpoint"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_rank_that_is_killed_costs_no_attempt(
     machines: Machines, alone: Callable[[tuple[str, ...]], str]

@@ -270,7 +270,7 @@ def test_a_bigtiff_has_its_claim_beside_it(
         read(issued, whole.read_bytes() + b"\0", "image/tiff", sidecar)
     whole.unlink()
     assert run("export", job, str(whole)) == 2
-    assert "whole.c2pa' exists; use --force" in capsys.readouterr().err
+    assert "exists; use --force" in capsys.readouterr().err
     assert not whole.exists()
     assert run("export", job, str(whole), "--force") == 0
 

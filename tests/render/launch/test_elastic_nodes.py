@@ -106,6 +106,7 @@ def nodes(count: int) -> Iterator[Nodes]:
         made.close()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_group_goes_on_without_a_rank_of_another_node_and_then_without_the_node(tmp_path: Path) -> None:
     (wanted,) = roots_here([SPEC])

@@ -31,7 +31,7 @@ with open(os.environ["STARTED"], "a") as file:
 def test_no_process_of_a_group_loads_a_pickle(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(SITE)
     notes = {"PICKLES": str(tmp_path / "pickles"), "STARTED": str(tmp_path / "started")}
-    words = ("render", "a red vase", "--size", "128x128", "--steps", "2", "--ranks", "2")
+    words = ("render", "a red vase", "--size", "256x256", "--steps", "2", "--ranks", "2")
     finished = subprocess.run(
         [*CHORALE, *words, "--out", str(tmp_path / "image"), "--json"],
         capture_output=True,
