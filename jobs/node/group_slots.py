@@ -33,7 +33,7 @@ class GroupSlots:
     """By local rank."""
     _next: int = 0
     """The next local rank; no number is used twice."""
-    _leaving: set[int] = field(default_factory=set)
+    _removed: set[int] = field(default_factory=set)
     """Local ranks that were told to leave."""
     _given_at: float | None = None
     """When slots were seen that have no ranks yet; monotonic."""
@@ -46,11 +46,11 @@ class GroupSlots:
     def follow(self, held: HeldSlots) -> None:
         """Have ranks start on slots that were given, and leave those that are asked back. Raises
         `GroupLost`."""
-        leaving = {local for local, slot in self._slots.items() if slot not in held.wanted} - self._leaving
-        if leaving:
+        removed = {local for local, slot in self._slots.items() if slot not in held.wanted} - self._removed
+        if removed:
             self.changed = True
-            self._leaving |= leaving
-            self.group.remove(sorted(leaving))
+            self._removed |= removed
+            self.group.remove(sorted(removed))
         new = [slot for slot in held.wanted if slot not in {*self._slots.values(), *self.ended}]
         if not new:
             self._given_at = None
@@ -62,7 +62,7 @@ class GroupSlots:
     def take(self, event: RankLeft) -> None:
         """A rank has ended, and the others go on without it."""
         self.failed = self.failed or not event.asked
-        self._leaving.discard(event.local_rank)
+        self._removed.discard(event.local_rank)
         slot = self._slots.pop(event.local_rank, None)
         if slot is not None:
             self.ended.add(slot)

@@ -170,9 +170,9 @@ class EpochCoordinator:
 
     def _end(self, node: int, rank: int, *, died: bool, crashed: bool) -> None:
         self._requests.pop(rank, None)
-        leaving, joined = self.epochs.is_leaving(rank), rank in self.epochs.members
+        removed, joined = self.epochs.is_removed(rank), rank in self.epochs.members
         self.epochs.end(rank, died=died)
-        if self._ends_alone(rank, leaving=leaving, joined=joined):
+        if self._ends_alone(rank, removed=removed, joined=joined):
             self._nodes[node].discard(rank)
             self._send(node, {"left": rank})
             return
@@ -190,9 +190,9 @@ class EpochCoordinator:
             # A rank that was to replace another has come too late.
             self._end_on(self._nodes, 0)
 
-    def _ends_alone(self, rank: int, *, leaving: bool, joined: bool) -> bool:
+    def _ends_alone(self, rank: int, *, removed: bool, joined: bool) -> bool:
         """Whether the group goes on without a rank that has ended, and without a successor of it."""
-        if not (leaving or rank in self._added) or self._ended:
+        if not (removed or rank in self._added) or self._ended:
             return False
         return not joined or (self.epochs.survive(rank) and not self._works_apart)
 

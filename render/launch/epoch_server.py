@@ -309,8 +309,8 @@ class EpochServer:
             self._report(message)
         if self.ranks.coming:
             self._report({"more": len(self.ranks.coming)})
-        if self.ranks.leaving:
-            self._report({"leave": sorted(self.ranks.leaving)})
+        if self.ranks.removed:
+            self._report({"leave": sorted(self.ranks.removed)})
 
     # Both
 

@@ -36,14 +36,14 @@ class Epochs:
         """The ranks that the first epoch waits for."""
         self._alive: set[int] = set()
         self._ready: set[int] = set()
-        self._leaving: set[int] = set()
+        self._removed: set[int] = set()
 
     @property
     def joining(self) -> bool:
         """Whether a rank outside of the current epoch waits to be in the next, or one of it is to leave."""
         if self.current is None:
             return False
-        staying = (self.members | self._ready) - self._leaving
+        staying = (self.members | self._ready) - self._removed
         return bool(staying - self.members) or (bool(staying) and not staying >= self.members)
 
     def expect(self, ranks: Iterable[int]) -> None:
@@ -62,17 +62,17 @@ class Epochs:
 
     def leave(self, rank: int) -> None:
         """The rank is to be in no further epoch, as long as there are others."""
-        self._leaving.add(rank)
+        self._removed.add(rank)
 
-    def is_leaving(self, rank: int) -> bool:
+    def is_removed(self, rank: int) -> bool:
         """Whether the rank is to leave, and has not ended yet."""
-        return rank in self._leaving
+        return rank in self._removed
 
     def dismissed(self) -> set[int]:
         """The ranks that are to leave and may end now, each once: they wait, and no epoch has them."""
         if self.current is None:
             return set()
-        found = (self._leaving & self._ready) - self.members
+        found = (self._removed & self._ready) - self.members
         self._ready -= found
         return found
 
@@ -84,7 +84,7 @@ class Epochs:
         """The rank's process has ended: it died, or it has done its work."""
         self._alive.discard(rank)
         self._ready.discard(rank)
-        self._leaving.discard(rank)
+        self._removed.discard(rank)
         if rank in self.members:
             self.members.discard(rank)
             self.broken |= died
@@ -110,7 +110,7 @@ class Epochs:
             return None
         number = 1 + (self._after if self.current is None else self.current.number)
         # The last ones stay; others that are to leave wait until they are told that they may end.
-        self.members = self._ready - self._leaving or set(self._ready)
+        self.members = self._ready - self._removed or set(self._ready)
         self.current = Epoch(number=number, ranks=tuple(sorted(self.members)))
         self._ready -= self.members
         self.broken = False

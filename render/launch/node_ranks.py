@@ -51,7 +51,7 @@ class NodeRanks:
     """What each rank that waits for an epoch has said."""
     undecided: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Ranks that have ended, and of which it is not decided yet whether they are replaced."""
-    leaving: set[int] = field(default_factory=set)
+    removed: set[int] = field(default_factory=set)
     """Ranks that are to leave."""
     gone: set[int] = field(default_factory=set)
     """Those of torchrun's that have left."""
@@ -75,10 +75,10 @@ class NodeRanks:
         for local in local_ranks:
             rank = numbers.get(local, -1)
             # Of a node that has joined the group the last one stays, of another one the last of torchrun's.
-            stay = (set(self.of_torchrun) or self.numbers) - self.gone - self.leaving - {rank}
+            stay = (set(self.of_torchrun) or self.numbers) - self.gone - self.removed - {rank}
             if rank in self.numbers and stay:
-                self.leaving.add(rank)
-        return sorted(self.leaving)
+                self.removed.add(rank)
+        return sorted(self.removed)
 
     def start(self, rank: int, pid: int) -> None:
         """A process of this rank was forked."""
@@ -103,8 +103,8 @@ class NodeRanks:
     def left(self, rank: int) -> RankLeft:
         """The others go on without a rank that has ended: what is told of it."""
         local = self.added.pop(rank, rank - self.of_torchrun.start)
-        asked, by = rank in self.leaving, self._ends[rank]
-        self.leaving.discard(rank)
+        asked, by = rank in self.removed, self._ends[rank]
+        self.removed.discard(rank)
         if rank in self.of_torchrun:
             self.gone.add(rank)
         return RankLeft(local_rank=local, asked=asked, text=f"it was ended by {by}" if by else "")

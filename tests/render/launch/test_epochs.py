@@ -83,7 +83,7 @@ def test_an_epoch_has_the_living_that_are_ready_and_all_before_that_stay(
     ranks = data.draw(st.integers(2, 5))
     epochs = started(ranks)
     assert epochs.next() is not None
-    alive, ready, leaving, numbers = set(range(ranks)), set[int](), set[int](), [1]
+    alive, ready, removed, numbers = set(range(ranks)), set[int](), set[int](), [1]
     for _ in range(data.draw(st.integers(1, 30))):
         rank = data.draw(st.integers(0, ranks - 1))
         if rank not in alive:
@@ -94,10 +94,10 @@ def test_an_epoch_has_the_living_that_are_ready_and_all_before_that_stay(
             ready.add(rank)
         elif data.draw(st.booleans()):
             epochs.leave(rank)
-            leaving.add(rank)
+            removed.add(rank)
         else:
             epochs.end(rank, died=True)
-            for those in (alive, ready, leaving):
+            for those in (alive, ready, removed):
                 those.discard(rank)
         running = epochs.members
         began = epochs.next()
@@ -106,10 +106,10 @@ def test_an_epoch_has_the_living_that_are_ready_and_all_before_that_stay(
         else:
             numbers.append(began.number)
             # The last ones stay, whatever they are told.
-            assert set(began.ranks) == (ready - leaving or ready) and running <= ready
+            assert set(began.ranks) == (ready - removed or ready) and running <= ready
             ready -= set(began.ranks)
         dismissed = epochs.dismissed()
-        assert dismissed <= leaving and not dismissed & epochs.members
+        assert dismissed <= removed and not dismissed & epochs.members
         ready -= dismissed
     assert numbers == sorted(set(numbers))
 
