@@ -25,7 +25,7 @@ from jobs.db.tables import attempts, jobs, nodes
 from jobs.scheduler.candidates import COLUMNS, Room, considered, most_candidates, queued_seconds
 from jobs.scheduler.growing import GROW_SHARE
 from jobs.scheduler.pending_jobs import PendingJob
-from jobs.scheduler.placement import Decision, Node, RunningGroup, place
+from jobs.scheduler.placement import Decision, Node, RunningGroup, free_counts, place
 from jobs.scheduler.regrouping import REGROUP_GAIN_S, jobs_to_regroup
 from jobs.scheduler.resizing import Parts, add_nodes, grow, jobs_that_cannot_grow, lent_slots, shrink
 from jobs.tags import read_tags
@@ -138,7 +138,8 @@ def read_surroundings(
     rules = queue_rules(connection, moment)
     rates = read_rates(connection)
     up, running = nodes_up(connection, moment=moment), running_groups(connection, rates, anew=regroups)
-    free_of, more = _free_slots(up, running), lent + (pending or 0)
+    free_of = {name: max(0, count) for name, count in free_counts(up, running).items()}
+    more = lent + (pending or 0)
     free = sum(free_of.values()) + more
     groups = Counter(group.queue for group in running)
     closed = [queue.name for queue in rules if not queue.accepts(groups[queue.name])]
@@ -194,15 +195,6 @@ def running_groups(connection: Connection, rates: Rates, *, anew: bool = False) 
             )
         )
     return found
-
-
-def _free_slots(up: list[Node], running: list[RunningGroup]) -> dict[str, int]:
-    """The free slots of each node."""
-    free = {node.name: node.slots for node in up}
-    for group in running:
-        for name in group.slots.keys() & free.keys():
-            free[name] -= group.slots[name]
-    return {name: max(0, count) for name, count in free.items()}
 
 
 def _pending_jobs(

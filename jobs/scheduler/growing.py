@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from jobs.db.records import QueueRules
 from jobs.scheduler.pending_jobs import PendingJob
-from jobs.scheduler.placement import Node, RunningGroup, place
-from jobs.scheduler.regrouping import EFFICIENCY
+from jobs.scheduler.placement import Node, RunningGroup, free_counts, place
+from jobs.scheduler.regrouping import ends_in_with
 
 GROW_SHARE = 1 / 3
 """Of what a job has to gain that begins anew: a group that grows loses no time."""
@@ -49,25 +49,25 @@ def slots_to_give(
 ) -> Slots:
     """The free slots for each group, one after another for the group that would end last."""
     groups = {group.job: group for group in running}
-    free = _free(nodes, groups.values())
+    free = free_counts(nodes, groups.values())
     given: dict[str, Counter[str]] = {}
     last = [(-(group.ends_in or 0.0), job) for job, group in groups.items() if _may_grow(group, elastic)]
     heapq.heapify(last)
     while last:
         _, job = heapq.heappop(last)
         group, own = groups[job], given.get(job, Counter[str]())
-        ranks = _ranks(group) + own.total()
+        ranks = group.ranks + own.total()
         usable = sorted(name for name in elastic[job].takes_more if free[name] > 0)
         if not usable or group.anew is None or ranks >= group.anew.most:
             continue
         node = max(usable, key=lambda name: free[name])
         free[node] -= 1
         given[job] = own + Counter([node])
-        heapq.heappush(last, (-_ends_in(group, ranks + 1), job))
+        heapq.heappush(last, (-ends_in_with(group, ranks + 1), job))
     return {
         job: own
         for job, own in given.items()
-        if (groups[job].ends_in or 0.0) - _ends_in(groups[job], _ranks(groups[job]) + own.total()) >= gain_s
+        if (groups[job].ends_in or 0.0) - ends_in_with(groups[job], groups[job].ranks + own.total()) >= gain_s
     }
 
 
@@ -78,11 +78,9 @@ def nodes_to_add(
     gain_s: float,
 ) -> Slots:
     """One more node for each group that would end so much sooner with it, and as many of its free slots as
-    the group can use; for the group that would end last first.
-
-    """
+    the group can use; for the group that would end last first."""
     groups = list(running)
-    free, found = _free(nodes, groups), dict[str, dict[str, int]]()
+    free, found = free_counts(nodes, groups), dict[str, dict[str, int]]()
     known = {node.name: node for node in nodes}
     for group in sorted(groups, key=lambda group: (-(group.ends_in or 0.0), group.job)):
         own = known.get(next(iter(group.slots), ""))
@@ -95,8 +93,8 @@ def nodes_to_add(
         node = max(usable, key=lambda node: free[node.name], default=None)
         if node is None:
             continue
-        count = min(free[node.name], group.anew.most - _ranks(group))
-        if count > 0 and (group.ends_in or 0.0) - _ends_in(group, _ranks(group) + count) >= gain_s:
+        count = min(free[node.name], group.anew.most - group.ranks)
+        if count > 0 and (group.ends_in or 0.0) - ends_in_with(group, group.ranks + count) >= gain_s:
             free[node.name] -= count
             found[group.job] = {node.name: count}
     return found
@@ -118,7 +116,7 @@ def slots_to_ask_back(
     missing = Counter[str]()
     for placed in place(nodes, without, pending, rules, queued_s).placed:
         missing.update(placed.slots)
-    missing.subtract(_free(nodes, groups))
+    missing.subtract(free_counts(nodes, groups))
     for each in elastic.values():
         missing.subtract(each.returning)
     found: dict[str, dict[str, int]] = {}
@@ -142,13 +140,6 @@ def _may_grow(group: RunningGroup, elastic: Mapping[str, ElasticGroup]) -> bool:
     return group.job in elastic and group.anew is not None and group.ends_in is not None
 
 
-def _free(nodes: Sequence[Node], groups: Iterable[RunningGroup]) -> Counter[str]:
-    free = Counter({node.name: node.slots for node in nodes})
-    for group in groups:
-        free.subtract({name: count for name, count in group.slots.items() if name in free})
-    return free
-
-
 def _without_lent(group: RunningGroup, elastic: ElasticGroup | None) -> RunningGroup:
     if elastic is None:
         return group
@@ -156,12 +147,3 @@ def _without_lent(group: RunningGroup, elastic: ElasticGroup | None) -> RunningG
     kept.subtract(elastic.lent)
     kept.subtract(elastic.returning)
     return replace(group, slots=dict(kept))
-
-
-def _ranks(group: RunningGroup) -> int:
-    return sum(group.slots.values())
-
-
-def _ends_in(group: RunningGroup, ranks: int) -> float:
-    now = _ranks(group)
-    return (group.ends_in or 0.0) * now / (now + EFFICIENCY * (ranks - now))

@@ -100,9 +100,7 @@ def _share_of_slot(
 ) -> int:
     """Images for each of the slots that render such images, with those that wait: a slot that takes more
     would still render them when the others have nothing to do."""
-    images = alike(
-        connection, [group.job for group in running if sum(group.slots.values()) <= 1], started=True
-    )
+    images = alike(connection, [group.job for group in running if group.ranks <= 1], started=True)
     active = attempts.c.ended.is_(None) & attempts.c.job.in_(images)
     rows = connection.execute(select(members.c.node, members.c.slots).join(attempts).where(active))
     slots = {(row.node, *row.slots) for row in rows}

@@ -12,6 +12,7 @@ Times are in seconds. Nothing here reads the clock or the database.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,11 @@ class RunningGroup:
     anew: PendingJob | None = None
     """What is left of its job if the group ends; None if it must not end now."""
 
+    @property
+    def ranks(self) -> int:
+        """Its slots; 0 for an image that shares the slot of another one."""
+        return sum(self.slots.values())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
@@ -66,6 +72,14 @@ class Decision:
     placed: tuple[PlacedGroup, ...]
     reserved_for: str | None = None
     reserved: frozenset[str] = frozenset()
+
+
+def free_counts(nodes: Sequence[Node], groups: Iterable[RunningGroup]) -> Counter[str]:
+    """By node: slots that no group holds; below 0 where groups hold more than it has now."""
+    free = Counter({node.name: node.slots for node in nodes})
+    for group in groups:
+        free.subtract({name: count for name, count in group.slots.items() if name in free})
+    return free
 
 
 def fits(nodes: Sequence[Node], job: PendingJob) -> bool:
@@ -141,7 +155,7 @@ class _FarmState:
     @property
     def running_s(self) -> float:
         """Slot seconds that the running groups still need, as far as they are known."""
-        return sum((group.ends_in or 0.0) * sum(group.slots.values()) for group in self._running)
+        return sum((group.ends_in or 0.0) * group.ranks for group in self._running)
 
     @property
     def any_free(self) -> bool:

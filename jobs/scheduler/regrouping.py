@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.scheduler.pending_jobs import PendingJob
-from jobs.scheduler.placement import Node, RunningGroup, place
+from jobs.scheduler.placement import Node, RunningGroup, free_counts, place
 
 REGROUP_GAIN_S = 60.0
 """A job begins anew where it ends so much sooner; the start of its new group takes part of it."""
@@ -43,7 +43,7 @@ def jobs_to_regroup(
     while chosen:
         others = [group for job, group in groups.items() if job not in chosen]
         placed = place(nodes, others, list(chosen.values()), []).placed
-        found = [Regrouping(job=each.job, ranks=each.ranks, now=_ranks(groups[each.job])) for each in placed]
+        found = [Regrouping(job=each.job, ranks=each.ranks, now=groups[each.job].ranks) for each in placed]
         found = [each for each in found if _gains(groups[each.job], each.ranks, gain_s)]
         if len(found) == len(chosen):
             return found
@@ -57,15 +57,13 @@ def _candidates(
 ) -> dict[str, PendingJob]:
     """The jobs that may gain, those that end last first, as long as free slots of their kind double them."""
     kinds = {node.name: (node.device, node.numerics) for node in nodes}
-    free_of = Counter({node.name: node.slots for node in nodes})
-    for group in groups:
-        free_of.subtract({name: count for name, count in group.slots.items() if name in kinds})
+    free_of = free_counts(nodes, groups)
     free = Counter[tuple[str, str]]()
     for name, count in free_of.items():
         free[kinds[name]] += count
     found = {}
     for group in sorted(groups, key=lambda group: (-(group.ends_in or 0.0), group.job)):
-        now, kind = _ranks(group), kinds.get(next(iter(group.slots), ""))
+        now, kind = group.ranks, kinds.get(next(iter(group.slots), ""))
         if kind is None or group.anew is None:
             continue
         room = min(free[kind], _free_with(group.anew.tags, kind, nodes, free_of))
@@ -85,12 +83,12 @@ def _free_with(
     return sum(free[name] for name in suitable)
 
 
-def _ranks(group: RunningGroup) -> int:
-    return sum(group.slots.values())
+def ends_in_with(group: RunningGroup, ranks: int) -> float:
+    """Seconds until a group would end with so many ranks."""
+    return (group.ends_in or 0.0) * group.ranks / (group.ranks + EFFICIENCY * (ranks - group.ranks))
 
 
 def _gains(group: RunningGroup, ranks: int, gain_s: float) -> bool:
     """Whether a group ends so much sooner on so many ranks, twice its own or more."""
-    now = _ranks(group)
-    sooner = (group.ends_in or 0.0) * (1 - now / (now + EFFICIENCY * (ranks - now)))
-    return ranks >= 2 * now and sooner >= gain_s
+    sooner = (group.ends_in or 0.0) - ends_in_with(group, ranks)
+    return ranks >= 2 * group.ranks and sooner >= gain_s
