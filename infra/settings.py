@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -138,6 +138,13 @@ def read_settings(flags: Mapping[str, str | None]) -> Settings:
         raise _bad_setting(exc, given) from exc
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise BadSetting(FILE, "", f"cannot be read ({exc}); correct the file") from exc
+
+
+def check_unused(settings: Settings, names: Iterable[str], fix: str) -> None:
+    """Refuse settings that say nothing without another one, which is not set. Raises `BadSetting`."""
+    for name in names:
+        if value := getattr(settings, name):
+            raise BadSetting(name, value, fix)
 
 
 def _bad_setting(exc: ValidationError, given: Mapping[str, str]) -> BadSetting:

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 
 from infra.errors import BadSetting
 from infra.printable import printable
-from infra.settings import Settings
+from infra.settings import Settings, check_unused
 from jobs.board.access import ROLES, Role
 
 PEER = "chorale.peer"
@@ -67,10 +67,8 @@ class ProxyLogin:
         """That of the settings; None where they name no header. Raises `BadSetting`."""
         header = settings.login_header
         if not header:
-            for name in ("login_groups_header", "login_proxies", "login_roles"):
-                if value := getattr(settings, name):
-                    fix = "needs login_header, the header in which the proxy names the user"
-                    raise BadSetting(name, value, fix)
+            names = ("login_groups_header", "login_proxies", "login_roles")
+            check_unused(settings, names, "needs login_header, the header in which the proxy names the user")
             return None
         for name in ("login_header", "login_groups_header"):
             value = getattr(settings, name)

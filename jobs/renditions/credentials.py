@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from infra.errors import BadSetting
-from infra.settings import Settings
+from infra.settings import Settings, check_unused
 
 _CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
 _RSA = ("ps256", "ps384", "ps512")
@@ -74,10 +74,8 @@ def read_credentials(settings: Settings) -> Credentials | None:
     """
     path = settings.c2pa_certificate
     if not path:
-        for name in ("c2pa_key", "c2pa_algorithm", "c2pa_timestamp_url"):
-            if value := getattr(settings, name):
-                fix = "needs c2pa_certificate, a PEM file with the certificate chain; set both or none"
-                raise BadSetting(name, value, fix)
+        fix = "needs c2pa_certificate, a PEM file with the certificate chain; set both or none"
+        check_unused(settings, ("c2pa_key", "c2pa_algorithm", "c2pa_timestamp_url"), fix)
         return None
     if not settings.c2pa_key:
         raise BadSetting("c2pa_certificate", path, "needs c2pa_key, a PEM file with its private key")
