@@ -20,7 +20,6 @@ from jobs.board.access import Access, read_access
 from jobs.board.app import make_app
 from jobs.board.board import Board
 from jobs.budgets import count_used, foresight, shown_budgets
-from jobs.cli.main import main
 from jobs.db.audit import list_acts
 from jobs.db.budgets import PERIODS, find_budget, list_budgets, period_at, remove_budget, set_budget
 from jobs.db.nodes import register
@@ -37,7 +36,7 @@ from jobs.scheduler.pending_reason import pending_reason
 from jobs.scheduler.waiting import what_jobs_wait_for
 from render.errors import BadInput
 from tests.support.asgi import ask
-from tests.support.studio import Studio
+from tests.support.studio import Studio, run, studio_of_commands
 
 HOUR = 36.0
 """Price of a slot hour: a cent for each slot second."""
@@ -198,22 +197,7 @@ def test_a_period_has_its_moment_and_begins_at_midnight(period: str, zone: str, 
 @pytest.fixture
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
     """A farm of commands."""
-    url = f"sqlite:///{tmp_path / 'farm.db'}"
-    monkeypatch.setenv("CHORALE_DATABASE_URL", url)
-    monkeypatch.setenv("CHORALE_STORE_URL", str(tmp_path / "images"))
-    run("list")
-    database = Database(url)
-    with database.write() as connection:
-        register(connection, "n", address="127.0.0.1", slots=2, device="cpu", vram_bytes=None)
-    settings = read_settings({"store_url": str(tmp_path / "images")})
-    yield Studio(Farm(settings=settings, database=database, url=url), tmp_path / "images")
-    database.close()
-
-
-def run(*words: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(list(words))
-    return int(ended.value.code or 0)
+    yield from studio_of_commands(tmp_path, monkeypatch)
 
 
 def test_commands_set_list_and_remove_and_tell_of_it(

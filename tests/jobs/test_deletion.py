@@ -14,7 +14,6 @@ from infra.database import Database
 from infra.errors import StoreRetryable
 from infra.settings import read_settings
 from infra.store.local import LocalStore
-from jobs.cli.main import main
 from jobs.db.audit import list_acts
 from jobs.db.deletion import Selection, find, remove
 from jobs.db.dependencies import Predecessor
@@ -43,7 +42,7 @@ from jobs.report import Scope, make_report
 from jobs.scheduler.dispatcher import dispatch
 from jobs.scheduler.pending_reason import pending_reason
 from render.errors import BadInput
-from tests.support.studio import Studio
+from tests.support.studio import Studio, run, studio_of_commands
 
 
 @pytest.fixture
@@ -219,22 +218,7 @@ def test_replaced_images_go_with_their_batch_and_late_rows_are_not_lost(studio: 
 @pytest.fixture
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
     """A farm of commands."""
-    url = f"sqlite:///{tmp_path / 'farm.db'}"
-    monkeypatch.setenv("CHORALE_DATABASE_URL", url)
-    monkeypatch.setenv("CHORALE_STORE_URL", str(tmp_path / "images"))
-    database = Database(url)
-    run("list")
-    with database.write() as connection:
-        register(connection, "n", address="127.0.0.1", slots=2, device="cpu", vram_bytes=None)
-    settings = read_settings({"store_url": str(tmp_path / "images")})
-    yield Studio(Farm(settings=settings, database=database, url=url), tmp_path / "images")
-    database.close()
-
-
-def run(*words: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(list(words))
-    return int(ended.value.code or 0)
+    yield from studio_of_commands(tmp_path, monkeypatch)
 
 
 def test_the_command_says_what_goes_and_deletes_with_yes(

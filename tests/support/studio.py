@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import func, select, update
 
 from infra.database import Database
+from infra.settings import read_settings
 from infra.store.local import LocalStore
+from jobs.cli.main import main
 from jobs.db.claims import claim, make_ready
 from jobs.db.deletion import Selection, find
+from jobs.db.nodes import register
 from jobs.db.outcomes import finish
 from jobs.db.state_machine import change_state
 from jobs.db.submission import BatchItem, JobOptions, submit
@@ -97,3 +102,24 @@ class Studio:
             return [
                 connection.execute(select(func.count()).select_from(each)).scalar_one() for each in tables
             ]
+
+
+def run(*words: str) -> int:
+    """Run `chorale` in this process; returns its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    return int(ended.value.code or 0)
+
+
+def studio_of_commands(folder: Path, environment: pytest.MonkeyPatch) -> Iterator[Studio]:
+    """A studio that the commands of this process find too."""
+    url = f"sqlite:///{folder / 'farm.db'}"
+    environment.setenv("CHORALE_DATABASE_URL", url)
+    environment.setenv("CHORALE_STORE_URL", str(folder / "images"))
+    run("list")
+    database = Database(url)
+    with database.write() as connection:
+        register(connection, "n", address="127.0.0.1", slots=2, device="cpu", vram_bytes=None)
+    settings = read_settings({"store_url": str(folder / "images")})
+    yield Studio(Farm(settings=settings, database=database, url=url), folder / "images")
+    database.close()
