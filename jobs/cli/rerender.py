@@ -113,7 +113,10 @@ def _manifest(place: str) -> Manifest:
     """The manifest of a file, an image or a job. Raises `BadInput`."""
     path = Path(place)
     if path.is_file():
-        return parse_manifest(path.read_bytes(), place)
+        try:
+            return parse_manifest(path.read_bytes(), place)
+        except OSError as exc:
+            raise BadInput("manifest", place, f"cannot be read ({exc.strerror}); check the path") from exc
     return published_image(open_image(place.removesuffix(f"/{KEY}"), read_settings({})))
 
 

@@ -15,6 +15,8 @@ from render.spec import Spec, SpecField
 _SHOWN = 8
 _UNIT = re.compile(r"[(\[][^)\]]*[)\]]")
 """As in `Width (px)`."""
+_SLIP = 2
+"""Letters by which the length of a mistyped name differs at most; German `Lager` is no `enlarger`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +133,9 @@ class Columns:
 
 
 def _near(name: str, known: Iterable[str]) -> list[str]:
-    return difflib.get_close_matches(name[:80], known, n=1, cutoff=0.75)
+    """The name that is meant, if it may be a slip of the pen: of about the same length."""
+    alike = [each for each in known if abs(len(each) - len(name)) <= _SLIP]
+    return difflib.get_close_matches(name[:80], alike, n=1, cutoff=0.75)
 
 
 def _twice(first: str, second: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,10 +16,10 @@ from infra.errors import ServiceError, StoreError
 from infra.store.base import Store
 from jobs.db.claims import LEASE_S, attempt_folder, make_ready, record_folder, release, rendezvous_endpoint
 from jobs.db.folders import attempted_folders
-from jobs.db.growing import HeldSlots, part_left, record_endpoint
+from jobs.db.growing import part_left
 from jobs.db.outcomes import Tally, fail, finish
 from jobs.db.records import Assignment
-from jobs.db.shrinking import FirstNode, has_left, take_over
+from jobs.db.shrinking import FirstNode, has_left
 from jobs.db.state_machine import change_state
 from jobs.errors import JobError, LostRace
 from jobs.farm import Farm, open_images
@@ -28,29 +27,20 @@ from jobs.image_store import adopt_checkpoint, claim, find_finished, finished_im
 from jobs.input_assets import download_input
 from jobs.node.attempt_log import AttemptLog
 from jobs.node.attempt_metrics import AttemptMetrics
-from jobs.node.group_slots import GroupSlots, is_elastic
+from jobs.node.group_members import GroupMembers, Superseded, TooFewRanks
 from jobs.node.health_checks import local_problem
 from jobs.node.heartbeat import Heartbeat, with_retry
-from jobs.node.network import interface_of
+from jobs.node.network import free_port, interface_of
 from jobs.node.progress_snapshot import ProgressSnapshot
 from jobs.node.rank_metrics import OBSERVER
 from jobs.numerics import local_numerics
 from jobs.scheduler.warm_reuse import finish_and_take_next
 from jobs.text_encoder import node_text_encoder
 from render.errors import BadInput, GroupFailed, GroupLost, Stopped
-from render.events import (
-    Event,
-    FirstNodeLost,
-    ImageDone,
-    NodeLost,
-    RankLeft,
-    StageStarted,
-    StepDone,
-    TilesWritten,
-)
+from render.events import Event, ImageDone, StageStarted, StepDone, TilesWritten
 from render.launch.gpus import visible_gpus
 from render.launch.rank_group import RankGroup
-from render.launch.rendezvous_config import Move, Rendezvous
+from render.launch.rendezvous_config import Rendezvous
 from render.launch.request import Request
 from render.launch.shared_group import SharedGroup, SharedGroupLost
 from render.models.model_paths import find_model_paths, model_info
@@ -60,18 +50,7 @@ from render.spec import Spec
 _PEER_REPORT_S = LEASE_S + 2.0
 """A lost group waits so long for the node that knows the reason to report it first. If that one is dead, its
 lease is over by then, and the job resumes at once."""
-_TURN_S = 3.0
-"""When the first node of a group is lost, the one that is next has so long to take its place."""
-_AS_PLACED = FirstNode(place=0, endpoint="", places=())
 _log = logging.getLogger(__name__)
-
-
-class Superseded(JobError):
-    """This supervisor no longer holds the attempt."""
-
-
-class TooFewRanks(JobError):
-    """The group has lost a node, and those that are left cannot render the image."""
 
 
 class WrongModel(JobError):
@@ -102,32 +81,19 @@ class AttemptRunner:
     _heartbeat: Heartbeat = field(init=False)
     _log: AttemptLog = field(init=False)
     _metrics: AttemptMetrics = field(init=False)
+    _members: GroupMembers = field(init=False)
     _snapshot: ProgressSnapshot = field(default_factory=ProgressSnapshot)
     _finished: bool = False
     _stages: int = 1
     _has_events: bool = False
     """Whether the ranks have sent any event for this request."""
     _model_seconds: float = 0.0
-    _shrunk: bool = False
-    """Whether the group has gone on without one of its nodes."""
-    _first: FirstNode = _AS_PLACED
-    """The group's first node; another one than that of place 0 when that was lost."""
-    _first_lost_at: float | None = None
-    """When the first node was lost, while there is no other; monotonic."""
-    _rendering: RankGroup | None = None
-    _slots: GroupSlots | None = None
-    """Of the group that renders; None for one that others share."""
-
-    _opened: bool = False
-    """Whether the group of one node lets ranks of others in."""
-    _port: int | None = None
-    """Of the endpoint that is recorded for the group of the first node."""
 
     def __post_init__(self) -> None:
-        self._shrunk = self.claimed.added
         self._heartbeat = Heartbeat(self.farm.database, self.claimed)
         self._log = AttemptLog(self.logs, self.claimed)
         self._metrics = AttemptMetrics(self.claimed)
+        self._members = GroupMembers(self.farm, self.claimed, self._heartbeat, self._log)
 
     def run(self) -> RankGroup | None:
         """Returns the group if it can be kept warm, None when it has ended."""
@@ -196,7 +162,7 @@ class AttemptRunner:
         self._log.write(f"ended: {reason}")
 
         def end(connection: Connection) -> None:
-            if self.claimed.added and not self._leads:
+            if self.claimed.added and not self._members.leads:
                 part_left(connection, self.claimed.attempt, self.claimed.node)
                 return
             # A node that the group has gone on without ends nothing but its own ranks.
@@ -212,8 +178,9 @@ class AttemptRunner:
             return None
         if part.follows is not None and not part.added and (self.group is None or not self.group.alive()):
             raise Stopped("the warm group of several nodes is not whole any more")
-        self._port = _free_port(part.address) if part.place == 0 else None
-        point = None if self._port is None else f"{part.address}:{self._port}"
+        own = free_port(part.address) if part.place == 0 else None
+        self._members.port = own
+        point = None if own is None else f"{part.address}:{own}"
         with_retry(self.farm.database, lambda connection: make_ready(connection, part, point))
         while (endpoint := self._endpoint()) is None:
             if self._poll():
@@ -225,7 +192,7 @@ class AttemptRunner:
             return Rendezvous(interface=interface_of(part.address), opens=part.secret is not None)
         if part.secret is None:
             raise GroupLost("the attempt was placed by an older version of chorale, without a secret")
-        self._first = FirstNode(place=0, endpoint=endpoint, places=())
+        self._members.first = FirstNode(place=0, endpoint=endpoint, places=())
         host, _, port = endpoint.rpartition(":")
         return Rendezvous(
             nodes=part.nodes,
@@ -291,13 +258,13 @@ class AttemptRunner:
                 self._log.write(f"taken over after {time.monotonic() - self.idle_since:.3f} s")
             done = self._rendered_by(group, request)
             self.ended = time.monotonic()
-            if self._slots is not None and self._slots.changed:
+            if self._members.slots_changed:
                 # Others may get its slots as soon as the image is recorded as done.
                 group.close()
-            if self._leads:
+            if self._members.leads:
                 assert done is not None
-                self._finish(done.root, stays=self._is_as_placed)
-            self._finished, stays = True, self._is_as_placed
+                self._finish(done.root, stays=self._members.are_as_placed)
+            self._finished, stays = True, self._members.are_as_placed
         except (Superseded, LostRace):
             # The attempt may go on with the other nodes.
             group.leave()
@@ -306,11 +273,6 @@ class AttemptRunner:
             if not stays:
                 group.close()
         return group if stays else None
-
-    @property
-    def _is_as_placed(self) -> bool:
-        """Whether the group is what it began as, so that it can be kept warm."""
-        return not self._shrunk and not (self._slots is not None and self._slots.changed)
 
     def _check_folder(self) -> None:
         """Raise `GroupFailed` if the first node of the group renders with other numerics than this one."""
@@ -345,8 +307,7 @@ class AttemptRunner:
 
     def _rendered_by(self, group: RankGroup, request: Request) -> ImageDone | None:
         """Render; where a warm group turns out to be dead before it has begun, with new processes."""
-        self._rendering, self._slots = group, GroupSlots.of(group, self.claimed.slots)
-        self._heartbeat.elastic = is_elastic(request)
+        self._members.begin(group, request)
         was_warm = group.alive()
         if not was_warm:
             self._metrics.on_start()
@@ -379,23 +340,17 @@ class AttemptRunner:
         """Take an event of the ranks; never touches the database, which may be away just now."""
         self._log.on_event(event)
         self._metrics.on_event(event)
+        self._members.on_event(event)
         self._has_events = True
         match event:
             case StageStarted():
                 self._stages = event.stages
             case StepDone():
                 self._model_seconds += event.phases["model"]
-                if self._leads:
+                if self._members.leads:
                     self._heartbeat.progress = self._progress(event)
-            case TilesWritten() if self._leads:
+            case TilesWritten() if self._members.leads:
                 self._heartbeat.publishing = True
-            case NodeLost() if self._leads:
-                self._shrunk = True
-                self._heartbeat.gone.add(event.node)
-            case RankLeft() if self._slots is not None:
-                self._slots.take(event)
-            case FirstNodeLost():
-                self._first_lost_at = time.monotonic()
         self._heartbeat.live = self._snapshot.update(event, self._heartbeat.progress)
 
     def _progress(self, event: StepDone) -> float:
@@ -415,68 +370,8 @@ class AttemptRunner:
             raise Superseded(self._heartbeat.lost)
         if self._heartbeat.too_small is not None:
             raise TooFewRanks(self._heartbeat.too_small)
-        if self._first_lost_at is not None:
-            self._find_first(self._first_lost_at)
-        if self._slots is not None and self._heartbeat.held is not None:
-            self._follow(self._slots, self._heartbeat.held)
+        self._members.follow(begun=self._has_events)
         return self._heartbeat.stopping or self.stopping()
-
-    def _follow(self, slots: GroupSlots, held: HeldSlots) -> None:
-        """Have the group take the slots that it was given, and give back what it is asked for."""
-        if not held.wanted:
-            with_retry(self.farm.database, lambda db: part_left(db, self.claimed.attempt, self.claimed.node))
-            raise Superseded(f"node {self.claimed.node} gives its slots back, and the others go on")
-        if held.joins and not self._opened and self.claimed.nodes == 1:
-            self._open(slots.group)
-        slots.forget(slots.ended - set(held.slots))
-        self._heartbeat.ended |= slots.ended
-        if self._has_events and not self._heartbeat.publishing and self._first_lost_at is None:
-            slots.follow(held)
-        if slots.failed:
-            self._heartbeat.elastic = False
-
-    def _open(self, group: RankGroup) -> None:
-        """Let the ranks of other nodes in that were added to the group."""
-        part = self.claimed
-        assert part.secret is not None, "a group without one takes nobody in"
-        port = self._port or _free_port(part.address)
-        try:
-            with self.farm.database.write() as connection:
-                record_endpoint(connection, part, f"{part.address}:{port}")
-        except ServiceError:
-            # They wait for a while.
-            return
-        self._opened = self._shrunk = True
-        group.open(Rendezvous(host=part.address, port=port, secret=part.secret))
-
-    @property
-    def _leads(self) -> bool:
-        """Whether this node is the group's first one."""
-        return self.claimed.place == self._first.place
-
-    def _find_first(self, since: float) -> None:
-        """The group has lost its first node: take its place, or go on with whoever has."""
-        part = self.claimed
-        if part.added and time.monotonic() - since < _TURN_S:
-            # Whom it has joined may be there, and put this node out.
-            return
-        endpoint, patient = f"{part.address}:{_free_port(part.address)}", time.monotonic() - since < _TURN_S
-        try:
-            with self.farm.database.write() as connection:
-                found = take_over(connection, part, self._first, endpoint, patient=patient)
-        except ServiceError:
-            # The ranks wait for a while; the heartbeat knows when to give up.
-            return
-        if found is None:
-            return
-        if found.problem is not None:
-            raise TooFewRanks(found.problem)
-        self._first_lost_at, self._first, self._shrunk = None, found, True
-        own = "this one" if self._leads else f"number {found.place}"
-        self._log.write(f"the first node of the group is lost; {own} takes its place")
-        host, _, port = found.endpoint.rpartition(":")
-        assert self._rendering is not None, "it has sent an event"
-        self._rendering.move(Move(first=found.place, host=host, port=int(port), nodes=found.places))
 
     def _begin(self) -> None:
         part = self.claimed
@@ -508,10 +403,3 @@ def _last_line(exc: Exception) -> str:
     """The last line of a group's log, which gives a reason where there is one."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     return f"the group broke off: {lines[-1][:300]}" if len(lines) > 1 else lines[0]
-
-
-def _free_port(address: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        probe.bind((address, 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -1,4 +1,4 @@
-"""The network interfaces of this machine."""
+"""The network interfaces and ports of this machine."""
 
 from __future__ import annotations
 
@@ -25,3 +25,11 @@ def interface_of(address: str) -> str | None:
             if held == wanted or (held[0] == wanted[0] == 127):
                 return name
     return None
+
+
+def free_port(address: str) -> int:
+    """A port of this machine's address that nothing listens on now."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.bind((address, 0))
+        port: int = probe.getsockname()[1]
+        return port

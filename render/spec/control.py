@@ -113,14 +113,9 @@ class ControlNetwork(Checked):
     @classmethod
     def open(cls, path: Path) -> Self:
         """Digest a folder. Raises `BadInput` for one that is not a ControlNet in diffusers' format."""
-        try:
-            is_there = (path / "config.json").is_file()
-        except OSError as exc:
-            fix = f"cannot be read ({exc.strerror}); check the path"
-            raise BadInput("controlnet", str(path)[:200], fix) from exc
-        if not is_there:
+        if not is_file(path / "config.json"):
             fix = "is no folder with the config.json of a ControlNet on this machine; give the path of one"
-            raise BadInput("controlnet", str(path), fix)
+            raise BadInput("controlnet", str(path)[:200], fix)
         weights = sorted(path.glob("*.safetensors"))
         if not weights:
             raise BadInput("controlnet", str(path), "has no safetensors; download it again, or convert it")

@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from render.errors import BadInput
 from render.safetensors_file import file_problem, file_sha256, read_header
 from render.spec.fields import Text, problem
+from render.spec.files import check_exists, home_path, is_file
 from render.spec.lora import check_digest
 from render.spec.validation import CONFIG, Checked
 
@@ -67,12 +68,7 @@ class Embedding(Checked):
         def refused(fix: str) -> BadInput:
             return BadInput("embedding", str(path), fix)
 
-        try:
-            whole = path.is_file()
-        except OSError as exc:
-            raise refused(f"cannot be read ({exc.strerror}); check the path") from exc
-        if not whole:
-            raise refused("is not a file on this machine; check the path")
+        check_exists("embedding", path)
         if path.suffix.lower() in (".pt", ".bin", ".ckpt", ".pth"):
             raise refused("is a pickle, which can run any code when it is opened; convert it to safetensors")
         if (damage := file_problem(path)) is not None:
@@ -125,6 +121,6 @@ def check_words(embeddings: Sequence[Embedding]) -> None:
 
 def _parsed(text: str) -> tuple[Path, str | None]:
     path, colon, word = text.rpartition(":")
-    if not colon or Path(text).is_file() or "/" in word or "\\" in word:
-        return Path(text).expanduser(), None
-    return Path(path).expanduser(), word
+    if not colon or is_file(home_path(text)) or "/" in word or "\\" in word:
+        return home_path(text), None
+    return home_path(path), word

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from render.errors import BadInput
 from render.safetensors_file import file_problem, file_sha256
 from render.spec.fields import Text
-from render.spec.files import PICKLES
+from render.spec.files import PICKLES, check_exists, home_path
 from render.spec.init_image import check_digest
 from render.spec.validation import CONFIG, Checked
 
@@ -40,18 +40,13 @@ class EnlargerFile(Checked):
         if value == BUILTIN:
             return cls.open(BUILTIN_FILE)
         if isinstance(value, str):
-            return cls.open(Path(value).expanduser())
+            return cls.open(home_path(value))
         return cls.from_values(value, f"is not a file; write e.g. {EXAMPLE}")
 
     @classmethod
     def open(cls, path: Path) -> Self:
         """Check a file's header. Raises `BadInput` for one that is not sound safetensors."""
-        try:
-            whole = path.is_file()
-        except OSError as exc:
-            raise BadInput("enlarger", str(path), f"cannot be read ({exc.strerror}); check the path") from exc
-        if not whole:
-            raise BadInput("enlarger", str(path), "is not a file on this machine; check the path")
+        check_exists("enlarger", path)
         if path.suffix.lower() in PICKLES:
             fix = "is a pickle, which can run any code when it is opened; convert it to safetensors"
             raise BadInput("enlarger", str(path), fix)

@@ -74,6 +74,25 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; False for what no path can be."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def check_exists(field: str, path: Path) -> None:
+    """Raise `BadInput` unless `path` is a file on this machine."""
+    try:
+        there = path.is_file()
+    except OSError as exc:
+        fix = f"cannot be read ({exc.strerror}); check the path"
+        raise BadInput(field, str(path)[:200], fix) from exc
+    if not there:
+        raise BadInput(field, str(path), "is not a file on this machine; check the path")
+
+
 def _decoded(data: bytes) -> str:
     """Text in UTF-8, or in UTF-16 as some programs of Windows save it; without a byte order mark."""
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from render.errors import BadInput
 from render.safetensors_file import file_problem, file_sha256, read_header
 from render.spec.fields import Text
-from render.spec.files import PICKLES, home_path, is_file
+from render.spec.files import PICKLES, home_path, is_file, is_folder
 from render.spec.init_image import check_digest
 from render.spec.validation import CONFIG, Checked
 
@@ -126,15 +126,8 @@ class IpAdapter(Checked):
         return width if isinstance(width, int) else None
 
 
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
-
-
 def _file_of(path: Path) -> Path:
-    if _is_folder(path):
+    if is_folder(path):
         files = sorted(path.glob("*.safetensors"))
         if len(files) != 1:
             fix = "give the path of one" if files else "give the path of an adapter"
@@ -154,7 +147,7 @@ def _parsed(text: str) -> tuple[Path, float]:
         weight = float(tail)
     except ValueError:
         return home_path(text), 1.0
-    if not colon or is_file(home_path(text)) or _is_folder(home_path(text)):
+    if not colon or is_file(home_path(text)) or is_folder(home_path(text)):
         return home_path(text), 1.0
     if not math.isfinite(weight) or not 0.0 <= weight <= LARGEST_WEIGHT:
         raise BadInput("ip_adapter", text, f"has a weight that is not from 0 to {LARGEST_WEIGHT:g}")

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from render.errors import BadInput
 from render.safetensors_file import file_problem, file_sha256, read_header
 from render.spec.fields import Text, problem
-from render.spec.files import home_path, is_file
+from render.spec.files import check_exists, home_path, is_file
 from render.spec.validation import CONFIG, Checked
 
 EXAMPLE = "brand.safetensors:0.8"
@@ -70,12 +70,7 @@ class Lora(Checked):
     @classmethod
     def open(cls, path: Path, weight: float = 1.0) -> Self:
         """Check a file's header. Raises `BadInput` for one that is not a LoRA, or not one that loads."""
-        try:
-            whole = path.is_file()
-        except OSError as exc:
-            raise BadInput("lora", str(path), f"cannot be read ({exc.strerror}); check the path") from exc
-        if not whole:
-            raise BadInput("lora", str(path), "is not a file on this machine; check the path")
+        check_exists("lora", path)
         if (damage := file_problem(path)) is not None:
             raise BadInput("lora", str(path), f"is a file {damage}")
         header = read_header(path)
@@ -116,13 +111,13 @@ def check_once(loras: Sequence[Lora]) -> None:
 
 def _parsed(text: str) -> tuple[Path, float]:
     path, colon, tail = text.rpartition(":")
-    if colon and _COMMA.fullmatch(tail) and not is_file(Path(text)):
+    if colon and _COMMA.fullmatch(tail) and not is_file(home_path(text)):
         raise BadInput("lora", text, f"has a weight with a comma; write {path}:{tail.replace(',', '.')}")
     try:
         weight = float(tail)
     except ValueError:
         return home_path(text), 1.0
-    if not colon or is_file(Path(text)):
+    if not colon or is_file(home_path(text)):
         return home_path(text), 1.0
     if not math.isfinite(weight) or abs(weight) > LARGEST_WEIGHT:
         fix = f"has a weight that is not from {-LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}"

@@ -59,6 +59,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["list", "--database-url", "postgresql://host:word/farm"], "database_url: "),
         (["render", "x", "--dry-run", "--out", "a/" * 3000], "out: "),
         (["verify", "x" * 5000], "image: "),
+        (["rerender", "/proc/self/mem"], "manifest: "),
+        (["rerender", "x" * 5000], ""),
         (["batches", "x", "--results", "day.yaml"], ""),
     ],
 )

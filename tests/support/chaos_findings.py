@@ -124,14 +124,14 @@ class Findings:
             self._pass(14)
         return True
 
-    def finding_database_s_disk_full_for_12_s(self) -> bool:
+    def finding_disk_of_the_database_full_for_12_s(self) -> bool:
         """PostgreSQL ends when it cannot write its log; it is started again once there is room."""
         with _full(self.disk):
             self._pass(12)
         self._revive_database()
         return True
 
-    def finding_store_s_disk_full_for_12_s(self) -> bool:
+    def finding_disk_of_the_store_full_for_12_s(self) -> bool:
         with _full(self.store):
             self._pass(12)
         return True

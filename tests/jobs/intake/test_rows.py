@@ -86,6 +86,12 @@ def test_columns_that_nobody_knows_are_counted_once(tmp_path: Path) -> None:
     assert good == [] and len(bad) == 3 and "attribute_0" in bad[0] and notes == []
 
 
+def test_a_column_that_only_sounds_like_a_field_brings_no_hint(tmp_path: Path) -> None:
+    path = write(tmp_path / "b.csv", "product,color,Lager\nvase,red,7\n")
+    _, _, notes = read_file(path, template=TEMPLATE)
+    assert notes == ["ignored 1 column that neither the template nor the spec uses: Lager"]
+
+
 @pytest.mark.parametrize(
     ("header", "template"),
     [

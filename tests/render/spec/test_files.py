@@ -97,11 +97,22 @@ def test_a_flag_is_a_number_as_people_write_it(name: str, text: str, problem: st
         Spec.parse({name: text})
 
 
-@pytest.mark.parametrize("field", ["lora", "controlnet", "control", "reference", "ip_adapter", "init", "vae"])
-@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "x" * 5000, "a\0b"], ids=["home", "long", "null"])
+FIELDS = ("lora", "embedding", "enlarger", "controlnet", "control", "reference", "ip_adapter", "init", "vae")
+PATHS = {
+    "home": "~nobody-of-this-name/x",
+    "long": "x" * 5000,
+    "long with a colon": "22:00-" + "x" * 5000,
+    "null": "a\0b",
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_a_path_that_can_be_none_is_one_sentence(field: str, path: str) -> None:
-    many = {"control": [f"canny={path}"], "lora": [path], "controlnet": [path], "reference": [path]}
-    value = many.get(field, path)
+    lists = {"control": [f"canny={path}"]} | {
+        name: [path] for name in ("lora", "embedding", "controlnet", "reference")
+    }
+    value = lists.get(field, path)
     with pytest.raises(BadInput, match=f"^{field}: ") as caught:
         resolve_vae(path) if field == "vae" else Spec.from_mapping({"prompt": "x", field: value})
     assert "\n" not in str(caught.value)
