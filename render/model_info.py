@@ -54,6 +54,8 @@ class ModelInfo:
     """Reference pictures that it needs."""
     most_references: int = 0
     """Reference pictures that it takes."""
+    takes_mask: bool = False
+    """An inpainting model: its network is shown the mask, and what is kept (`render.models.inpainting`)."""
 
     def __post_init__(self) -> None:
         # From JSON it comes as a list.

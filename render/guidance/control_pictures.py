@@ -44,7 +44,7 @@ class ControlPictures(GuidanceHook):
         return ControlInput(
             network=self._network(number),
             kind=control.kind,
-            picture=self._pictures.of(number, control, call.windows),
+            picture=self._pictures.of(number, control.pixels, call.windows),
             weight=control.weight,
         )
 

@@ -17,6 +17,7 @@ from render.guidance.dilated_views import DilatedViews
 from render.guidance.hook import GuidanceHook, Predict, StageContext, Step
 from render.guidance.ilvr import ILVR
 from render.guidance.kept_pixels import KeptPixels
+from render.guidance.masked_picture import MaskedPicture
 from render.guidance.reference_pictures import ReferencePictures
 from render.guidance.shared_latents import SharedLatents
 from render.guidance.skip_residual import SkipResidual
@@ -34,6 +35,7 @@ HOOKS: tuple[type[GuidanceHook], ...] = (
     KeptPixels,
     ControlPictures,
     ReferencePictures,
+    MaskedPicture,
 )
 """At each point of a step the hooks run in this order. It fixes the order of the arithmetic, and so the
 pixels. It also fixes the order of the parts of a message and of a checkpoint's guidance state; checkpoints

@@ -41,7 +41,7 @@ class ReferencePictures(GuidanceHook):
     def _latents(self, number: int, picture: ReferencePicture, call: ModelCall) -> Tensor:
         """[B, C, h, w] latents of what the windows of a call see of a picture."""
         if self._context.spec.reference_mode == ALIGNED:
-            return self._parts.of(number, picture, call.windows)
+            return self._parts.of(number, picture.pixels, call.windows)
         if number not in self._whole:
             adapter = self._context.adapter
             assert isinstance(adapter, TakesReferences), "the plan refuses pictures for other models"

@@ -179,6 +179,9 @@ def _check_network(model: Path, network: ControlNetwork) -> None:
     own = read_json(model, f"{declared.part}/config.json")
     for name, default in declared.same.items():
         theirs, ours = config.get(name, default), own.get(name, default)
+        if name == "in_channels" and family.mask_channels and ours == 2 * theirs + family.mask_channels:
+            # An inpainting model: the network is shown the latents alone.
+            continue
         # A network that reads no text has no width of one.
         if theirs != ours and not (theirs is None and name == "joint_attention_dim"):
             fix = f"has {name} {theirs}, the model {ours}; use a ControlNet made for the model"

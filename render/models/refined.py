@@ -65,6 +65,8 @@ class RefinedAdapter:
     ) -> Tensor:
         if self._is_models_step(timestep):
             return self.model.predict(latents, timestep, text.model, places, conditions, guidance_scale)
+        # It knows no mask.
+        latents = latents[:, : self.info.latent_channels]
         return self.refiner.predict(latents, timestep, text.refiner, places, conditions, guidance_scale)
 
     def prepare_context(self, tokens: Tensor | None, strength: float, form: str) -> Any:

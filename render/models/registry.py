@@ -99,6 +99,9 @@ class Family:
     """Of these, the first one whose tokenizer the folder has; none where prompts are read to their end."""
     packages: tuple[str, ...] = ()
     """Python packages that its parts need and Chorale does not bring."""
+    mask_channels: int = 0
+    """Channels of the mask that an inpainting network of it takes, beside latents and what is kept of them; 0
+    where there is none."""
     references: tuple[int, int] = (0, 0)
     """How many reference pictures it needs, and how many it takes."""
     needs: Mapping[str, object] = field(default_factory=dict)
@@ -121,6 +124,7 @@ FAMILIES: dict[str, Family] = {
         },
         guidance_scale=7.5,
         network="unet",
+        mask_channels=1,
         noise=_BETAS,
         dynamic_shift=False,
     ),
@@ -139,6 +143,7 @@ FAMILIES: dict[str, Family] = {
         guidance_scale=5.0,
         optional=("text_encoder", "tokenizer"),
         network="unet",
+        mask_channels=1,
         noise=_BETAS,
         dynamic_shift=False,
     ),
@@ -377,6 +382,13 @@ FAMILIES["SanaSprintPipeline"] = replace(
     name="sana-sprint",
     guidance=GuidanceRule.EMBEDDED,
     noise=frozenset({NoiseKind.TRIGFLOW}),
+)
+FAMILIES["FluxFillPipeline"] = replace(
+    FAMILIES["FluxPipeline"],
+    name="flux-fill",
+    module="render.models.flux_fill",
+    guidance_scale=30.0,
+    mask_channels=64,
 )
 FAMILIES["FluxKontextPipeline"] = replace(
     FAMILIES["FluxPipeline"],

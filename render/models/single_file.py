@@ -97,7 +97,11 @@ def _layout(file: Path, size: int, mtime_ns: int) -> Layout:
         return _sd3_layout(file, network, header)
     channels = header.get(f"{UNET}input_blocks.0.0.weight", {"shape": [0, 0]})["shape"][1]
     layout = copy.deepcopy(layouts()[kind])
-    if channels != layout["unet/config.json"]["in_channels"]:
+    unet = layout["unet/config.json"]
+    if channels == 2 * unet["in_channels"] + 1:
+        # An inpainting model: latents, a mask, and what is kept.
+        unet["in_channels"] = channels
+    if channels != unet["in_channels"]:
         raise refused(f"has a unet of {channels} input channels; use a text-to-image model")
     needed = {"autoencoder": (_VAE,), "text encoder": _TEXTS.get(kind, ())}
     for part, beginnings in needed.items():

@@ -16,6 +16,7 @@ from render.models.adapter import TextSource, WindowPlace
 from render.models.autoencoders import open_autoencoder
 from render.models.controlnet import ControlInput, residuals
 from render.models.cross_window_attention import Context, cross_window_attention, pooled_kv
+from render.models.inpainting import BlankPictures, cut_out
 from render.models.loading import DTYPES
 from render.models.model_call import ModelCall
 from render.models.seeing_unet import SeeingUNet
@@ -84,6 +85,7 @@ class UNetAdapter:
             # Channels innermost is how its attention reads them, and its convolutions are faster so too.
             self._unet.to(memory_format=torch.channels_last)
         # Distilled models take the guidance scale as an input instead of a second forward.
+        self._blank = BlankPictures()
         self._guidance_width: int | None = pipeline.unet.config.time_cond_proj_dim
 
     def schedule(self, sampler: str, steps: int, window: tuple[int, int] | None = None) -> NoiseSchedule:
@@ -154,7 +156,7 @@ class UNetAdapter:
         guidance_scale: float,
         added: dict[str, Any] | None,
     ) -> Tensor:
-        sample = latents.to(self._device, self._dtype)
+        sample = self._blank.complete(self, latents.to(self._device, self._dtype))
         inputs: dict[str, Any] = {
             "timestep": times,
             "encoder_hidden_states": states,
@@ -163,7 +165,7 @@ class UNetAdapter:
         prediction: Tensor = self._unet(
             sample,
             **inputs,
-            **residuals(self.controlnets, self._controls, sample, inputs),
+            **residuals(self.controlnets, self._controls, sample[:, : self.info.latent_channels], inputs),
             timestep_cond=self._guidance_input(guidance_scale, len(latents)),
             return_dict=False,
         )[0].float()
@@ -202,6 +204,12 @@ class UNetAdapter:
         """[B, 3, H, W] pixels in [0, 1] -> [B, C, H/8, W/8] latents in the loop's scale, float32."""
         assert self.autoencoder is not None, "a refiner is loaded without one"
         return self.autoencoder.encode(pixels)
+
+    def masked_picture(self, pixels: Tensor, painted: Tensor) -> Tensor:
+        """See `TakesMasks`: the mask at the corner of each latent, then the latents of what is kept."""
+        mask = painted[:, :, :: self.info.scale_factor, :: self.info.scale_factor]
+        latents = self.encode(cut_out(pixels, painted))
+        return torch.cat([mask.to(latents), latents], dim=1)
 
     def _added(
         self, text: TextStates, places: Sequence[WindowPlace], conditions: Sequence[int]

@@ -78,8 +78,9 @@ def another_class(folder: Path) -> None:
     edit(folder / "model_index.json", vae=["diffusers", "AutoencoderKLWan"])
 
 
-def inpainting(folder: Path) -> None:
-    edit(folder / "unet/config.json", in_channels=9)
+def another_input(folder: Path) -> None:
+    """As InstructPix2Pix has it."""
+    edit(folder / "unet/config.json", in_channels=8)
 
 
 def no_sample_size(folder: Path) -> None:
@@ -112,7 +113,7 @@ def missing_shard(folder: Path) -> None:
         (code_in_the_folder, "has the unet my_unet.MyUNet"),
         (foreign_part, "has a part 'prior'"),
         (another_class, "AutoencoderKL or AutoencoderTiny"),
-        (inpainting, "unet of 9 input channels"),
+        (another_input, "unet of 8 input channels"),
         (no_sample_size, "sample_size None"),
         (broken_json, "unreadable model_index.json"),
     ],

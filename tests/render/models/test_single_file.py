@@ -17,8 +17,8 @@ from render.errors import ModelNotUsable
 from render.models import load_adapter, read_model_info, resolve_model, single_file, single_file_loading
 from render.models.single_file import layouts
 from tests.render.models.original_format import write_single_file
-from tests.render.models.test_equals_stock import our_latents
-from tests.render.models.tiny_folders import tokenizer
+from tests.render.models.test_equals_stock import PLACE, our_latents
+from tests.render.models.tiny_folders import BETAS, save_sd, save_sdxl, tokenizer
 
 CPU = torch.device("cpu")
 WIDTHS = {"sd-v": 16, "sdxl": 40}
@@ -65,6 +65,26 @@ def test_a_single_file_is_the_folder_that_it_was_written_from(pair: tuple[Path, 
     for ours, theirs in zip(latents(file), latents(folder), strict=True):
         # To rounding: weights lie at other places of the file, and kernels round by their alignment.
         assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.std()))
+
+
+def test_an_inpainting_model_in_a_single_file(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """The package's configuration is that of the model that it was trained from."""
+    name = tmp_path / "inpainting"
+    if read_model_info(pair[0]).family == "sd":
+        folder = save_sd(name, "v_prediction", BETAS, in_channels=9)
+    else:
+        folder = save_sdxl(name, in_channels=9)
+    file = write_single_file(folder, tmp_path / "inpainting.safetensors")
+    found = []
+    for path in (folder, file):
+        adapter: Any = load_adapter(path, CPU, "float32")
+        assert adapter.info.takes_mask
+        draw = torch.Generator().manual_seed(1)
+        latents = torch.randn((1, 9, 8, 8), generator=draw)
+        text = adapter.encode_prompt("a red vase", "", False)
+        found.append(adapter.predict(latents, 500.0, text, [PLACE], [0], 1.0))
+    assert found[0].shape == (1, 4, 8, 8)
+    assert (found[0] - found[1]).abs().max() <= 1e-5 * max(1.0, float(found[0].std()))
 
 
 @pytest.mark.parametrize(("scale_name", "by_row"), [("weight_scale", False), ("scale_weight", True)])
@@ -183,7 +203,7 @@ def test_a_v_prediction_model_that_says_so_is_one(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"width": 4096}, "of a kind that is not read from a single file"),
-        ({"width": 768, "channels": 9}, "9 input channels"),
+        ({"width": 768, "channels": 8}, "8 input channels"),
         ({"width": 2048, "whole": False}, "lacks its text encoder"),
         ({"width": 768, "lora_unet_a": torch.zeros(1)}, "give it as --lora"),
         ({"width": 768, "a.weight": torch.zeros(1, dtype=torch.int8)}, "has weights in I8"),

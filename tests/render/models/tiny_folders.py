@@ -60,10 +60,10 @@ def text_config(width: int) -> CLIPTextConfig:
     )
 
 
-def unet(text_width: int, **options: Any) -> UNet2DConditionModel:
+def unet(text_width: int, in_channels: int = 4, **options: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=SAMPLE_SIZE,
-        in_channels=4,
+        in_channels=in_channels,
         out_channels=4,
         block_out_channels=(16, 32),
         norm_num_groups=8,
@@ -121,7 +121,7 @@ def save_sd(folder: Path, prediction_type: str, betas: dict[str, Any], **unet_op
     return folder
 
 
-def save_sdxl(folder: Path, both_encoders: bool = True) -> Path:
+def save_sdxl(folder: Path, both_encoders: bool = True, **unet_options: Any) -> Path:
     torch.manual_seed(2)
     text_width = 16 + 24 if both_encoders else 24
     pipeline = StableDiffusionXLPipeline(
@@ -137,6 +137,7 @@ def save_sdxl(folder: Path, both_encoders: bool = True) -> Path:
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=6 * 8 + 24,
+            **unet_options,
         ),
         scheduler=EulerDiscreteScheduler(
             **GENTLE_BETAS, timestep_spacing="leading" if both_encoders else "trailing", steps_offset=1

@@ -93,7 +93,7 @@ def clip_projected() -> transformers.CLIPTextModelWithProjection:
     return transformers.CLIPTextModelWithProjection(text_config(16))
 
 
-def flux(guidance_embeds: bool, pipeline: Any = diffusers.FluxPipeline) -> Any:
+def flux(guidance_embeds: bool, pipeline: Any = diffusers.FluxPipeline, **options: Any) -> Any:
     return pipeline(
         scheduler=shifting() if guidance_embeds else FlowMatchEulerDiscreteScheduler(shift=1.0),
         vae=kl_vae(shift_factor=0.1, scaling_factor=0.5),
@@ -103,7 +103,7 @@ def flux(guidance_embeds: bool, pipeline: Any = diffusers.FluxPipeline) -> Any:
         tokenizer_2=t5_tokenizer(),
         transformer=diffusers.FluxTransformer2DModel(
             patch_size=1,
-            in_channels=16,
+            **{"in_channels": 16} | options,
             num_layers=1,
             num_single_layers=1,
             attention_head_dim=16,
@@ -554,6 +554,7 @@ def krea2() -> Any:
 BUILDERS: dict[str, Callable[[], Any]] = {
     "flux": lambda: flux(guidance_embeds=True),
     "flux-schnell": lambda: flux(guidance_embeds=False),
+    "flux-fill": lambda: flux(True, diffusers.FluxFillPipeline, in_channels=288, out_channels=16),
     "flux-kontext": lambda: flux(True, diffusers.FluxKontextPipeline),
     "sd3": lambda: sd3(with_t5=True),
     "sd3-without-t5": lambda: sd3(with_t5=False),
