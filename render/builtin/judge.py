@@ -60,7 +60,7 @@ def load_judge() -> Judge:
 @torch.inference_mode()
 def is_correct(judge: Judge, pixels: NDArray[np.uint8], scenes: list[Scene]) -> dict[str, NDArray[np.bool_]]:
     """Per head, for [B, 128, 128, 3] pixels: whether each image shows its scene's attribute."""
-    return chosen_right(judge(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255), HEADS, scenes)
+    return chosen_right(judge(torch.tensor(pixels).permute(0, 3, 1, 2).float() / 255), HEADS, scenes)
 
 
 def chosen_right(
