@@ -18,11 +18,14 @@ TITLE = "Chaos"
 @click.option("--seed", default=1, show_default=True)
 @click.option("--jobs", default=40, show_default=True)
 @click.option("--faults", default=60, show_default=True)
-def main(seed: int, jobs: int, faults: int) -> None:
+@click.option("--steps", default=12, show_default=True, help="Of each job; more give faults more time.")
+def main(seed: int, jobs: int, faults: int, steps: int) -> None:
     """Render a batch on three hosts under faults; exit 3 unless everything ends as it should."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        outcome = run_chaos(Path(folder), seed=seed, jobs=jobs, faults=faults, log=click.echo)
-    text = _markdown(outcome, f'make chaos ARGS="--seed {seed} --jobs {jobs} --faults {faults}"')
+        outcome = run_chaos(Path(folder), seed=seed, jobs=jobs, faults=faults, steps=steps, log=click.echo)
+    text = _markdown(
+        outcome, f'make chaos ARGS="--seed {seed} --jobs {jobs} --faults {faults} --steps {steps}"'
+    )
     write_section(TITLE, text)
     click.echo(text)
     sys.exit(0 if outcome.holds else 3)

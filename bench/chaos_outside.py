@@ -28,14 +28,27 @@ _KINDS = ("fault_", "finding_")
 @click.option("--seed", default=1, show_default=True)
 @click.option("--jobs", default=40, show_default=True)
 @click.option("--rounds", default=2, show_default=True, help="How often each fault of the farm strikes.")
-def main(seed: int, jobs: int, rounds: int) -> None:
+@click.option("--steps", default=12, show_default=True, help="Of each job; more give faults more time.")
+def main(seed: int, jobs: int, rounds: int, steps: int) -> None:
     """Strike with every fault, and write the table; exit 3 unless everything ends as it should."""
     faults = rounds * len(fault_methods(_KINDS))
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        farm = run_chaos(Path(folder), seed=seed, jobs=jobs, faults=faults, log=click.echo, findings=True)
+        farm = run_chaos(
+            Path(folder),
+            seed=seed,
+            jobs=jobs,
+            faults=faults,
+            steps=steps,
+            log=click.echo,
+            findings=True,
+        )
     with moto_server() as bucket, credentials(bucket):
         store = [try_fault(bucket, name) for name in FAULTS]
-    text = _markdown(farm, store, f'make chaos-outside ARGS="--seed {seed} --jobs {jobs} --rounds {rounds}"')
+    text = _markdown(
+        farm,
+        store,
+        f'make chaos-outside ARGS="--seed {seed} --jobs {jobs} --rounds {rounds} --steps {steps}"',
+    )
     write_section(TITLE, text)
     click.echo(text)
     sys.exit(0 if farm.holds and all(each.holds for each in store) else 3)

@@ -65,14 +65,21 @@ class Outcome:
 
 
 def run_chaos(
-    folder: Path, *, seed: int, jobs: int, faults: int, log: Callable[[str], None], findings: bool = False
+    folder: Path,
+    *,
+    seed: int,
+    jobs: int,
+    faults: int,
+    log: Callable[[str], None],
+    steps: int = 12,
+    findings: bool = False,
 ) -> Outcome:
-    """Run it in an empty folder of a machine where we are root.
+    """Run it in an empty folder of a machine where we are root; it ends early when all jobs have ended.
 
     With `findings`, also the faults with which outside tests found something. Every kind of fault strikes
     once before any strikes again.
     """
-    specs = _specs(jobs)
+    specs = _specs(jobs, steps)
     with network(NODES) as hosts, _disk(folder / "store") as store, _disk(folder / "disk") as disk:
         database, broker = Postgres(disk, hosts.gateway), Redis(folder, hosts.gateway)
         database.start()
@@ -111,12 +118,13 @@ def run_chaos(
     return outcome
 
 
-def _specs(count: int) -> list[dict[str, Any]]:
+def _specs(count: int, steps: int) -> list[dict[str, Any]]:
     found = []
     for number in range(count):
         size, ranks = _SIZES[number % len(_SIZES)]
         width, height = size.split("x")
-        found.append({"seed": number, "width": int(width), "height": int(height), "ranks": ranks})
+        size_of = {"width": int(width), "height": int(height)}
+        found.append({"seed": number, "steps": steps, "ranks": ranks} | size_of)
     return found
 
 
@@ -126,8 +134,8 @@ def _submit(farm: Machines, folder: Path, specs: list[dict[str, Any]]) -> None:
         rows = [spec for spec in specs if spec["ranks"] == ranks]
         file = folder / f"batch{ranks}.jsonl"
         lines = [
-            json.dumps({"custom_id": str(row["seed"]), "prompt": "a red vase on marble", "steps": 12}
-                       | {name: row[name] for name in ("seed", "width", "height")})
+            json.dumps({"custom_id": str(row["seed"]), "prompt": "a red vase on marble"}
+                       | {name: row[name] for name in ("seed", "steps", "width", "height")})
             for row in rows
         ]  # fmt: skip
         file.write_text("\n".join(lines) + "\n")
