@@ -554,7 +554,6 @@ def krea2() -> Any:
 BUILDERS: dict[str, Callable[[], Any]] = {
     "flux": lambda: flux(guidance_embeds=True),
     "flux-schnell": lambda: flux(guidance_embeds=False),
-    "flux-fill": lambda: flux(True, diffusers.FluxFillPipeline, in_channels=288, out_channels=16),
     "flux-kontext": lambda: flux(True, diffusers.FluxKontextPipeline),
     "sd3": lambda: sd3(with_t5=True),
     "sd3-without-t5": lambda: sd3(with_t5=False),
@@ -580,6 +579,10 @@ EDITORS: dict[str, Callable[[], Any]] = {
     "qwen-image-edit-plus": lambda: QwenEditFolder("QwenImageEditPlusPipeline"),
 }
 """Those that need a picture."""
+INPAINTERS: dict[str, Callable[[], Any]] = {
+    "flux-fill": lambda: flux(True, diffusers.FluxFillPipeline, in_channels=288, out_channels=16),
+}
+"""Those whose stock pipelines need a picture and a mask."""
 
 
 def native_size(name: str) -> int:
@@ -589,7 +592,7 @@ def native_size(name: str) -> int:
 def save(name: str, folder: Path) -> Path:
     """Save the tiny model of this name; its native size is that of `native_size`."""
     torch.manual_seed(4)
-    (BUILDERS | EDITORS)[name]().save_pretrained(folder, safe_serialization=True)
+    (BUILDERS | EDITORS | INPAINTERS)[name]().save_pretrained(folder, safe_serialization=True)
     index = json.loads((folder / "model_index.json").read_text()) | {"_native_size": native_size(name)}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
