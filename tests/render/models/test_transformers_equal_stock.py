@@ -26,7 +26,7 @@ from render.models.transformer import pack
 from render.plan.plan import StagePlan
 from render.plan.stages import make_stages
 from render.spec import Spec
-from tests.render.models.tiny_transformers import BUILDERS, EDITORS, native_size, save
+from tests.render.models.tiny_transformers import BUILDERS, EDITORS, INPAINTERS, native_size, save
 
 PROMPT, NEGATIVE = "a red vase", "blue"
 STEPS = 3
@@ -222,7 +222,7 @@ def test_every_family_with_a_transformer_is_tested() -> None:
 
     families = {family.name for family in FAMILIES.values() if family.network == "transformer"}
     # Those that need a picture are in test_references.py.
-    assert families <= set(BUILDERS) | set(EDITORS)
+    assert families <= {*BUILDERS, *EDITORS, *INPAINTERS}
     assert {case.name for case in CASES} == set(BUILDERS)
 
 
