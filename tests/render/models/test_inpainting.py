@@ -20,12 +20,15 @@ from render.distributed import Group, SingleRankGroup
 from render.engine import render_image
 from render.errors import ModelNotUsable
 from render.models import load_adapter, read_model_info
+from render.models.controlnet import set_controlnets
+from render.models.controlnet_folder import check_controlnets
 from render.models.transformer import pack
 from render.sampling.diffusers_schedule import stock_scheduler
 from render.spec import Spec
 from tests.render.models import test_equals_stock as unets
 from tests.render.models import test_transformers_equal_stock as transformers
 from tests.render.models.recorded_calls import Recorded
+from tests.render.models.tiny_controlnets import save_controlnet
 from tests.render.models.tiny_folders import GENTLE_BETAS, kl_vae, save_sd, save_sdxl
 from tests.render.models.tiny_transformers import save
 from tests.support.groups import run_ranks
@@ -171,6 +174,37 @@ def test_it_is_told_what_is_kept(folders: dict[str, Path], photo: tuple[Path, Pa
     told = root()
     with patch("render.guidance.masked_picture.MaskedPicture.create", lambda context: None):
         assert root() != told
+
+
+@pytest.mark.parametrize("name", ["sd", "flux-fill"])
+def test_views_of_the_whole_canvas_are_told_that_all_is_painted(
+    folders: dict[str, Path], photo: tuple[Path, Path], name: str
+) -> None:
+    adapter: Any = load_adapter(folders[name], CPU, "float32")
+    given = {"init": str(photo[0]), "mask": str(photo[1])}
+    values = {**PROMPT, **given, "size": "128x128", "steps": 2}
+    roots = set()
+    for dilated in (0.0, 0.5):
+        spec = Spec.from_mapping({**values, "dilated": dilated})
+        roots.add(render_image(spec, adapter, SingleRankGroup(), MemorySink(), device=CPU).root)
+    assert len(roots) == 2
+
+
+def test_a_controlnet_is_shown_the_latents_alone(
+    folders: dict[str, Path], model_folders: dict[str, Path], photo: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """One that was made for the model from which the inpainting model was trained."""
+    network = save_controlnet(tmp_path / "canny", model_folders["sd-epsilon"])
+    given = {"init": str(photo[0]), "mask": str(photo[1])}
+    values = {**PROMPT, **given, "size": "128x128", "steps": 2, "controlnet": [str(network)]}
+    adapter: Any = load_adapter(folders["sd"], CPU, "float32")
+    roots = set()
+    for weight in (0.5, 1.0):
+        spec = Spec.from_mapping({**values, "control": [f"canny={photo[0]}:{weight}"]})
+        check_controlnets(folders["sd"], spec.control, spec.controlnet)
+        set_controlnets(adapter, spec.controlnet, CPU, "float32")
+        roots.add(render_image(spec, adapter, SingleRankGroup(), MemorySink(), device=CPU).root)
+    assert len(roots) == 2
 
 
 def test_other_numbers_of_channels_are_refused(tmp_path: Path) -> None:
