@@ -86,10 +86,10 @@ def add_edges(parts: Parts) -> None:
 @click.option("--weights", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--state", type=click.Path(path_type=Path), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the ControlNet.")
-@click.option("--steps", default=4000, show_default=True)
-@click.option("--batch", default=32, show_default=True)
-@click.option("--rate", default=5e-4, show_default=True, help="Highest learning rate.")
-@click.option("--publish", default=1000, show_default=True, help="Steps between weights written to OUT.")
+@click.option("--steps", default=4500, show_default=True)
+@click.option("--batch", default=16, show_default=True)
+@click.option("--rate", default=2e-3, show_default=True, help="Highest learning rate.")
+@click.option("--publish", default=750, show_default=True, help="Steps between weights written to OUT.")
 def main(
     data: Path, weights: Path, state: Path, out: Path, steps: int, batch: int, rate: float, publish: int
 ) -> None:
