@@ -78,7 +78,12 @@ def test_a_large_photograph_gets_a_mask_of_its_size(product: Path, monkeypatch: 
     [
         ({"mask": "cutout"}, "mask: 'cutout' needs an init image; give --init"),
         ({"mask": "cutout:sam", "init": "photo.png"}, "names no network; use cutout, or cutout: and u2netp"),
-        ({"mask": "cutout:silueta", "init": "photo.png"}, "has no silueta.onnx and cannot download it"),
+        # The first look for a network compiles pymatting, for a minute.
+        pytest.param(
+            {"mask": "cutout:silueta", "init": "photo.png"},
+            "has no silueta.onnx and cannot download it",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_cannot_be_cut_out_is_told(
