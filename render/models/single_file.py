@@ -99,8 +99,11 @@ def _layout(file: Path, size: int, mtime_ns: int) -> Layout:
     layout = copy.deepcopy(layouts()[kind])
     unet = layout["unet/config.json"]
     if channels == 2 * unet["in_channels"] + 1:
-        # An inpainting model: latents, a mask, and what is kept.
+        # An inpainting model: latents, a mask, and what is kept. That of Stable Diffusion 2 was trained from
+        # its base of 512 pixels, which predicts the noise.
         unet["in_channels"] = channels
+        if kind == "sd2":
+            _set_base(layout[_SCHEDULER], unet)
     if channels != unet["in_channels"]:
         raise refused(f"has a unet of {channels} input channels; use a text-to-image model")
     needed = {"autoencoder": (_VAE,), "text encoder": _TEXTS.get(kind, ())}
@@ -159,6 +162,13 @@ def _sd3_layout(file: Path, network: OriginalNetwork, header: dict[str, Any]) ->
     return layout
 
 
+def _set_base(scheduler: dict[str, Any], unet: dict[str, Any]) -> None:
+    """The noise is predicted; by Stable Diffusion 2 that is its base, of 512 pixels."""
+    scheduler["prediction_type"] = "epsilon"
+    if unet.get("sample_size") == 96:
+        unet["sample_size"] = 64
+
+
 def set_prediction(
     scheduler: dict[str, Any], unet: dict[str, Any], header: dict[str, Any], metadata: dict[str, str]
 ) -> None:
@@ -167,8 +177,6 @@ def set_prediction(
     if "v_pred" in header or told.startswith("v"):
         scheduler["prediction_type"] = "v_prediction"
     elif told == "epsilon":
-        scheduler["prediction_type"] = "epsilon"
-        if unet.get("sample_size") == 96:  # Stable Diffusion 2 base, of 512 pixels
-            unet["sample_size"] = 64
+        _set_base(scheduler, unet)
     if "ztsnr" in header:
         scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}

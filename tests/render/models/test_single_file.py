@@ -193,6 +193,14 @@ def test_the_header_tells_the_kind(tmp_path: Path, width: int, family: str, nati
     assert (info.family, info.native_size, info.scale_factor) == (family, native, 8)
 
 
+@pytest.mark.parametrize(("width", "native"), [(768, 512), (1024, 512), (2048, 1024)])
+def test_the_inpainting_model_of_each_kind(tmp_path: Path, width: int, native: int) -> None:
+    file = header_of(tmp_path / "x.safetensors", width, channels=9)
+    info, layout = read_model_info(file), single_file.layout_of(file)
+    assert (info.takes_mask, info.native_size) == (True, native)
+    assert layout["scheduler/scheduler_config.json"].get("prediction_type", "epsilon") == "epsilon"
+
+
 def test_a_v_prediction_model_that_says_so_is_one(tmp_path: Path) -> None:
     file = header_of(tmp_path / "x.safetensors", 2048, v_pred=torch.zeros(0), ztsnr=torch.zeros(0))
     scheduler = single_file.layout_of(file)["scheduler/scheduler_config.json"]
