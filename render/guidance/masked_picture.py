@@ -14,9 +14,12 @@ from torch import Tensor
 
 from render.guidance.hook import GuidanceHook, StageContext
 from render.guidance.window_pictures import WindowPictures
-from render.models.inpainting import HALF, TakesMasks
+from render.models.inpainting import TakesMasks
 from render.models.model_call import ModelCall
 from render.spec.source_image import SourceImage
+
+_HALF = 0.5
+"""From this weight on a pixel is painted anew, as in diffusers' pipelines."""
 
 
 class MaskedPicture(GuidanceHook):
@@ -41,4 +44,4 @@ class MaskedPicture(GuidanceHook):
 
     def _channels(self, number: int, kept: Tensor) -> Tensor:
         colors, weight = kept[:, :3], kept[:, 3:]
-        return self._adapter.masked_picture(colors, (1.0 - weight >= HALF).float())
+        return self._adapter.masked_picture(colors, (1.0 - weight >= _HALF).float())

@@ -179,7 +179,7 @@ def _check_network(model: Path, network: ControlNetwork) -> None:
     own = read_json(model, f"{declared.part}/config.json")
     for name, default in declared.same.items():
         theirs, ours = config.get(name, default), own.get(name, default)
-        if name == "in_channels" and family.mask_channels and ours == 2 * theirs + family.mask_channels:
+        if name == "in_channels" and isinstance(theirs, int) and ours == family.masked_channels(theirs):
             # An inpainting model: the network is shown the latents alone.
             continue
         # A network that reads no text has no width of one.

@@ -169,7 +169,7 @@ def _model_info(path: Path, index: dict[str, Any], family: Family, parts: tuple[
     autoencoder = autoencoder_geometry(path, index["vae"][1], vae)
     channels = autoencoder.latent_channels
     in_channels = whole_number(path, network, family.network, "in_channels", 4)
-    takes_mask = in_channels == _masked_channels(family, channels)
+    takes_mask = in_channels == family.masked_channels(channels)
     if in_channels not in (channels, channels * family.patch**2) and not takes_mask:
         wrong = f"{family.network} of {in_channels} input channels for {channels}"
         raise unusable(path, f"has a {wrong}; use a text-to-image model")
@@ -202,13 +202,6 @@ def _model_info(path: Path, index: dict[str, Any], family: Family, parts: tuple[
         most_references=family.references[1],
         takes_mask=takes_mask,
     )
-
-
-def _masked_channels(family: Family, channels: int) -> int | None:
-    """The input channels of an inpainting network of a family; None where it has none."""
-    if not family.mask_channels:
-        return None
-    return (2 * channels + family.mask_channels) * family.patch**2
 
 
 def _check_output(path: Path, family: Family, network: dict[str, Any], channels: int) -> None:

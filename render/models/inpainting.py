@@ -13,8 +13,6 @@ from torch import Tensor
 
 from render.model_info import ModelInfo
 
-HALF = 0.5
-"""From this weight on a pixel is painted anew, as in diffusers' pipelines."""
 _CUT_OUT = 0.5
 """The color that stands for what is cut out: gray."""
 
@@ -35,7 +33,7 @@ class TakesMasks(Protocol):
 
 def cut_out(pixels: Tensor, painted: Tensor) -> Tensor:
     """[1, 3, H, W] pixels with gray where they are painted anew."""
-    return torch.where(painted >= HALF, _CUT_OUT, pixels)
+    return torch.where(painted > 0, _CUT_OUT, pixels)
 
 
 class BlankPictures:

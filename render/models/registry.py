@@ -107,6 +107,10 @@ class Family:
     needs: Mapping[str, object] = field(default_factory=dict)
     """Entries of the network's configuration that may have no other value."""
 
+    def masked_channels(self, channels: int) -> int | None:
+        """The input channels of an inpainting network for latents of so many; None where there is none."""
+        return (2 * channels + self.mask_channels) * self.patch**2 if self.mask_channels else None
+
 
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder", "guider", "ocr_guider")
 """Parts of stock folders that are not read and not part of the digest."""

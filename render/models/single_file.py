@@ -25,6 +25,7 @@ from render.models.original_layouts import (
     OriginalNetwork,
     original_network,
 )
+from render.models.registry import FAMILIES
 from render.safetensors_file import file_problem, file_sha256, read_header, read_metadata
 
 Layout = dict[str, Any]
@@ -98,7 +99,8 @@ def _layout(file: Path, size: int, mtime_ns: int) -> Layout:
     channels = header.get(f"{UNET}input_blocks.0.0.weight", {"shape": [0, 0]})["shape"][1]
     layout = copy.deepcopy(layouts()[kind])
     unet = layout["unet/config.json"]
-    if channels == 2 * unet["in_channels"] + 1:
+    family = FAMILIES[layout["model_index.json"]["_class_name"]]
+    if channels == family.masked_channels(unet["in_channels"]):
         # An inpainting model: latents, a mask, and what is kept. That of Stable Diffusion 2 was trained from
         # its base of 512 pixels, which predicts the noise.
         unet["in_channels"] = channels

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from render.errors import BadInput
 from render.safetensors_file import file_problem, file_sha256, read_header
 from render.spec.fields import Text, problem
-from render.spec.files import check_exists, home_path, is_file
+from render.spec.files import PICKLES, check_exists, home_path, is_file
 from render.spec.lora import check_digest
 from render.spec.validation import CONFIG, Checked
 
@@ -69,7 +69,7 @@ class Embedding(Checked):
             return BadInput("embedding", str(path), fix)
 
         check_exists("embedding", path)
-        if path.suffix.lower() in (".pt", ".bin", ".ckpt", ".pth"):
+        if path.suffix.lower() in PICKLES:
             raise refused("is a pickle, which can run any code when it is opened; convert it to safetensors")
         if (damage := file_problem(path)) is not None:
             raise refused(f"is a file {damage}")

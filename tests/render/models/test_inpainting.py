@@ -18,7 +18,7 @@ from torch import Tensor
 
 from render.distributed import Group, SingleRankGroup
 from render.engine import render_image
-from render.errors import ModelNotUsable
+from render.errors import BadInput, ModelNotUsable
 from render.models import load_adapter, read_model_info
 from render.models.controlnet import set_controlnets
 from render.models.controlnet_folder import check_controlnets
@@ -205,6 +205,18 @@ def test_a_controlnet_is_shown_the_latents_alone(
         set_controlnets(adapter, spec.controlnet, CPU, "float32")
         roots.add(render_image(spec, adapter, SingleRankGroup(), MemorySink(), device=CPU).root)
     assert len(roots) == 2
+
+
+def test_a_controlnet_without_a_number_of_channels_is_refused(
+    folders: dict[str, Path], model_folders: dict[str, Path], photo: tuple[Path, Path], tmp_path: Path
+) -> None:
+    network = save_controlnet(tmp_path / "canny", model_folders["sd-epsilon"])
+    config = json.loads((network / "config.json").read_text()) | {"in_channels": None}
+    (network / "config.json").write_text(json.dumps(config))
+    values = {"prompt": "x", "controlnet": [str(network)], "control": [f"canny={photo[0]}"]}
+    spec = Spec.from_mapping(values)
+    with pytest.raises(BadInput, match="has in_channels None, the model 9"):
+        check_controlnets(folders["sd"], spec.control, spec.controlnet)
 
 
 def test_other_numbers_of_channels_are_refused(tmp_path: Path) -> None:
