@@ -67,10 +67,14 @@ def _check_text(text: str) -> str:
     return text
 
 
+def is_blank(text: str) -> bool:
+    """Whether nothing shows: blanks do not, nor format characters such as a zero-width space."""
+    return all(sign.isspace() or unicodedata.category(sign) == "Cf" for sign in text)
+
+
 def check_filled(text: str) -> str:
     """The text; a problem of the field if it is blank."""
-    # Neither blanks nor format characters, such as a zero-width space, show anything.
-    if all(sign.isspace() or unicodedata.category(sign) == "Cf" for sign in text):
+    if is_blank(text):
         raise problem("is empty; give a value")
     return text
 

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from render.errors import BadInput
 from render.spec import BLENDS, DTYPES, SAMPLERS, Spec, parse_size, read_spec_file
+from render.spec.fields import is_blank
 from render.spec.prompt_text import clean
 
 # Without the signs that begin a notation of other programs, which is answered.
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0_<([{-\uff08"))
 SPECS = st.builds(
     Spec,
-    prompt=TEXT.filter(lambda text: clean(text).strip()),
+    prompt=TEXT.filter(lambda text: not is_blank(clean(text))),
     negative_prompt=TEXT,
     width=st.integers(1, 2000).map(lambda side: side * 8),
     height=st.integers(1, 2000).map(lambda side: side * 8),
