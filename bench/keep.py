@@ -57,8 +57,8 @@ def main(
     rows: list[Pixels] = []
     with ExitStack() as stack:
         # Warm groups, one for each number of ranks: their start would take longer than a picture.
-        pipelines = [stack.enter_context(_pipeline(count)) for count in _numbers(ranks)]
-        for size in map(int, sizes.split(",")):
+        pipelines = [stack.enter_context(warm_pipeline(count)) for count in numbers_of(ranks)]
+        for size in numbers_of(sizes):
             found = []
             for scene in scenes:
                 each = _measured(scene, size, pipelines, steps, rival)
@@ -74,7 +74,8 @@ def main(
         Image.fromarray(np.concatenate(rows)).save(sheet)
 
 
-def _numbers(text: str) -> list[int]:
+def numbers_of(text: str) -> list[int]:
+    """Those of an option with commas."""
     return [int(each) for each in text.split(",")]
 
 
@@ -108,11 +109,11 @@ def _measured(
         Image.fromarray(255 - alpha).save(names["mask"])
         for pipeline in pipelines:
             started = time.perf_counter()
-            pictures["kept"], root = _rendered(pipeline, prompt, size, steps, asked.seed, **names)
+            pictures["kept"], root = rendered(pipeline, prompt, (size, size), steps, asked.seed, **names)
             seconds += time.perf_counter() - started
             roots.add(root)
         if rival:
-            plain, _ = _rendered(pipelines[0], prompt, size, steps, asked.seed)
+            plain, _ = rendered(pipelines[0], prompt, (size, size), steps, asked.seed)
             weight = alpha[..., None] / 255
             pictures["pasted"] = (photo * weight + plain * (1 - weight) + 0.5).astype(np.uint8)
             pictures["inpainted"] = _inpainted(prompt, photo, 255 - alpha, steps, asked.seed)
@@ -138,18 +139,27 @@ def _summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _pipeline(ranks: int) -> ParallelizedDiffusionPipeline:
+def warm_pipeline(ranks: int) -> ParallelizedDiffusionPipeline:
+    """The built-in model on a group of so many ranks."""
     pipeline = ParallelizedDiffusionPipeline("builtin", num_modules=ranks)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def _rendered(
-    pipeline: ParallelizedDiffusionPipeline, prompt: str, size: int, steps: int, seed: int, **images: str
+def rendered(
+    pipeline: ParallelizedDiffusionPipeline,
+    prompt: str,
+    size: tuple[int, int],
+    steps: int,
+    seed: int,
+    **options: str,
 ) -> tuple[Pixels, str]:
+    """[height, width, 3] pixels, and the root; `size` is (width, height)."""
+    width, height = size
     with tempfile.TemporaryDirectory() as folder:
-        options = {"width": size, "height": size, "steps": steps, "seed": seed, "out": Path(folder) / "image"}
-        image = pipeline.generate_image(prompt, **options, **images)
+        image = pipeline.generate_image(
+            prompt, width=width, height=height, steps=steps, seed=seed, out=Path(folder) / "image", **options
+        )
         return np.asarray(image.pil()), image.root
 
 

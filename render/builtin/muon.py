@@ -1,7 +1,7 @@
-"""The Muon optimizer (Jordan et al. 2024) for matrices, in the precision of the device.
+"""The Muon optimizer (Jordan et al. 2024) for matrices, in a precision of choice.
 
 `torch.optim.Muon` orthogonalizes one matrix at a time in bfloat16, which is slow on a CPU without such
-instructions. Here all matrices of one shape are one batch, in float32 on a CPU.
+instructions. Here all matrices of one shape are one batch, in float32 where bfloat16 is not asked for.
 """
 
 from __future__ import annotations
@@ -20,9 +20,16 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose steps are orthogonalized, scaled to the size of AdamW's (Liu et al. 2025)."""
 
     def __init__(
-        self, matrices: Iterable[Tensor], lr: float, momentum: float = 0.95, decay: float = 0.01
+        self,
+        matrices: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        decay: float = 0.01,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        """`dtype` is that of the orthogonalization."""
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": decay})
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -40,15 +47,15 @@ class Muon(torch.optim.Optimizer):
             for number, weight in enumerate(weights):
                 shapes.setdefault(weight.shape, []).append(number)
             for shape, numbers in shapes.items():
-                steps = orthogonalized(torch.stack([updates[number] for number in numbers]))
+                steps = orthogonalized(torch.stack([updates[number] for number in numbers]), self._dtype)
                 rate = group["lr"] * 0.2 * max(shape) ** 0.5
                 for number, step in zip(numbers, steps, strict=True):
                     weights[number].mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-rate)
 
 
-def orthogonalized(matrices: Tensor) -> Tensor:
+def orthogonalized(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """[N, rows, columns] with all singular values near one, by Newton and Schulz' iteration."""
-    found = matrices.bfloat16() if matrices.device.type == "cuda" else matrices
+    found = matrices.to(dtype)
     tall = found.shape[1] > found.shape[2]
     if tall:
         found = found.transpose(1, 2)

@@ -5,8 +5,8 @@
 
 On one GPU, drawing more photographs beside it for as long as it trains:
 
-    python -m render.builtin.train_dit --data DIR --state dit.pt --out WEIGHTS --device cuda --minutes 9 \\
-        --batch 1024 --draw-workers 15
+    python -m render.builtin.train_dit --data DIR --state dit.pt --out WEIGHTS --device cuda --bfloat16 \\
+        --minutes 9 --batch 1024 --draw-workers 15
 
 A run that is stopped by SIGTERM or SIGINT saves its state first. Resumed on the same shards on a CPU, it goes
 on with the same numbers.
@@ -63,7 +63,9 @@ _BLOCKS = tuple(f"transformer.{part}" for part in ("layers", "noise_refiner", "c
 class Run:
     """Both optimizers, the moving average, the state on disk and the log."""
 
-    def __init__(self, model: FlowDenoiser, path: Path, *, rate: float, decay: float) -> None:
+    def __init__(
+        self, model: FlowDenoiser, path: Path, *, rate: float, decay: float, dtype: torch.dtype
+    ) -> None:
         self.model, self.path = model, path
         self.average = Average(model, decay)
         self._averaged = copy.deepcopy(model).requires_grad_(False)
@@ -79,7 +81,7 @@ class Run:
             if id(weight) not in known and not name.startswith("text_encoder.layers")
         ]
         self._optimizers: list[torch.optim.Optimizer] = [
-            Muon(blocks, lr=rate),
+            Muon(blocks, lr=rate, dtype=dtype),
             torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
         ]
         self._rate, self.step, self.cpu_seconds = rate, 0, 0.0
@@ -209,6 +211,7 @@ def drawing(data: Path, workers: int) -> Iterator[None]:
     "--begin-with", type=click.Path(path_type=Path, exists=True), help="Weights folder to start from."
 )
 @click.option("--compile", "compiled", is_flag=True, help="Compile the transformer's block.")
+@click.option("--bfloat16", "halved", is_flag=True, help="For a GPU, or a CPU with such instructions.")
 def main(
     data: Path,
     state: Path,
@@ -224,6 +227,7 @@ def main(
     least: int,
     begin_with: Path | None,
     compiled: bool,
+    halved: bool,
 ) -> None:
     """Train the flow transformer on the drawn photographs."""
     started, stopped = time.monotonic(), Stopped()
@@ -234,7 +238,8 @@ def main(
         load_weights(model, begin_with)
     blank = token_rows(tokenizer, [""], LONG_TEXT)[0].to(device)
     teacher = Teacher(device) if teacher_share else None
-    run = Run(model, state, rate=rate, decay=0.999)
+    dtype = torch.bfloat16 if halved else torch.float32
+    run = Run(model, state, rate=rate, decay=0.999, dtype=dtype)
     data.mkdir(parents=True, exist_ok=True)
     saved_at = read_at = started
     with drawing(data, draw_workers) if draw_workers else nullcontext():
@@ -251,7 +256,7 @@ def main(
                 break
             torch.manual_seed(run.step)
             rows = shards.batch(np.random.default_rng([1, run.step]), batch)
-            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            with torch.autocast(device, torch.bfloat16, enabled=halved):
                 loss = loss_of(model, rows, blank, teacher, teacher_share * max(0.0, 1 - 2 * progress))
             run.descend(loss, progress)
             if run.step % LOG_EVERY == 0:

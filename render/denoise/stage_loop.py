@@ -242,7 +242,8 @@ class StageState:
     def finished(self, area: Rect) -> tuple[Tensor, Tensor | None]:
         """What decoding an area needs, on the host: the latents [C, ..], and the planes [k, ..] that the
         hooks pass to the decoder. All ranks must call it; their areas may differ."""
-        latents, extra = self.sampler_state.x, self.hooks.decoder_planes()
+        latents = self.hooks.adjust_finished(self.sampler_state.x, self.group)
+        extra = self.hooks.decoder_planes()
         planes = latents if extra is None else torch.cat([latents, extra])
         gathered = gather_planes(planes[None], self.tiling, self.group, area)[0]
         channels = len(latents)

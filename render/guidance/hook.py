@@ -20,6 +20,7 @@ in the order of `render.guidance.hooks.HOOKS`, at these points:
         adjust_denoised     the estimate of x0 that the sampler steps on
     between two steps, and after the last one
         state               for a checkpoint, or for a group of another size
+        adjust_finished     the finished latents; may gather
         decoder_planes      what decoding needs beside the finished latents
 
 Promise 1 of the design holds for hooks too: a pixel must not depend on the number of ranks. So a hook
@@ -190,6 +191,13 @@ class GuidanceHook:
     def adjust_denoised(self, step: Step, denoised: Tensor) -> Tensor:
         """Change the estimate of x0 [C, area.height, area.width]."""
         return denoised
+
+    def adjust_finished(self, x: Tensor, group: Group) -> Tensor:
+        """Change the finished latents [C, area.height, area.width], not in place.
+
+        All ranks call it, so it may gather. It may be called again for the same latents.
+        """
+        return x
 
     def decoder_planes(self) -> Tensor | None:
         """[k, area.height, area.width] planes that decoding needs beside the finished latents."""

@@ -14,6 +14,7 @@ from render.guidance.color_correction import ColorCorrection
 from render.guidance.control_pictures import ControlPictures
 from render.guidance.cross_window_attention import CrossWindowAttention
 from render.guidance.dilated_views import DilatedViews
+from render.guidance.edge_colors import EdgeColors
 from render.guidance.hook import GuidanceHook, Predict, StageContext, Step
 from render.guidance.ilvr import ILVR
 from render.guidance.kept_pixels import KeptPixels
@@ -33,6 +34,7 @@ HOOKS: tuple[type[GuidanceHook], ...] = (
     ILVR,
     ColorCorrection,
     KeptPixels,
+    EdgeColors,
     ControlPictures,
     ReferencePictures,
     MaskedPicture,
@@ -142,6 +144,10 @@ class GuidanceHooks:
     def adjust_denoised(self, step: Step, denoised: Tensor) -> Tensor:
         """Estimate of x0 [C, area.height, area.width] -> the same shape."""
         return reduce(lambda value, hook: hook.adjust_denoised(step, value), self._hooks, denoised)
+
+    def adjust_finished(self, x: Tensor, group: Group) -> Tensor:
+        """Finished latents [C, area.height, area.width] -> the same shape; all ranks call it."""
+        return reduce(lambda value, hook: hook.adjust_finished(value, group), self._hooks, x)
 
     def decoder_planes(self) -> Tensor | None:
         """[k, area.height, area.width] planes that go with the finished latents to the decoder."""

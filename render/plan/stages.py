@@ -29,6 +29,9 @@ PAINTING_STAGES = 2
 """Stages of the first size where pixels of the init image are kept (see `render.guidance.kept_pixels`)."""
 SECOND_PAINTING = 0.8
 """How far the second of them is noised, at least: the composition stays, what lies along edges does not."""
+CONTINUING = 0.6
+"""How far the surroundings of a photograph that is painted on are noised in the first stage, at most. They
+start as its edges drawn out. From noise alone the model may paint a second product beside the first."""
 MIN_BOX_SHARE = 4
 """A region prompt is used from the stage on where its shorter side is a quarter of a window: models cannot
 compose anything smaller."""
@@ -314,7 +317,8 @@ def _strength(spec: Spec, index: int) -> float:
     if index == 0 and spec.init is None:
         return 1.0
     if spec.kept is not None and index < PAINTING_STAGES:
-        return spec.repaint if index == 0 else max(spec.strength, min(SECOND_PAINTING, spec.repaint))
+        painted = spec.repaint if spec.kept.stands_free else min(CONTINUING, spec.repaint)
+        return painted if index == 0 else max(spec.strength, min(SECOND_PAINTING, painted))
     return spec.strength
 
 

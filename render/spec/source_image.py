@@ -291,6 +291,8 @@ def _faded(rgba: pyvips.Image, source: SourceImage) -> pyvips.Image:
         if inside:
             share = (distance.cast("float") + 0.5) / soft
             share = (share > 1).ifthenelse(1.0, share)
+            # Without a bend at either end, which one would see (a Mach band).
+            share = share * share * (3.0 - share * 2.0)
             ramp = share if ramp is None else ramp * share
     if ramp is None:
         return rgba

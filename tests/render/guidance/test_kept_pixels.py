@@ -85,6 +85,7 @@ OUTPAINT = {"fit": "outpaint", "width": 256, "height": 256, "sampler": "euler-an
     [
         pytest.param("shift", WRAP, id="shift-wrap"),
         pytest.param("overlap", OUTPAINT, id="overlap-outpaint"),
+        pytest.param("overlap", OUTPAINT | {"mask": None}, id="overlap-photograph"),
         pytest.param("overlap", HOOKS, id="overlap-hooks", marks=pytest.mark.slow),
         pytest.param("overlap", WRAP, id="overlap-wrap", marks=pytest.mark.slow),
         pytest.param("shift", OUTPAINT, id="shift-outpaint", marks=pytest.mark.slow),

@@ -124,7 +124,9 @@ def test_the_epochs_are_reached_with_the_secret_alone(tmp_path: Path) -> None:
             made.loop.start(EpochForwarder("127.0.0.1", made.port, tls.client, tmp_path / name).serve())
         with socket.socket(socket.AF_UNIX) as stranger:
             stranger.connect(str(tmp_path / "stranger"))
-            stranger.sendall(b"let me in")
+            # The relay may have refused the stranger's certificate before this is sent.
+            with contextlib.suppress(OSError):
+                stranger.sendall(b"let me in")
             assert closed(stranger)
         with socket.socket(socket.AF_UNIX) as link, socket.socket(socket.AF_UNIX) as server:
             link.connect(str(tmp_path / "link"))
