@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import tempfile
 import uuid
@@ -35,13 +36,15 @@ from render.models.model_paths import absolute_name, check_additions, find_model
 from render.models.number_format import resolve_dtype
 from render.models.vae_folder import resolve_vae
 from render.models.weight_memory import weight_bytes
-from render.plan.plan import make_plan
+from render.plan.plan import Plan, make_plan
 from render.spec import AUTO, NO_QUANTIZATION, Spec
 from render.spec.control import ControlNetwork
 from render.spec.ip_adapter import IpAdapter
 from render.spec.prompt_text import clean
 
 Network = TypeVar("Network", ControlNetwork, IpAdapter)
+LEAST_USE = 0.5
+"""Of the calls that the ranks of a group have time for those that one rank would make, at least."""
 MAX_AUTO_RANKS = 64
 """Beyond this the borders cost more than another rank gains."""
 _LONGEST_SUBMISSION_S = 86_400.0
@@ -404,8 +407,8 @@ def _models(
 
 
 def useful_ranks(spec: Spec, info: ModelInfo) -> int:
-    """The largest useful group: each rank should evaluate at least a few windows per step."""
-    return min(MAX_AUTO_RANKS, max(1, _shape(geometry(spec), info)[0] // 8))
+    """The largest group that ends sooner for its last rank and makes good use of all of them."""
+    return _shape(geometry(spec), info)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -436,9 +439,26 @@ def _memory(spec: Spec, info: ModelInfo, least: int, most: int) -> list[tuple[in
 
 @lru_cache(maxsize=256)
 def _shape(spec: Spec, info: ModelInfo) -> tuple[int, int]:
-    """(evaluations per step of the last stage, work); cached, because a catalog has few geometries."""
+    """(useful ranks, work); cached, because a catalog has few geometries."""
     plan = make_plan(spec, info, 1)
-    return plan.stages[-1].tiling.evaluations, plan.work
+    return _useful_ranks(plan), plan.work
+
+
+def _useful_ranks(plan: Plan) -> int:
+    most, alone = 1, _calls(plan, 1)
+    for ranks in range(2, min(MAX_AUTO_RANKS, plan.useful_ranks) + 1):
+        calls = _calls(plan, ranks)
+        if calls < _calls(plan, ranks - 1) and alone >= LEAST_USE * ranks * calls:
+            most = ranks
+    return most
+
+
+def _calls(plan: Plan, ranks: int) -> int:
+    """Model calls of the busiest of so many ranks: `Plan.model_calls` without a tiling for each number."""
+    return sum(
+        math.ceil(math.ceil(stage.tiling.evaluations / ranks) / stage.stage.batch) * stage.steps
+        for stage in plan.stages
+    )
 
 
 def geometry(spec: Spec) -> Spec:

@@ -11,9 +11,10 @@ from jobs.db.maintenance import Maintenance, seconds_until
 from jobs.db.records import QueueRules
 from jobs.db.time_window import TimeWindow
 from jobs.scheduler.candidates import Room, most_candidates, most_of_the_longest
+from jobs.scheduler.growing import GROW_SHARE, ElasticGroup, Slots, slots_to_ask_back, slots_to_give
 from jobs.scheduler.pending_jobs import PendingJob
 from jobs.scheduler.placement import AGEING_S, Decision, Node, RunningGroup, place
-from jobs.scheduler.regrouping import jobs_to_regroup
+from jobs.scheduler.regrouping import REGROUP_GAIN_S, jobs_to_regroup
 from jobs.simulation.workload import Workload
 
 Source = tuple[str, str, int, frozenset[str]]
@@ -55,15 +56,45 @@ class Group:
     """A running group. It renders from `begins`, after its start, to `ends`."""
 
     job: Job
-    slots: dict[str, int]
-    placed: float
+    slots: Counter[str]
+    """Those that it holds, lent ones included."""
+    own: Mapping[str, int]
+    """Those that it was placed with."""
     begins: float
     ends: float
+    joining: Counter[str] = field(default_factory=Counter)
+    """By node: ranks on lent slots that still load the model."""
     lost: bool = False
 
     @property
+    def held(self) -> int:
+        """Slots that it holds."""
+        return self.slots.total()
+
+    @property
     def ranks(self) -> int:
-        return sum(self.slots.values())
+        """Ranks that render."""
+        return self.held - self.joining.total()
+
+    @property
+    def lent(self) -> Counter[str]:
+        """Slots that it has beside its own ones."""
+        return self.slots - Counter(self.own)
+
+    def keep(self, rendered_s: float) -> None:
+        """Count the work of so many seconds as done."""
+        left = self.job.remaining_s(self.ranks)
+        if left > 0:
+            self.job.done += (1 - self.job.done) * min(1.0, rendered_s / left)
+
+    def advance(self, moment: float) -> None:
+        """Count the work until now as done, before the number of ranks changes."""
+        self.keep(max(0.0, moment - self.begins))
+        self.begins = max(self.begins, moment)
+
+    def rest(self) -> None:
+        """Set `ends` from what is left."""
+        self.ends = self.begins + self.job.remaining_s(self.ranks)
 
 
 @dataclass(kw_only=True)
@@ -118,6 +149,8 @@ class SimulatedFarm:
     _queued: dict[Source, QueuedJobs] = field(default_factory=dict)
     _queued_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Slot seconds of the queued jobs, by queue."""
+    _asked: tuple[list[PendingJob], list[QueueRules], float] = field(default=([], [], 0.0))
+    """What the last `place` was asked with."""
 
     def add(self, job: Job) -> None:
         """Queue a job, for the first time or again."""
@@ -137,6 +170,18 @@ class SimulatedFarm:
         del self.groups[group.job.name]
         self._held.subtract(group.slots)
 
+    def lend(self, group: Group, slots: Mapping[str, int]) -> None:
+        """A group takes free slots, whose ranks join it later."""
+        group.slots.update(slots)
+        group.joining.update(slots)
+        self._held.update(slots)
+
+    def take_back(self, group: Group, slots: Mapping[str, int]) -> None:
+        """A group gives lent slots back, first those whose ranks have not joined it."""
+        group.slots -= Counter(slots)
+        group.joining -= Counter(slots)
+        self._held.subtract(slots)
+
     def free_slots(self, nodes: Iterable[str]) -> dict[str, int]:
         """The slots of some nodes that no group holds."""
         return {name: self.nodes[name].slots - self._held[name] for name in nodes}
@@ -145,23 +190,46 @@ class SimulatedFarm:
         """A round of the scheduler: which queued jobs begin now."""
         up = self._up(moment)
         free_of = self.free_slots(node.name for node in up)
-        free = sum(free_of.values())
+        lent = sum(group.lent.total() for group in self.groups.values())
+        free = sum(free_of.values()) + lent
         if free == 0:
             return Decision(placed=())
         rules = [queue.rules_at(moment) for queue in self.queues.values()]
         groups = Counter(group.job.queue for group in self.groups.values())
         closed = {queue.name for queue in rules if not queue.accepts(groups[queue.name])}
         queued_s = sum(seconds for name, seconds in self._queued_s.items() if name not in closed)
-        candidates = self._candidates(moment, closed, Room(up, free_of, 0), free)
+        candidates = self._candidates(moment, closed, Room(up, free_of, lent), free)
+        self._asked = candidates, rules, queued_s
         return place(up, self._running(moment), candidates, rules, queued_s)
+
+    def slots_to_take_back(self, moment: float) -> Slots:
+        """The lent slots that those jobs would start on which the last `place` was asked for and which still
+        wait."""
+        candidates, rules, queued_s = self._asked
+        waiting = [job for job in candidates if job.job not in self.groups]
+        up, running = self._up(moment), self._running(moment)
+        return slots_to_ask_back(up, running, waiting, rules, queued_s, self._elastic())
+
+    def slots_to_lend(self, moment: float) -> Slots:
+        """Free slots of their nodes for groups that end sooner with them."""
+        gain_s = REGROUP_GAIN_S * GROW_SHARE
+        return slots_to_give(self._up(moment), self._rendering(moment), self._elastic(), gain_s)
 
     def regroup(self, moment: float) -> list[Group]:
         """The groups that end so that their jobs begin anew on more slots."""
-        up = self._up(moment)
-        running = [
-            replace(each, anew=self._anew(self.groups[each.job], moment)) for each in self._running(moment)
-        ]
-        return [self.groups[each.job] for each in jobs_to_regroup(up, running)]
+        return [self.groups[each.job] for each in jobs_to_regroup(self._up(moment), self._rendering(moment))]
+
+    def _elastic(self) -> dict[str, ElasticGroup]:
+        return {
+            name: ElasticGroup(takes_more=frozenset(group.slots), lent=group.lent, returning={})
+            for name, group in self.groups.items()
+            if not group.lost
+        }
+
+    def _rendering(self, moment: float) -> list[RunningGroup]:
+        """The groups, with what is left of those that render."""
+        running = self._running(moment)
+        return [replace(each, anew=self._anew(self.groups[each.job], moment)) for each in running]
 
     def _up(self, moment: float) -> list[Node]:
         """The nodes that take jobs, each with its next maintenance."""
@@ -172,13 +240,13 @@ class SimulatedFarm:
                 found.append(node if planned is None else replace(node, maintenance=planned))
         return found
 
-    def _running(self, moment: float) -> Iterable[RunningGroup]:
+    def _running(self, moment: float) -> list[RunningGroup]:
         return [
             RunningGroup(
                 job=name,
                 owner=group.job.owner,
                 queue=group.job.queue,
-                slots=group.slots,
+                slots=dict(group.slots),
                 ends_in=group.ends - moment,
             )
             for name, group in self.groups.items()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import heapq
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -40,6 +41,9 @@ class Simulator:
     _warm: WarmGroups = field(init=False, default_factory=WarmGroups)
     _lost_slot_s: float = field(init=False, default=0.0)
     _held_slot_s: float = field(init=False, default=0.0)
+    _held_slots: int = field(init=False, default=0)
+    _counted: float = field(init=False, default=0.0)
+    """The moment until which `_held_slot_s` is counted."""
     _done: int = field(init=False, default=0)
     _handled: int = field(init=False, default=0)
     _rounds: list[float] = field(init=False, default_factory=list)
@@ -47,7 +51,8 @@ class Simulator:
 
     def run(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Outcome:
         """Simulate until every job is done. `on_progress` gets the numbers of done jobs and of all."""
-        self._now, began = self.start, time.perf_counter()
+        self._now = self._counted = self.start
+        began = time.perf_counter()
         by_name = {job.name: job for job in self.jobs}
         for job in self.jobs:
             self._at(job.created, lambda job=job: self.farm.add(job))  # type: ignore[misc]
@@ -62,7 +67,9 @@ class Simulator:
             self._rounds.append(time.perf_counter() - round_began)
             for placed in decision.placed:
                 self._begin(by_name[placed.job], placed)
-            if not decision.placed and decision.reserved_for is None:
+            if decision.placed or decision.reserved_for is not None:
+                self._take_back()
+            elif not self._lend():
                 self._regroup()
             on_progress(self._done, len(self.jobs))
         return self._outcome(time.perf_counter() - began)
@@ -85,18 +92,23 @@ class Simulator:
         start_s = 0.0 if times is None else times.warm_start_s if is_warm else times.start_s
         begins = self._now + start_s
         ends = begins + job.remaining_s(sum(slots.values()))
-        group = Group(job=job, slots=slots, placed=self._now, begins=begins, ends=ends)
+        group = Group(job=job, slots=Counter(slots), own=slots, begins=begins, ends=ends)
         job.started = self._now if job.started is None else job.started
         self.farm.begin(group)
+        self._count_held(group.held)
         self._at(ends, lambda: self._end(group))
 
     def _end(self, group: Group) -> None:
-        if self.farm.groups.get(group.job.name) is not group or group.lost:
+        # A group that has given slots back ends later.
+        if self._is_gone(group) or group.ends > self._now:
             return
         self._release(group)
         group.job.done, group.job.ended = 1.0, self._now
         self._done += 1
-        self._warm.add(group.job.workload.model, group.slots)
+        self._warm.add(group.job.workload.model, dict(group.own))
+
+    def _is_gone(self, group: Group) -> bool:
+        return self.farm.groups.get(group.job.name) is not group or group.lost
 
     def _stop(self, group: Group, checkpointed_s: float | None = None) -> None:
         """End a group early; its job is queued again with what its checkpoint holds.
@@ -105,12 +117,48 @@ class Simulator:
         """
         rendered = max(0.0, self._now - group.begins)
         kept = rendered if checkpointed_s is None else checkpointed_s
-        left = group.job.remaining_s(group.ranks)
-        if left > 0:
-            group.job.done += (1 - group.job.done) * min(1.0, kept / left)
+        group.keep(kept)
         self._lost_slot_s += (rendered - kept) * group.ranks
         self._release(group)
         self.farm.add(group.job)
+
+    def _lend(self) -> bool:
+        """Groups take free slots; their new ranks load the model first. Whether any does."""
+        given = self.farm.slots_to_lend(self._now)
+        for name, slots in given.items():
+            group, times = self.farm.groups[name], self.times.get(self.farm.groups[name].job.workload.model)
+            self.farm.lend(group, slots)
+            self._count_held(sum(slots.values()))
+            joins = self._now + (0.0 if times is None else times.start_s)
+            self._at(joins, lambda group=group, slots=slots: self._join(group, slots))  # type: ignore[misc]
+        return bool(given)
+
+    def _join(self, group: Group, slots: Mapping[str, int]) -> None:
+        """New ranks take part from now on, as far as they have not been taken back."""
+        if not self._is_gone(group):
+            group.advance(self._now)
+            group.joining -= Counter(slots)
+            self._reckon(group)
+
+    def _take_back(self) -> None:
+        """Groups give back slots that others wait for, which start in the next round."""
+        for name, slots in self.farm.slots_to_take_back(self._now).items():
+            group = self.farm.groups[name]
+            group.advance(self._now)
+            self.farm.take_back(group, slots)
+            self._count_held(-sum(slots.values()))
+            self._reckon(group)
+            self._at(self._now + self.round_s, lambda: None)
+
+    def _reckon(self, group: Group) -> None:
+        """A group with another number of ranks ends at another time."""
+        group.rest()
+        self._at(group.ends, lambda: self._end(group))
+
+    def _count_held(self, more: int) -> None:
+        """Groups hold so many more slots from now on."""
+        self._held_slot_s += (self._now - self._counted) * self._held_slots
+        self._held_slots, self._counted = self._held_slots + more, self._now
 
     def _regroup(self) -> None:
         """Jobs that begin anew on more slots are placed in the next round."""
@@ -119,7 +167,7 @@ class Simulator:
             self._at(self._now + self.round_s, lambda: None)
 
     def _release(self, group: Group) -> None:
-        self._held_slot_s += (self._now - group.placed) * group.ranks
+        self._count_held(-group.held)
         self.farm.end(group)
 
     def _watch_windows(self) -> None:

@@ -11,9 +11,11 @@ from sqlalchemy import func, select, update
 from infra.database import Database
 from jobs.db.board_queries import is_known_folder
 from jobs.db.state_machine import change_state
-from jobs.db.submission import BatchItem, JobOptions, Receipt, submit
+from jobs.db.submission import LEAST_USE, BatchItem, JobOptions, Receipt, submit, useful_ranks
 from jobs.db.tables import entries, events, jobs
+from jobs.simulation.workload import ModelTimes
 from render.models import resolve_model
+from render.plan.plan import make_plan
 from render.spec import Spec
 
 OPTIONS = JobOptions(owner="me", queue="night")
@@ -82,7 +84,18 @@ def test_large_pictures_may_have_more_ranks(database: Database) -> None:
     with database.read() as connection:
         rows = connection.execute(select(jobs.c.spec, jobs.c.least_ranks, jobs.c.most_ranks)).all()
     ranks = {row.spec["width"]: (row.least_ranks, row.most_ranks) for row in rows}
-    assert ranks == {2048: (1, 64), 128: (1, 1)}
+    assert ranks == {2048: (1, 19), 128: (1, 1)}
+
+
+@pytest.mark.parametrize(("side", "most"), [(1024, 2), (2048, 3), (4096, 7), (8192, 21)])
+def test_a_group_is_no_larger_than_it_makes_use_of(side: int, most: int) -> None:
+    info = ModelTimes(evaluation_s=1.0).info  # of SDXL's shape
+    spec = Spec(prompt="x", width=side, height=side, steps=25)
+    assert useful_ranks(spec, info) == most
+    plans = {ranks: make_plan(spec, info, ranks) for ranks in (1, most - 1, most)}
+    calls = {ranks: plan.model_calls for ranks, plan in plans.items()}
+    assert calls[most] < calls[most - 1], "the last rank gains something"
+    assert calls[1] >= LEAST_USE * most * calls[most]
 
 
 def test_a_fixed_number_of_ranks_is_a_gang(database: Database) -> None:

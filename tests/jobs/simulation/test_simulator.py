@@ -73,6 +73,24 @@ def test_a_node_that_dies_costs_what_no_checkpoint_holds() -> None:
     assert outcome_of(**parts, faults=faults | {"seed": 4}).end != faulty.end
 
 
+def test_a_group_takes_a_slot_that_becomes_free_and_gives_it_back_to_a_job() -> None:
+    long = {"model": "m", "size": "2048x2048", "steps": 10, "guidance_scale": 0, "owner": "long"}
+    two = {"nodes": [{"slots": 2}]}
+    alone = outcome_of(**two, jobs=[long | {"ranks": 1}]).makespan_s
+    short = NATIVE | {"owner": "short", "ranks": 1}
+    grown = outcome_of(**two, jobs=[short, long])
+    # The short job holds one of two slots for ten seconds; what is left has both, but for the first stage.
+    assert alone / 2 < grown.makespan_s < 0.8 * alone
+    late = NATIVE | {"owner": "late", "ranks": 1, "at_s": 40}
+    shared = outcome_of(**two, jobs=[short, long, late])
+    waited = {owner.owner: owner.worst_s for owner in shared.waits}
+    assert waited["late"] < 2 and shared.done == 3
+    assert grown.makespan_s < shared.makespan_s < alone
+    cold = outcome_of(**two, jobs=[short, long], models={"m": MODEL | {"start_s": 30}})
+    # New ranks load the model, too, while the others render.
+    assert cold.makespan_s > grown.makespan_s + 30
+
+
 def test_jobs_that_no_node_can_hold_are_told() -> None:
     outcome = outcome_of(jobs=[NATIVE, NATIVE | {"ranks": 2}])
     assert (outcome.done, outcome.jobs, outcome.end) == (1, 2, None)
