@@ -39,6 +39,7 @@ SECTIONS = {
     "families": ("Families", families.lines),
     "farm": ("Farm", farm.rows),
     "catalog": ("Catalog", catalog.rows),
+    "catalog-512": ("Catalog of 512x512 images", catalog.larger_rows),
     "starts": ("Starts", starts.rows),
     "elastic": ("Groups that lose and gain ranks", elastic.rows),
     "launches": ("Launches", launches.rows),

@@ -1,4 +1,5 @@
-"""A catalog of native-size images on two cores, against two plain diffusers processes.
+"""A catalog of native-size images on two cores, against two plain diffusers processes; and one of 512x512
+images, against a render of each.
 
 `BENCH_CATALOG_IMAGES` takes another number than 96. One process of diffusers: `python -m bench.catalog BATCH
 FIRST COUNT FOLDER`.
@@ -25,9 +26,13 @@ IMAGES = int(os.environ.get("BENCH_CATALOG_IMAGES", "96"))
 STEPS, SIDE, PROCESSES = 25, 128, 2
 BATCHES = (1, 4, 8, 16)
 """Images per call of the plain processes; the best one counts."""
-SETTINGS = {"width": SIDE, "height": SIDE, "num_inference_steps": STEPS}
+LARGER_IMAGES, LARGER_SIDE = 16, 512
 Times = tuple[float, float]
 """Seconds with the start, and without: from the moment at which all models are loaded."""
+
+
+def settings(side: int = SIDE) -> dict[str, int]:
+    return {"width": side, "height": side, "num_inference_steps": STEPS}
 
 
 def prompts(first: int = 0, count: int = IMAGES) -> list[str]:
@@ -50,9 +55,49 @@ def _rows(folder: Path) -> Iterator[Row]:
     yield Row("the pipeline over the best of diffusers, steady", ours_steady / steady, "<= 1.0")
     yield Row("the pipeline over the best of diffusers, with start", ours_total / total, "<= 1.1")
     for slot_images, wanted in (("1", ""), ("auto", "<= 1.1")):
-        farm, how = _farm(folder, slot_images), f"--slot-images {slot_images}"
+        farm, how = _farm(folder, slot_images, IMAGES, SIDE), f"--slot-images {slot_images}"
         yield Row(f"{IMAGES} images, a farm of two slots, {how}: seconds, with start", farm, "")
         yield Row(f"the farm over the best of diffusers, {how}, with start", farm / total, wanted)
+
+
+def larger_rows() -> list[Row]:
+    """512x512 images: all of a catalog, against our own render of one after another."""
+    side, count = LARGER_SIDE, LARGER_IMAGES
+    what = f"{count} images of {side}x{side}"
+    with tempfile.TemporaryDirectory(prefix="catalog-") as name:
+        farm = _farm(Path(name), "auto", count, side)
+        single = _renders(Path(name), count, side)
+    one_by_one, together = _one_by_one(count, side), _pipeline(count, side)[1]
+    return [
+        Row(f"{what}, `chorale render --ranks {PROCESSES}` of each: seconds", single, ""),
+        Row(f"{what}, a farm of two slots: seconds, with start", farm, ""),
+        Row("rate of the farm over that of a render of each", single / farm, ">= 1.3"),
+        Row(f"{what}, a pipeline of two ranks, one after another: seconds, steady", one_by_one, ""),
+        Row(f"{what}, the same pipeline, all in one call: seconds, steady", together, ""),
+        Row("rate of one call over that of one after another", one_by_one / together, ">= 1.3"),
+    ]
+
+
+def _renders(folder: Path, count: int, side: int) -> float:
+    """A command for each image."""
+    home = os.environ | {"XDG_DATA_HOME": str(folder / "home-single")}
+    words = ["--ranks", str(PROCESSES), "--size", f"{side}x{side}", "--steps", str(STEPS)]
+    started = time.time()
+    for seed, text in enumerate(prompts(count=count)):
+        out = ["--seed", str(seed), "--out", str(folder / f"single-{seed}")]
+        subprocess.run([*CHORALE, "render", text, *words, *out], env=home, capture_output=True, check=True)
+    return time.time() - started
+
+
+def _one_by_one(count: int, side: int) -> float:
+    """With the model loaded, a call for each image."""
+    with ParallelizedDiffusionPipeline("builtin", num_modules=PROCESSES) as pipe:
+        pipe.set_progress_bar_config(disable=True)
+        pipe(prompts(count=1), seed=[count], **settings(side))
+        started = time.time()
+        for seed, text in enumerate(prompts(count=count)):
+            pipe([text], seed=[seed], **settings(side))
+        return time.time() - started
 
 
 def _plain(batch: int, folder: Path) -> Times:
@@ -77,7 +122,7 @@ def _plain(batch: int, folder: Path) -> Times:
     return ended - started, ended - max(loaded)
 
 
-def _pipeline() -> Times:
+def _pipeline(count: int = IMAGES, side: int = SIDE) -> Times:
     moments: dict[str, float] = {}
 
     def on_event(event: Event) -> None:
@@ -89,20 +134,21 @@ def _pipeline() -> Times:
     started = time.time()
     with ParallelizedDiffusionPipeline("builtin", num_modules=PROCESSES) as pipe:
         pipe.set_progress_bar_config(disable=True)
-        images = pipe(prompts(), seed=list(range(IMAGES)), on_event=on_event, **SETTINGS).images
+        asked = prompts(count=count)
+        images = pipe(asked, seed=list(range(count)), on_event=on_event, **settings(side)).images
         # Until all images are in this process, as the plain processes have theirs in files.
         ended = time.time()
-    assert len(images) == IMAGES
+    assert len(images) == count
     return ended - started, ended - moments["loaded"]
 
 
-def _farm(folder: Path, slot_images: str) -> float:
+def _farm(folder: Path, slot_images: str, count: int, side: int) -> float:
     """From the start of a farm, whose queue has the images already, to the last of them."""
     home = os.environ | {"XDG_DATA_HOME": str(folder / f"home-{slot_images}"), "CHORALE_NODE": "n"}
-    lines = (json.dumps({"prompt": text, "seed": seed}) for seed, text in enumerate(prompts()))
+    lines = (json.dumps({"prompt": text, "seed": seed}) for seed, text in enumerate(prompts(count=count)))
     file = folder / "batch.jsonl"
     file.write_text("\n".join(lines))
-    words = ["submit", str(file), "--size", f"{SIDE}x{SIDE}", "--steps", str(STEPS), "--json"]
+    words = ["submit", str(file), "--size", f"{side}x{side}", "--steps", str(STEPS), "--json"]
     answer = subprocess.run([*CHORALE, *words], env=home, stdout=subprocess.PIPE, check=True)
     batch = json.loads(answer.stdout.splitlines()[-1])["batch"]
     started = time.time()
@@ -135,7 +181,7 @@ def plain_process(batch: int, first: int, count: int, folder: Path) -> None:
     for start in range(first, first + count, batch):
         texts = prompts(start, min(batch, first + count - start))
         draws = [torch.Generator().manual_seed(start + number) for number in range(len(texts))]
-        images = pipe(texts, generator=draws, **SETTINGS).images
+        images = pipe(texts, generator=draws, **settings()).images
         for number, image in enumerate(images):
             image.save(folder / f"{start + number}.png")
 
