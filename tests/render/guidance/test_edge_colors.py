@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from render.canvas import cut_out
 from render.distributed import Group, SingleRankGroup
 from render.guidance.edge_colors import EdgeColors
 from render.guidance.kept_pixels import latent_weights
@@ -49,36 +50,30 @@ def drifted(spec: Spec) -> tuple[StagePlan, Tensor, Tensor, Tensor]:
     return stage, kept, reference, reference - (1 - kept) * off
 
 
-def adjusted(spec: Spec, group: Group) -> tuple[StagePlan, Tensor]:
-    """The plan of the group, and the whole canvas with only this rank's area adjusted."""
-    stage, _, reference, x = drifted(spec)
-    plan = stage.for_world_size(group.world_size)
-    area = plan.tiling.boxes[group.rank]
+def hook_of(spec: Spec, plan: StagePlan, rank: int, reference: Tensor) -> EdgeColors:
     context: Any = SimpleNamespace(
-        adapter=MODEL, area=area, tiling=plan.tiling, rank=group.rank, stage=plan.stage
+        adapter=MODEL, area=plan.tiling.boxes[rank], tiling=plan.tiling, rank=rank, stage=plan.stage
     )
     source = spec.kept
     assert source is not None
-    hook = EdgeColors(context, source, plan_cut(plan, reference, group.rank))
-    changed = x.clone()
-    part = hook.adjust_finished(plan_cut(plan, x, group.rank), group)
-    for there, here in plan.tiling.surface.intersect(area, plan.tiling.surface.whole):
-        changed[:, *here] = part[:, *there]
-    return plan, changed
+    return EdgeColors(context, source, reference)
 
 
-def plan_cut(plan: StagePlan, planes: Tensor, rank: int) -> Tensor:
-    area = plan.tiling.boxes[rank]
-    cut = planes.new_empty((len(planes), area.height, area.width))
-    for there, here in plan.tiling.surface.intersect(area, plan.tiling.surface.whole):
-        cut[:, *there] = planes[:, *here]
-    return cut
+def adjusted(spec: Spec, group: Group) -> tuple[StagePlan, Tensor]:
+    """The plan of the group, and the latents of this rank's region, flat."""
+    stage, _, reference, x = drifted(spec)
+    plan = stage.for_world_size(group.world_size)
+    surface, area = plan.tiling.surface, plan.tiling.boxes[group.rank]
+    own = [cut_out(planes, surface.whole, area, surface) for planes in (reference, x)]
+    changed = hook_of(spec, plan, group.rank, own[0]).adjust_finished(own[1], group)
+    places = surface.inside(plan.tiling.region(group.rank), area)[1]
+    return plan, changed.flatten(1)[:, torch.from_numpy(places)]
 
 
 def test_the_painted_side_meets_the_photograph_and_the_photograph_stays(photograph: Path) -> None:
     spec = spec_of(photograph)
     _, kept, reference, x = drifted(spec)
-    _, changed = adjusted(spec, SingleRankGroup())
+    changed = adjusted(spec, SingleRankGroup())[1].view_as(x)
     assert torch.equal(changed[:, kept == 1], x[:, kept == 1])
     off = (reference - changed).mean((0, 1))
     edge = int((kept[0] > 0).nonzero()[0])
@@ -92,16 +87,7 @@ def test_the_painted_side_meets_the_photograph_and_the_photograph_stays(photogra
 def test_nothing_is_added_where_nothing_is_off(photograph: Path) -> None:
     spec = spec_of(photograph)
     stage, _, reference, _ = drifted(spec)
-    context: Any = SimpleNamespace(
-        adapter=MODEL,
-        area=stage.tiling.boxes[0],
-        tiling=stage.tiling,
-        rank=0,
-        stage=stage.stage,
-    )
-    source = spec.kept
-    assert source is not None
-    hook = EdgeColors(context, source, reference)
+    hook = hook_of(spec, stage, 0, reference)
     assert torch.equal(hook.adjust_finished(reference, SingleRankGroup()), reference)
 
 
@@ -110,10 +96,9 @@ def test_nothing_is_added_where_nothing_is_off(photograph: Path) -> None:
 def test_every_rank_adds_the_same(photograph: Path, ranks: int, wrap: str) -> None:
     spec = spec_of(photograph, wrap=wrap)
     _, alone = adjusted(spec, SingleRankGroup())
-    assert not torch.equal(alone, drifted(spec)[3])
-    for rank, (plan, changed) in enumerate(run_ranks(ranks, lambda group: adjusted(spec, group))):
-        places = torch.from_numpy(plan.tiling.region(rank))
-        assert torch.equal(changed.flatten(1)[:, places], alone.flatten(1)[:, places])
+    assert not torch.equal(alone, drifted(spec)[3].flatten(1))
+    for rank, (plan, own) in enumerate(run_ranks(ranks, lambda group: adjusted(spec, group))):
+        assert torch.equal(own, alone[:, torch.from_numpy(plan.tiling.region(rank))])
 
 
 @pytest.mark.parametrize("changes", [{"fit": "crop"}, {"mask": "alpha"}])
