@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
-LONG_SHARE = 0.8
+LONG_SHARE = 0.1
 """A job is long if it takes this share of the time that all slots need for everything that is left."""
 HEAD_START_S = 12 * 3600.0
 """A long job passes those of its priority that have waited up to so many seconds longer: a night."""
@@ -97,6 +97,10 @@ class WaitingJobs:
     def __bool__(self) -> bool:
         return bool(self._lists)
 
+    def has_others_than(self, owner: str) -> bool:
+        """Whether a job of another owner waits."""
+        return any(other != owner for _, other in self._lists)
+
     def pop(self) -> PendingJob:
         """The next job. Every placement raises its owner's share, so another owner may be next each time."""
         key = min(self._lists, key=lambda key: self._order(self._lists[key][-1]))
@@ -142,10 +146,10 @@ def _shape(job: PendingJob) -> Shape:
 def long_jobs_first(pending: Iterable[PendingJob], left_s: float, slots: int) -> list[PendingJob]:
     """The jobs, of which the long ones seem to have waited longest in their priority.
 
-    Jobs start in the order of their submission. A job that takes about as long as all `slots` need for the
-    `left_s` slot seconds of all jobs, running and queued, would then end last and alone. So it starts first,
-    the longest of all before the others (longest processing time first, Graham 1969), but only from when the
-    end of the night depends on it: small jobs that do not delay the end keep their place before it.
+    Jobs start in the order of their submission. A job that takes a good part of the time that all `slots`
+    need for the `left_s` slot seconds of all jobs, running and queued, would then end last and alone. So it
+    starts first, the longest of all before the others (longest processing time first, Graham 1969): the small
+    ones fill the slots that become free at the end. Jobs that are small beside what is left keep their place.
     """
     jobs = list(pending)
     enough = LONG_SHARE * left_s / slots if slots > 1 else float("inf")

@@ -6,12 +6,14 @@ the start of the reservation (backfill after Lifka 1995, EASY), so small jobs ca
 
 A job that may have any number of ranks gets the share of the free slots that its work has among all jobs that
 could start now: more ranks are less efficient, and slots that one job takes are slots that others wait for.
+It gets more where it would else be at work when all others are done, but not at the cost of another owner.
 
 Times are in seconds. Nothing here reads the clock or the database.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,9 @@ from jobs.scheduler.pending_jobs import GroupSize, PendingJob, Shape, WaitingJob
 
 SPREAD_S = 5.0
 """What it costs to form a group across nodes: a job whose time is known spreads where it gains more."""
+IN_TIME = 0.8
+"""Of the ranks with which a job would end together with all others: the end is not known as well, and more
+ranks are less efficient."""
 AGEING_S = 3600.0
 """A job gains one point of priority for every so many seconds of waiting."""
 
@@ -102,7 +107,9 @@ def place(
     state = _FarmState(nodes, list(running), {queue.name: queue for queue in queues})
     candidates = list(pending)
     queued_s = max(queued_s, sum(job.slot_seconds or 0.0 for job in candidates))
-    candidates = long_jobs_first(candidates, queued_s + state.running_s, state.slots)
+    left_s = queued_s + state.running_s
+    candidates = long_jobs_first(candidates, left_s, state.slots)
+    state.all_end_in = left_s / max(1, state.slots)
     waiting = WaitingJobs(candidates, state.order)
     placed: list[PlacedGroup] = []
     reserved_for: str | None = None
@@ -134,6 +141,8 @@ class _FarmState:
         """Of nodes that have these tags; filled by `free_with`, kept up to date by `take`."""
         self._used: dict[tuple[str, str], int] = {}
         self._groups: dict[str, int] = {}
+        self.all_end_in = 0.0
+        """Seconds that all slots need for everything that is left, as far as it is known."""
         self._by_need: dict[Any, list[tuple[FreeSlots, frozenset[str], GroupSize]]] = {}
         """Of jobs that need the same: the free slots of each choice of nodes, kept up to date by `take`."""
         self._wait: dict[str, float | None] = {}
@@ -187,7 +196,15 @@ class _FarmState:
         if job.tags:
             rivals = [(other, count) for other, count in others if other.tags >= job.tags]
             share = min(share, self._share_among(job, rivals, self.free_with(job.tags)))
+        if not waiting.has_others_than(job.owner):
+            share = max(share, min(self._ranks_to_end_in_time(job), self.free_with(job.tags)))
         return max(job.least, min(job.most, share))
+
+    def _ranks_to_end_in_time(self, job: PendingJob) -> int:
+        """The ranks with which a job ends about when all slots are done with everything that is left."""
+        if not job.slot_seconds or not self.all_end_in:
+            return 0
+        return math.ceil(IN_TIME * job.slot_seconds / self.all_end_in)
 
     def _share_among(self, job: PendingJob, others: list[tuple[Shape, int]], free: int) -> int:
         """What is left of some free slots when others have their shares by work; those that need tags get no

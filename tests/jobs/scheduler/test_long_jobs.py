@@ -1,4 +1,4 @@
-"""Long jobs start first where the end of the night depends on them, and nowhere else."""
+"""Long jobs start first, and with more ranks, where the end of a night depends on them."""
 
 from __future__ import annotations
 
@@ -40,9 +40,17 @@ def test_a_job_that_would_end_last_and_alone_starts_first() -> None:
     assert started([*short, job("long", 1000)])[0] == "long"
 
 
-def test_small_jobs_that_delay_no_end_keep_their_place() -> None:
-    short = [job(f"s{n}", 100, waited=10) for n in range(60)]
+def test_a_job_that_is_small_beside_what_is_left_keeps_its_place() -> None:
+    short = [job(f"s{n}", 100, waited=10) for n in range(500)]
     assert "long" not in started([*short, job("long", 1000)])
+
+
+@pytest.mark.parametrize(("owner", "ranks"), [("", 4), ("other", 3)])
+def test_a_job_that_ends_last_takes_more_ranks_but_leaves_a_slot_to_another_owner(
+    owner: str, ranks: int
+) -> None:
+    pending = [job("long", 1000, most=4), job("s", 10, owner=owner)]
+    assert place(FOUR, [], pending, []).placed[0].slots == {"a": ranks}
 
 
 def test_one_slot_renders_in_the_order_of_submission() -> None:
