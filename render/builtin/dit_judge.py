@@ -129,7 +129,7 @@ def renders(
     draw, judge = np.random.default_rng(seed), load_judge()
     scenes = [random_scene(draw) for _ in range(count)]
     captions = [wording(scene, draw, complete=True) for scene in scenes]
-    pixels = _rendered(weights, captions, steps, guidance, seed, batch)
+    pixels = rendered(weights, captions, steps, guidance, seed, batch)
     correct = is_correct(judge, pixels, scenes)
     if sheet is not None:
         write_sheet(_bytes(pixels[:48]), sheet)
@@ -145,11 +145,11 @@ def renders(
 @click.option("--sheet", type=click.Path(path_type=Path), required=True)
 def newcomer(weights: Path, steps: int, guidance: float, seed: int, sheet: Path) -> None:
     """Write a sheet of a newcomer's ten prompts, to be looked at."""
-    pixels = _rendered(weights, list(NEWCOMER), steps, guidance, seed, len(NEWCOMER))
+    pixels = rendered(weights, list(NEWCOMER), steps, guidance, seed, len(NEWCOMER))
     write_sheet(_bytes(pixels), sheet, across=5)
 
 
-def _rendered(
+def rendered(
     weights: Path, captions: list[str], steps: int, guidance: float, seed: int, batch: int
 ) -> Tensor:
     """[B, 3, 128, 128] pixels in [0, 1], by the stock pipeline."""
