@@ -74,7 +74,7 @@ def larger_rows() -> list[Row]:
         Row("rate of the farm over that of a render of each", single / farm, ">= 1.3"),
         Row(f"{what}, a pipeline of two ranks, one after another: seconds, steady", one_by_one, ""),
         Row(f"{what}, the same pipeline, all in one call: seconds, steady", together, ""),
-        Row("rate of one call over that of one after another", one_by_one / together, ">= 1.3"),
+        Row("rate of one call over that of one after another", one_by_one / together, ""),
     ]
 
 
