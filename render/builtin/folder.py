@@ -146,13 +146,17 @@ def save_folder(target: Path, parts: Mapping[str, Any]) -> None:
 
 def save_pipeline(target: Path, pipeline: Any, keys: Mapping[str, float]) -> None:
     """Write a pipeline's folder and replace `target` with it; `keys` are added to its `model_index.json`,
-    where diffusers ignores them."""
+    where diffusers ignores them. No part says which folder of this machine it was loaded from."""
     fresh, old = target.with_name(target.name + ".new"), target.with_name(target.name + ".old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     pipeline.save_pretrained(fresh, safe_serialization=True)
     index = fresh / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | dict(keys), indent=2) + "\n")
+    for config in fresh.glob("*/config.json"):
+        values = json.loads(config.read_text())
+        values.pop("_name_or_path", None)
+        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
     # safetensors makes the files readable by their owner only; an agent may run as another user.
     for weights in fresh.rglob("*.safetensors"):
         weights.chmod(0o644)

@@ -157,7 +157,7 @@ class SpecFields(Checked):
     ] = "euler"
     model: Annotated[
         Filled,
-        Field(description="The model: builtin, a folder, a .safetensors file, or a hub id."),
+        Field(description="The model: builtin, builtin-dit, a folder, a .safetensors file, or a hub id."),
         Shown(label="Model", group=MODEL),
     ] = "builtin"
     lora: Annotated[

@@ -1,5 +1,6 @@
 """The built-in weights: small, safe, complete, and true folders of SDXL and of Z-Image."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from render.distributed import Group, SingleRankGroup
 from render.engine import render_image
 from render.models import load_adapter
 from render.models.folder import read_model_info, resolve_model
+from render.models.packaged import packaged_models
 from render.spec import Spec
 from tests.support.groups import run_ranks
 from tests.support.sinks import MemorySink
@@ -29,6 +31,12 @@ def test_the_weights_are_small_and_safe() -> None:
     assert {path.suffix for path in WEIGHTS.rglob("*") if path.is_file()} <= {".json", ".safetensors"}
     flow = {path.suffix for path in resolve_model("builtin-dit").rglob("*") if path.is_file()}
     assert flow <= {".json", ".safetensors", ".jinja"}
+
+
+def test_the_configurations_name_no_folder_of_the_machine_that_wrote_them() -> None:
+    for model in packaged_models():
+        for config in resolve_model(model).rglob("*.json"):
+            assert "_name_or_path" not in json.loads(config.read_text()), config
 
 
 def test_facts() -> None:
