@@ -29,10 +29,10 @@ from PIL import Image
 from torch.nn import functional
 
 from render import ParallelizedDiffusionPipeline
-from render.builtin import WEIGHTS
+from render.builtin import WEIGHTS, studio
 from render.builtin.data import NATIVE, random_scene
 from render.builtin.judge import is_correct, load_judge, prompt_of
-from render.builtin.studio import BACKDROPS, Scene, _render
+from render.builtin.studio import BACKDROPS, Scene
 from render.models import read_model_info
 from render.spec import Spec
 
@@ -98,9 +98,7 @@ def _measured(
     rival: bool,
 ) -> dict[str, Any]:
     photographed, asked = scenes
-    colors, cover = _render(photographed, size, size, None)
-    photo, alpha = ((np.clip(each, 0, 1) * 255 + 0.5).astype(np.uint8) for each in (colors, cover))
-    truth = (np.clip(_render(asked, size, size, None)[0], 0, 1) * 255 + 0.5).astype(np.uint8)
+    (photo, alpha), truth = photographed_with_mask(photographed, size, size), studio.photo(asked, size, size)
     prompt, full = prompt_of(asked), alpha == 255
     pictures, roots, seconds = {}, set(), 0.0
     with tempfile.TemporaryDirectory() as folder:
@@ -137,6 +135,13 @@ def _summary(found: list[dict[str, Any]]) -> dict[str, Any]:
         "edge": {name: round(float(np.mean([each["edge"][name] for each in found])), 2) for name in names},
         "seconds": round(float(np.mean([each["seconds"] for each in found])), 1),
     }
+
+
+def photographed_with_mask(scene: Scene, height: int, width: int) -> tuple[Pixels, Pixels]:
+    """The studio's photograph [height, width, 3], and its product's exact alpha [height, width]."""
+    colors, cover = studio._render(scene, height, width, None)
+    photo, alpha = ((np.clip(each, 0, 1) * 255 + 0.5).astype(np.uint8) for each in (colors, cover))
+    return photo, alpha
 
 
 def warm_pipeline(ranks: int) -> ParallelizedDiffusionPipeline:

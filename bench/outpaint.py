@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from bench.keep import numbers_of, rendered, warm_pipeline
+from bench.keep import numbers_of, photographed_with_mask, rendered, warm_pipeline
 from render import ParallelizedDiffusionPipeline
 from render.builtin.data import random_scene
 from render.builtin.judge import prompt_of
-from render.builtin.studio import Scene, _render
+from render.builtin.studio import Scene
 from render.output.seams import OFFSET_LIMIT, LineDifferences, add_block, seam_score
 from render.plan.seam_lines import SeamLines
 from render.rect import Rect
@@ -94,8 +94,7 @@ def _measured(
     pipelines: Sequence[ParallelizedDiffusionPipeline],
     steps: int,
 ) -> dict[str, Any]:
-    colors, cover = _render(scene, size[1], size[0], None)
-    photo, alpha = ((np.clip(each, 0, 1) * 255 + 0.5).astype(np.uint8) for each in (colors, cover))
+    photo, alpha = photographed_with_mask(scene, size[1], size[0])
     canvas, prompt = canvas_of(size, SHAPES[shape]), prompt_of(scene)
     lies = place(size, canvas, OUTPAINT, "center", None)
     here = slice(lies.y, lies.y + lies.height), slice(lies.x, lies.x + lies.width)
@@ -123,19 +122,15 @@ def _measured(
     equal = (picture[here] == photo).all(2)
     columns = [lies.x, lies.x + lies.width]
     rows = [lies.y, lies.y + lies.height]
+    both = {"outpainted": picture, "pasted": pasted}
     return {
-        "pictures": [picture, pasted],
+        "pictures": list(both.values()),
         "ranks_agree": len({root for _, root in results}) == 1,
         "kept_byte_equal": bool(equal[inside].all()),
         "product_whole": bool(inside[alpha > 0].all()),
         "product_byte_equal": bool(equal[alpha > 0].all()),
-        "seam": {
-            name: _seams(each, columns, rows) for name, each in (("outpainted", picture), ("pasted", pasted))
-        },
-        "step": {
-            name: _steps(each, columns, rows, fade)
-            for name, each in (("outpainted", picture), ("pasted", pasted))
-        },
+        "seam": {name: _seams(each, columns, rows) for name, each in both.items()},
+        "step": {name: _steps(each, columns, rows, fade) for name, each in both.items()},
     }
 
 

@@ -446,10 +446,12 @@ def _shape(spec: Spec, info: ModelInfo) -> tuple[int, int]:
 
 def _useful_ranks(plan: Plan) -> int:
     most, alone = 1, _calls(plan, 1)
+    with_one_less = alone
     for ranks in range(2, min(MAX_AUTO_RANKS, plan.useful_ranks) + 1):
         calls = _calls(plan, ranks)
-        if calls < _calls(plan, ranks - 1) and alone >= LEAST_USE * ranks * calls:
+        if calls < with_one_less and alone >= LEAST_USE * ranks * calls:
             most = ranks
+        with_one_less = calls
     return most
 
 

@@ -61,10 +61,13 @@ class Group:
     own: Mapping[str, int]
     """Those that it was placed with."""
     begins: float
-    ends: float
+    ends: float = field(init=False)
     joining: Counter[str] = field(default_factory=Counter)
     """By node: ranks on lent slots that still load the model."""
     lost: bool = False
+
+    def __post_init__(self) -> None:
+        self.rest()
 
     @property
     def held(self) -> int:

@@ -90,13 +90,11 @@ class Simulator:
         is_warm = self._warm.take(model, slots, self.farm.free_slots(slots))
         times = self.times.get(model)
         start_s = 0.0 if times is None else times.warm_start_s if is_warm else times.start_s
-        begins = self._now + start_s
-        ends = begins + job.remaining_s(sum(slots.values()))
-        group = Group(job=job, slots=Counter(slots), own=slots, begins=begins, ends=ends)
+        group = Group(job=job, slots=Counter(slots), own=slots, begins=self._now + start_s)
         job.started = self._now if job.started is None else job.started
         self.farm.begin(group)
         self._count_held(group.held)
-        self._at(ends, lambda: self._end(group))
+        self._at(group.ends, lambda: self._end(group))
 
     def _end(self, group: Group) -> None:
         # A group that has given slots back ends later.

@@ -95,7 +95,7 @@ class EdgeColors(GuidanceHook):
         """
         area, side = self._context.area, min(self._canvas.height, self._canvas.width)
         # A latent that is half kept misses half of what it would miss if it were painted.
-        edge = edge.double().cpu()
+        edge = edge.double()
         counts, middles = edge[0] / _UNITS, edge[1:3] / edge[0]
         means = edge[3:] / edge[0]
         rows = torch.arange(area.y, area.y + area.height, device=x.device, dtype=torch.float32)
