@@ -27,6 +27,7 @@ from diffusers import StableDiffusionXLInpaintPipeline
 from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
+from tqdm import tqdm
 
 from render import ParallelizedDiffusionPipeline
 from render.builtin import WEIGHTS, studio
@@ -43,6 +44,7 @@ RING = 0.008
 
 @click.command()
 @click.option("--photographs", default=60, show_default=True, help="How many.")
+@click.option("--skip", default=0, show_default=True, help="Leave out so many before them: a part of a run.")
 @click.option("--sizes", default="512,1024,2048", show_default=True, help="Sides in pixels, with commas.")
 @click.option("--ranks", default="1,3", show_default=True, help="Numbers of ranks, with commas.")
 @click.option("--steps", default=25, show_default=True)
@@ -50,24 +52,31 @@ RING = 0.008
 @click.option("--rival/--no-rival", default=True, show_default=True)
 @click.option("--sheet", type=click.Path(path_type=Path), help="Write a sheet of the first size's first 8.")
 def main(
-    photographs: int, sizes: str, ranks: str, steps: int, seed: int, rival: bool, sheet: Path | None
+    photographs: int,
+    skip: int,
+    sizes: str,
+    ranks: str,
+    steps: int,
+    seed: int,
+    rival: bool,
+    sheet: Path | None,
 ) -> None:
     """Print one line of JSON for each size."""
-    scenes = _scenes(photographs, seed)
+    scenes = _scenes(skip + photographs, seed)[skip:]
     rows: list[Pixels] = []
     with ExitStack() as stack:
         # Warm groups, one for each number of ranks: their start would take longer than a picture.
         pipelines = [stack.enter_context(warm_pipeline(count)) for count in numbers_of(ranks)]
         for size in numbers_of(sizes):
             found = []
-            for scene in scenes:
+            for scene in tqdm(scenes, f"{size}x{size}", unit="photograph"):
                 each = _measured(scene, size, pipelines, steps, rival)
                 pictures = each.pop("photo"), *each.pop("pictures").values()
                 if sheet is not None and len(rows) < 8:
                     rows.append(np.concatenate(pictures, axis=1))
                 found.append(each)
             click.echo(
-                json.dumps({"size": size, "photographs": photographs, "steps": steps} | _summary(found))
+                json.dumps({"size": size, "photographs": len(found), "steps": steps} | _summary(found))
             )
     if sheet is not None:
         sheet.parent.mkdir(parents=True, exist_ok=True)

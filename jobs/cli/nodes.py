@@ -39,6 +39,8 @@ from render.launch.gpus import processors, smallest_memory_bytes, visible_gpus
 
 _POLL_S = 1.0
 
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 _metrics_option = click.option(
     "--metrics-address",
     metavar="HOST:PORT|off",
@@ -284,6 +286,14 @@ def _begin_anew_if_asked(made: Agent) -> None:
     watches it sees no end."""
     if not made.restarts:
         return
+    # The process that follows knows nothing of a signal that this one has had. One that came while the node
+    # was ending has called `stop` once they are blocked; a later one ends the process, whichever it is.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+    if not made.restarts:
+        return
     # A node that is drained stays so.
     words = [word for word in sys.orig_argv[1:] if word != "--undrain"]
     print_line(f"Node {made.name} restarts", error=True)
@@ -293,6 +303,6 @@ def _begin_anew_if_asked(made: Agent) -> None:
 
 
 def _run(made: Agent) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOP_SIGNALS:
         signal.signal(number, made.stop)
     made.run()

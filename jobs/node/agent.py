@@ -90,8 +90,9 @@ class Agent:
     _worker: Worker | None = None
     _app: Celery | None = None
     _taken: NameTaken | None = None
-    restarts: bool = False
-    """It has ended so that whoever runs it begins anew."""
+    _restarts: bool = False
+    """It has ended since people asked for a restart."""
+    _stopped: bool = False
     _lease: NodeLease = field(init=False, repr=False)
     _health: NodeHealth = field(init=False, repr=False)
     _launcher: Launcher = field(init=False, repr=False)
@@ -197,7 +198,16 @@ class Agent:
             set_draining(connection, self.name, False)
 
     def stop(self, *_: Any) -> None:
-        """End after this round; may be called from a signal handler."""
+        """End after this round, for good; may be called from a signal handler."""
+        self._stopped = True
+        self._end()
+
+    @property
+    def restarts(self) -> bool:
+        """Whether it has ended so that whoever runs it begins anew; not if it was stopped meanwhile."""
+        return self._restarts and not self._stopped
+
+    def _end(self) -> None:
         self._ended.set()
         self._woken.set()
 
@@ -239,8 +249,8 @@ class Agent:
             self._sweep_by = 0.0
         self._sweep()
         if self._lease.restart and not len(self._launcher.supervisors):
-            self.restarts = True
-            self.stop()
+            self._restarts = True
+            self._end()
 
     def _launch_announced(self) -> None:
         """Launch what messages ask for."""

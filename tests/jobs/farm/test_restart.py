@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,29 +19,55 @@ from jobs.db.tables import nodes
 from tests.support.cli import start, wait_until
 
 
-@pytest.mark.slow
-def test_a_node_restarts_with_its_options_and_stays_the_same_process(tmp_path: Path) -> None:
+WORDS = ("agent", "--name", "n1", "--slots", "3", "--tag", "a100", "--metrics-address", "off")
+
+
+@pytest.fixture
+def farm(tmp_path: Path) -> Iterator[Database]:
     database = Database(f"sqlite:///{tmp_path / 'farm.db'}")
     upgrade(database)
+    yield database
+    database.close()
 
-    def agent() -> str | None:
-        with database.read() as connection:
-            return connection.execute(select(nodes.c.agent).where(nodes.c.up_since.is_not(None))).scalar()
 
-    words = ("agent", "--name", "n1", "--slots", "3", "--tag", "a100", "--metrics-address", "off")
+def started(farm: Database, tmp_path: Path) -> subprocess.Popen[str]:
     with (tmp_path / "agent.log").open("w") as log:
-        url = database.engine.url.render_as_string(hide_password=False)
-        process = start(*words, log=log, CHORALE_DATABASE_URL=url, XDG_DATA_HOME=str(tmp_path))
+        url = farm.engine.url.render_as_string(hide_password=False)
+        return start(*WORDS, log=log, CHORALE_DATABASE_URL=url, XDG_DATA_HOME=str(tmp_path))
+
+
+def agent(farm: Database) -> str | None:
+    with farm.read() as connection:
+        return connection.execute(select(nodes.c.agent).where(nodes.c.up_since.is_not(None))).scalar()
+
+
+@pytest.mark.slow
+def test_a_node_restarts_with_its_options_and_stays_the_same_process(farm: Database, tmp_path: Path) -> None:
+    process = started(farm, tmp_path)
     try:
-        first = wait_until(agent)
-        with database.write() as connection:
+        first = wait_until(lambda: agent(farm))
+        with farm.write() as connection:
             change_node(connection, "n1", "me", restart=True)
-        second = wait_until(lambda: (found := agent()) != first and found)
+        second = wait_until(lambda: (found := agent(farm)) != first and found)
         assert second.partition("-")[0] == first.partition("-")[0] == str(process.pid)
-        with database.read() as connection:
+        with farm.read() as connection:
             (node,) = list_nodes(connection)
         assert (node["state"], node["slots"], node["tags"]) == ("up", 3, ["a100"])
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, (tmp_path / "agent.log").read_text()
-        database.close()
+
+
+def test_a_node_that_is_stopped_while_it_restarts_stays_stopped(farm: Database, tmp_path: Path) -> None:
+    process = started(farm, tmp_path)
+    try:
+        wait_until(lambda: agent(farm))
+        with farm.write() as connection:
+            change_node(connection, "n1", "me", restart=True)
+            # By now the agent waits for this transaction, to learn of the restart after the signal.
+            time.sleep(2)
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0, (tmp_path / "agent.log").read_text()
+    finally:
+        process.kill()
+        process.wait()
