@@ -27,8 +27,10 @@ ENLARGED = math.sqrt(2)
 """From this factor on an init image is enlarged rather than repainted."""
 PAINTING_STAGES = 2
 """Stages of the first size where pixels of the init image are kept (see `render.guidance.kept_pixels`)."""
-SECOND_PAINTING = 0.8
-"""How far the second of them is noised, at least: the composition stays, what lies along edges does not."""
+SECOND_PAINTING = 0.6
+"""How far the second of them is noised, unless the spec asks for more or less: shadows fit the product then,
+and what the first one has painted behind it stays. From more noise the model may paint a second rim or neck
+beside the product's, and a table that is higher on one side of it."""
 CONTINUING = 0.6
 """How far the surroundings of a photograph that is painted on are noised in the first stage, at most. They
 start as its edges drawn out. From noise alone the model may paint a second product beside the first."""

@@ -18,7 +18,6 @@ from jobs.db.schema import upgrade
 from jobs.db.tables import nodes
 from tests.support.cli import start, wait_until
 
-
 WORDS = ("agent", "--name", "n1", "--slots", "3", "--tag", "a100", "--metrics-address", "off")
 
 
