@@ -24,7 +24,8 @@ from render.denoise.resampling import sample
 from render.distributed import AllGatherHandle, Group
 from render.finite import check_autoencoder
 from render.guidance.color_correction import color_means, color_plane, decode_region
-from render.guidance.kept_pixels import put_over, read_pixels, shares, without_fringe
+from render.guidance.kept_pixels import put_over, read_pixels, shares
+from render.guidance.product_edge import without_fringe
 from render.models.adapter import Adapter
 from render.models.autoencoders.tile_store import TileStore
 from render.models.enlarger import Enlarger

@@ -20,8 +20,9 @@ from render.guidance.hook import GuidanceHook, StageContext
 from render.guidance.ilvr import low_pass_matrix
 from render.guidance.kept_pixels import put_over
 from render.guidance.prediction_weights import stage_prompt_weights
+from render.guidance.product_edge import RIM_LATENTS
 from render.models.adapter import Adapter
-from render.models.autoencoders.tiles import Tiles
+from render.models.autoencoders.tiles import Patch, Tiles
 from render.plan.stages import PAINTING_STAGES, Stage
 from render.rect import Rect
 from render.spec import Spec
@@ -74,7 +75,7 @@ def decode_region(region: LatentRegion, area: Rect, adapter: Adapter, device: to
     pixels = _corrected(adapter.decode(region.read(area)[None].to(device)), region, area, adapter)
     if region.kept is None:
         return pixels
-    return put_over(pixels, region.kept, region.canvas, adapter.info.scale_factor, area)
+    return put_over(pixels, region.kept, region.canvas, adapter.info.scale_factor, area, decoded=True)
 
 
 def _corrected(pixels: Tensor, region: LatentRegion, area: Rect, adapter: Adapter) -> Tensor:
@@ -99,12 +100,14 @@ def correct_tiles(pixels: Tiles, region: LatentRegion, scale_factor: int) -> Til
     corrected = _corrected_tiles(pixels, region, scale_factor)
     if region.kept is None:
         return corrected
-    run, finished = corrected.run, corrected.run.empty_like(corrected)
-    for index in run.own:
-        tile = run.grid.tiles[index]
-        finished.put(index, put_over(corrected.take(index), region.kept, region.canvas, scale_factor, tile))
-    corrected.drop_all()
-    return finished
+    kept, canvas, tiles = region.kept, region.canvas, corrected.run.grid.tiles
+    margin = RIM_LATENTS if kept.stands_free else 0
+
+    def finished(patch: Patch, index: int) -> Tensor:
+        area = canvas.pad(tiles[index], margin)
+        return patch.center(put_over(patch.values, kept, canvas, scale_factor, area, decoded=True))
+
+    return corrected.map(finished, channels=3, reach=margin * scale_factor)
 
 
 def _corrected_tiles(pixels: Tiles, region: LatentRegion, scale_factor: int) -> Tiles:

@@ -8,7 +8,8 @@ size, which begins with the product put onto the first one's picture and repaint
 is then one of this product in this picture, and no model has to guess it.
 
 In pixels: wherever a stage is decoded, the source's own pixels are put over it, mixed in linear light where
-their weight is not full. Where it is full they are the source's pixels, to the byte.
+their weight is not full. Where it is full they are the source's pixels, to the byte. The rim that the
+autoencoder draws beside a product is taken away (`product_edge.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from render.guidance.hook import GuidanceHook, StageContext, Step
+from render.guidance.product_edge import rim_reach, without_rim
 from render.plan.stages import Stage
 from render.plan.topology import Topology, topology_of
 from render.rect import Rect
@@ -119,47 +121,27 @@ def _scaled(side: slice, pixel: int) -> slice:
     return slice(side.start * pixel, side.stop * pixel)
 
 
-def put_over(pixels: Tensor, source: SourceImage, canvas: Topology, pixel: int, area: Rect) -> Tensor:
+def put_over(
+    pixels: Tensor, source: SourceImage, canvas: Topology, pixel: int, area: Rect, *, decoded: bool = False
+) -> Tensor:
     """[1, 3, H, W] pixels in [0, 1] of an area of the canvas (in latents), with what is kept put over them.
 
     Where the weight is full, a pixel is the source's number divided by the largest one, which rounds back to
     that number.
-    Where it is zero, the pixel stays as it is, or is darkened by the product's shadow. Elementwise, with
+    Where it is zero, the pixel stays as it is, or is darkened by the product's shadow; of `decoded` ones the
+    product's rim is taken away, exactly but for `RIM_LATENTS` at the area's own edges. Elementwise, with
     tables in place of powers, whose last bits depend on where in a tensor they are computed.
     """
     kept = shares(read_pixels(source.kept, canvas, pixel, area).to(pixels.device))
     colors, weight = kept[:, :3], kept[:, 3:]
+    if decoded and source.stands_free:
+        pixels = without_rim(pixels, colors, weight, rim_reach(pixel))
     if source.shadow:
         shade = shares(read_pixels(source.shade, canvas, pixel, area).to(pixels.device))
         pixels = to_srgb(to_linear(pixels) * (1.0 - shade * source.shadow))
     light = to_linear(pixels) * (1.0 - weight) + to_linear(colors) * weight
     mixed = torch.where(weight == 1.0, colors, to_srgb(light))
     return torch.where(weight == 0.0, pixels, mixed)
-
-
-def without_fringe(pixels: Tensor, kept: Tensor, reach: int) -> Tensor:
-    """[1, 3, H, W] pixels, with a ring of `reach` pixels around what is kept filled from farther out.
-
-    `kept` is [1, 1, H, W], 0 to 1. A model that paints around a product paints some of it, too; what lies
-    behind is taken from the blurred surroundings beyond the ring (normalized convolution, Knutsson and Westin
-    1993).
-    """
-    size = 2 * reach + 1
-    covered = functional.max_pool2d(kept, size, stride=1, padding=reach)
-    free = (covered == 0.0).float()
-    filled, weight = pixels * free, free
-    taps = torch.exp(-0.5 * (torch.arange(-2 * reach, 2 * reach + 1, device=pixels.device) / reach) ** 2)
-    taps = taps / taps.sum()
-    filled, weight = (_blurred(each, taps) for each in (filled, weight))
-    ground = filled / weight.clamp(min=1e-6)
-    return torch.where((free == 0.0) & (weight > 1e-4), ground, pixels)
-
-
-def _blurred(planes: Tensor, taps: Tensor) -> Tensor:
-    reach, channels = len(taps) // 2, planes.shape[1]
-    rows = taps.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
-    tall = functional.conv2d(planes, rows, padding=(reach, 0), groups=channels)
-    return functional.conv2d(tall, rows.transpose(2, 3), padding=(0, reach), groups=channels)
 
 
 def to_linear(values: Tensor) -> Tensor:

@@ -14,13 +14,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.nn import functional
 
 from render.denoise.checkpoint import CheckpointManager
 from render.distributed import Group, SingleRankGroup
 from render.engine import ImageReport, render_image
 from render.errors import BadInput, RenderFailed, Stopped
 from render.events import Event, StepDone
-from render.guidance.kept_pixels import latent_weights, put_over, to_linear, to_srgb, without_fringe
+from render.guidance.kept_pixels import latent_weights, put_over, to_linear, to_srgb
+from render.guidance.product_edge import RIM_LATENTS, rim_reach, without_fringe, without_rim
 from render.output.kept_check import check_file, count_kept
 from render.plan.stages import make_stages
 from render.plan.topology import Topology
@@ -193,6 +195,31 @@ def test_what_was_painted_beside_the_product_is_filled_from_farther_out() -> Non
     assert (bare[..., 32:64, 32:64] - 0.7).abs().max() < 1e-3
     far = torch.rand((1, 3, 96, 96))
     assert torch.equal(without_fringe(far, kept, 8)[..., :30], far[..., :30])
+
+
+def test_a_rim_beside_a_product_is_taken_away_and_ground_that_goes_on_is_not() -> None:
+    kept = torch.zeros((1, 1, 96, 96))
+    kept[..., 40:56, 40:56] = 1
+    colors = torch.full((1, 3, 96, 96), 0.1)
+    decoded = torch.full((1, 3, 96, 96), 0.7)
+    decoded[:, 0, 38:58, 38:58] = 0.4  # an edge that is reddish and two pixels off
+    clean = without_rim(decoded, colors, kept, 4)
+    assert (clean - 0.7).abs()[..., (kept == 0)[0, 0]].max() < 1e-3
+    assert torch.equal(clean[..., :32], decoded[..., :32])
+    ground = 0.7 + 0.05 * torch.rand((1, 3, 96, 96))
+    assert torch.equal(without_rim(ground, ground, kept, 4), ground)
+
+
+def test_a_rim_is_taken_away_in_parts_as_in_one_piece() -> None:
+    torch.manual_seed(0)
+    decoded, colors = torch.rand((2, 1, 3, 96, 96))
+    kept = functional.interpolate((torch.rand((1, 1, 12, 12)) > 0.8).float(), scale_factor=8)
+    whole = without_rim(decoded, colors, kept, rim_reach(8))
+    margin = RIM_LATENTS * 8
+    rows, columns = slice(24, 72 + margin), slice(0, 48 + margin)
+    cut = [each[..., rows, columns] for each in (decoded, colors, kept)]
+    part = without_rim(*cut, rim_reach(8))[..., margin:-margin, :-margin]
+    torch.testing.assert_close(part, whole[..., 24 + margin : 72, :48])
 
 
 def test_a_changed_pixel_is_never_published(files: tuple[Path, Path, Path]) -> None:
