@@ -29,12 +29,16 @@ class DatagramReceiver:
         self.path.unlink(missing_ok=True)
 
     def receive(self, seconds: float) -> bytes | None:
-        """The next message, or None when none has come for so long."""
-        self._socket.settimeout(seconds)
+        """The next message, or None when none has come for so long, or another thread has closed this."""
         try:
+            self._socket.settimeout(seconds)
             return self._socket.recv(LARGEST_MESSAGE)
         except (TimeoutError, BlockingIOError):
             return None
+        except OSError:
+            if self._socket.fileno() < 0:
+                return None
+            raise
 
 
 class EventReceiver(DatagramReceiver):

@@ -13,6 +13,8 @@ from tests.render.models.tiny_transformers import BUILDERS, save
 
 FEW = ("flux",)
 """What `make test` renders; `make test-all` renders all."""
+ALIKE = ("flux-kontext", "hunyuan-image-unguided")
+"""Families that render as another one does, without a reference picture and with a guidance that is given."""
 
 
 def roots_of(ranks: int, folders: list[Path]) -> dict[str, str]:
@@ -31,7 +33,8 @@ def roots_of(ranks: int, folders: list[Path]) -> dict[str, str]:
 def check(names: list[str], counts: tuple[int, ...], root: Path) -> None:
     folders = [save(name, root / name) for name in names]
     reference = roots_of(1, folders)
-    assert len(set(reference.values())) == 2 * len(folders), "every case renders a different image"
+    different = [root for case, root in reference.items() if case.split()[0] not in ALIKE]
+    assert len(set(different)) == len(different) > 0, "every case renders a different image"
     for ranks in counts:
         assert roots_of(ranks, folders) == reference
 
