@@ -1,7 +1,7 @@
-"""What crosses the network at a step, beside what the model computes meanwhile, and what would
-if the rows of a window were split over ranks.
+"""What crosses the network at a step, beside the model's own time. And what would cross it if the rows of a
+window were split over ranks.
 
-Bytes are the plan's. Multiplications are counted on the networks at their published widths, without weights
+Bytes are the plan's. Operations are counted on the networks at their published widths, without weights
 (torch's meta device). Times are for a network of 25 Gbit/s and for a GPU that is never slower than its data
 sheet says, so that a real one has more time to hide the exchange in. `bench/gpu.py` measures on GPUs.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import diffusers
@@ -155,6 +156,7 @@ def _models() -> list[tuple[str, ModelInfo, float]]:
     return found
 
 
+@cache
 def _evaluated(name: str) -> Traffic:
     """One evaluation of a window of 1024x1024 under one condition, on no device."""
     traffic = Traffic()

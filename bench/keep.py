@@ -26,7 +26,6 @@ import torch
 from diffusers import StableDiffusionXLInpaintPipeline
 from numpy.typing import NDArray
 from PIL import Image
-from torch.nn import functional
 from tqdm import tqdm
 
 from render import ParallelizedDiffusionPipeline
@@ -34,6 +33,7 @@ from render.builtin import WEIGHTS, studio
 from render.builtin.data import NATIVE, random_scene
 from render.builtin.judge import is_correct, load_judge, prompt_of
 from render.builtin.studio import BACKDROPS, Scene
+from render.guidance.product_edge import grown
 from render.models import read_model_info
 from render.spec import Spec
 
@@ -219,19 +219,12 @@ def _halo(picture: Pixels, alpha: Pixels, truth: Pixels) -> float:
 def _ring_difference(picture: Pixels, alpha: Pixels) -> float:
     width = max(2, round(RING * max(alpha.shape)))
     cover = torch.from_numpy((alpha > 0).astype(np.float32))[None, None]
-    near, far = (_grown(cover, reach)[0, 0].numpy() > 0 for reach in (width, 4 * width))
+    near, far = (grown(cover, reach)[0, 0].numpy() > 0 for reach in (width, 4 * width))
     ring, beyond = near & (alpha == 0), far & ~near
     # Row by row, so that a table's edge behind the product is no halo.
     rows = [y for y in range(len(alpha)) if ring[y].any() and beyond[y].any()]
     gaps = [picture[y][ring[y]].mean(0) - picture[y][beyond[y]].mean(0) for y in rows]
     return float(np.abs(np.array(gaps)).mean()) if gaps else 0.0
-
-
-def _grown(cover: torch.Tensor, reach: int) -> torch.Tensor:
-    """The maximum over a square around each pixel: down and then along, which is far less work."""
-    size = 2 * reach + 1
-    tall = functional.max_pool2d(cover, (size, 1), stride=1, padding=(reach, 0))
-    return functional.max_pool2d(tall, (1, size), stride=1, padding=(0, reach))
 
 
 if __name__ == "__main__":
